@@ -1,0 +1,25 @@
+# The two commands of a newcomer, and the few of a developer. `make help` lists them.
+
+SHELL := /bin/bash
+target := $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test prepare bench
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+run: ## run the service on PORT (default 8080) with a database, accounts and a mailbox of its own
+	@cargo build
+	@scripts/with-postgres run "$(target)/debug/vos-auth" dev
+
+test: ## run every test against a database of their own
+	@cargo test --no-run
+	@scripts/with-postgres test cargo test
+
+prepare: ## write .sqlx anew after a query or a migration was changed (needs cargo-sqlx)
+	@scripts/with-postgres prepare scripts/sqlx-prepare
+
+bench: ## measure `start` beside pgbench with the same statement (needs wrk)
+	@cargo build --release
+	@scripts/with-postgres bench scripts/bench-start

@@ -1,0 +1,83 @@
+//! Owns `audit_event`: what happened to which account, append only. No code, token or password is ever in it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sqlx::{PgExecutor, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::clock::{first_id_of, new_id};
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// An operator created the account.
+    AccountCreated,
+    /// A recovery code was handed to a relay.
+    RecoverySent,
+}
+
+impl Event {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::AccountCreated => "account_created",
+            Self::RecoverySent => "recovery_sent",
+        }
+    }
+}
+
+/// The client that asked for it, where there was one.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Its address.
+    pub client_ip: IpAddr,
+    /// Its User-Agent, cut to 200 characters.
+    pub user_agent: &'a str,
+}
+
+/// Appends an event. Give it the transaction of what it tells of.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn record(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    event: Event,
+    account_id: Uuid,
+    source: Option<Source<'_>>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        new_id(now),
+        event.as_str(),
+        account_id,
+        now,
+        source.map(|source| source.client_ip) as Option<IpAddr>,
+        source.map(|source| source.user_agent),
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` events that are older than `retention`.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn sweep(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    retention: Duration,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "DELETE FROM audit_event WHERE id IN (SELECT id FROM audit_event WHERE id < $1 ORDER BY id LIMIT $2)",
+        first_id_of(now - retention),
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
+}

@@ -1,0 +1,311 @@
+//! The command line: `serve`, `dev`, `migrate`, `account`, `healthcheck`.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::Router;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
+use sqlx::migrate::Migrate as _;
+use sqlx::{Connection as _, PgConnection};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::account::{self, NewAccount};
+use crate::app::{App, Limits};
+use crate::clock::Clock;
+use crate::config::{self, Config, ConfigError, Secrets};
+use crate::email_address::EmailAddress;
+use crate::locale::Locale;
+use crate::password::Password;
+use crate::server::Server;
+use crate::{database, dev};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// The authentication host of Vero OMS: password recovery by a one-time code.
+///
+/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL, RECOVERY_SECRETS (ID:BASE64
+/// of 32 random bytes, the newest first, separated by commas), SMTP_RELAYS (URLs in order of preference:
+/// smtp://USER:PASSWORD@HOST:587 for STARTTLS, smtps://… for TLS from the first byte).
+#[derive(Debug, Parser)]
+#[command(name = "vos-auth", version, about, long_about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Serve {
+        #[command(flatten)]
+        config: Box<Config>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Run the service on this machine with accounts, secrets and a mailbox of its own. Needs DATABASE_URL alone
+    Dev {
+        /// Port of the API, on localhost
+        #[arg(long, env, default_value = "8080", value_name = "PORT")]
+        port: u16,
+        #[command(flatten)]
+        config: Box<Config>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Bring the schema of DATABASE_URL to this version. Can be interrupted and run again
+    Migrate,
+    /// Look after accounts
+    #[command(subcommand)]
+    Account(AccountCommand),
+    /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
+    Healthcheck {
+        /// The address that `serve` listens on
+        #[arg(long, env, value_name = "HTTP_ADDR", default_value = "127.0.0.1:8080")]
+        http_addr: SocketAddr,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AccountCommand {
+    /// Create an account; without a password its owner recovers by mail first
+    Create {
+        /// The address; recovery codes go there
+        email: String,
+        /// The language of its mails. Default: that of each request
+        #[arg(long)]
+        locale: Option<Locale>,
+        /// What is known of the person, as a JSON object
+        #[arg(long, default_value = "{}")]
+        traits: String,
+        /// Read a password from standard input, up to the first line's end
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+struct Log {
+    /// How log lines look. Default: pretty on a terminal, json elsewhere
+    #[arg(long, env, value_name = "LOG_FORMAT", help_heading = "Log")]
+    log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,vos_auth::courier=debug
+    #[arg(
+        long,
+        env,
+        value_name = "LOG_LEVEL",
+        default_value = "info",
+        help_heading = "Log"
+    )]
+    log_level: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Json,
+    Pretty,
+}
+
+/// Parses the command line and does what it says. A failure is one sentence on standard error and exit code 1 (2 for a
+/// command line that cannot be read).
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vos-auth: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A setting that cannot be read is one sentence that names its variable, whether it came from there or from a flag.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if let (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(argument))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+        && let Some(variable) = argument.split(['<', '>']).nth(1)
+    {
+        let value = error
+            .get(ContextKind::InvalidValue)
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let why = std::error::Error::source(error)
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
+        eprintln!("vos-auth: {variable} cannot be {value:?}{why}");
+        return ExitCode::from(2);
+    }
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    if let Command::Healthcheck { http_addr } = command {
+        return healthcheck(http_addr);
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            match command {
+                Command::Serve { config, log } => {
+                    log.install()?;
+                    serve(*config).await
+                }
+                Command::Dev { port, config, log } => {
+                    log.install()?;
+                    let limits = if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| value == "1") {
+                        Limits::Off
+                    } else {
+                        Limits::On
+                    };
+                    dev::run(*config, port, limits, stop_signal()?).await
+                }
+                Command::Migrate => migrate().await,
+                Command::Account(AccountCommand::Create {
+                    email,
+                    locale,
+                    traits,
+                    password_stdin,
+                }) => create_account(&email, locale, &traits, password_stdin).await,
+                Command::Healthcheck { .. } => Ok(()),
+            }
+        })
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    if std::env::var_os("DEV_NO_LIMITS").is_some() {
+        return Err(ConfigError::new("DEV_NO_LIMITS", "is for `vos-auth dev` alone: unset it").into());
+    }
+    if config.public_origin.is_none() {
+        let why = "is missing: give it the origin that browsers see, such as https://platform.verolabs.co";
+        return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
+    }
+    let secrets = Secrets::from_environment()?;
+    let (app, courier) = App::new(config, &secrets, Clock::System, Limits::On)?;
+    let server = Server::bind(app, courier).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        http_addr = %server.address()?,
+        metrics_addr = %server.metrics_address()?,
+        "serving"
+    );
+    server.run(Router::new(), stop_signal()?).await;
+    Ok(())
+}
+
+async fn connect() -> Result<PgConnection, Failure> {
+    let options = database::options(&config::database_url()?)?;
+    PgConnection::connect_with(&options)
+        .await
+        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
+}
+
+async fn migrate() -> Result<(), Failure> {
+    let mut connection = connect().await?;
+    let table = &database::MIGRATOR.table_name;
+    connection.ensure_migrations_table(table).await?;
+    let applied = connection.list_applied_migrations(table).await?.len();
+    let waiting = database::MIGRATOR.iter().count().saturating_sub(applied);
+    println!("{applied} migrations are applied, {waiting} to go");
+    database::MIGRATOR.run(&mut connection).await?;
+    println!("the schema is up to date");
+    Ok(())
+}
+
+async fn create_account(
+    email: &str,
+    locale: Option<Locale>,
+    traits: &str,
+    password_stdin: bool,
+) -> Result<(), Failure> {
+    let email = EmailAddress::parse(email)?;
+    let traits: Map<String, Value> =
+        serde_json::from_str(traits).map_err(|error| format!("--traits is not a JSON object: {error}"))?;
+    let password = if password_stdin {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        let typed = line.trim_end_matches(['\r', '\n']);
+        if typed.is_empty() {
+            return Err("--password-stdin found no password on standard input".into());
+        }
+        Some(Password::new(typed))
+    } else {
+        None
+    };
+    let mut connection = connect().await?;
+    let new = NewAccount {
+        email,
+        locale,
+        traits,
+        password,
+    };
+    let id = account::create(&mut connection, Clock::System.now(), new).await?;
+    println!("{id}");
+    Ok(())
+}
+
+/// One request over a plain socket: a health check needs no HTTP client.
+fn healthcheck(address: SocketAddr) -> Result<(), Failure> {
+    let timeout = Duration::from_secs(3);
+    let host = if address.ip().is_unspecified() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else {
+        address.ip()
+    };
+    let address = SocketAddr::new(host, address.port());
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    match &status[9..] {
+        b"200" => Ok(()),
+        other => Err(format!(
+            "/healthz at {address} answered {}",
+            String::from_utf8_lossy(other)
+        )
+        .into()),
+    }
+}
+
+/// Cancelled by SIGTERM and by Ctrl-C alike.
+fn stop_signal() -> Result<CancellationToken, Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        stopping.cancel();
+    });
+    Ok(stop)
+}
+
+impl Log {
+    fn install(&self) -> Result<(), Failure> {
+        let filter = EnvFilter::try_new(&self.log_level)
+            .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;
+        let lines = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr);
+        let terminal = std::io::stderr().is_terminal();
+        match self.log_format.unwrap_or(if terminal {
+            LogFormat::Pretty
+        } else {
+            LogFormat::Json
+        }) {
+            LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
+            LogFormat::Pretty => lines.with_ansi(terminal).init(),
+        }
+        Ok(())
+    }
+}

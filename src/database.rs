@@ -1,0 +1,155 @@
+//! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair.
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use crate::config::{ConfigError, STORAGE_DEADLINE};
+
+/// The schema, step by step; the files say why.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// Reads `DATABASE_URL` and refuses one that would send data over a network in the clear.
+///
+/// # Errors
+///
+/// A sentence that names `DATABASE_URL`; it quotes nothing of the URL, which holds a password.
+pub fn options(url: &str) -> Result<PgConnectOptions, ConfigError> {
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        ConfigError::new(
+            "DATABASE_URL",
+            "is not written like postgres://USER:PASSWORD@HOST/DATABASE",
+        )
+    })?;
+    let local = options.get_socket().is_some()
+        || options.get_host().starts_with('/')
+        || matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
+    if !local
+        && matches!(
+            options.get_ssl_mode(),
+            PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer
+        )
+    {
+        return Err(ConfigError::new(
+            "DATABASE_URL",
+            "names another machine without TLS: add sslmode=verify-full (or require, if its certificate cannot be checked)",
+        ));
+    }
+    // Statements are not logged: nothing that was bound to one may ever reach a log.
+    Ok(options.application_name("vos-auth").disable_statement_logging())
+}
+
+/// The same, for statements that serve a request: the server gives up on one when the client has.
+#[must_use]
+pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
+    options
+        .clone()
+        .options([("statement_timeout", STORAGE_DEADLINE.as_millis().to_string())])
+}
+
+/// A pool that connects when it is first used, so that the service starts while PostgreSQL is down.
+#[must_use]
+pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(STORAGE_DEADLINE)
+        .connect_lazy_with(with_deadline(options))
+}
+
+/// One connection that is kept for one task: no pool stands between a statement and the server.
+#[derive(Debug)]
+pub struct KeptConnection {
+    options: PgConnectOptions,
+    open: Option<(PgConnection, Instant)>,
+}
+
+impl KeptConnection {
+    /// A connection that idled this long is asked whether it still lives before it is used: PostgreSQL may have been
+    /// restarted meanwhile, and a trader should not be the one who finds out.
+    const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+    /// Opened on first use.
+    #[must_use]
+    pub fn new(options: &PgConnectOptions) -> Self {
+        Self {
+            options: with_deadline(options),
+            open: None,
+        }
+    }
+
+    /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
+    /// (an error, a cancelled statement) drop it, and the next call opens another.
+    ///
+    /// # Errors
+    ///
+    /// What connecting failed with.
+    pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
+        if let Some((mut connection, used)) = self.open.take()
+            && (used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
+        {
+            return Ok(connection);
+        }
+        PgConnection::connect_with(&self.options).await
+    }
+
+    /// Gives back a connection whose last statement ended well.
+    pub fn put(&mut self, connection: PgConnection) {
+        self.open = Some((connection, Instant::now()));
+    }
+}
+
+/// Whether the statement itself is to blame, and not the server, its disk or the way to it.
+#[must_use]
+pub fn is_statements_fault(error: &sqlx::Error) -> bool {
+    match error {
+        // Classes of SQLSTATE: 08 connection, 53 out of resources, 57 cancelled or shutting down, 58 system error.
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| !["08", "53", "57", "58"].contains(&&code[..2.min(code.len())])),
+        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
+        _ => false,
+    }
+}
+
+/// What keeps the service from working, by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It works.
+    Ok,
+    /// PostgreSQL does not answer in time.
+    Unreachable,
+    /// The schema is older than this program: run `vos-auth migrate`.
+    MigrationsMissing,
+    /// The clocks of this machine and of PostgreSQL are more than a second apart.
+    ClockSkewed,
+}
+
+/// Asks PostgreSQL for its schema's version and its clock. The one statement that reads the server's time.
+pub async fn health(pool: &PgPool, now: OffsetDateTime) -> Health {
+    let asked = Instant::now();
+    let query = sqlx::query!(
+        r#"SELECT max(version) AS version, clock_timestamp() AS "clock!" FROM _sqlx_migrations WHERE success"#
+    );
+    match tokio::time::timeout(STORAGE_DEADLINE, query.fetch_one(pool)).await {
+        Ok(Ok(row)) => {
+            let skew = (row.clock - now).abs() - asked.elapsed();
+            if row.version < MIGRATOR.iter().map(|step| step.version).max() {
+                Health::MigrationsMissing
+            } else if skew > time::Duration::SECOND {
+                Health::ClockSkewed
+            } else {
+                Health::Ok
+            }
+        }
+        // 42P01: the table of migrations is not there, so none has run.
+        Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
+            Health::MigrationsMissing
+        }
+        Ok(Err(_)) | Err(_) => Health::Unreachable,
+    }
+}

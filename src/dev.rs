@@ -1,0 +1,156 @@
+//! `vos-auth dev`: the whole service on this machine, with secrets, accounts and a mailbox of its own. `serve` has none
+//! of it.
+
+pub mod mailbox;
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::Map;
+use sqlx::Connection as _;
+use sqlx::PgConnection;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::account::{self, CreateError, NewAccount};
+use crate::app::{App, Limits};
+use crate::clock::Clock;
+use crate::config::{self, Config, ConfigError, Secrets};
+use crate::database;
+use crate::dev::mailbox::Mailbox;
+use crate::email_address::EmailAddress;
+use crate::locale::Locale;
+use crate::password::Password;
+use crate::secret::CodeKey;
+use crate::server::Server;
+
+/// The demo accounts: address, language, password.
+const ACCOUNTS: [(&str, Locale, &str); 2] = [
+    ("trader.vi@example.com", Locale::Vi, "chuyen tau dem mua thu"),
+    ("trader.en@example.com", Locale::En, "night train in autumn rain"),
+];
+
+/// The page's own rules: its one script and style, and the frame that shows a mail's HTML with its inline style.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+
+/// Runs until `stop`: migrations, demo accounts, mailbox, service.
+///
+/// # Errors
+///
+/// What keeps it from starting, as a sentence.
+pub async fn run(
+    mut config: Config,
+    port: u16,
+    limits: Limits,
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let database_url = config::database_url()?;
+    let mut connection = PgConnection::connect_with(&database::options(&database_url)?)
+        .await
+        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")))?;
+    database::MIGRATOR.run(&mut connection).await?;
+    seed(&mut connection).await?;
+    connection.close().await?;
+
+    let smtp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let smtp_address = smtp.local_addr()?;
+    let mailbox = Mailbox::default();
+    tokio::spawn(mailbox.clone().serve(smtp, Clock::System));
+
+    config.http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    config.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    config.public_origin = Some(format!("http://localhost:{port}").parse()?);
+    config
+        .allowed_origins
+        .push(format!("http://127.0.0.1:{port}").parse()?);
+    config.drain_delay = std::time::Duration::ZERO;
+    let secrets = Secrets {
+        database_url,
+        code_keys: CodeKey::random("dev").into(),
+        smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
+    };
+    let (app, courier) = App::new(config, &secrets, Clock::System, limits)?;
+    let server = Server::bind(app, courier).await?;
+    println!("{}", welcome(port, server.metrics_address()?, limits));
+    server.run(routes(mailbox), stop).await;
+    Ok(())
+}
+
+async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
+    for (email, locale, password) in ACCOUNTS {
+        let email = EmailAddress::parse(email).expect("the demo addresses are valid");
+        let password = Some(Password::new(password));
+        let account = NewAccount {
+            email,
+            locale: Some(locale),
+            traits: Map::new(),
+            password,
+        };
+        match account::create(connection, Clock::System.now(), account).await {
+            Ok(_) | Err(CreateError::EmailTaken) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn routes(mailbox: Mailbox) -> Router {
+    let page =
+        |body: &'static str, content_type: &'static str| get(async move || static_page(body, content_type));
+    Router::new()
+        .route(
+            "/dev/mailbox",
+            page(include_str!("dev/mailbox.html"), "text/html; charset=utf-8"),
+        )
+        .route(
+            "/dev/mailbox.css",
+            page(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"),
+        )
+        .route(
+            "/dev/mailbox.js",
+            page(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"),
+        )
+        .route(
+            "/dev/mailbox.json",
+            get(async move || Json(mailbox.newest_first())),
+        )
+}
+
+fn static_page(body: &'static str, content_type: &'static str) -> Response {
+    let policy = HeaderValue::from_static(PAGE_POLICY);
+    (
+        [
+            (CONTENT_TYPE, HeaderValue::from_static(content_type)),
+            (CONTENT_SECURITY_POLICY, policy),
+        ],
+        body,
+    )
+        .into_response()
+}
+
+fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
+    let [(vi, _, vi_password), (en, _, en_password)] = ACCOUNTS;
+    let limits = if limits == Limits::Off {
+        "\n  Budgets are lifted (DEV_NO_LIMITS=1).\n"
+    } else {
+        ""
+    };
+    format!(
+        "
+  vos-auth is at http://localhost:{port}. Send yourself a recovery code:
+
+    curl -i http://localhost:{port}/api/auth/recovery/start --json '{{\"email\":\"{vi}\"}}'
+
+  Its mail arrives at http://localhost:{port}/dev/mailbox (for programs: /dev/mailbox.json).
+  {limits}
+  Accounts: {vi} (Vietnamese), password \"{vi_password}\"
+            {en} (English), password \"{en_password}\"
+  The API:  http://localhost:{port}/openapi.json?lang=en    Metrics: http://{metrics}/metrics
+  Ctrl-C stops it and leaves nothing running.
+"
+    )
+}

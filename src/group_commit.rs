@@ -1,0 +1,173 @@
+//! Many callers, one flush: what has arrived while the last batch was being committed is committed as the next one.
+//!
+//! There is no timer. An idle service commits a single request at once; under load a batch is as large as the flush
+//! before it was slow. One batch is in flight at a time. The mechanism knows nothing of what is committed: a task takes
+//! batches from [`Arrivals`], and each caller of [`GroupCommit::submit`] gets its own result.
+
+use tokio::sync::{mpsc, oneshot};
+
+/// The callers' end. Clones share one queue.
+#[derive(Debug)]
+pub struct GroupCommit<T, R> {
+    queue: mpsc::Sender<Waiting<T, R>>,
+}
+
+/// The committing task's end.
+#[derive(Debug)]
+pub struct Arrivals<T, R> {
+    queue: mpsc::Receiver<Waiting<T, R>>,
+    max_batch: usize,
+}
+
+#[derive(Debug)]
+struct Waiting<T, R> {
+    request: T,
+    answer: oneshot::Sender<R>,
+}
+
+/// Requests that are committed together, in their order of arrival.
+#[derive(Debug)]
+pub struct Batch<T, R> {
+    /// What is to be committed; never empty.
+    pub requests: Vec<T>,
+    answers: Vec<oneshot::Sender<R>>,
+}
+
+/// The request was not committed as far as is known here: the queue is full, or its batch failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request was not committed")]
+pub struct NotCommitted;
+
+/// A queue of at most `queue` waiting requests, taken out at most `max_batch` at a time.
+#[must_use]
+pub fn channel<T, R>(queue: usize, max_batch: usize) -> (GroupCommit<T, R>, Arrivals<T, R>) {
+    let (sender, receiver) = mpsc::channel(queue);
+    (
+        GroupCommit { queue: sender },
+        Arrivals {
+            queue: receiver,
+            max_batch,
+        },
+    )
+}
+
+impl<T, R> GroupCommit<T, R> {
+    /// Waits for the batch that takes `request` along. Dropping the future before its batch was taken withdraws it.
+    ///
+    /// # Errors
+    ///
+    /// [`NotCommitted`] at once if the queue is full, or when the batch failed.
+    pub async fn submit(&self, request: T) -> Result<R, NotCommitted> {
+        let (answer, answered) = oneshot::channel();
+        self.queue
+            .try_send(Waiting { request, answer })
+            .map_err(|_| NotCommitted)?;
+        answered.await.map_err(|_| NotCommitted)
+    }
+}
+
+impl<T, R> Clone for GroupCommit<T, R> {
+    fn clone(&self) -> Self {
+        Self {
+            queue: self.queue.clone(),
+        }
+    }
+}
+
+impl<T, R> Arrivals<T, R> {
+    /// The next batch: everything that waits, up to the bound. `None` when every caller is gone.
+    pub async fn next(&mut self) -> Option<Batch<T, R>> {
+        let mut waiting = Vec::new();
+        loop {
+            if self.queue.recv_many(&mut waiting, self.max_batch).await == 0 {
+                return None;
+            }
+            // Whoever stopped waiting must not get a mail for it.
+            waiting.retain(|waiting| !waiting.answer.is_closed());
+            if !waiting.is_empty() {
+                let (requests, answers) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
+                return Some(Batch { requests, answers });
+            }
+        }
+    }
+}
+
+impl<T, R> Batch<T, R> {
+    /// Gives each caller its result, in the order of `requests`. Dropping a batch instead fails all of it.
+    pub fn answer(self, results: impl IntoIterator<Item = R>) {
+        for (answer, result) in self.answers.into_iter().zip(results) {
+            // A caller that is gone misses nothing: only an answer promises.
+            let _ = answer.send(result);
+        }
+    }
+
+    /// The same requests as batches of one, so that none can fail another.
+    pub fn split(self) -> impl Iterator<Item = Self> {
+        self.requests
+            .into_iter()
+            .zip(self.answers)
+            .map(|(request, answer)| Self {
+                requests: vec![request],
+                answers: vec![answer],
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_arrives_together_is_committed_together_and_each_gets_its_own() {
+        let (commit, mut arrivals) = channel::<u32, u32>(16, 3);
+        let callers: Vec<_> = (0..5)
+            .map(|n| {
+                let commit = commit.clone();
+                tokio::spawn(async move { commit.submit(n).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let mut sizes = Vec::new();
+        while sizes.iter().sum::<usize>() < 5 {
+            let batch = arrivals.next().await.unwrap();
+            sizes.push(batch.requests.len());
+            let results: Vec<_> = batch.requests.iter().map(|n| n * 10).collect();
+            batch.answer(results);
+        }
+        assert_eq!(sizes, [3, 2]);
+        for (n, caller) in (0..).zip(callers) {
+            assert_eq!(caller.await.unwrap(), Ok(n * 10));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once_and_a_dropped_batch_fails() {
+        let (commit, mut arrivals) = channel::<u32, u32>(1, 8);
+        let first = tokio::spawn({
+            let commit = commit.clone();
+            async move { commit.submit(1).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(commit.submit(2).await, Err(NotCommitted));
+        drop(arrivals.next().await);
+        assert_eq!(first.await.unwrap(), Err(NotCommitted));
+    }
+
+    #[tokio::test]
+    async fn who_stopped_waiting_is_not_committed() {
+        let (commit, mut arrivals) = channel::<u32, u32>(8, 8);
+        let gone = tokio::spawn({
+            let commit = commit.clone();
+            async move { commit.submit(1).await }
+        });
+        tokio::task::yield_now().await;
+        gone.abort();
+        assert!(gone.await.is_err());
+        let stays = tokio::spawn(async move { commit.submit(2).await });
+        let batch = arrivals.next().await.unwrap();
+        assert_eq!(batch.requests, [2]);
+        batch.split().for_each(|one| one.answer([7]));
+        assert_eq!(stays.await.unwrap(), Ok(7));
+        assert!(arrivals.next().await.is_none());
+    }
+}

@@ -1,0 +1,85 @@
+//! The recovery cookie (RFC 6265bis, with the `__Host-` prefix): read strictly, written by tower-cookies.
+//!
+//! It is read from the raw header, because tower-cookies decodes `%5F%5FHost-…` and trims Unicode space in names, so a
+//! sibling host could plant one.
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::COOKIE;
+use tower_cookies::cookie::SameSite;
+use tower_cookies::cookie::time::Duration as MaxAge;
+use tower_cookies::{Cookie, Cookies};
+
+use crate::secret::Token;
+
+const RECOVERY: &str = "__Host-vos_recovery";
+
+/// The recovery token that a request presents: the exact name, exactly once, a well-formed token. Otherwise none.
+#[must_use]
+pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
+    let mut values = headers.get_all(COOKIE).iter().flat_map(|line| {
+        line.as_bytes().split(|byte| *byte == b';').filter_map(|pair| {
+            let pair = pair.trim_ascii_start();
+            pair.strip_prefix(RECOVERY.as_bytes())?.strip_prefix(b"=")
+        })
+    });
+    let (value, None) = (values.next()?, values.next()) else {
+        return None;
+    };
+    Token::parse(std::str::from_utf8(value).ok()?.trim_ascii_end())
+}
+
+/// Hands the token over for `lifetime`.
+pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
+    let max_age = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+    cookies.add(
+        Cookie::build((RECOVERY, token.expose()))
+            .http_only(true)
+            .secure(true)
+            .same_site(SameSite::Strict)
+            .path("/")
+            .max_age(MaxAge::seconds(max_age))
+            .build(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_exact_name_exactly_once_is_read() {
+        let token = Token::random();
+        let text = token.expose();
+        let read = |lines: &[String]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(COOKIE, line.parse().unwrap());
+            }
+            recovery_token(&headers).map(|token| token.hash())
+        };
+        let plain = format!("{RECOVERY}={text}");
+        for good in [
+            plain.clone(),
+            format!("a=b; {plain}; c=d"),
+            format!("a=b;{plain} "),
+        ] {
+            assert_eq!(read(&[good]), Some(token.hash()));
+        }
+        assert_eq!(read(&[plain.clone(), "a=b".into()]), Some(token.hash()));
+        for bad in [
+            format!("%5F%5FHost-vos_recovery={text}"),
+            format!("\u{2000}{plain}"),
+            format!("__host-vos_recovery={text}"),
+            format!("{RECOVERY} ={text}"),
+            format!("{RECOVERY}=\"{text}\""),
+            format!("{plain}; {plain}"),
+            format!("x{plain}"),
+            format!("{RECOVERY}={}", &text[1..]),
+        ] {
+            assert_eq!(read(std::slice::from_ref(&bad)), None, "{bad}");
+        }
+        assert_eq!(read(&[plain.clone(), plain]), None);
+    }
+}

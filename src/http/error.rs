@@ -1,0 +1,87 @@
+//! The one status map, and the one shape of an error: `{error, message, status}` in JSON (the contract's `AuthError`).
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::error::{Error, Problem};
+use crate::http::extract::locale_of;
+use crate::locale::{self, Locale};
+
+/// The status of each problem. 403 and 410 are never used.
+const fn status(problem: Problem) -> StatusCode {
+    match problem {
+        Problem::ContentTypeUnsupported
+        | Problem::BodyTooLarge
+        | Problem::BodyIncomplete
+        | Problem::JsonMalformed
+        | Problem::JsonNotObject
+        | Problem::FieldUnknown
+        | Problem::FieldMissing
+        | Problem::FieldDuplicate
+        | Problem::FieldTypeInvalid
+        | Problem::EmailInvalid
+        | Problem::QueryInvalid
+        | Problem::OriginRefused => StatusCode::BAD_REQUEST,
+        Problem::NetworkThrottled | Problem::AddressThrottled => StatusCode::TOO_MANY_REQUESTS,
+        Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
+        Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+        Problem::NotFound => StatusCode::NOT_FOUND,
+        Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+    }
+}
+
+#[derive(Serialize)]
+struct AuthError {
+    error: &'static str,
+    message: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<serde_json::Value>,
+}
+
+/// What an error says beyond its problem, where there is something to say: the parts that are not ready.
+#[derive(Clone, Debug)]
+pub struct Parts(pub serde_json::Value);
+
+/// An error leaves its handler without a body; [`render`] writes it in the language of the request.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = status(self.problem).into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Writes the body of every error.
+pub async fn render(request: Request, next: Next) -> Response {
+    let locale = locale_of(request.headers()).unwrap_or(Locale::En);
+    let mut response = next.run(request).await;
+    let Some(error) = response.extensions_mut().remove::<Error>() else {
+        return response;
+    };
+    let parts = response.extensions_mut().remove::<Parts>().map(|parts| parts.0);
+    let body = Json(AuthError {
+        error: error.problem.code(),
+        message: locale::message(error.problem, locale),
+        status: response.status().as_u16(),
+        field: error.field,
+        parts,
+    });
+    let (mut head, _) = response.into_parts();
+    head.headers.remove(CONTENT_LENGTH);
+    if let Some(wait) = error.retry_after {
+        // Whole seconds, rounded up: who comes back at that time is let in.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        head.headers.insert(RETRY_AFTER, seconds.max(1).into());
+    }
+    let (body_head, body) = body.into_response().into_parts();
+    head.headers.extend(body_head.headers);
+    Response::from_parts(head, body)
+}

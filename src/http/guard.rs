@@ -1,0 +1,188 @@
+//! What stands before the handlers: request id, client address, log and figures; the network's budget; the origin.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ipnet::IpNet;
+
+use crate::clock::new_id;
+use crate::config::Config;
+use crate::error::{Error, Problem};
+use crate::http::extract::ClientIp;
+use crate::http::{ROUTES, Site};
+use crate::metrics::Answer;
+
+/// The other end of the TCP connection; the server puts it into every request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+const REQUEST_ID: &str = "x-request-id";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Gives a request its id and its client's address, and says in one line how it was answered.
+pub async fn observe(State(site): State<Site>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip().to_canonical());
+    let trusted = &site.app.config.trusted_proxies;
+    let client = client_ip(peer, request.headers(), trusted);
+    request.extensions_mut().insert(ClientIp(client));
+    let request_id = request_id(request.headers(), is_trusted(peer, trusted))
+        .unwrap_or_else(|| header_of(&new_id(site.app.clock.now()).to_string()));
+    let method = known_method(request.method());
+    let path = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
+    let route = ROUTES
+        .into_iter()
+        .find(|route| path.as_deref() == Some(route))
+        .unwrap_or("none");
+
+    let mut response = next.run(request).await;
+
+    let status = response.status().as_u16();
+    let duration = began.elapsed();
+    site.app
+        .metrics
+        .http_answers
+        .get_or_create(&Answer { route, status })
+        .inc();
+    site.app.metrics.http_duration.observe(duration.as_secs_f64());
+    let duration_ms = duration.as_secs_f64() * 1000.0;
+    let request_id_text = request_id.to_str().unwrap_or_default();
+    tracing::info!(
+        request_id = request_id_text,
+        method,
+        route,
+        status,
+        duration_ms,
+        "answered"
+    );
+    response.headers_mut().insert(REQUEST_ID, request_id);
+    response
+}
+
+/// Lets a POST of the contract through: first the network's budget, then the origin; both before anything is parsed.
+pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
+    let client = request
+        .extensions()
+        .get::<ClientIp>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+    if let Err(wait) = site.app.network_limiter.admit(client) {
+        return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
+    }
+    if !comes_from_us(request.headers(), &site.app.config) {
+        return Error::from(Problem::OriginRefused).into_response();
+    }
+    next.run(request).await
+}
+
+/// `Origin`, if present, decides alone; `Sec-Fetch-Site` only without it. Neither: not a browser, so no cookie of
+/// somebody else's rides along.
+fn comes_from_us(headers: &HeaderMap, config: &Config) -> bool {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    match (origins.next(), origins.next()) {
+        (Some(origin), None) => {
+            let mut ours = config.public_origin.iter().chain(&config.allowed_origins);
+            ours.any(|known| known.as_str().as_bytes() == origin.as_bytes())
+        }
+        (Some(_), Some(_)) => false,
+        (None, _) => {
+            let mut sites = headers.get_all("sec-fetch-site").iter();
+            sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"same-site" | b"none"))
+        }
+    }
+}
+
+fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&ip))
+}
+
+/// The last address that a trusted proxy vouches for: X-Forwarded-For is read from its end, as long as the one who
+/// wrote it is trusted. Anything that is no address ends the walk.
+fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let mut client = peer;
+    let lines = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
+    let hops = lines
+        .iter()
+        .rev()
+        .flat_map(|line| line.to_str().unwrap_or("-").rsplit(','));
+    for hop in hops {
+        if !is_trusted(client, trusted) {
+            break;
+        }
+        let Some(ip) = address_of(hop.trim()) else { break };
+        client = ip.to_canonical();
+    }
+    client
+}
+
+/// An address with or without a port; some proxies write one.
+fn address_of(hop: &str) -> Option<IpAddr> {
+    hop.parse()
+        .ok()
+        .or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+/// The id that a trusted proxy gave, if it is a plain one.
+fn request_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
+    let id = headers.get(REQUEST_ID).filter(|_| trusted)?;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
+    (matches!(id.len(), 8..=64) && id.as_bytes().iter().all(plain)).then(|| id.clone())
+}
+
+fn header_of(id: &str) -> HeaderValue {
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+}
+
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::DELETE => "DELETE",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_hops_say_who_the_client_is() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+        let client = |peer: &str, lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(FORWARDED_FOR, HeaderValue::from_static(line));
+            }
+            client_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
+        };
+        assert_eq!(client("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
+        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(
+            client("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            client("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]),
+            "198.51.100.1"
+        );
+        assert_eq!(client("::1", &["[2001:db8::1]:80"]), "2001:db8::1");
+        assert_eq!(client("10.0.0.1", &["1.1.1.1, not an address"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &[""]), "10.0.0.1");
+    }
+}

@@ -1,0 +1,107 @@
+//! HTTP: the whole API on one screen, and what every request passes through.
+
+pub mod cookie;
+pub mod error;
+pub mod extract;
+pub mod guard;
+pub mod recovery;
+pub mod well_known;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::header::{
+    ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use tower_cookies::CookieManagerLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::error::{Error, Problem};
+use crate::recovery::Recovery;
+
+/// What handlers work with.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The application's parts.
+    pub app: Arc<App>,
+    /// The recovery flow.
+    pub recovery: Recovery,
+    /// Whether the service is about to stop.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// The routes, by the names they have in metrics and logs.
+pub const ROUTES: [&str; 4] = ["/api/auth/recovery/start", "/healthz", "/readyz", "/openapi.json"];
+
+/// The public API.
+///
+/// A request passes, from the outside in: request id, client address, log and metrics ([`guard::observe`]); the error
+/// shape ([`error::render`]); CORS; the headers that every answer has; the cookie jar. The POSTs of the contract pass
+/// the network's budget and the check of their origin before anything is parsed.
+pub fn router(site: Site) -> Router {
+    let guarded = from_fn_with_state(site.clone(), guard::admit);
+    Router::new()
+        .route(
+            "/api/auth/recovery/start",
+            post(recovery::start).route_layer(guarded),
+        )
+        .route("/healthz", get(well_known::healthz))
+        .route("/readyz", get(well_known::readyz))
+        .route("/openapi.json", get(well_known::openapi))
+        .fallback(async || Error::from(Problem::NotFound))
+        .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
+        .with_state(site)
+}
+
+/// Puts what every request passes through around the routes.
+pub fn with_layers(routes: Router, site: &Site) -> Router {
+    routes
+        .layer(CookieManagerLayer::new())
+        .layer(default_header(CACHE_CONTROL, "no-store"))
+        .layer(default_header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(default_header(REFERRER_POLICY, "no-referrer"))
+        .layer(default_header(
+            CONTENT_SECURITY_POLICY,
+            "default-src 'none'; frame-ancestors 'none'",
+        ))
+        .layer(cors(&site.app.config))
+        .layer(from_fn(error::render))
+        .layer(from_fn_with_state(site.clone(), guard::observe))
+}
+
+/// The figures, for the private address alone.
+pub fn metrics_router(app: Arc<App>) -> Router {
+    Router::new().route("/metrics", get(async move || well_known::metrics(&app)))
+}
+
+fn default_header(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
+}
+
+/// Fetch's CORS protocol for exactly the origins of the settings, with credentials.
+fn cors(config: &Config) -> CorsLayer {
+    let origins = config.public_origin.iter().chain(&config.allowed_origins);
+    let origins = origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok());
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            CONTENT_TYPE,
+            ACCEPT_LANGUAGE,
+            AUTHORIZATION,
+            HeaderName::from_static("x-session-token"),
+            HeaderName::from_static("x-recovery-ticket"),
+        ])
+        .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
+        .max_age(Duration::from_mins(10))
+}

@@ -1,0 +1,80 @@
+//! What operators and clients look up: health, readiness, the API's description, the figures.
+
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::app::App;
+use crate::database::{self, Health};
+use crate::error::{Error, Problem};
+use crate::http::Site;
+use crate::http::error::Parts;
+use crate::http::extract::locale_of;
+use crate::locale::Locale;
+
+const OPENAPI_VI: &str = include_str!("../../openapi/openapi.oms.vi.json");
+const OPENAPI_EN: &str = include_str!("../../openapi/openapi.oms.en.json");
+
+/// `GET /healthz`: the process lives. Asks nothing else, so that a sick database restarts nobody.
+pub async fn healthz() -> Response {
+    Json(json!({ "status": "ok" })).into_response()
+}
+
+/// `GET /readyz`: whether requests should come here, and which part is in the way. The relay is told but does not
+/// count: without it `start` answers 502 by itself, and everything else works.
+pub async fn readyz(State(site): State<Site>) -> Response {
+    let database = database::health(&site.app.pool, site.app.clock.now()).await;
+    site.app
+        .metrics
+        .clock_skewed
+        .set(i64::from(database == Health::ClockSkewed));
+    let draining = site.draining.load(Ordering::Relaxed);
+    let parts = json!({
+        "database": database,
+        "mail": if site.app.gateway.is_up() { "ok" } else { "unavailable" },
+        "server": if draining { "stopping" } else { "ok" },
+    });
+    if database == Health::Ok && !draining {
+        return Json(json!({ "status": "ready", "parts": parts })).into_response();
+    }
+    let mut response = Error::from(Problem::NotReady).into_response();
+    response.extensions_mut().insert(Parts(parts));
+    response
+}
+
+/// `GET /openapi.json?lang=vi|en`: the description of this API; without `lang`, in the language that is asked for.
+///
+/// # Errors
+///
+/// `QueryInvalid` for any other parameter, another language, or a doubled one.
+pub async fn openapi(RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
+    let query = query.unwrap_or_default();
+    let mut parameters = url::form_urlencoded::parse(query.as_bytes());
+    let locale = match (parameters.next(), parameters.next()) {
+        (None, _) => locale_of(&headers).unwrap_or(Locale::En),
+        (Some((name, value)), None) if name == "lang" => value.parse().map_err(|()| Problem::QueryInvalid)?,
+        _ => return Err(Problem::QueryInvalid.into()),
+    };
+    let document = match locale {
+        Locale::Vi => OPENAPI_VI,
+        Locale::En => OPENAPI_EN,
+    };
+    let head = [
+        (CONTENT_TYPE, "application/json"),
+        (CACHE_CONTROL, "public, max-age=300"),
+        (VARY, "accept-language"),
+    ];
+    Ok((head, document).into_response())
+}
+
+/// `GET /metrics`, on the private address.
+#[must_use]
+pub fn metrics(app: &App) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+}

@@ -1,0 +1,273 @@
+//! Builds a mail: MIME, both parts, headers. Everything a mail says is in `templates/`, one file a language and a part.
+
+#![expect(
+    clippy::ref_binding_to_reference,
+    reason = "askama's derive writes such patterns"
+)]
+
+use std::time::Duration;
+
+use askama::Template;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use lettre::address::Envelope;
+use lettre::message::header::{Header, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MultiPart};
+use lettre::{Address, Message};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::config::{Config, ConfigError};
+use crate::locale::Locale;
+use crate::mail::device;
+use crate::secret::Code;
+
+/// A recovery code on its way to the owner of an account.
+#[derive(Debug)]
+pub struct RecoveryCode<'a> {
+    /// The outbox row: a mail that is sent again has the same Message-ID.
+    pub id: Uuid,
+    /// The stored address of the account, never the one that was typed.
+    pub to: &'a str,
+    /// The language.
+    pub locale: Locale,
+    /// The code.
+    pub code: &'a Code,
+    /// When it was asked for.
+    pub asked_at: OffsetDateTime,
+    /// Until when it works.
+    pub valid_until: OffsetDateTime,
+    /// The User-Agent that asked; the mail does not quote it.
+    pub user_agent: &'a str,
+}
+
+/// A finished mail: sender and recipient for the relay, and the message itself.
+#[derive(Debug)]
+pub struct Mail {
+    pub(super) envelope: Envelope,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Mail {
+    /// The message as it goes over the wire.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Builds mails as the settings want them.
+#[derive(Debug)]
+pub struct Composer {
+    from: Mailbox,
+    bounces: Address,
+    brand: String,
+    support: String,
+    zone: TimeZone,
+    zone_name: String,
+}
+
+/// A mail could not be built: the address or a setting does not fit a header.
+#[derive(Debug, thiserror::Error)]
+#[error("the mail could not be built")]
+pub struct Unbuildable;
+
+impl Composer {
+    /// Reads the `MAIL_*` settings and builds every mail once, so that a setting no mail can be built with stops the
+    /// start and not a trader.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the variable.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let from: Mailbox = config.mail_from.parse().map_err(|_| {
+            ConfigError::new("MAIL_FROM", "is not written like Vero OMS <no-reply@verolabs.co>")
+        })?;
+        let bounces = match &config.mail_bounces {
+            Some(address) => address.parse().map_err(|_| {
+                ConfigError::new("MAIL_BOUNCES", "is not an address such as bounces@verolabs.co")
+            })?,
+            None => from.email.clone(),
+        };
+        let zone = TimeZone::get(&config.mail_time_zone).map_err(|_| {
+            ConfigError::new(
+                "MAIL_TIME_ZONE",
+                "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh",
+            )
+        })?;
+        for (name, text) in [
+            ("MAIL_BRAND", &config.mail_brand),
+            ("MAIL_SUPPORT", &config.mail_support),
+        ] {
+            if text.trim().is_empty() || text.chars().any(char::is_control) {
+                return Err(ConfigError::new(
+                    name,
+                    "is empty or has a control character in it",
+                ));
+            }
+        }
+        let composer = Self {
+            from,
+            bounces,
+            brand: config.mail_brand.clone(),
+            support: config.mail_support.clone(),
+            zone,
+            zone_name: config.mail_time_zone.clone(),
+        };
+        composer.build_every_mail().map_err(|Unbuildable| {
+            ConfigError::new(
+                "MAIL_FROM",
+                "or MAIL_BRAND makes a mail that cannot be built: use plain names",
+            )
+        })?;
+        Ok(composer)
+    }
+
+    fn build_every_mail(&self) -> Result<(), Unbuildable> {
+        let code = crate::secret::CodeKey::random("sample").code(Uuid::nil());
+        for locale in [Locale::Vi, Locale::En] {
+            let at = OffsetDateTime::UNIX_EPOCH;
+            let sample = RecoveryCode {
+                id: Uuid::nil(),
+                to: "sample@example.com",
+                locale,
+                code: &code,
+                asked_at: at,
+                valid_until: at + Duration::from_mins(10),
+                user_agent: "",
+            };
+            self.recovery_code(&sample, at)?;
+        }
+        Ok(())
+    }
+
+    /// The mail with a recovery code; `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// [`Unbuildable`] if the recipient's address or a rendered header does not fit a mail.
+    pub fn recovery_code(&self, mail: &RecoveryCode<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {
+        let words = Words {
+            brand: &self.brand,
+            support: &self.support,
+            code: mail.code.expose_grouped(),
+            asked_at: self.local_time(mail.asked_at, mail.locale),
+            valid_until: self.local_time(mail.valid_until, mail.locale),
+            device: device::describe(mail.user_agent, mail.locale),
+        };
+        let words = &words;
+        let (text, html) = match mail.locale {
+            Locale::Vi => (Page::ViText { mail: words }, Page::ViHtml { mail: words }),
+            Locale::En => (Page::EnText { mail: words }, Page::EnHtml { mail: words }),
+        };
+        let text = text.render().map_err(|_| Unbuildable)?;
+        let html = html.render().map_err(|_| Unbuildable)?;
+        self.build(mail.id, mail.to, mail.locale, now, &text, html)
+    }
+
+    /// `text` is the subject, an empty line, and the text of the mail.
+    fn build(
+        &self,
+        id: Uuid,
+        to: &str,
+        locale: Locale,
+        now: OffsetDateTime,
+        text: &str,
+        html: String,
+    ) -> Result<Mail, Unbuildable> {
+        let to: Address = to.parse().map_err(|_| Unbuildable)?;
+        let (subject, text) = text.split_once("\n\n").ok_or(Unbuildable)?;
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(Mailbox::new(None, to.clone()))
+            .subject(subject)
+            .date(now.into())
+            .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
+            .header(AutoSubmitted)
+            .header(ContentLanguage(locale))
+            .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
+            .map_err(|_| Unbuildable)?;
+        let envelope = Envelope::new(Some(self.bounces.clone()), vec![to]).map_err(|_| Unbuildable)?;
+        Ok(Mail {
+            envelope,
+            bytes: message.formatted(),
+        })
+    }
+
+    /// `09:05 23/11/2026 (giờ Việt Nam, UTC+7)`: the way times are written in Viet Nam, with the zone spelled out.
+    fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
+        let zoned = Timestamp::from_second(at.unix_timestamp())
+            .unwrap_or_default()
+            .to_zoned_datetime(self.zone.clone());
+        let offset = zoned.offset().seconds();
+        let (hours, minutes) = (offset / 3600, (offset / 60 % 60).abs());
+        let offset = if minutes == 0 {
+            format!("UTC{hours:+}")
+        } else {
+            format!("UTC{hours:+}:{minutes:02}")
+        };
+        let zone = match (self.zone_name.as_str(), locale) {
+            ("Asia/Ho_Chi_Minh", Locale::Vi) => "giờ Việt Nam",
+            ("Asia/Ho_Chi_Minh", Locale::En) => "Viet Nam time",
+            (name, _) => name,
+        };
+        format!("{} ({zone}, {offset})", zoned.strftime("%H:%M %d/%m/%Y"))
+    }
+}
+
+struct Words<'a> {
+    brand: &'a str,
+    support: &'a str,
+    code: String,
+    asked_at: String,
+    valid_until: String,
+    device: String,
+}
+
+#[derive(Template)]
+enum Page<'a> {
+    #[template(path = "recovery_code.vi.txt")]
+    ViText { mail: &'a Words<'a> },
+    #[template(path = "recovery_code.vi.html")]
+    ViHtml { mail: &'a Words<'a> },
+    #[template(path = "recovery_code.en.txt")]
+    EnText { mail: &'a Words<'a> },
+    #[template(path = "recovery_code.en.html")]
+    EnHtml { mail: &'a Words<'a> },
+}
+
+/// `Auto-Submitted: auto-generated` (RFC 3834 §5): no holiday notice answers this mail.
+#[derive(Clone)]
+struct AutoSubmitted;
+
+impl Header for AutoSubmitted {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self)
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+/// `Content-Language` (RFC 3282): the text part's counterpart of the HTML part's `lang`.
+#[derive(Clone)]
+struct ContentLanguage(Locale);
+
+impl Header for ContentLanguage {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("Content-Language")
+    }
+
+    fn parse(tag: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        tag.parse().map(Self).map_err(|()| "no language of ours".into())
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), self.0.as_str().to_owned())
+    }
+}

@@ -1,0 +1,6 @@
+//! Mail: what it says ([`message`]) and how it reaches a relay ([`gateway`]). Nothing outside this module and
+//! `email_address.rs` knows lettre.
+
+pub mod device;
+pub mod gateway;
+pub mod message;

@@ -1,0 +1,7 @@
+//! The program; `lib.rs` has the map.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vos_auth::cli::main()
+}

@@ -1,0 +1,339 @@
+//! Owns `recovery_session`: the way of a trader who lost the password.
+//!
+//! [`Recovery::start`] is blind (promise 1): it never reads `account` and writes the same rows for any address, so
+//! neither its answer nor its time says who has an account. The courier finds out later whether there is somebody to
+//! write to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::clock::{first_id_of, new_id};
+use crate::config::{CODE_LIFETIME, RESEND_LIFE, STORAGE_DEADLINE};
+use crate::database::{KeptConnection, is_statements_fault};
+use crate::email_address::EmailAddress;
+use crate::error::{Error, Problem};
+use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
+use crate::locale::Locale;
+use crate::secret::{Token, TokenHash};
+use crate::throttle::{Budget, recovery_key};
+
+/// How long a verified session may be used to choose a password.
+const RESET_LIFETIME: Duration = Duration::from_mins(15);
+/// How long a session is kept after its end, for whoever has to find out what happened.
+const KEPT_AFTER_END: Duration = Duration::from_hours(24);
+/// What a client is told to wait when mail or storage is away: about as long as a probe takes to notice a change.
+const OUTAGE_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Who asks: what is stored of a client beside a session.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its address, as seen through trusted proxies.
+    pub ip: IpAddr,
+    /// Its User-Agent, cut to 200 characters.
+    pub user_agent: String,
+    /// The language it asks for, if it is one of ours.
+    pub locale: Option<Locale>,
+}
+
+/// An accepted start: what the cookie has to hold.
+#[derive(Debug)]
+pub struct Started {
+    /// The session's token: a new one, or the one that was presented if its session goes on.
+    pub token: Token,
+    /// How long the session lives from now.
+    pub lifetime: Duration,
+}
+
+/// The recovery flow.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    app: Arc<App>,
+    starts: GroupCommit<Start, Outcome>,
+}
+
+#[derive(Debug)]
+struct Start {
+    session_id: Uuid,
+    outbox_id: Uuid,
+    token_hash: TokenHash,
+    presented: Option<TokenHash>,
+    email: EmailAddress,
+    budget_key: [u8; 32],
+    client: Client,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    New { expires_at: OffsetDateTime },
+    Kept { expires_at: OffsetDateTime },
+    Refused { retry_at: OffsetDateTime },
+}
+
+impl Recovery {
+    /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
+        let (starts, arrivals) = group_commit::channel(queue, batch);
+        tokio::spawn(commit_starts(Arc::clone(&app), arrivals));
+        Self { app, starts }
+    }
+
+    /// Begins a recovery for any address, or goes on with the one that `presented` belongs to: the same address, a
+    /// code that was sent, attempts left and at least 3 minutes to live. Then code, attempts and lifetime stay, and one
+    /// more mail is owed unless one is unsent. Returns when session and mail are durable.
+    ///
+    /// # Errors
+    ///
+    /// `MailUnavailable` if no relay is usable, decided before anything about the address is looked at;
+    /// `AddressThrottled` if the address's budget is spent; `StorageUnavailable` if PostgreSQL does not answer within
+    /// 2 s or too many wait for it.
+    pub async fn start(
+        &self,
+        email: EmailAddress,
+        presented: Option<Token>,
+        client: Client,
+    ) -> Result<Started, Error> {
+        if !self.app.gateway.is_up() {
+            return Err(Error::retry_after(Problem::MailUnavailable, OUTAGE_RETRY_AFTER));
+        }
+        let now = self.app.clock.now();
+        let token = Token::random();
+        let start = Start {
+            session_id: new_id(now),
+            outbox_id: new_id(now),
+            token_hash: token.hash(),
+            presented: presented.as_ref().map(Token::hash),
+            budget_key: recovery_key(&email),
+            email,
+            client,
+        };
+        let outcome = timeout(STORAGE_DEADLINE, self.starts.submit(start)).await;
+        let lifetime = |end: OffsetDateTime| Duration::try_from(end - now).unwrap_or_default();
+        match (outcome, presented) {
+            (Ok(Ok(Outcome::New { expires_at })), _) => Ok(Started {
+                token,
+                lifetime: lifetime(expires_at),
+            }),
+            (Ok(Ok(Outcome::Kept { expires_at })), Some(token)) => Ok(Started {
+                token,
+                lifetime: lifetime(expires_at),
+            }),
+            (Ok(Ok(Outcome::Refused { retry_at })), _) => {
+                Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))
+            }
+            (Ok(Ok(Outcome::Kept { .. }) | Err(_)) | Err(_), _) => Err(Error::retry_after(
+                Problem::StorageUnavailable,
+                OUTAGE_RETRY_AFTER,
+            )),
+        }
+    }
+}
+
+/// Commits what arrives, batch after batch, over a connection of its own.
+async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
+    let mut database = KeptConnection::new(&app.database);
+    while let Some(batch) = arrivals.next().await {
+        #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
+        app.metrics.start_batch.observe(batch.requests.len() as f64);
+        match commit(&app, &mut database, &batch).await {
+            Ok(outcomes) => batch.answer(outcomes),
+            // No row may fail another's start: whichever the statement stumbled over is found one by one.
+            Err(error) if is_statements_fault(&error) => {
+                tracing::error!(%error, size = batch.requests.len(), "a batch of starts failed; it is run row by row");
+                for single in batch.split() {
+                    match commit(&app, &mut database, &single).await {
+                        Ok(outcomes) => single.answer(outcomes),
+                        Err(error) => tracing::error!(%error, "a start failed"),
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, size = batch.requests.len(), "starts cannot be stored"),
+        }
+        app.bell.ring();
+    }
+}
+
+async fn commit(
+    app: &App,
+    database: &mut KeptConnection,
+    batch: &Batch<Start, Outcome>,
+) -> Result<Vec<Outcome>, sqlx::Error> {
+    let committed = timeout(STORAGE_DEADLINE, async {
+        let mut connection = database.take().await?;
+        let key_id = app.code_keys.newest().id();
+        let result = insert(
+            &mut connection,
+            app.clock.now(),
+            key_id,
+            app.address_budget,
+            &batch.requests,
+        )
+        .await;
+        // After a failed statement the connection itself is still good if PostgreSQL said so.
+        if result.as_ref().map_or_else(is_statements_fault, |_| true) {
+            database.put(connection);
+        }
+        result
+    });
+    committed.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// One statement for all the starts that have arrived: budget, session and owed mail, all or nothing, one flush.
+///
+/// This is the only SQL that touches tables of other modules (`throttle`, `outbox`): apart, they would be three round
+/// trips and three flushes. Keys are aggregated and ordered, or two replicas' batches would deadlock. The budget's
+/// upsert always updates and returns, so that a refusal knows when to come back.
+#[expect(clippy::too_many_lines, reason = "it is one statement")]
+async fn insert(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    key_id: &str,
+    budget: Budget,
+    starts: &[Start],
+) -> Result<Vec<Outcome>, sqlx::Error> {
+    let session_ids: Vec<_> = starts.iter().map(|start| start.session_id).collect();
+    let outbox_ids: Vec<_> = starts.iter().map(|start| start.outbox_id).collect();
+    let token_hashes: Vec<_> = starts.iter().map(|start| start.token_hash.as_bytes()).collect();
+    let presented: Vec<_> = starts
+        .iter()
+        .map(|start| start.presented.as_ref().map(TokenHash::as_bytes))
+        .collect();
+    let emails: Vec<_> = starts.iter().map(|start| start.email.as_str()).collect();
+    let budget_keys: Vec<_> = starts.iter().map(|start| &start.budget_key[..]).collect();
+    let locales: Vec<_> = starts
+        .iter()
+        .map(|start| start.client.locale.map(Locale::as_str))
+        .collect();
+    let client_ips: Vec<_> = starts.iter().map(|start| start.client.ip).collect();
+    let user_agents: Vec<_> = starts
+        .iter()
+        .map(|start| start.client.user_agent.as_str())
+        .collect();
+    let expires_at = now + CODE_LIFETIME;
+    let rows = sqlx::query!(
+        r#"
+        WITH input AS (
+            SELECT *, row_number() OVER (PARTITION BY budget_key ORDER BY place) AS rank
+            FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[],
+                    $8::inet[], $9::text[])
+                WITH ORDINALITY AS request (session_id, outbox_id, token_hash, presented, email, budget_key, locale,
+                    client_ip, user_agent, place)
+        ),
+        asked AS (
+            SELECT budget_key, least(count(*), $10, $12)::int AS wanted FROM input GROUP BY budget_key
+        ),
+        budget AS (
+            INSERT INTO throttle AS t (key, short_at, long_at, admitted)
+            SELECT budget_key, $14::timestamptz + wanted * $11::interval, $14 + wanted * $13::interval, wanted
+            FROM asked ORDER BY budget_key
+            ON CONFLICT (key) DO UPDATE SET (short_at, long_at, admitted) = (
+                SELECT greatest(t.short_at, $14) + n * $11::interval, greatest(t.long_at, $14) + n * $13::interval, n
+                FROM (
+                    SELECT greatest(0, least(
+                        excluded.admitted,
+                        $10 - ceil(extract(epoch FROM t.short_at - $14) / extract(epoch FROM $11::interval)),
+                        $12 - ceil(extract(epoch FROM t.long_at - $14) / extract(epoch FROM $13::interval))
+                    ))::int AS n
+                ) AS free
+            )
+            RETURNING key, admitted, greatest(short_at - ($10 - 1) * $11::interval, long_at - ($12 - 1) * $13::interval)
+                AS retry_at
+        ),
+        kept AS (
+            SELECT i.place, s.id, s.expires_at
+            FROM input i JOIN recovery_session s ON s.token_hash = i.presented
+            WHERE s.email = i.email AND s.state IN ('code_sent', 'revoked') AND s.attempts_left > 0
+                AND s.expires_at >= $15::timestamptz
+        ),
+        decided AS MATERIALIZED (
+            SELECT i.*, i.rank <= b.admitted AS admitted, b.retry_at,
+                k.id AS kept_id, coalesce(k.expires_at, $16) AS expires_at
+            FROM input i JOIN budget b ON b.key = i.budget_key LEFT JOIN kept k USING (place)
+        ),
+        opened AS (
+            INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, locale, client_ip,
+                user_agent)
+            SELECT session_id, token_hash, email, $17, $14, expires_at, locale, client_ip, user_agent
+            FROM decided WHERE admitted AND kept_id IS NULL
+        ),
+        owed AS (
+            INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
+            SELECT DISTINCT ON (coalesce(kept_id, session_id))
+                outbox_id, 'recovery_code', coalesce(kept_id, session_id), $14, expires_at, $14
+            FROM decided WHERE admitted
+            ORDER BY coalesce(kept_id, session_id)
+            ON CONFLICT (recovery_session_id) DO NOTHING
+        )
+        SELECT admitted AS "admitted!", kept_id IS NOT NULL AS "kept!", expires_at AS "expires_at!",
+            retry_at AS "retry_at!"
+        FROM decided ORDER BY place
+        "#,
+        &session_ids,
+        &outbox_ids,
+        &token_hashes as _,
+        &presented as _,
+        &emails as _,
+        &budget_keys as _,
+        &locales as _,
+        &client_ips as _,
+        &user_agents as _,
+        i64::from(budget.short_burst),
+        interval(budget.short_refill) as _,
+        i64::from(budget.long_burst),
+        interval(budget.long_refill) as _,
+        now,
+        now + RESEND_LIFE,
+        expires_at,
+        key_id,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| match row {
+            row if !row.admitted => Outcome::Refused {
+                retry_at: row.retry_at,
+            },
+            row if row.kept => Outcome::Kept {
+                expires_at: row.expires_at,
+            },
+            row => Outcome::New {
+                expires_at: row.expires_at,
+            },
+        })
+        .collect())
+}
+
+fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    sqlx::postgres::types::PgInterval {
+        months: 0,
+        days: 0,
+        microseconds,
+    }
+}
+
+/// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no
+/// session lives longer than code and reset together.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
+    let oldest = first_id_of(now - KEPT_AFTER_END - RESET_LIFETIME - CODE_LIFETIME);
+    let done = sqlx::query!(
+        "DELETE FROM recovery_session
+         WHERE id IN (SELECT id FROM recovery_session WHERE id < $1 ORDER BY id LIMIT $2)",
+        oldest,
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
+}

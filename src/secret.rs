@@ -1,0 +1,339 @@
+//! Random tokens, derived codes, and the keys they are derived from.
+//!
+//! A plain token and a stored hash are different types, so storing the plain one does not compile. Nothing here shows
+//! itself in `Debug`, and none of it implements `Display`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Digits of a recovery code.
+pub const CODE_DIGITS: usize = 8;
+/// Characters of a token as text: 32 bytes in unpadded base64url.
+pub const TOKEN_CHARS: usize = 43;
+const TOKEN_BYTES: usize = 32;
+const KEY_BYTES: usize = 32;
+
+/// A bearer token of 256 bits, in plain. It leaves in a cookie and is stored as a [`TokenHash`] alone.
+#[derive(Clone)]
+pub struct Token([u8; TOKEN_BYTES]);
+
+impl Token {
+    /// A new token from the operating system's generator.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give; nothing safe could be done then.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut bytes = [0; TOKEN_BYTES];
+        SysRng
+            .try_fill_bytes(&mut bytes)
+            .expect("the operating system gives random bytes");
+        Self(bytes)
+    }
+
+    /// Reads what [`Token::expose`] wrote: exactly 43 characters of base64url. Anything else is no token.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != TOKEN_CHARS {
+            return None;
+        }
+        Some(Self(URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?))
+    }
+
+    /// The token as text, for the one answer that hands it over.
+    #[must_use]
+    pub fn expose(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// What is stored and looked up. No salt or stretching: 256 random bits cannot be guessed from their SHA-256.
+    #[must_use]
+    pub fn hash(&self) -> TokenHash {
+        TokenHash(Sha256::digest(self.0).into())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// SHA-256 of a [`Token`]: all that the database knows of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// The bytes as they are stored.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash(redacted)")
+    }
+}
+
+/// A recovery code of 8 decimal digits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Code([u8; CODE_DIGITS]);
+
+impl Code {
+    /// As people read it: `1234 5678`.
+    #[must_use]
+    pub fn expose_grouped(&self) -> String {
+        let digits: String = self.0.iter().map(|digit| char::from(b'0' + digit)).collect();
+        let (left, right) = digits.split_at(CODE_DIGITS / 2);
+        format!("{left} {right}")
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Code(redacted)")
+    }
+}
+
+/// A key that recovery codes are derived from, with the name that a session remembers it by.
+#[derive(Clone)]
+pub struct CodeKey {
+    id: Arc<str>,
+    key: [u8; KEY_BYTES],
+}
+
+impl CodeKey {
+    /// A random key, for `vos-auth dev` alone: it is gone with the process.
+    #[must_use]
+    pub fn random(id: &str) -> Self {
+        Self {
+            id: id.into(),
+            key: Token::random().0,
+        }
+    }
+
+    /// The name that is stored beside a session.
+    #[must_use]
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// The code of a recovery session: HMAC-SHA-256 (RFC 2104) over a label and the session's id, of whose bytes those
+    /// below 250 give a digit each (a byte modulo 10 would favour 0 to 5). The same session gives the same code, so it
+    /// need not be stored.
+    #[must_use]
+    pub fn code(&self, recovery_session: Uuid) -> Code {
+        let mut digits = [0; CODE_DIGITS];
+        let mut filled = 0;
+        // A block has 32 bytes and 8 of them have to be below 250: a second block is drawn about never.
+        for block in 0u8.. {
+            for byte in self.block(recovery_session, block) {
+                if byte < 250 {
+                    digits[filled] = byte % 10;
+                    filled += 1;
+                }
+                if filled == CODE_DIGITS {
+                    return Code(digits);
+                }
+            }
+        }
+        unreachable!("256 blocks of 32 bytes hold 8 that are below 250")
+    }
+
+    fn block(&self, recovery_session: Uuid, block: u8) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes a key of any length");
+        mac.update(b"recovery-code/1|");
+        mac.update(recovery_session.as_bytes());
+        if block > 0 {
+            mac.update(&[block]);
+        }
+        mac.finalize().into_bytes().into()
+    }
+}
+
+impl fmt::Debug for CodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeKey")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of `RECOVERY_SECRETS`: the first derives the codes of new sessions, the others finish what they began.
+#[derive(Clone, Debug)]
+pub struct CodeKeys(Vec<CodeKey>);
+
+impl CodeKeys {
+    /// The key of new sessions.
+    #[must_use]
+    pub fn newest(&self) -> &CodeKey {
+        &self.0[0]
+    }
+
+    /// The key that a session was begun under, unless it has been rotated away.
+    #[must_use]
+    pub fn by_id(&self, id: &str) -> Option<&CodeKey> {
+        self.0.iter().find(|key| &*key.id == id)
+    }
+}
+
+impl From<CodeKey> for CodeKeys {
+    fn from(key: CodeKey) -> Self {
+        Self(vec![key])
+    }
+}
+
+/// Reads `ID:BASE64[,ID:BASE64]`. The error is a sentence's second half; it quotes no part of the secret.
+impl FromStr for CodeKeys {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut keys: Vec<CodeKey> = Vec::new();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (id, key) = entry
+                .split_once(':')
+                .ok_or("has an entry that is not written ID:BASE64")?;
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if id.is_empty() || id.len() > 32 || !id.chars().all(plain) {
+                return Err("has an ID that is not 1 to 32 of a-z, 0-9 and '-'".into());
+            }
+            if keys.iter().any(|known| &*known.id == id) {
+                return Err(format!("names the ID {id} twice"));
+            }
+            let bytes = STANDARD
+                .decode(key)
+                .or_else(|_| STANDARD_NO_PAD.decode(key))
+                .or_else(|_| URL_SAFE_NO_PAD.decode(key))
+                .map_err(|_| format!("has no base64 behind the ID {id}"))?;
+            let distinct = bytes.iter().collect::<std::collections::HashSet<_>>().len();
+            // 32 random bytes have about 30 distinct ones; under 16 is a repeated pattern or a typed phrase.
+            if bytes.len() < KEY_BYTES || distinct < KEY_BYTES / 2 {
+                return Err(format!(
+                    "has a weak secret behind the ID {id}: make one of 32 random bytes with `openssl rand -base64 32`"
+                ));
+            }
+            let key = Sha256::digest(&bytes).into();
+            keys.push(CodeKey { id: id.into(), key });
+        }
+        if keys.is_empty() {
+            return Err("is empty: give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`".into());
+        }
+        Ok(Self(keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> CodeKey {
+        CodeKey {
+            id: "1".into(),
+            key: [7; 32],
+        }
+    }
+
+    #[test]
+    fn a_code_is_the_same_for_the_same_session_and_key_alone() {
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        assert_eq!(key().code(a), key().code(a));
+        assert_ne!(key().code(a), key().code(b));
+        assert_ne!(
+            key().code(a),
+            CodeKey {
+                id: "2".into(),
+                key: [8; 32]
+            }
+            .code(a)
+        );
+    }
+
+    #[test]
+    fn digits_are_uniform_and_leading_zeros_survive() {
+        let mut counts = [[0u32; 10]; CODE_DIGITS];
+        let samples = 20_000u32;
+        for id in 0..samples {
+            let code = key().code(Uuid::from_u128(id.into()));
+            for (place, digit) in code.0.iter().enumerate() {
+                counts[place][usize::from(*digit)] += 1;
+            }
+            assert_eq!(code.expose_grouped().len(), CODE_DIGITS + 1);
+        }
+        // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a place.
+        for place in counts {
+            let expected = f64::from(samples) / 10.0;
+            let chi: f64 = place
+                .iter()
+                .map(|n| (f64::from(*n) - expected).powi(2) / expected)
+                .sum();
+            assert!(chi < 40.0, "{place:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_read_back_and_nothing_else_does() {
+        let token = Token::random();
+        let text = token.expose();
+        assert_eq!(text.len(), TOKEN_CHARS);
+        assert_eq!(Token::parse(&text).unwrap().hash(), token.hash());
+        for broken in [
+            "",
+            &text[1..],
+            &format!("{text}="),
+            &format!("{}+", &text[1..]),
+            &"é".repeat(21),
+        ] {
+            assert!(Token::parse(broken).is_none(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn weak_and_broken_secrets_are_refused_without_being_quoted() {
+        let good = STANDARD.encode((0..32).collect::<Vec<u8>>());
+        assert!(format!("2026-11:{good}, old:{good}").parse::<CodeKeys>().is_ok());
+        let same = STANDARD.encode([7; 32]);
+        for bad in [
+            "",
+            ",",
+            &good,
+            "1:short",
+            "1:!!!",
+            &format!("1:{same}"),
+            &format!("A b:{good}"),
+            &format!("1:{good},1:{good}"),
+        ] {
+            let error = bad.parse::<CodeKeys>().unwrap_err();
+            assert!(
+                !error.contains(&good) && !error.contains(&same) && !error.contains("short"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let token = Token::random();
+        let shown = format!(
+            "{token:?} {:?} {:?} {:?}",
+            token.hash(),
+            key(),
+            key().code(Uuid::nil())
+        );
+        assert!(
+            !shown.contains(&token.expose()) && !shown.contains(&key().code(Uuid::nil()).expose_grouped())
+        );
+        assert!(!shown.contains("7, 7"), "{shown}");
+    }
+}

@@ -1,0 +1,210 @@
+//! Listens, runs the API beside the courier and the sweeper, and stops without losing anything.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::app::App;
+use crate::config::ConfigError;
+use crate::courier::Courier;
+use crate::database;
+use crate::http::guard::Peer;
+use crate::http::{self, Site};
+use crate::recovery::Recovery;
+use crate::sweeper;
+
+/// How often the clock is compared with PostgreSQL's.
+const CLOCK_CHECK: Duration = Duration::from_mins(1);
+
+/// A service that is bound to its addresses and not yet running.
+#[derive(Debug)]
+pub struct Server {
+    app: Arc<App>,
+    courier: Courier,
+    listener: TcpListener,
+    metrics_listener: TcpListener,
+}
+
+impl Server {
+    /// Binds the addresses of the settings; port 0 is a free one.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the variable whose address cannot be had.
+    pub async fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
+        let listener = bind("HTTP_ADDR", app.config.http_addr).await?;
+        let metrics_listener = bind("METRICS_ADDR", app.config.metrics_addr).await?;
+        Ok(Self {
+            app: Arc::new(app),
+            courier,
+            listener,
+            metrics_listener,
+        })
+    }
+
+    /// Where the API is.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system answers.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the figures are.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system answers.
+    pub fn metrics_address(&self) -> io::Result<SocketAddr> {
+        self.metrics_listener.local_addr()
+    }
+
+    /// The application's parts.
+    #[must_use]
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Serves until `stop`; then `/readyz` is red for the drain delay, requests and mails under way finish within the
+    /// stop timeout, and the rest is dropped. `more` are routes beside the API's.
+    pub async fn run(self, more: Router, stop: CancellationToken) {
+        let Self {
+            app,
+            courier,
+            listener,
+            metrics_listener,
+        } = self;
+        let config = &app.config;
+        let probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;
+        let site = Site {
+            recovery: Recovery::new(Arc::clone(&app)),
+            app: Arc::clone(&app),
+            draining: Arc::new(AtomicBool::new(false)),
+        };
+        let draining = Arc::clone(&site.draining);
+        let api = http::with_layers(http::router(site.clone()).merge(more), &site);
+        drop(site);
+        let (closing, ending, over) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
+        let api = tokio::spawn(accept(listener, api, config.header_timeout, closing.clone()));
+        let metrics = http::metrics_router(Arc::clone(&app));
+        tokio::spawn(accept(
+            metrics_listener,
+            metrics,
+            config.header_timeout,
+            over.clone(),
+        ));
+        tokio::spawn(sweeper::run(Arc::clone(&app), over.clone()));
+        tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
+        let courier = tokio::spawn({
+            let (app, ending) = (Arc::clone(&app), ending.clone());
+            async move {
+                courier.run(&app.config, ending).await;
+            }
+        });
+
+        stop.cancelled().await;
+        tracing::info!(drain_delay_ms = config.drain_delay.as_millis(), "stopping");
+        draining.store(true, Ordering::Relaxed);
+        tokio::time::sleep(config.drain_delay).await;
+        closing.cancel();
+        let finished = tokio::time::timeout(config.stop_timeout, async {
+            let _ = api.await;
+            ending.cancel();
+            let _ = courier.await;
+        });
+        match finished.await {
+            Ok(()) => tracing::info!("stopped"),
+            Err(_) => {
+                tracing::warn!(
+                    "stopped at the timeout; what was under way is dropped, unsent mails are kept"
+                );
+            }
+        }
+        over.cancel();
+        drop(probes);
+        app.pool.close().await;
+    }
+}
+
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        ConfigError::new(
+            variable,
+            format!("is {address}, which cannot be listened on: {error}"),
+        )
+    })
+}
+
+/// Accepts connections until `stop`, then waits for their requests to finish.
+async fn accept(listener: TcpListener, routes: Router, header_timeout: Duration, stop: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = graceful.watch(serve(stream, peer, routes.clone(), header_timeout));
+                // A connection ends with an error whenever a client goes away; that is its business.
+                tokio::spawn(async move { drop(connection.await) });
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: connections that end give some back.
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    routes: Router,
+    header_timeout: Duration,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
+    let _ = stream.set_nodelay(true);
+    let service = routes.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        request.map(axum::body::Body::new)
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+}
+
+/// Compares the clock with PostgreSQL's at boot and every minute: every rule of time rests on it.
+async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        let health = database::health(&app.pool, app.clock.now()).await;
+        let skewed = health == database::Health::ClockSkewed;
+        app.metrics.clock_skewed.set(i64::from(skewed));
+        if skewed {
+            tracing::error!("this machine's clock is over a second from PostgreSQL's: check NTP on both");
+        }
+        if stop
+            .run_until_cancelled(tokio::time::sleep(CLOCK_CHECK))
+            .await
+            .is_none()
+        {
+            return;
+        }
+    }
+}

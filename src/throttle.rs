@@ -1,0 +1,188 @@
+//! Budgets: how many codes an address may be sent (table `throttle`), how many requests a network may make (memory).
+//!
+//! Both are the generic cell rate algorithm (ITU-T I.371): a bucket is the time at which it would be full again. The
+//! address budget lives in PostgreSQL, because the bound on guesses (promise 4) rests on it across replicas and
+//! restarts; the network budget protects this process alone, so memory is enough.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::clock::Clock as GovernorClock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::keyed::DashMapStateStore;
+use governor::{Quota, RateLimiter};
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::email_address::EmailAddress;
+
+const DAY: Duration = Duration::from_hours(24);
+const SHORT_REFILL: Duration = Duration::from_mins(5);
+
+/// The two buckets of an address: how much each holds, and how long one unit takes to come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// What the short bucket holds.
+    pub short_burst: u32,
+    /// One unit of the short bucket comes back in this time.
+    pub short_refill: Duration,
+    /// What the long bucket holds.
+    pub long_burst: u32,
+    /// One unit of the long bucket comes back in this time.
+    pub long_refill: Duration,
+}
+
+impl Budget {
+    /// The budget of one address: `ADDRESS_BURST` at once and one more every 5 minutes, `ADDRESS_PER_DAY` at once and
+    /// as many a day. With 3 and 10, at most 19 in any 24 hours.
+    #[must_use]
+    pub fn of_address(config: &Config) -> Self {
+        Self {
+            short_burst: config.address_burst,
+            short_refill: SHORT_REFILL,
+            long_burst: config.address_per_day,
+            long_refill: DAY / config.address_per_day,
+        }
+    }
+
+    /// No bound worth the name, for `DEV_NO_LIMITS=1`.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        let (burst, refill) = (1_000_000, Duration::from_micros(1));
+        Self {
+            short_burst: burst,
+            short_refill: refill,
+            long_burst: burst,
+            long_refill: refill,
+        }
+    }
+}
+
+/// The row of a stranger's budget for recovery mails to `address`: the same whether anybody owns the address or not.
+#[must_use]
+pub fn recovery_key(address: &EmailAddress) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(b"recovery|")
+        .chain_update(address.as_str())
+        .finalize()
+        .into()
+}
+
+/// Deletes at most `limit` rows whose buckets are both full: they say nothing that no row would not say.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "DELETE FROM throttle WHERE key IN (
+             SELECT key FROM throttle WHERE short_at <= $1 AND long_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+         )",
+        now,
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
+}
+
+/// What a client's address counts as: an IPv4 address, or the /64 that an IPv6 customer is given.
+#[must_use]
+pub fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+/// The budget of each client network, in memory and therefore of one replica.
+#[derive(Debug)]
+pub struct NetworkLimiter {
+    limiter: Option<RateLimiter<IpAddr, DashMapStateStore<IpAddr>, Clock, NoOpMiddleware<Duration>>>,
+    clock: Clock,
+}
+
+impl NetworkLimiter {
+    /// `burst` requests at once and `per_minute` in the long run, both at least 1.
+    #[must_use]
+    pub fn new(burst: u32, per_minute: u32, clock: Clock) -> Self {
+        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
+        Self {
+            limiter: Some(RateLimiter::dashmap_with_clock(quota, clock.clone())),
+            clock,
+        }
+    }
+
+    /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self {
+            limiter: None,
+            clock: Clock::System,
+        }
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait, if the network's budget is spent; the refused request costs nothing.
+    pub fn admit(&self, client: IpAddr) -> Result<(), Duration> {
+        let Some(limiter) = &self.limiter else {
+            return Ok(());
+        };
+        limiter
+            .check_key(&network_of(client))
+            .map_err(|refused| refused.wait_time_from(GovernorClock::now(&self.clock)))
+    }
+
+    /// Forgets the networks whose budget is full again, and says how many are left.
+    #[must_use]
+    pub fn sweep(&self) -> usize {
+        self.limiter.as_ref().map_or(0, |limiter| {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+            limiter.len()
+        })
+    }
+}
+
+impl GovernorClock for Clock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.since_epoch()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn a_network_has_a_burst_and_then_its_rate() {
+        let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
+        let limiter = NetworkLimiter::new(30, 60, Clock::Manual(clock.clone()));
+        let client = IpAddr::from([203, 0, 113, 7]);
+        assert_eq!((0..40).filter(|_| limiter.admit(client).is_ok()).count(), 30);
+        assert_eq!(limiter.admit(client), Err(Duration::from_secs(1)));
+        assert!(limiter.admit(IpAddr::from([203, 0, 113, 8])).is_ok());
+        clock.advance(Duration::from_secs(5));
+        assert_eq!((0..40).filter(|_| limiter.admit(client).is_ok()).count(), 5);
+        assert_eq!(limiter.sweep(), 1);
+        clock.advance(Duration::from_mins(1));
+        assert_eq!(limiter.sweep(), 0);
+    }
+
+    #[test]
+    fn an_ipv6_customer_is_one_network() {
+        let network = |text: &str| network_of(text.parse().unwrap());
+        assert_eq!(network("2001:db8:1:2:3::4"), network("2001:db8:1:2:ffff::1"));
+        assert_ne!(network("2001:db8:1:2::"), network("2001:db8:1:3::"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
+    }
+}
