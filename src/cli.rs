@@ -95,13 +95,7 @@ struct Log {
     #[arg(long, env, value_name = "LOG_FORMAT", help_heading = "Log")]
     log_format: Option<LogFormat>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,vos_auth::courier=debug
-    #[arg(
-        long,
-        env,
-        value_name = "LOG_LEVEL",
-        default_value = "info",
-        help_heading = "Log"
-    )]
+    #[arg(long, env, value_name = "LOG_LEVEL", default_value = "info", help_heading = "Log")]
     log_level: String,
 }
 
@@ -134,13 +128,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
         (error.kind(), error.get(ContextKind::InvalidArg))
         && let Some(variable) = argument.split(['<', '>']).nth(1)
     {
-        let value = error
-            .get(ContextKind::InvalidValue)
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let why = std::error::Error::source(error)
-            .map(|why| format!(": {why}"))
-            .unwrap_or_default();
+        let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
+        let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
         eprintln!("vos-auth: {variable} cannot be {value:?}{why}");
         return ExitCode::from(2);
     }
@@ -152,34 +141,28 @@ fn run(command: Command) -> Result<(), Failure> {
     if let Command::Healthcheck { http_addr } = command {
         return healthcheck(http_addr);
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            match command {
-                Command::Serve { config, log } => {
-                    log.install()?;
-                    serve(*config).await
-                }
-                Command::Dev { port, config, log } => {
-                    log.install()?;
-                    let limits = if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| value == "1") {
-                        Limits::Off
-                    } else {
-                        Limits::On
-                    };
-                    dev::run(*config, port, limits, stop_signal()?).await
-                }
-                Command::Migrate => migrate().await,
-                Command::Account(AccountCommand::Create {
-                    email,
-                    locale,
-                    traits,
-                    password_stdin,
-                }) => create_account(&email, locale, &traits, password_stdin).await,
-                Command::Healthcheck { .. } => Ok(()),
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        match command {
+            Command::Serve { config, log } => {
+                log.install()?;
+                serve(*config).await
             }
-        })
+            Command::Dev { port, config, log } => {
+                log.install()?;
+                let limits = if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| value == "1") {
+                    Limits::Off
+                } else {
+                    Limits::On
+                };
+                dev::run(*config, port, limits, stop_signal()?).await
+            }
+            Command::Migrate => migrate().await,
+            Command::Account(AccountCommand::Create { email, locale, traits, password_stdin }) => {
+                create_account(&email, locale, &traits, password_stdin).await
+            }
+            Command::Healthcheck { .. } => Ok(()),
+        }
+    })
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
@@ -243,12 +226,7 @@ async fn create_account(
         None
     };
     let mut connection = connect().await?;
-    let new = NewAccount {
-        email,
-        locale,
-        traits,
-        password,
-    };
+    let new = NewAccount { email, locale, traits, password };
     let id = account::create(&mut connection, Clock::System.now(), new).await?;
     println!("{id}");
     Ok(())
@@ -257,11 +235,7 @@ async fn create_account(
 /// One request over a plain socket: a health check needs no HTTP client.
 fn healthcheck(address: SocketAddr) -> Result<(), Failure> {
     let timeout = Duration::from_secs(3);
-    let host = if address.ip().is_unspecified() {
-        IpAddr::V4(Ipv4Addr::LOCALHOST)
-    } else {
-        address.ip()
-    };
+    let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
     let address = SocketAddr::new(host, address.port());
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
@@ -270,11 +244,7 @@ fn healthcheck(address: SocketAddr) -> Result<(), Failure> {
     stream.read_exact(&mut status)?;
     match &status[9..] {
         b"200" => Ok(()),
-        other => Err(format!(
-            "/healthz at {address} answered {}",
-            String::from_utf8_lossy(other)
-        )
-        .into()),
+        other => Err(format!("/healthz at {address} answered {}", String::from_utf8_lossy(other)).into()),
     }
 }
 
@@ -294,15 +264,9 @@ impl Log {
     fn install(&self) -> Result<(), Failure> {
         let filter = EnvFilter::try_new(&self.log_level)
             .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;
-        let lines = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr);
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let terminal = std::io::stderr().is_terminal();
-        match self.log_format.unwrap_or(if terminal {
-            LogFormat::Pretty
-        } else {
-            LogFormat::Json
-        }) {
+        match self.log_format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json }) {
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
             LogFormat::Pretty => lines.with_ansi(terminal).init(),
         }

@@ -23,10 +23,7 @@ pub enum Clock {
 impl Clock {
     /// The present, in UTC, in whole microseconds.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the place where the time is read"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is the place where the time is read")]
     pub fn now(&self) -> OffsetDateTime {
         match self {
             Self::System => {
@@ -58,11 +55,7 @@ pub fn first_id_of(at: OffsetDateTime) -> Uuid {
 }
 
 fn uuid_timestamp(at: OffsetDateTime) -> Timestamp {
-    Timestamp::from_unix(
-        NoContext,
-        u64::try_from(at.unix_timestamp()).unwrap_or_default(),
-        at.nanosecond(),
-    )
+    Timestamp::from_unix(NoContext, u64::try_from(at.unix_timestamp()).unwrap_or_default(), at.nanosecond())
 }
 
 /// A clock that tests hold in their hands. Clones share one time.
@@ -79,10 +72,7 @@ impl ManualClock {
 
     /// Moves the time forward.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(
-            i64::try_from(by.as_micros()).unwrap_or(i64::MAX),
-            Ordering::SeqCst,
-        );
+        self.0.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
     }
 
     fn now(&self) -> OffsetDateTime {

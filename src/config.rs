@@ -31,13 +31,7 @@ pub const MAX_USER_AGENT: usize = 200;
 pub struct Config {
     /// Address and port of the public API. Behind a proxy on the same machine the default is right; a container sets
     /// 0.0.0.0:8080
-    #[arg(
-        long,
-        env,
-        value_name = "HTTP_ADDR",
-        default_value = "127.0.0.1:8080",
-        help_heading = "Listening"
-    )]
+    #[arg(long, env, value_name = "HTTP_ADDR", default_value = "127.0.0.1:8080", help_heading = "Listening")]
     pub http_addr: SocketAddr,
 
     /// Address and port of /metrics, which must not be public: figures of the whole service are there
@@ -57,24 +51,12 @@ pub struct Config {
 
     /// Further origins whose pages may call, separated by commas. They must be of the same site as PUBLIC_ORIGIN, or
     /// browsers keep the cookie back
-    #[arg(
-        long,
-        env,
-        value_name = "ALLOWED_ORIGINS",
-        value_delimiter = ',',
-        help_heading = "Clients"
-    )]
+    #[arg(long, env, value_name = "ALLOWED_ORIGINS", value_delimiter = ',', help_heading = "Clients")]
     pub allowed_origins: Vec<Origin>,
 
     /// Networks (CIDR, separated by commas) of the proxies whose X-Forwarded-For and X-Request-Id are believed. Empty:
     /// nobody's
-    #[arg(
-        long,
-        env,
-        value_name = "TRUSTED_PROXIES",
-        value_delimiter = ',',
-        help_heading = "Clients"
-    )]
+    #[arg(long, env, value_name = "TRUSTED_PROXIES", value_delimiter = ',', help_heading = "Clients")]
     pub trusted_proxies: Vec<IpNet>,
 
     /// Requests that one network (an IPv4 address or an IPv6 /64) may send at once, a replica
@@ -125,13 +107,7 @@ pub struct Config {
     pub mail_bounces: Option<String>,
 
     /// What the product is called in mails
-    #[arg(
-        long,
-        env,
-        value_name = "MAIL_BRAND",
-        default_value = "Vero OMS",
-        help_heading = "Mail"
-    )]
+    #[arg(long, env, value_name = "MAIL_BRAND", default_value = "Vero OMS", help_heading = "Mail")]
     pub mail_brand: String,
 
     /// Whom a worried reader of a mail writes to
@@ -226,10 +202,8 @@ impl Secrets {
         )?
         .parse()
         .map_err(|why| ConfigError::new("RECOVERY_SECRETS", why))?;
-        let relays = required(
-            "SMTP_RELAYS",
-            "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465",
-        )?;
+        let relays =
+            required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
         Ok(Self {
             database_url: database_url()?,
             code_keys,
@@ -248,10 +222,7 @@ impl Secrets {
 ///
 /// A sentence that names the variable if it is missing, doubled or unreadable.
 pub fn database_url() -> Result<String, ConfigError> {
-    required(
-        "DATABASE_URL",
-        "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full",
-    )
+    required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
 }
 
 fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {
@@ -270,16 +241,10 @@ fn secret(name: &'static str) -> Result<Option<String>, ConfigError> {
         return Ok(value.map(|value| value.trim().to_owned()));
     };
     if value.is_some() {
-        return Err(ConfigError::new(
-            name,
-            format!("is given twice: drop it or {name}_FILE"),
-        ));
+        return Err(ConfigError::new(name, format!("is given twice: drop it or {name}_FILE")));
     }
     let text = std::fs::read_to_string(&path).map_err(|error| {
-        ConfigError::new(
-            name,
-            format!("cannot be read from the file in {name}_FILE: {error}"),
-        )
+        ConfigError::new(name, format!("cannot be read from the file in {name}_FILE: {error}"))
     })?;
     Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
@@ -296,10 +261,7 @@ impl ConfigError {
     /// `why` goes on where the variable's name ends: "is missing: …".
     #[must_use]
     pub fn new(variable: &'static str, why: impl Into<String>) -> Self {
-        Self {
-            variable,
-            why: why.into(),
-        }
+        Self { variable, why: why.into() }
     }
 }
 
@@ -356,16 +318,10 @@ mod tests {
 
     #[test]
     fn an_origin_is_what_a_browser_would_write() {
-        for good in [
-            "https://platform.verolabs.co",
-            "http://localhost:8080",
-            "https://x.vn:8443",
-            "https://x.vn/",
-        ] {
-            assert_eq!(
-                good.parse::<Origin>().unwrap().as_str(),
-                good.trim_end_matches('/')
-            );
+        for good in
+            ["https://platform.verolabs.co", "http://localhost:8080", "https://x.vn:8443", "https://x.vn/"]
+        {
+            assert_eq!(good.parse::<Origin>().unwrap().as_str(), good.trim_end_matches('/'));
         }
         for bad in [
             "platform.verolabs.co",

@@ -23,6 +23,10 @@ use crate::metrics::{MailOutcome, Metrics};
 use crate::outbox::{self, ClaimedCode, Reach};
 use crate::secret::CodeKeys;
 
+/// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
+/// wait for each other's flush.
+const PACE: Duration = Duration::from_millis(10);
+
 /// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
 #[derive(Clone, Debug, Default)]
 pub struct Bell(Arc<Notify>);
@@ -69,7 +73,7 @@ impl Courier {
         loop {
             // With no sender idle or no relay up, rows that need no mail are still finished.
             let free = if courier.gateway.is_up() { idle.len() } else { 0 };
-            let mut more = false;
+            let (claimed_at, mut more) = (Instant::now(), false);
             match outbox::claim(&courier.pool, courier.clock.now(), reach, free, lease).await {
                 Ok(claim) => {
                     courier.count("no_recipient", "none", claim.no_recipient);
@@ -87,8 +91,9 @@ impl Courier {
                 continue;
             }
             if stopping && busy.is_empty() {
-                return;
+                return courier.pool.close().await;
             }
+            tokio::time::sleep_until(claimed_at + PACE).await;
             reach = tokio::select! {
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -107,6 +112,7 @@ impl Courier {
 
     async fn deliver(self: Arc<Self>, mut sender: Sender, code: ClaimedCode, lease: Duration) -> Sender {
         let lease_ends = Instant::now() + lease;
+        tracing::trace!(outbox_id = %code.id, attempts = code.attempts, "mail is claimed");
         let Some(mail) = self.compose(&code) else {
             tracing::error!(outbox_id = %code.id, "the mail cannot be built; it is given up");
             self.count("given_up", "compose", 1);
@@ -118,21 +124,14 @@ impl Courier {
         match outcome {
             Ok(()) => {
                 self.count("sent", "none", 1);
-                self.metrics
-                    .mail_latency
-                    .observe((now - code.created_at).as_seconds_f64());
+                self.metrics.mail_latency.observe((now - code.created_at).as_seconds_f64());
                 self.finish(&code, lease_ends, Finish::Sent).await;
             }
             Err(why) => {
                 let next = outbox::backoff(now, code.attempts, rand::rng().random(), code.expires_at);
-                let finish = next
-                    .filter(|_| !why.is_final())
-                    .map_or(Finish::GiveUp, |at| Finish::Retry(at, why));
-                let outcome = if matches!(finish, Finish::GiveUp) {
-                    "given_up"
-                } else {
-                    "retried"
-                };
+                let finish =
+                    next.filter(|_| !why.is_final()).map_or(Finish::GiveUp, |at| Finish::Retry(at, why));
+                let outcome = if matches!(finish, Finish::GiveUp) { "given_up" } else { "retried" };
                 tracing::warn!(outbox_id = %code.id, attempts = code.attempts, %why, outcome, "mail was not taken");
                 self.count(outcome, why.stage.as_str(), 1);
                 self.finish(&code, lease_ends, finish).await;
@@ -143,14 +142,8 @@ impl Courier {
 
     /// `None` if the session's secret has been rotated away, or the stored address fits no mail.
     fn compose(&self, claimed: &ClaimedCode) -> Option<Mail> {
-        let code = self
-            .code_keys
-            .by_id(&claimed.key_id)?
-            .code(claimed.recovery_session_id);
-        let locale = [&claimed.account_locale, &claimed.session_locale]
-            .into_iter()
-            .flatten()
-            .next();
+        let code = self.code_keys.by_id(&claimed.key_id)?.code(claimed.recovery_session_id);
+        let locale = [&claimed.account_locale, &claimed.session_locale].into_iter().flatten().next();
         let mail = RecoveryCode {
             id: claimed.id,
             to: &claimed.account_email,
@@ -184,10 +177,7 @@ impl Courier {
 
     fn count(&self, outcome: &'static str, stage: &'static str, mails: u64) {
         if mails > 0 {
-            self.metrics
-                .mails
-                .get_or_create(&MailOutcome { outcome, stage })
-                .inc_by(mails);
+            self.metrics.mails.get_or_create(&MailOutcome { outcome, stage }).inc_by(mails);
         }
     }
 }

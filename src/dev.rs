@@ -64,9 +64,7 @@ pub async fn run(
     config.http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     config.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.public_origin = Some(format!("http://localhost:{port}").parse()?);
-    config
-        .allowed_origins
-        .push(format!("http://127.0.0.1:{port}").parse()?);
+    config.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
     config.drain_delay = std::time::Duration::ZERO;
     let secrets = Secrets {
         database_url,
@@ -84,12 +82,7 @@ async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");
         let password = Some(Password::new(password));
-        let account = NewAccount {
-            email,
-            locale: Some(locale),
-            traits: Map::new(),
-            password,
-        };
+        let account = NewAccount { email, locale: Some(locale), traits: Map::new(), password };
         match account::create(connection, Clock::System.now(), account).await {
             Ok(_) | Err(CreateError::EmailTaken) => {}
             Err(error) => return Err(error),
@@ -102,43 +95,21 @@ fn routes(mailbox: Mailbox) -> Router {
     let page =
         |body: &'static str, content_type: &'static str| get(async move || static_page(body, content_type));
     Router::new()
-        .route(
-            "/dev/mailbox",
-            page(include_str!("dev/mailbox.html"), "text/html; charset=utf-8"),
-        )
-        .route(
-            "/dev/mailbox.css",
-            page(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"),
-        )
-        .route(
-            "/dev/mailbox.js",
-            page(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"),
-        )
-        .route(
-            "/dev/mailbox.json",
-            get(async move || Json(mailbox.newest_first())),
-        )
+        .route("/dev/mailbox", page(include_str!("dev/mailbox.html"), "text/html; charset=utf-8"))
+        .route("/dev/mailbox.css", page(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"))
+        .route("/dev/mailbox.js", page(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"))
+        .route("/dev/mailbox.json", get(async move || Json(mailbox.newest_first())))
 }
 
 fn static_page(body: &'static str, content_type: &'static str) -> Response {
     let policy = HeaderValue::from_static(PAGE_POLICY);
-    (
-        [
-            (CONTENT_TYPE, HeaderValue::from_static(content_type)),
-            (CONTENT_SECURITY_POLICY, policy),
-        ],
-        body,
-    )
+    ([(CONTENT_TYPE, HeaderValue::from_static(content_type)), (CONTENT_SECURITY_POLICY, policy)], body)
         .into_response()
 }
 
 fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
     let [(vi, _, vi_password), (en, _, en_password)] = ACCOUNTS;
-    let limits = if limits == Limits::Off {
-        "\n  Budgets are lifted (DEV_NO_LIMITS=1).\n"
-    } else {
-        ""
-    };
+    let limits = if limits == Limits::Off { "\n  Budgets are lifted (DEV_NO_LIMITS=1).\n" } else { "" };
     format!(
         "
   vos-auth is at http://localhost:{port}. Send yourself a recovery code:

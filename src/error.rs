@@ -115,28 +115,18 @@ impl Error {
     /// A problem with one member of the request.
     #[must_use]
     pub fn in_field(problem: Problem, field: &'static str) -> Self {
-        Self {
-            field: Some(field),
-            ..problem.into()
-        }
+        Self { field: Some(field), ..problem.into() }
     }
 
     /// A problem that is there for `wait` at least.
     #[must_use]
     pub fn retry_after(problem: Problem, wait: Duration) -> Self {
-        Self {
-            retry_after: Some(wait),
-            ..problem.into()
-        }
+        Self { retry_after: Some(wait), ..problem.into() }
     }
 }
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Self {
-            problem,
-            retry_after: None,
-            field: None,
-        }
+        Self { problem, retry_after: None, field: None }
     }
 }

@@ -42,13 +42,7 @@ pub struct NotCommitted;
 #[must_use]
 pub fn channel<T, R>(queue: usize, max_batch: usize) -> (GroupCommit<T, R>, Arrivals<T, R>) {
     let (sender, receiver) = mpsc::channel(queue);
-    (
-        GroupCommit { queue: sender },
-        Arrivals {
-            queue: receiver,
-            max_batch,
-        },
-    )
+    (GroupCommit { queue: sender }, Arrivals { queue: receiver, max_batch })
 }
 
 impl<T, R> GroupCommit<T, R> {
@@ -59,18 +53,14 @@ impl<T, R> GroupCommit<T, R> {
     /// [`NotCommitted`] at once if the queue is full, or when the batch failed.
     pub async fn submit(&self, request: T) -> Result<R, NotCommitted> {
         let (answer, answered) = oneshot::channel();
-        self.queue
-            .try_send(Waiting { request, answer })
-            .map_err(|_| NotCommitted)?;
+        self.queue.try_send(Waiting { request, answer }).map_err(|_| NotCommitted)?;
         answered.await.map_err(|_| NotCommitted)
     }
 }
 
 impl<T, R> Clone for GroupCommit<T, R> {
     fn clone(&self) -> Self {
-        Self {
-            queue: self.queue.clone(),
-        }
+        Self { queue: self.queue.clone() }
     }
 }
 
@@ -106,10 +96,7 @@ impl<T, R> Batch<T, R> {
         self.requests
             .into_iter()
             .zip(self.answers)
-            .map(|(request, answer)| Self {
-                requests: vec![request],
-                answers: vec![answer],
-            })
+            .map(|(request, answer)| Self { requests: vec![request], answers: vec![answer] })
     }
 }
 

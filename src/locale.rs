@@ -31,18 +31,11 @@ impl Locale {
         let mut best: Option<(Self, u16)> = None;
         for range in accept_language.split(',').take(32) {
             let mut parts = range.split(';').map(str::trim);
-            let language = parts
-                .next()
-                .unwrap_or_default()
-                .split('-')
-                .next()
-                .unwrap_or_default();
+            let language = parts.next().unwrap_or_default().split('-').next().unwrap_or_default();
             let Ok(locale) = language.to_ascii_lowercase().parse::<Self>() else {
                 continue;
             };
-            let quality = parts
-                .find_map(|part| part.strip_prefix("q="))
-                .map_or(1000, thousandths);
+            let quality = parts.find_map(|part| part.strip_prefix("q=")).map_or(1000, thousandths);
             if quality > 0 && best.is_none_or(|(_, known)| quality > known) {
                 best = Some((locale, quality));
             }
@@ -97,10 +90,9 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Nội dung yêu cầu không phải là JSON hợp lệ ở dạng UTF-8.",
             "The request body is not valid JSON in UTF-8.",
         ),
-        Problem::JsonNotObject => (
-            "Nội dung yêu cầu phải là một đối tượng JSON.",
-            "The request body has to be a JSON object.",
-        ),
+        Problem::JsonNotObject => {
+            ("Nội dung yêu cầu phải là một đối tượng JSON.", "The request body has to be a JSON object.")
+        }
         Problem::FieldUnknown => (
             "Yêu cầu có một trường không được hỗ trợ. Hãy chỉ gửi các trường được mô tả trong tài liệu.",
             "The request has a field that is not known here. Send only the documented fields.",

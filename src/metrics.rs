@@ -76,11 +76,7 @@ impl Default for Metrics {
             swept_rows: Counter::default(),
             registry: Registry::default(),
         };
-        registry.register(
-            "build",
-            "What is running",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        registry.register("build", "What is running", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("http_answers", "Answered requests", metrics.http_answers.clone());
         registry.register_with_unit(
             "http_duration",
@@ -88,19 +84,11 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.http_duration.clone(),
         );
-        registry.register(
-            "start_batch_size",
-            "Starts committed together",
-            metrics.start_batch.clone(),
-        );
+        registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
         let help = "Time from the accepted request to the relay's 250";
         registry.register_with_unit("mail_latency", help, Unit::Seconds, metrics.mail_latency.clone());
-        registry.register(
-            "relay_up",
-            "1 while the probe finds the relay usable",
-            metrics.relay_up.clone(),
-        );
+        registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
         let help = "1 while the clock is over a second from PostgreSQL's";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";

@@ -74,7 +74,8 @@ pub struct Claim {
 /// Claims up to `senders` mails, youngest first, and finishes every row in the window that needs no mail.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
-/// replicas must never wait for each other.
+/// replicas must never wait for each other. Look-ups are LATERAL and deletions go by an array of ids, so that all of it
+/// is by index: a plan that was made while the table was empty must not scan it when it is not.
 ///
 /// # Errors
 ///
@@ -106,26 +107,34 @@ pub async fn claim(
                 s.locale AS session_locale, s.client_ip, s.user_agent,
                 a.id AS account_id, a.email AS account_email, a.locale AS account_locale
             FROM due
-            LEFT JOIN recovery_session s ON s.id = due.recovery_session_id AND s.state = 'code_sent'
-            LEFT JOIN account a ON a.email = s.email AND a.state = 'active'
+            LEFT JOIN LATERAL (
+                SELECT * FROM recovery_session WHERE id = due.recovery_session_id AND state = 'code_sent' LIMIT 1
+            ) AS s ON true
+            LEFT JOIN LATERAL (
+                SELECT id, email, locale FROM account WHERE email = s.email AND state = 'active' LIMIT 1
+            ) AS a ON true
         ),
         finished AS (
-            DELETE FROM outbox WHERE id IN (
-                SELECT o.id FROM outbox o JOIN addressed d ON d.id = o.id
-                WHERE (d.expired OR d.account_id IS NULL) AND (o.lease_until IS NULL OR o.lease_until <= $2)
-                FOR UPDATE OF o SKIP LOCKED
-            )
+            DELETE FROM outbox WHERE id = ANY(ARRAY(
+                SELECT o.id FROM addressed d CROSS JOIN LATERAL (
+                    SELECT id FROM outbox WHERE id = d.id AND (lease_until IS NULL OR lease_until <= $2)
+                    FOR UPDATE SKIP LOCKED
+                ) AS o
+                WHERE d.expired OR d.account_id IS NULL
+            ))
             RETURNING id
         ),
         claimed AS (
             UPDATE outbox SET attempts = attempts + 1, lease_until = $5
-            WHERE id IN (
-                SELECT o.id FROM outbox o JOIN addressed d ON d.id = o.id
-                WHERE NOT d.expired AND d.account_id IS NOT NULL AND (o.lease_until IS NULL OR o.lease_until <= $2)
-                ORDER BY o.id DESC
+            WHERE id = ANY(ARRAY(
+                SELECT o.id FROM (
+                    SELECT id FROM addressed WHERE NOT expired AND account_id IS NOT NULL ORDER BY id DESC
+                ) AS d CROSS JOIN LATERAL (
+                    SELECT id FROM outbox WHERE id = d.id AND (lease_until IS NULL OR lease_until <= $2)
+                    FOR UPDATE SKIP LOCKED
+                ) AS o
                 LIMIT $6
-                FOR UPDATE OF o SKIP LOCKED
-            )
+            ))
             RETURNING id, attempts
         ),
         counted AS (
@@ -187,16 +196,9 @@ pub async fn claim(
 /// What PostgreSQL answers; then the row is still owed, and its lease will end.
 pub async fn sent(pool: &PgPool, now: OffsetDateTime, code: &ClaimedCode) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin().await?;
-    let deleted = sqlx::query!(
-        "DELETE FROM outbox WHERE id = $1 AND attempts = $2",
-        code.id,
-        code.attempts
-    );
+    let deleted = sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", code.id, code.attempts);
     if deleted.execute(&mut *transaction).await?.rows_affected() == 1 {
-        let source = audit::Source {
-            client_ip: code.client_ip,
-            user_agent: &code.user_agent,
-        };
+        let source = audit::Source { client_ip: code.client_ip, user_agent: &code.user_agent };
         let event = audit::Event::RecoverySent;
         audit::record(&mut *transaction, now, event, code.account_id, Some(source)).await?;
     }
@@ -233,13 +235,9 @@ pub async fn retry_at(
 ///
 /// What PostgreSQL answers.
 pub async fn give_up(pool: &PgPool, code: &ClaimedCode) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "DELETE FROM outbox WHERE id = $1 AND attempts = $2",
-        code.id,
-        code.attempts
-    )
-    .execute(pool)
-    .await?;
+    sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", code.id, code.attempts)
+        .execute(pool)
+        .await?;
     Ok(())
 }
 

@@ -27,10 +27,7 @@ impl Password {
         let (memory, passes, lanes) = COST;
         let params = Params::new(memory, passes, lanes, None).expect("the cost is within Argon2's bounds");
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        argon2
-            .hash_password(self.0.as_bytes())
-            .expect("the operating system gives a salt")
-            .to_string()
+        argon2.hash_password(self.0.as_bytes()).expect("the operating system gives a salt").to_string()
     }
 }
 

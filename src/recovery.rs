@@ -116,23 +116,19 @@ impl Recovery {
             client,
         };
         let outcome = timeout(STORAGE_DEADLINE, self.starts.submit(start)).await;
-        let lifetime = |end: OffsetDateTime| Duration::try_from(end - now).unwrap_or_default();
+        let answered = self.app.clock.now();
+        let lifetime = |end: OffsetDateTime| Duration::try_from(end - answered).unwrap_or_default();
         match (outcome, presented) {
-            (Ok(Ok(Outcome::New { expires_at })), _) => Ok(Started {
-                token,
-                lifetime: lifetime(expires_at),
-            }),
-            (Ok(Ok(Outcome::Kept { expires_at })), Some(token)) => Ok(Started {
-                token,
-                lifetime: lifetime(expires_at),
-            }),
+            (Ok(Ok(Outcome::New { expires_at })), _) => Ok(Started { token, lifetime: lifetime(expires_at) }),
+            (Ok(Ok(Outcome::Kept { expires_at })), Some(token)) => {
+                Ok(Started { token, lifetime: lifetime(expires_at) })
+            }
             (Ok(Ok(Outcome::Refused { retry_at })), _) => {
                 Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))
             }
-            (Ok(Ok(Outcome::Kept { .. }) | Err(_)) | Err(_), _) => Err(Error::retry_after(
-                Problem::StorageUnavailable,
-                OUTAGE_RETRY_AFTER,
-            )),
+            (Ok(Ok(Outcome::Kept { .. }) | Err(_)) | Err(_), _) => {
+                Err(Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
+            }
         }
     }
 }
@@ -169,14 +165,8 @@ async fn commit(
     let committed = timeout(STORAGE_DEADLINE, async {
         let mut connection = database.take().await?;
         let key_id = app.code_keys.newest().id();
-        let result = insert(
-            &mut connection,
-            app.clock.now(),
-            key_id,
-            app.address_budget,
-            &batch.requests,
-        )
-        .await;
+        let result =
+            insert(&mut connection, app.clock.now(), key_id, app.address_budget, &batch.requests).await;
         // After a failed statement the connection itself is still good if PostgreSQL said so.
         if result.as_ref().map_or_else(is_statements_fault, |_| true) {
             database.put(connection);
@@ -190,7 +180,8 @@ async fn commit(
 ///
 /// This is the only SQL that touches tables of other modules (`throttle`, `outbox`): apart, they would be three round
 /// trips and three flushes. Keys are aggregated and ordered, or two replicas' batches would deadlock. The budget's
-/// upsert always updates and returns, so that a refusal knows when to come back.
+/// upsert always updates and returns, so that a refusal knows when to come back. The
+/// look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
 #[expect(clippy::too_many_lines, reason = "it is one statement")]
 async fn insert(
     connection: &mut PgConnection,
@@ -202,21 +193,13 @@ async fn insert(
     let session_ids: Vec<_> = starts.iter().map(|start| start.session_id).collect();
     let outbox_ids: Vec<_> = starts.iter().map(|start| start.outbox_id).collect();
     let token_hashes: Vec<_> = starts.iter().map(|start| start.token_hash.as_bytes()).collect();
-    let presented: Vec<_> = starts
-        .iter()
-        .map(|start| start.presented.as_ref().map(TokenHash::as_bytes))
-        .collect();
+    let presented: Vec<_> =
+        starts.iter().map(|start| start.presented.as_ref().map(TokenHash::as_bytes)).collect();
     let emails: Vec<_> = starts.iter().map(|start| start.email.as_str()).collect();
     let budget_keys: Vec<_> = starts.iter().map(|start| &start.budget_key[..]).collect();
-    let locales: Vec<_> = starts
-        .iter()
-        .map(|start| start.client.locale.map(Locale::as_str))
-        .collect();
+    let locales: Vec<_> = starts.iter().map(|start| start.client.locale.map(Locale::as_str)).collect();
     let client_ips: Vec<_> = starts.iter().map(|start| start.client.ip).collect();
-    let user_agents: Vec<_> = starts
-        .iter()
-        .map(|start| start.client.user_agent.as_str())
-        .collect();
+    let user_agents: Vec<_> = starts.iter().map(|start| start.client.user_agent.as_str()).collect();
     let expires_at = now + CODE_LIFETIME;
     let rows = sqlx::query!(
         r#"
@@ -249,7 +232,10 @@ async fn insert(
         ),
         kept AS (
             SELECT i.place, s.id, s.expires_at
-            FROM input i JOIN recovery_session s ON s.token_hash = i.presented
+            FROM input i CROSS JOIN LATERAL (
+                SELECT id, email, state, attempts_left, expires_at FROM recovery_session
+                WHERE token_hash = i.presented LIMIT 1
+            ) AS s
             WHERE s.email = i.email AND s.state IN ('code_sent', 'revoked') AND s.attempts_left > 0
                 AND s.expires_at >= $15::timestamptz
         ),
@@ -299,26 +285,16 @@ async fn insert(
     Ok(rows
         .into_iter()
         .map(|row| match row {
-            row if !row.admitted => Outcome::Refused {
-                retry_at: row.retry_at,
-            },
-            row if row.kept => Outcome::Kept {
-                expires_at: row.expires_at,
-            },
-            row => Outcome::New {
-                expires_at: row.expires_at,
-            },
+            row if !row.admitted => Outcome::Refused { retry_at: row.retry_at },
+            row if row.kept => Outcome::Kept { expires_at: row.expires_at },
+            row => Outcome::New { expires_at: row.expires_at },
         })
         .collect())
 }
 
 fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    sqlx::postgres::types::PgInterval {
-        months: 0,
-        days: 0,
-        microseconds,
-    }
+    sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
 }
 
 /// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no

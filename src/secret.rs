@@ -35,9 +35,7 @@ impl Token {
     #[must_use]
     pub fn random() -> Self {
         let mut bytes = [0; TOKEN_BYTES];
-        SysRng
-            .try_fill_bytes(&mut bytes)
-            .expect("the operating system gives random bytes");
+        SysRng.try_fill_bytes(&mut bytes).expect("the operating system gives random bytes");
         Self(bytes)
     }
 
@@ -118,10 +116,7 @@ impl CodeKey {
     /// A random key, for `vos-auth dev` alone: it is gone with the process.
     #[must_use]
     pub fn random(id: &str) -> Self {
-        Self {
-            id: id.into(),
-            key: Token::random().0,
-        }
+        Self { id: id.into(), key: Token::random().0 }
     }
 
     /// The name that is stored beside a session.
@@ -165,9 +160,7 @@ impl CodeKey {
 
 impl fmt::Debug for CodeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CodeKey")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("CodeKey").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -202,9 +195,7 @@ impl FromStr for CodeKeys {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut keys: Vec<CodeKey> = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let (id, key) = entry
-                .split_once(':')
-                .ok_or("has an entry that is not written ID:BASE64")?;
+            let (id, key) = entry.split_once(':').ok_or("has an entry that is not written ID:BASE64")?;
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if id.is_empty() || id.len() > 32 || !id.chars().all(plain) {
                 return Err("has an ID that is not 1 to 32 of a-z, 0-9 and '-'".into());
@@ -239,10 +230,7 @@ mod tests {
     use super::*;
 
     fn key() -> CodeKey {
-        CodeKey {
-            id: "1".into(),
-            key: [7; 32],
-        }
+        CodeKey { id: "1".into(), key: [7; 32] }
     }
 
     #[test]
@@ -250,14 +238,7 @@ mod tests {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
         assert_eq!(key().code(a), key().code(a));
         assert_ne!(key().code(a), key().code(b));
-        assert_ne!(
-            key().code(a),
-            CodeKey {
-                id: "2".into(),
-                key: [8; 32]
-            }
-            .code(a)
-        );
+        assert_ne!(key().code(a), CodeKey { id: "2".into(), key: [8; 32] }.code(a));
     }
 
     #[test]
@@ -274,10 +255,7 @@ mod tests {
         // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a place.
         for place in counts {
             let expected = f64::from(samples) / 10.0;
-            let chi: f64 = place
-                .iter()
-                .map(|n| (f64::from(*n) - expected).powi(2) / expected)
-                .sum();
+            let chi: f64 = place.iter().map(|n| (f64::from(*n) - expected).powi(2) / expected).sum();
             assert!(chi < 40.0, "{place:?}");
         }
     }
@@ -288,13 +266,7 @@ mod tests {
         let text = token.expose();
         assert_eq!(text.len(), TOKEN_CHARS);
         assert_eq!(Token::parse(&text).unwrap().hash(), token.hash());
-        for broken in [
-            "",
-            &text[1..],
-            &format!("{text}="),
-            &format!("{}+", &text[1..]),
-            &"é".repeat(21),
-        ] {
+        for broken in ["", &text[1..], &format!("{text}="), &format!("{}+", &text[1..]), &"é".repeat(21)] {
             assert!(Token::parse(broken).is_none(), "{broken}");
         }
     }
@@ -315,22 +287,14 @@ mod tests {
             &format!("1:{good},1:{good}"),
         ] {
             let error = bad.parse::<CodeKeys>().unwrap_err();
-            assert!(
-                !error.contains(&good) && !error.contains(&same) && !error.contains("short"),
-                "{error}"
-            );
+            assert!(!error.contains(&good) && !error.contains(&same) && !error.contains("short"), "{error}");
         }
     }
 
     #[test]
     fn debug_shows_no_secret() {
         let token = Token::random();
-        let shown = format!(
-            "{token:?} {:?} {:?} {:?}",
-            token.hash(),
-            key(),
-            key().code(Uuid::nil())
-        );
+        let shown = format!("{token:?} {:?} {:?} {:?}", token.hash(), key(), key().code(Uuid::nil()));
         assert!(
             !shown.contains(&token.expose()) && !shown.contains(&key().code(Uuid::nil()).expose_grouped())
         );

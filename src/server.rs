@@ -45,12 +45,7 @@ impl Server {
     pub async fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
         let listener = bind("HTTP_ADDR", app.config.http_addr).await?;
         let metrics_listener = bind("METRICS_ADDR", app.config.metrics_addr).await?;
-        Ok(Self {
-            app: Arc::new(app),
-            courier,
-            listener,
-            metrics_listener,
-        })
+        Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
     }
 
     /// Where the API is.
@@ -80,12 +75,7 @@ impl Server {
     /// Serves until `stop`; then `/readyz` is red for the drain delay, requests and mails under way finish within the
     /// stop timeout, and the rest is dropped. `more` are routes beside the API's.
     pub async fn run(self, more: Router, stop: CancellationToken) {
-        let Self {
-            app,
-            courier,
-            listener,
-            metrics_listener,
-        } = self;
+        let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
         let probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;
         let site = Site {
@@ -96,19 +86,11 @@ impl Server {
         let draining = Arc::clone(&site.draining);
         let api = http::with_layers(http::router(site.clone()).merge(more), &site);
         drop(site);
-        let (closing, ending, over) = (
-            CancellationToken::new(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
+        let (closing, ending, over) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let api = tokio::spawn(accept(listener, api, config.header_timeout, closing.clone()));
         let metrics = http::metrics_router(Arc::clone(&app));
-        tokio::spawn(accept(
-            metrics_listener,
-            metrics,
-            config.header_timeout,
-            over.clone(),
-        ));
+        tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
         tokio::spawn(sweeper::run(Arc::clone(&app), over.clone()));
         tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
         let courier = tokio::spawn({
@@ -144,10 +126,7 @@ impl Server {
 
 async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
     TcpListener::bind(address).await.map_err(|error| {
-        ConfigError::new(
-            variable,
-            format!("is {address}, which cannot be listened on: {error}"),
-        )
+        ConfigError::new(variable, format!("is {address}, which cannot be listened on: {error}"))
     })
 }
 
@@ -199,11 +178,7 @@ async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
         if skewed {
             tracing::error!("this machine's clock is over a second from PostgreSQL's: check NTP on both");
         }
-        if stop
-            .run_until_cancelled(tokio::time::sleep(CLOCK_CHECK))
-            .await
-            .is_none()
-        {
+        if stop.run_until_cancelled(tokio::time::sleep(CLOCK_CHECK)).await.is_none() {
             return;
         }
     }

@@ -18,11 +18,7 @@ const ROUNDS: u32 = 50;
 
 /// Sweeps until `stop`.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
-    while stop
-        .run_until_cancelled(tokio::time::sleep(INTERVAL))
-        .await
-        .is_some()
-    {
+    while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
         let swept = stop.run_until_cancelled(sweep(&app)).await;
         if let Some(Err(error)) = swept {
             tracing::warn!(%error, "what is over cannot be deleted; it is tried again");
@@ -37,9 +33,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
 /// What PostgreSQL answers.
 pub async fn sweep(app: &App) -> Result<(), sqlx::Error> {
     let networks = app.network_limiter.sweep();
-    app.metrics
-        .throttled_networks
-        .set(i64::try_from(networks).unwrap_or(i64::MAX));
+    app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
     for _ in 0..ROUNDS {
         let now = app.clock.now();
         let deleted = [

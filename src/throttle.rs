@@ -53,23 +53,14 @@ impl Budget {
     #[must_use]
     pub fn unlimited() -> Self {
         let (burst, refill) = (1_000_000, Duration::from_micros(1));
-        Self {
-            short_burst: burst,
-            short_refill: refill,
-            long_burst: burst,
-            long_refill: refill,
-        }
+        Self { short_burst: burst, short_refill: refill, long_burst: burst, long_refill: refill }
     }
 }
 
 /// The row of a stranger's budget for recovery mails to `address`: the same whether anybody owns the address or not.
 #[must_use]
 pub fn recovery_key(address: &EmailAddress) -> [u8; 32] {
-    Sha256::new()
-        .chain_update(b"recovery|")
-        .chain_update(address.as_str())
-        .finalize()
-        .into()
+    Sha256::new().chain_update(b"recovery|").chain_update(address.as_str()).finalize().into()
 }
 
 /// Deletes at most `limit` rows whose buckets are both full: they say nothing that no row would not say.
@@ -110,19 +101,13 @@ impl NetworkLimiter {
     pub fn new(burst: u32, per_minute: u32, clock: Clock) -> Self {
         let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
-        Self {
-            limiter: Some(RateLimiter::dashmap_with_clock(quota, clock.clone())),
-            clock,
-        }
+        Self { limiter: Some(RateLimiter::dashmap_with_clock(quota, clock.clone())), clock }
     }
 
     /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self {
-            limiter: None,
-            clock: Clock::System,
-        }
+        Self { limiter: None, clock: Clock::System }
     }
 
     /// Counts a request.

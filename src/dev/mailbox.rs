@@ -46,12 +46,7 @@ impl Mailbox {
     /// Every kept mail, newest first.
     #[must_use]
     pub fn newest_first(&self) -> Vec<Received> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn keep(&self, mail: Received) {
@@ -75,11 +70,7 @@ impl Mailbox {
         let mut to = Vec::new();
         reply(&mut stream, "220 dev mailbox").await?;
         while let Some(line) = read_line(&mut stream).await? {
-            let verb = line
-                .split([' ', ':'])
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
+            let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
             let answer = match verb.as_str() {
                 "EHLO" | "HELO" => "250 dev mailbox",
                 "NOOP" => "250 ok",
@@ -111,10 +102,7 @@ impl Mailbox {
 
 fn read(raw: &[u8], to: Vec<String>, received_at: OffsetDateTime) -> Received {
     let mail = MessageParser::default().parse(raw).unwrap_or_default();
-    let from = mail
-        .from()
-        .and_then(|from| from.first())
-        .and_then(|from| from.address());
+    let from = mail.from().and_then(|from| from.first()).and_then(|from| from.address());
     Received {
         to,
         from: from.unwrap_or_default().to_owned(),

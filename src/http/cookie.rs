@@ -11,6 +11,7 @@ use tower_cookies::cookie::SameSite;
 use tower_cookies::cookie::time::Duration as MaxAge;
 use tower_cookies::{Cookie, Cookies};
 
+use crate::http::error::whole_seconds;
 use crate::secret::Token;
 
 const RECOVERY: &str = "__Host-vos_recovery";
@@ -30,16 +31,16 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(std::str::from_utf8(value).ok()?.trim_ascii_end())
 }
 
-/// Hands the token over for `lifetime`.
+/// Hands the token over for `lifetime`, in whole seconds, rounded up: the cookie must not go before its session.
 pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
-    let max_age = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+    let max_age = whole_seconds(lifetime);
     cookies.add(
         Cookie::build((RECOVERY, token.expose()))
             .http_only(true)
             .secure(true)
             .same_site(SameSite::Strict)
             .path("/")
-            .max_age(MaxAge::seconds(max_age))
+            .max_age(MaxAge::seconds(i64::try_from(max_age).unwrap_or(i64::MAX)))
             .build(),
     );
 }
@@ -60,11 +61,7 @@ mod tests {
             recovery_token(&headers).map(|token| token.hash())
         };
         let plain = format!("{RECOVERY}={text}");
-        for good in [
-            plain.clone(),
-            format!("a=b; {plain}; c=d"),
-            format!("a=b;{plain} "),
-        ] {
+        for good in [plain.clone(), format!("a=b; {plain}; c=d"), format!("a=b;{plain} ")] {
             assert_eq!(read(&[good]), Some(token.hash()));
         }
         assert_eq!(read(&[plain.clone(), "a=b".into()]), Some(token.hash()));

@@ -1,5 +1,7 @@
 //! The one status map, and the one shape of an error: `{error, message, status}` in JSON (the contract's `AuthError`).
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -59,6 +61,11 @@ impl IntoResponse for Error {
     }
 }
 
+/// Rounded up: who comes back after that many seconds does not come too early.
+pub(super) const fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + if duration.subsec_nanos() > 0 { 1 } else { 0 }
+}
+
 /// Writes the body of every error.
 pub async fn render(request: Request, next: Next) -> Response {
     let locale = locale_of(request.headers()).unwrap_or(Locale::En);
@@ -77,9 +84,7 @@ pub async fn render(request: Request, next: Next) -> Response {
     let (mut head, _) = response.into_parts();
     head.headers.remove(CONTENT_LENGTH);
     if let Some(wait) = error.retry_after {
-        // Whole seconds, rounded up: who comes back at that time is let in.
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        head.headers.insert(RETRY_AFTER, seconds.max(1).into());
+        head.headers.insert(RETRY_AFTER, whole_seconds(wait).max(1).into());
     }
     let (body_head, body) = body.into_response().into_parts();
     head.headers.extend(body_head.headers);

@@ -29,24 +29,15 @@ pub struct ClientIp(pub IpAddr);
 /// The language that a request asks for, if it is one of ours.
 #[must_use]
 pub fn locale_of(headers: &HeaderMap) -> Option<Locale> {
-    headers
-        .get_all(ACCEPT_LANGUAGE)
-        .iter()
-        .find_map(|value| Locale::preferred(value.to_str().ok()?))
+    headers.get_all(ACCEPT_LANGUAGE).iter().find_map(|value| Locale::preferred(value.to_str().ok()?))
 }
 
 impl<S: Sync> FromRequestParts<S> for Client {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let ip = parts
-            .extensions
-            .get::<ClientIp>()
-            .map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
-        let user_agent = parts
-            .headers
-            .get(USER_AGENT)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let ip = parts.extensions.get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+        let user_agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
         let user_agent = user_agent.unwrap_or_default();
         let printable = user_agent.chars().filter(|c| !c.is_control());
         Ok(Self {
@@ -67,24 +58,15 @@ impl<T: DeserializeOwned> FromRequest<Site> for StrictJson<T> {
 
     async fn from_request(request: Request, site: &Site) -> Result<Self, Error> {
         // Anything but JSON by name is refused: a form or text/plain can be sent from a foreign page without asking.
-        let content_type = request
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
-        let essence = content_type
-            .and_then(|value| value.split(';').next())
-            .unwrap_or_default();
+        let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
         if !essence.trim().eq_ignore_ascii_case("application/json") {
             return Err(Problem::ContentTypeUnsupported.into());
         }
         let body = Limited::new(request.into_body(), MAX_BODY).collect();
         let body = tokio::time::timeout(site.app.config.body_timeout, body).await;
         let body = body.map_err(|_| Problem::BodyIncomplete)?.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                Problem::BodyTooLarge
-            } else {
-                Problem::BodyIncomplete
-            }
+            if error.is::<LengthLimitError>() { Problem::BodyTooLarge } else { Problem::BodyIncomplete }
         })?;
         parse(&body.to_bytes()).map(Self)
     }
@@ -104,11 +86,7 @@ pub fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     let mut members = Vec::with_capacity(value.0.len());
     let mut mistyped = false;
     for (name, value) in value.0 {
-        let text = if let Value::String(text) = value {
-            Some(text)
-        } else {
-            None
-        };
+        let text = if let Value::String(text) = value { Some(text) } else { None };
         mistyped |= text.is_none();
         members.push((name, text.unwrap_or_default()));
     }

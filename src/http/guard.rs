@@ -37,45 +37,25 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let request_id = request_id(request.headers(), is_trusted(peer, trusted))
         .unwrap_or_else(|| header_of(&new_id(site.app.clock.now()).to_string()));
     let method = known_method(request.method());
-    let path = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| path.as_str().to_owned());
-    let route = ROUTES
-        .into_iter()
-        .find(|route| path.as_deref() == Some(route))
-        .unwrap_or("none");
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = ROUTES.into_iter().find(|route| path.as_deref() == Some(route)).unwrap_or("none");
 
     let mut response = next.run(request).await;
 
     let status = response.status().as_u16();
     let duration = began.elapsed();
-    site.app
-        .metrics
-        .http_answers
-        .get_or_create(&Answer { route, status })
-        .inc();
+    site.app.metrics.http_answers.get_or_create(&Answer { route, status }).inc();
     site.app.metrics.http_duration.observe(duration.as_secs_f64());
     let duration_ms = duration.as_secs_f64() * 1000.0;
     let request_id_text = request_id.to_str().unwrap_or_default();
-    tracing::info!(
-        request_id = request_id_text,
-        method,
-        route,
-        status,
-        duration_ms,
-        "answered"
-    );
+    tracing::info!(request_id = request_id_text, method, route, status, duration_ms, "answered");
     response.headers_mut().insert(REQUEST_ID, request_id);
     response
 }
 
 /// Lets a POST of the contract through: first the network's budget, then the origin; both before anything is parsed.
 pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
-    let client = request
-        .extensions()
-        .get::<ClientIp>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+    let client = request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
     if let Err(wait) = site.app.network_limiter.admit(client) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
@@ -111,10 +91,7 @@ fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
 fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer;
     let lines = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
-    let hops = lines
-        .iter()
-        .rev()
-        .flat_map(|line| line.to_str().unwrap_or("-").rsplit(','));
+    let hops = lines.iter().rev().flat_map(|line| line.to_str().unwrap_or("-").rsplit(','));
     for hop in hops {
         if !is_trusted(client, trusted) {
             break;
@@ -127,9 +104,7 @@ fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
 
 /// An address with or without a port; some proxies write one.
 fn address_of(hop: &str) -> Option<IpAddr> {
-    hop.parse()
-        .ok()
-        .or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 /// The id that a trusted proxy gave, if it is a plain one.
@@ -173,14 +148,8 @@ mod tests {
         assert_eq!(client("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(
-            client("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]),
-            "198.51.100.1"
-        );
-        assert_eq!(
-            client("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]),
-            "198.51.100.1"
-        );
+        assert_eq!(client("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]), "198.51.100.1");
+        assert_eq!(client("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]), "198.51.100.1");
         assert_eq!(client("::1", &["[2001:db8::1]:80"]), "2001:db8::1");
         assert_eq!(client("10.0.0.1", &["1.1.1.1, not an address"]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &[""]), "10.0.0.1");

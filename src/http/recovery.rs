@@ -40,10 +40,7 @@ pub async fn start(
 ) -> Result<Json<StartResponse>, Error> {
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
-    let started = site
-        .recovery
-        .start(email, cookie::recovery_token(&headers), client)
-        .await?;
+    let started = site.recovery.start(email, cookie::recovery_token(&headers), client).await?;
     cookie::set_recovery(&cookies, &started.token, started.lifetime);
     Ok(Json(StartResponse { status: "code_sent" }))
 }

@@ -1,6 +1,7 @@
 //! What operators and clients look up: health, readiness, the API's description, the figures.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
@@ -17,6 +18,8 @@ use crate::http::error::Parts;
 use crate::http::extract::locale_of;
 use crate::locale::Locale;
 
+/// What a client is told to wait when this replica should not be asked.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 const OPENAPI_VI: &str = include_str!("../../openapi/openapi.oms.vi.json");
 const OPENAPI_EN: &str = include_str!("../../openapi/openapi.oms.en.json");
 
@@ -29,10 +32,7 @@ pub async fn healthz() -> Response {
 /// count: without it `start` answers 502 by itself, and everything else works.
 pub async fn readyz(State(site): State<Site>) -> Response {
     let database = database::health(&site.app.pool, site.app.clock.now()).await;
-    site.app
-        .metrics
-        .clock_skewed
-        .set(i64::from(database == Health::ClockSkewed));
+    site.app.metrics.clock_skewed.set(i64::from(database == Health::ClockSkewed));
     let draining = site.draining.load(Ordering::Relaxed);
     let parts = json!({
         "database": database,
@@ -42,7 +42,7 @@ pub async fn readyz(State(site): State<Site>) -> Response {
     if database == Health::Ok && !draining {
         return Json(json!({ "status": "ready", "parts": parts })).into_response();
     }
-    let mut response = Error::from(Problem::NotReady).into_response();
+    let mut response = Error::retry_after(Problem::NotReady, RETRY_AFTER).into_response();
     response.extensions_mut().insert(Parts(parts));
     response
 }

@@ -35,10 +35,7 @@ const SYSTEMS: [(&str, &str); 7] = [
 #[must_use]
 pub fn describe(user_agent: &str, locale: Locale) -> String {
     let find = |marks: &[(&str, &'static str)]| {
-        marks
-            .iter()
-            .find(|(mark, _)| user_agent.contains(mark))
-            .map(|(_, name)| *name)
+        marks.iter().find(|(mark, _)| user_agent.contains(mark)).map(|(_, name)| *name)
     };
     match (find(&BROWSERS), find(&SYSTEMS), locale) {
         (Some(browser), Some(system), Locale::Vi) => format!("{browser} trên {system}"),
@@ -67,11 +64,7 @@ mod tests {
                 "Safari on iPhone",
             ),
             ("curl/8.5.0", "curl", "curl"),
-            (
-                "Your account is blocked, call 0123 4567",
-                "không xác định",
-                "unknown",
-            ),
+            ("Your account is blocked, call 0123 4567", "không xác định", "unknown"),
             ("", "không xác định", "unknown"),
         ] {
             assert_eq!(describe(user_agent, Locale::Vi), vi);

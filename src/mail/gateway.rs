@@ -54,10 +54,7 @@ enum Tls {
 
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Relay")
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .finish_non_exhaustive()
+        f.debug_struct("Relay").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
     }
 }
 
@@ -105,10 +102,7 @@ pub struct NotSent {
 
 impl NotSent {
     fn at(stage: Stage) -> impl Fn(SmtpError) -> Self {
-        move |error| Self {
-            stage,
-            code: error.status().map(Into::into),
-        }
+        move |error| Self { stage, code: error.status().map(Into::into) }
     }
 
     /// Whether trying again is pointless: the relay knows for good that there is no such recipient. Anything else may
@@ -156,9 +150,7 @@ impl Gateway {
     }
 
     fn preferred(&self) -> Option<usize> {
-        self.relays
-            .iter()
-            .position(|relay| relay.up.load(Ordering::Relaxed))
+        self.relays.iter().position(|relay| relay.up.load(Ordering::Relaxed))
     }
 
     /// Probes every relay once, and then each at every interval, until the returned tasks are dropped.
@@ -195,16 +187,10 @@ impl Gateway {
                 return Ok(connection);
             }
             let mut connection = relay.connect(&self.hello, PROBE_DEADLINE).await?;
-            connection
-                .command(Noop)
-                .await
-                .map_err(NotSent::at(Stage::Connect))?;
+            connection.command(Noop).await.map_err(NotSent::at(Stage::Connect))?;
             Ok(connection)
         });
-        let found = asked.await.unwrap_or(Err(NotSent {
-            stage: Stage::Deadline,
-            code: None,
-        }));
+        let found = asked.await.unwrap_or(Err(NotSent { stage: Stage::Deadline, code: None }));
         let up = found.is_ok();
         if relay.up.swap(up, Ordering::Relaxed) != up || !up {
             match &found {
@@ -212,10 +198,7 @@ impl Gateway {
                 Err(why) => tracing::warn!(relay = place, %why, "relay is not usable"),
             }
         }
-        metrics
-            .relay_up
-            .get_or_create(&RelayLabel { relay: place })
-            .set(i64::from(up));
+        metrics.relay_up.get_or_create(&RelayLabel { relay: place }).set(i64::from(up));
         *kept = found.ok();
     }
 }
@@ -232,9 +215,7 @@ impl Relay {
             if let Some(ca) = ca {
                 builder = builder.add_root_certificate(ca.clone());
             }
-            builder
-                .build()
-                .map_err(|_| format!("names {host}, which no certificate can be checked for"))
+            builder.build().map_err(|_| format!("names {host}, which no certificate can be checked for"))
         };
         let (tls, port) = match (url.scheme(), url.query()) {
             ("smtps", None) => (Tls::Implicit(tls()?), 465),
@@ -252,11 +233,7 @@ impl Relay {
                 );
             }
         };
-        let decoded = |text: &str| {
-            percent_decode_str(text)
-                .decode_utf8()
-                .map(std::borrow::Cow::into_owned)
-        };
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
         let credentials = match (url.username(), url.password()) {
             ("", None) => None,
             (user, Some(password)) if !user.is_empty() => Some(
@@ -266,13 +243,7 @@ impl Relay {
             ),
             _ => return Err("has an entry with a user or a password, but not both".into()),
         };
-        Ok(Self {
-            host,
-            port: url.port().unwrap_or(port),
-            tls,
-            credentials,
-            up: AtomicBool::new(false),
-        })
+        Ok(Self { host, port: url.port().unwrap_or(port), tls, credentials, up: AtomicBool::new(false) })
     }
 
     async fn connect(&self, hello: &ClientId, timeout: Duration) -> Result<AsyncSmtpConnection, NotSent> {
@@ -285,25 +256,13 @@ impl Relay {
         let mut connection =
             AsyncSmtpConnection::connect_tokio1(server, Some(timeout), hello, implicit, None)
                 .await
-                .map_err(|error| {
-                    at(if error.is_tls() {
-                        Stage::Tls
-                    } else {
-                        Stage::Connect
-                    })(error)
-                })?;
+                .map_err(|error| at(if error.is_tls() { Stage::Tls } else { Stage::Connect })(error))?;
         if let Tls::StartTls(parameters) = &self.tls {
-            connection
-                .starttls(parameters.clone(), hello)
-                .await
-                .map_err(at(Stage::Tls))?;
+            connection.starttls(parameters.clone(), hello).await.map_err(at(Stage::Tls))?;
         }
         if let Some(credentials) = &self.credentials {
             let mechanisms = [Mechanism::Plain, Mechanism::Login];
-            connection
-                .auth(&mechanisms, credentials)
-                .await
-                .map_err(at(Stage::Auth))?;
+            connection.auth(&mechanisms, credentials).await.map_err(at(Stage::Auth))?;
         }
         Ok(connection)
     }
@@ -316,17 +275,10 @@ fn is_local_name(host: &str) -> bool {
 
 fn read_ca(path: &Path) -> Result<Certificate, ConfigError> {
     let pem = std::fs::read(path).map_err(|error| {
-        ConfigError::new(
-            "SMTP_CA_FILE",
-            format!("names a file that cannot be read: {error}"),
-        )
+        ConfigError::new("SMTP_CA_FILE", format!("names a file that cannot be read: {error}"))
     })?;
-    Certificate::from_pem(&pem).map_err(|_| {
-        ConfigError::new(
-            "SMTP_CA_FILE",
-            "names a file that holds no certificate in PEM form",
-        )
-    })
+    Certificate::from_pem(&pem)
+        .map_err(|_| ConfigError::new("SMTP_CA_FILE", "names a file that holds no certificate in PEM form"))
 }
 
 /// Sends one mail after the other over a connection of its own.
@@ -344,9 +296,7 @@ struct Kept {
 
 impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept")
-            .field("relay", &self.relay)
-            .finish_non_exhaustive()
+        f.debug_struct("Kept").field("relay", &self.relay).finish_non_exhaustive()
     }
 }
 
@@ -354,10 +304,7 @@ impl Sender {
     /// Connects with its first mail.
     #[must_use]
     pub fn new(gateway: &Arc<Gateway>) -> Self {
-        Self {
-            gateway: Arc::clone(gateway),
-            kept: None,
-        }
+        Self { gateway: Arc::clone(gateway), kept: None }
     }
 
     /// Hands a mail to the preferred relay that is up. Sent means: the relay answered 250 after the final dot, within
@@ -369,59 +316,33 @@ impl Sender {
     pub async fn send(&mut self, mail: &Mail) -> Result<(), NotSent> {
         let deadline = self.gateway.deadline;
         let sent = tokio::time::timeout(deadline, self.converse(mail)).await;
-        sent.unwrap_or(Err(NotSent {
-            stage: Stage::Deadline,
-            code: None,
-        }))
+        sent.unwrap_or(Err(NotSent { stage: Stage::Deadline, code: None }))
     }
 
     async fn converse(&mut self, mail: &Mail) -> Result<(), NotSent> {
-        let relay = self.gateway.preferred().ok_or(NotSent {
-            stage: Stage::NoRelay,
-            code: None,
-        })?;
+        let relay = self.gateway.preferred().ok_or(NotSent { stage: Stage::NoRelay, code: None })?;
         // Taken out of `self`: whatever ends this function early drops the connection with it.
         let mut connection = if let Some(connection) = self.begin_on_kept(relay, mail).await {
             connection
         } else {
-            let Gateway {
-                relays,
-                hello,
-                deadline,
-            } = &*self.gateway;
+            let Gateway { relays, hello, deadline } = &*self.gateway;
             let mut fresh = relays[relay].connect(hello, *deadline).await?;
-            fresh
-                .command(mail_from(mail))
-                .await
-                .map_err(NotSent::at(Stage::Mail))?;
+            fresh.command(mail_from(mail)).await.map_err(NotSent::at(Stage::Mail))?;
             fresh
         };
         for to in mail.envelope.to() {
-            connection
-                .command(Rcpt::new(to.clone(), vec![]))
-                .await
-                .map_err(NotSent::at(Stage::Rcpt))?;
+            connection.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
         }
         connection.command(Data).await.map_err(NotSent::at(Stage::Data))?;
-        connection
-            .message(&mail.bytes)
-            .await
-            .map_err(NotSent::at(Stage::Message))?;
-        self.kept = Some(Kept {
-            connection,
-            relay,
-            used: Instant::now(),
-        });
+        connection.message(&mail.bytes).await.map_err(NotSent::at(Stage::Message))?;
+        self.kept = Some(Kept { connection, relay, used: Instant::now() });
         Ok(())
     }
 
     /// Begins the mail on the kept connection. `None` if there is none, or if it turns out to be dead: relays close
     /// idle connections, and that is no failure of this mail.
     async fn begin_on_kept(&mut self, relay: usize, mail: &Mail) -> Option<AsyncSmtpConnection> {
-        let kept = self
-            .kept
-            .take()
-            .filter(|kept| kept.relay == relay && kept.used.elapsed() < MAX_IDLE)?;
+        let kept = self.kept.take().filter(|kept| kept.relay == relay && kept.used.elapsed() < MAX_IDLE)?;
         let mut connection = kept.connection;
         connection.command(mail_from(mail)).await.ok()?;
         Some(connection)
@@ -442,25 +363,15 @@ mod tests {
         let parse = |text: &str| Relay::parse(text, None);
         assert!(matches!(
             parse("smtps://u:p%40@mx.example.com").unwrap(),
-            Relay {
-                port: 465,
-                tls: Tls::Implicit(_),
-                ..
-            }
+            Relay { port: 465, tls: Tls::Implicit(_), .. }
         ));
         assert!(matches!(
             parse("smtp://mx.example.com:2525").unwrap(),
-            Relay {
-                port: 2525,
-                tls: Tls::StartTls(_),
-                ..
-            }
+            Relay { port: 2525, tls: Tls::StartTls(_), .. }
         ));
-        for local in [
-            "smtp://127.0.0.1:2525?tls=none",
-            "smtp://[::1]:2525?tls=none",
-            "smtp://localhost?tls=none",
-        ] {
+        for local in
+            ["smtp://127.0.0.1:2525?tls=none", "smtp://[::1]:2525?tls=none", "smtp://localhost?tls=none"]
+        {
             assert!(matches!(parse(local).unwrap().tls, Tls::Plain), "{local}");
         }
         for bad in [

@@ -1,9 +1,6 @@
 //! Builds a mail: MIME, both parts, headers. Everything a mail says is in `templates/`, one file a language and a part.
 
-#![expect(
-    clippy::ref_binding_to_reference,
-    reason = "askama's derive writes such patterns"
-)]
+#![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
 use std::time::Duration;
 
@@ -90,20 +87,11 @@ impl Composer {
             None => from.email.clone(),
         };
         let zone = TimeZone::get(&config.mail_time_zone).map_err(|_| {
-            ConfigError::new(
-                "MAIL_TIME_ZONE",
-                "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh",
-            )
+            ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
         })?;
-        for (name, text) in [
-            ("MAIL_BRAND", &config.mail_brand),
-            ("MAIL_SUPPORT", &config.mail_support),
-        ] {
+        for (name, text) in [("MAIL_BRAND", &config.mail_brand), ("MAIL_SUPPORT", &config.mail_support)] {
             if text.trim().is_empty() || text.chars().any(char::is_control) {
-                return Err(ConfigError::new(
-                    name,
-                    "is empty or has a control character in it",
-                ));
+                return Err(ConfigError::new(name, "is empty or has a control character in it"));
             }
         }
         let composer = Self {
@@ -115,10 +103,7 @@ impl Composer {
             zone_name: config.mail_time_zone.clone(),
         };
         composer.build_every_mail().map_err(|Unbuildable| {
-            ConfigError::new(
-                "MAIL_FROM",
-                "or MAIL_BRAND makes a mail that cannot be built: use plain names",
-            )
+            ConfigError::new("MAIL_FROM", "or MAIL_BRAND makes a mail that cannot be built: use plain names")
         })?;
         Ok(composer)
     }
@@ -188,10 +173,7 @@ impl Composer {
             .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
             .map_err(|_| Unbuildable)?;
         let envelope = Envelope::new(Some(self.bounces.clone()), vec![to]).map_err(|_| Unbuildable)?;
-        Ok(Mail {
-            envelope,
-            bytes: message.formatted(),
-        })
+        Ok(Mail { envelope, bytes: message.formatted() })
     }
 
     /// `09:05 23/11/2026 (giờ Việt Nam, UTC+7)`: the way times are written in Viet Nam, with the zone spelled out.
@@ -201,11 +183,8 @@ impl Composer {
             .to_zoned_datetime(self.zone.clone());
         let offset = zoned.offset().seconds();
         let (hours, minutes) = (offset / 3600, (offset / 60 % 60).abs());
-        let offset = if minutes == 0 {
-            format!("UTC{hours:+}")
-        } else {
-            format!("UTC{hours:+}:{minutes:02}")
-        };
+        let offset =
+            if minutes == 0 { format!("UTC{hours:+}") } else { format!("UTC{hours:+}:{minutes:02}") };
         let zone = match (self.zone_name.as_str(), locale) {
             ("Asia/Ho_Chi_Minh", Locale::Vi) => "giờ Việt Nam",
             ("Asia/Ho_Chi_Minh", Locale::En) => "Viet Nam time",

@@ -1,0 +1,218 @@
+//! The courier: who gets a mail, what is tried again, what is given up.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{Service, Setup};
+
+#[sqlx::test]
+async fn only_an_active_account_gets_a_mail(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    for email in ["active@example.com", "disabled@example.com", "later@example.com"] {
+        service.has_account(email).await;
+    }
+    sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    for email in ["disabled@example.com", "nobody@example.com", "active@example.com"] {
+        service.client().starts_recovery(email).await;
+    }
+    service.until_outbox_has(0).await;
+    let recipients: Vec<_> = service.relay.mails().into_iter().flat_map(|mail| mail.recipients).collect();
+    assert_eq!(recipients, ["active@example.com"]);
+    assert!((service.metric("vos_auth_mails_total{outcome=\"no_recipient\"").await - 2.0).abs() < 0.1);
+
+    // Looked up when the mail goes out, not when it was asked for.
+    service.relay.goes_down().await;
+    service.until_mail_is("unavailable").await;
+    service.relay.comes_back().await;
+    service.until_mail_is("ok").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
+    service.client().starts_recovery("later@example.com").await;
+    service.relay.until_asked(2).await;
+    sqlx::query("UPDATE account SET state = 'disabled'").execute(&pool).await.unwrap();
+    service.relay.is_in_mood(Mood::Takes);
+    service.clock.advance(Duration::from_mins(2));
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 1);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_mail_that_is_put_off_is_tried_again_with_the_same_message_id_and_code(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    for (n, mood) in [
+        Mood::RefusesRecipient("450 4.2.0 greylisted"),
+        Mood::RefusesMessage("451 4.3.0 disk full"),
+        // A permanent refusal of anything but the recipient may be the relay's fault or ours.
+        Mood::RefusesMessage("554 5.7.1 spam"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        service.relay.is_in_mood(mood);
+        service.client().starts_recovery("trader@example.com").await;
+        service.relay.until_asked(2 * n + 1).await;
+        service
+            .until("the retry is noted", async || {
+                service.count("outbox WHERE last_error IS NOT NULL AND lease_until IS NULL").await == 1
+            })
+            .await;
+        let noted: String =
+            sqlx::query_scalar("SELECT last_error FROM outbox").fetch_one(&pool).await.unwrap();
+        assert!(["rcpt 450", "message 451", "message 554"][n] == noted, "{noted}");
+        service.relay.is_in_mood(Mood::Takes);
+        service.clock.advance(Duration::from_secs(2));
+        service.relay.mail(n + 1).await;
+        service.until_outbox_has(0).await;
+        service.clock.advance(Duration::from_hours(24));
+    }
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_recipient_that_is_refused_for_good_is_given_up(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("gone@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user gone@example.com"));
+    let answer = service.client().starts_recovery("gone@example.com").await;
+    assert!(answer.is_code_sent());
+    service.until_outbox_has(0).await;
+    assert!(
+        (service.metric("vos_auth_mails_total{outcome=\"given_up\",stage=\"rcpt\"}").await - 1.0).abs() < 0.1
+    );
+    // A send that failed changes nothing that `start` can see.
+    assert!(service.client().starts_recovery("other@example.com").await.is_code_sent());
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_mail_whose_answer_was_lost_is_sent_again_recognisably(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::DropsAfterData);
+    service.client().starts_recovery("trader@example.com").await;
+    let first = service.relay.mail(1).await;
+    service.relay.is_in_mood(Mood::Takes);
+    service
+        .until("the retry is noted", async || service.count("outbox WHERE last_error IS NOT NULL").await == 1)
+        .await;
+    service.clock.advance(Duration::from_secs(2));
+    let second = service.relay.mail(2).await;
+    assert_eq!(first.message_id(), second.message_id());
+    assert_eq!(first.code(), second.code());
+    service.until_outbox_has(0).await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_stalled_conversation_ends_at_its_deadline_and_its_connection_is_not_used_again(pool: PgPool) {
+    let service =
+        Service::start_with_settings(&pool, &["--smtp-deadline=200ms", "--smtp-connections=1"]).await;
+    for email in ["first@example.com", "second@example.com"] {
+        service.has_account(email).await;
+    }
+    service.relay.is_in_mood(Mood::StallsAtRecipient);
+    service.client().starts_recovery("first@example.com").await;
+    service.relay.until_asked(1).await;
+    service.relay.is_in_mood(Mood::Takes);
+    service.client().starts_recovery("second@example.com").await;
+    let mail = service.relay.mail(1).await;
+    assert_eq!(mail.recipients, ["second@example.com"]);
+    let noted: Option<String> =
+        sqlx::query_scalar("SELECT last_error FROM outbox").fetch_optional(&pool).await.unwrap().flatten();
+    assert_eq!(noted.as_deref(), Some("deadline"));
+    service.clock.advance(Duration::from_secs(2));
+    assert_eq!(service.relay.mail(2).await.recipients, ["first@example.com"]);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
+    service.client().starts_recovery("trader@example.com").await;
+    service.relay.until_asked(1).await;
+    // Under a minute of life on arrival is as good as dead.
+    service.relay.is_in_mood(Mood::Takes);
+    service.clock.advance(Duration::from_secs(9 * 60 + 1));
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 0);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn what_a_dead_process_claimed_is_sent_by_another_when_the_lease_ends(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::StallsAtRecipient);
+    service.client().starts_recovery("trader@example.com").await;
+    service.relay.until_asked(1).await;
+    // A process of its own with another relay: the first one still holds the row.
+    let other = Setup {
+        relay: Some(Relay::start().await),
+        keys: Some(service.keys.clone()),
+        clock: Some(service.clock.clone()),
+        ..Setup::default()
+    };
+    let other = Service::start_with(&pool, other).await;
+    other.client().starts_recovery("nobody@example.com").await;
+    other.until_outbox_has(1).await;
+    assert_eq!(other.relay.mails().len(), 0, "leased");
+    service.clock.advance(Duration::from_secs(61));
+    other.relay.mail(1).await;
+    other.until_outbox_has(0).await;
+    // The first one's late end must not touch what the other did.
+    service.relay.goes_down().await;
+    other.stops().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn two_replicas_send_each_mail_once(pool: PgPool) {
+    let settings = vec!["--network-burst=1000".to_owned()];
+    let one = Service::start_with(&pool, Setup { settings: settings.clone(), ..Setup::default() }).await;
+    let two = Service::start_with(
+        &pool,
+        Setup {
+            settings,
+            relay: Some(one.relay.clone()),
+            keys: Some(one.keys.clone()),
+            clock: Some(one.clock.clone()),
+            ..Setup::default()
+        },
+    )
+    .await;
+    let mut starts = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let email = format!("trader{n}@example.com");
+        one.has_account(&email).await;
+        let mut client = if n % 2 == 0 { one.client() } else { two.client() };
+        starts.spawn(async move { client.starts_recovery(&email).await.status });
+    }
+    assert!(starts.join_all().await.iter().all(|status| *status == 200));
+    one.relay.mail(100).await;
+    one.until_outbox_has(0).await;
+    let mut ids: Vec<_> = one.relay.mails().iter().map(crate::harness::relay::Mail::message_id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!((one.relay.mails().len(), ids.len()), (100, 100));
+    two.stops().await;
+    one.stops().await;
+}
+
+/// SIGTERM while mails are owed: what can be sent is sent before the end.
+#[sqlx::test]
+async fn stopping_sends_what_was_accepted(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.client().starts_recovery("trader@example.com").await;
+    let relay = service.relay.clone();
+    service.stops().await;
+    assert_eq!(relay.mails().len(), 1);
+}

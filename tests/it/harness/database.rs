@@ -1,0 +1,91 @@
+//! The test's own database, and a way to it that can be cut.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use sqlx::PgPool;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+use url::Url;
+
+/// The URL of a test's database: that of the suite, with the database's name.
+pub fn url(pool: &PgPool) -> String {
+    let mut url: Url = std::env::var("DATABASE_URL").expect("make test sets DATABASE_URL").parse().unwrap();
+    url.set_path(pool.connect_options().get_database().unwrap());
+    url.into()
+}
+
+/// What the way to PostgreSQL does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Open,
+    /// Connections are cut, and new ones are closed at once.
+    Cut,
+    /// Connections stand, and nothing comes through.
+    Stalled,
+}
+
+/// A TCP forwarder before PostgreSQL.
+pub struct Proxy {
+    address: SocketAddr,
+    way: watch::Sender<Way>,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Proxy {
+    pub async fn before(pool: &PgPool) -> Self {
+        let options = pool.connect_options();
+        let socket = options.get_socket().map(|folder| {
+            let mut path = PathBuf::from(folder);
+            path.push(format!(".s.PGSQL.{}", options.get_port()));
+            path
+        });
+        let host = (options.get_host().to_owned(), options.get_port());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (way, watching) = watch::channel(Way::Open);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (watching, socket, host) = (watching.clone(), socket.clone(), host.clone());
+                tokio::spawn(async move {
+                    let server: Box<dyn Stream> = match socket {
+                        Some(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+                        None => Box::new(TcpStream::connect(host).await.unwrap()),
+                    };
+                    forward(client, server, watching).await;
+                });
+            }
+        });
+        Self { address, way }
+    }
+
+    /// The URL of `pool`'s database by this way.
+    pub fn url(&self, pool: &PgPool) -> String {
+        let mut url: Url = url(pool).parse().unwrap();
+        url.set_query(None);
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(self.address.port())).unwrap();
+        url.into()
+    }
+
+    pub fn is(&self, way: Way) {
+        self.way.send_replace(way);
+    }
+}
+
+/// Copies both ways while the way is open. A stall keeps both ends and moves nothing; it ends with the conversation, as
+/// bytes that were under way when a network failed do not come out of it later.
+async fn forward(mut client: TcpStream, mut server: Box<dyn Stream>, mut watching: watch::Receiver<Way>) {
+    if *watching.borrow_and_update() == Way::Open {
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut server) => return,
+            _ = watching.changed() => {}
+        }
+    }
+    if *watching.borrow_and_update() == Way::Stalled {
+        let _ = watching.changed().await;
+    }
+}

@@ -1,0 +1,167 @@
+//! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
+
+pub mod client;
+pub mod database;
+pub mod program;
+pub mod relay;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use vos_auth::account::{self, NewAccount};
+use vos_auth::app::{App, Limits};
+use vos_auth::clock::{Clock, ManualClock};
+use vos_auth::config::{Config, Secrets};
+use vos_auth::email_address::EmailAddress;
+use vos_auth::locale::Locale;
+use vos_auth::secret::CodeKey;
+use vos_auth::server::Server;
+
+use self::client::Client;
+use self::relay::Relay;
+
+/// How long anything may take that is waited for; reaching it fails the test.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Parser)]
+struct Settings {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// A running service with a clock and a relay that are in the test's hands.
+pub struct Service {
+    pub address: SocketAddr,
+    pub metrics_address: SocketAddr,
+    pub clock: ManualClock,
+    pub relay: Relay,
+    pub pool: PgPool,
+    pub app: Arc<App>,
+    pub keys: CodeKey,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+/// How a service differs from the usual one.
+#[derive(Default)]
+pub struct Setup {
+    pub settings: Vec<String>,
+    pub database_url: Option<String>,
+    pub relay: Option<Relay>,
+    pub keys: Option<CodeKey>,
+    pub clock: Option<ManualClock>,
+}
+
+impl Service {
+    pub async fn start(pool: &PgPool) -> Self {
+        Self::start_with(pool, Setup::default()).await
+    }
+
+    pub async fn start_with_settings(pool: &PgPool, settings: &[&str]) -> Self {
+        let settings = settings.iter().map(ToString::to_string).collect();
+        Self::start_with(pool, Setup { settings, ..Setup::default() }).await
+    }
+
+    pub async fn start_with(pool: &PgPool, setup: Setup) -> Self {
+        let relay = match setup.relay {
+            Some(relay) => relay,
+            None => Relay::start().await,
+        };
+        let keys = setup.keys.unwrap_or_else(|| CodeKey::random("test"));
+        let secrets = Secrets {
+            database_url: setup.database_url.unwrap_or_else(|| database::url(pool)),
+            code_keys: keys.clone().into(),
+            smtp_relays: vec![relay.url()],
+        };
+        let usual = [
+            "it",
+            "--http-addr=127.0.0.1:0",
+            "--metrics-addr=127.0.0.1:0",
+            "--public-origin=https://platform.verolabs.co",
+            "--smtp-probe-interval=20ms",
+            "--outbox-poll-interval=20ms",
+            "--drain-delay=0s",
+        ];
+        let settings = usual.into_iter().map(str::to_owned).chain(setup.settings);
+        let config = Settings::parse_from(settings).config;
+        let clock = setup.clock.unwrap_or_else(|| ManualClock::at(now()));
+        let (app, courier) = App::new(config, &secrets, Clock::Manual(clock.clone()), Limits::On).unwrap();
+        let server = Server::bind(app, courier).await.unwrap();
+        let (address, metrics_address) = (server.address().unwrap(), server.metrics_address().unwrap());
+        let (app, stop) = (Arc::clone(server.app()), CancellationToken::new());
+        let running = tokio::spawn(server.run(axum::Router::new(), stop.clone()));
+        let service =
+            Self { address, metrics_address, clock, relay, pool: pool.clone(), app, keys, stop, running };
+        service.until_mail_is("ok").await;
+        service
+    }
+
+    /// A client from an address of its own network.
+    pub fn client(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    pub async fn has_account(&self, email: &str) {
+        self.has_account_in(email, None).await;
+    }
+
+    pub async fn has_account_in(&self, email: &str, locale: Option<Locale>) {
+        let mut connection = self.pool.acquire().await.unwrap();
+        let email = EmailAddress::parse(email).unwrap();
+        let new = NewAccount { email, locale, traits: serde_json::Map::new(), password: None };
+        account::create(&mut connection, now(), new).await.unwrap();
+    }
+
+    /// Waits for a condition that some other task brings about, looking again whenever others have had their turn.
+    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let waiting = async {
+            while !holds().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    }
+
+    /// Waits until the probe has noticed what happened to the relay.
+    pub async fn until_mail_is(&self, state: &str) {
+        self.until("the probe's finding", async || {
+            let answer = self.client().get("/readyz").await;
+            answer.body["parts"]["mail"] == state
+        })
+        .await;
+    }
+
+    pub async fn until_outbox_has(&self, rows: i64) {
+        self.until("rows of the outbox", async || self.count("outbox").await == rows).await;
+    }
+
+    pub async fn count(&self, table: &str) -> i64 {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
+    }
+
+    pub async fn metric(&self, line_start: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.metrics_address);
+        let page = reqwest::get(url).await.unwrap().text().await.unwrap();
+        let line = page.lines().find(|line| line.starts_with(line_start));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Stops it as SIGTERM does, and waits until it has.
+    pub async fn stops(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it stops").unwrap();
+    }
+}
+
+/// The real time, for what PostgreSQL compares with its own.
+#[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
+pub fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}

@@ -1,0 +1,98 @@
+//! The built program as an operator runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use super::PATIENCE;
+
+/// 32 bytes in base64 that are not all alike, for tests alone.
+pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// The program with an environment of its own: nothing of the suite's reaches it unless it is given. One that does not
+/// end is ended, and has failed.
+fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new("/usr/bin/timeout");
+    command.arg("60").arg(env!("CARGO_BIN_EXE_vos-auth"));
+    command.args(arguments).env_clear().envs(environment.iter().copied());
+    command
+}
+
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    command(arguments, environment).output().unwrap()
+}
+
+pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
+    let mut child = command(arguments, environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// A running program. Killed when dropped.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Program {
+    /// Starts it and follows both of its outputs.
+    pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = command(arguments, environment);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let _ = sender.send(line);
+                }
+            });
+        }
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line that holds `part`, and gives it.
+    pub fn line_with(&mut self, part: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} in:\n{}", self.seen.join("\n")));
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// The address that a JSON log line names.
+    pub fn address(&mut self) -> std::net::SocketAddr {
+        let line: serde_json::Value = serde_json::from_str(&self.line_with("\"serving\"")).unwrap();
+        line["http_addr"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end: everything it wrote, and whether it ended well.
+    pub fn ends(mut self) -> (Vec<String>, bool) {
+        let well = self.child.wait().unwrap().success();
+        self.seen.extend(self.lines.iter());
+        (std::mem::take(&mut self.seen), well)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,204 @@
+//! The mail itself: both languages, both parts, every header.
+
+use std::time::Duration;
+
+use mail_parser::{MimeHeaders as _, PartType};
+use sqlx::PgPool;
+use time::macros::datetime;
+use vos_auth::clock::ManualClock;
+use vos_auth::locale::Locale;
+
+use crate::harness::{Service, Setup};
+
+const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36";
+
+async fn at_a_known_time(pool: &PgPool) -> Service {
+    let clock = ManualClock::at(datetime!(2026-11-23 18:05:07 UTC));
+    Service::start_with(pool, Setup { clock: Some(clock), ..Setup::default() }).await
+}
+
+#[sqlx::test]
+async fn a_vietnamese_mail_says_all_that_it_has_to(pool: PgPool) {
+    let service = at_a_known_time(&pool).await;
+    service.has_account_in("trader@example.com", Some(Locale::Vi)).await;
+    service
+        .client()
+        .with("user-agent", CHROME)
+        .with("accept-language", "en")
+        .starts_recovery("trader@example.com")
+        .await;
+
+    let mail = service.relay.mail(1).await;
+    let parsed = mail.parsed();
+
+    assert_eq!(parsed.subject(), Some("Mã khôi phục mật khẩu Vero OMS"));
+    assert_eq!(parsed.from().unwrap().first().unwrap().name(), Some("Vero OMS"));
+    assert_eq!(parsed.from().unwrap().first().unwrap().address(), Some("no-reply@verolabs.co"));
+    assert_eq!(parsed.to().unwrap().first().unwrap().address(), Some("trader@example.com"));
+    assert_eq!(mail.sender, "no-reply@verolabs.co");
+    assert_eq!(parsed.header_raw("Auto-Submitted").map(str::trim), Some("auto-generated"));
+    assert_eq!(parsed.header_raw("Content-Language").map(str::trim), Some("vi"));
+    assert_eq!(parsed.date().unwrap().to_rfc3339(), "2026-11-23T18:05:07Z");
+    assert!(mail.message_id().ends_with("@verolabs.co"));
+    for part in [mail.text(), mail.html()] {
+        // One day later in Viet Nam than in UTC.
+        for words in [
+            "01:05 24/11/2026 (giờ Việt Nam, UTC+7)",
+            "01:15 24/11/2026 (giờ Việt Nam, UTC+7)",
+            "Chrome trên Windows",
+            "chỉ mã mới nhất có hiệu lực",
+            "Nếu bạn không yêu cầu mã này",
+            "support@verolabs.co",
+        ] {
+            assert!(part.contains(words), "{words} in {part}");
+        }
+    }
+    assert!(mail.html().contains(r#"<html lang="vi">"#));
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn an_english_mail_says_the_same(pool: PgPool) {
+    let service = at_a_known_time(&pool).await;
+    service.has_account_in("trader@example.com", Some(Locale::En)).await;
+    service.client().with("accept-language", "vi").starts_recovery("trader@example.com").await;
+
+    let mail = service.relay.mail(1).await;
+
+    assert_eq!(mail.parsed().subject(), Some("Your Vero OMS recovery code"));
+    for part in [mail.text(), mail.html()] {
+        for words in [
+            "01:05 24/11/2026 (Viet Nam time, UTC+7)",
+            "01:15 24/11/2026 (Viet Nam time, UTC+7)",
+            "only the newest one works",
+            "If you did not ask for this code",
+        ] {
+            assert!(part.contains(words), "{words} in {part}");
+        }
+    }
+    assert!(mail.html().contains(r#"<html lang="en">"#));
+    service.stops().await;
+}
+
+/// The account's language, else the request's, else Vietnamese.
+#[sqlx::test]
+async fn the_language_is_the_accounts_then_the_requests(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    for (n, (account, request, expected)) in [
+        (Some(Locale::En), "vi", "Your Vero OMS recovery code"),
+        (None, "en-US", "Your Vero OMS recovery code"),
+        (None, "vi", "Mã khôi phục mật khẩu Vero OMS"),
+        (None, "fr", "Mã khôi phục mật khẩu Vero OMS"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let email = format!("trader{n}@example.com");
+        service.has_account_in(&email, account).await;
+        service.client().with("accept-language", request).starts_recovery(&email).await;
+        assert_eq!(service.relay.mail(n + 1).await.parsed().subject(), Some(expected));
+    }
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn the_code_stands_once_in_each_part_and_never_in_the_subject(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.client().starts_recovery("trader@example.com").await;
+    let mail = service.relay.mail(1).await;
+    let code = mail.code();
+    let grouped = format!("{} {}", &code[..4], &code[4..]);
+
+    for part in [mail.text(), mail.html()] {
+        assert_eq!(part.matches(&grouped).count(), 1);
+        // Whatever else looks like 4+4 digits must not come before the code: phones offer the first.
+        let digits: String = part[..part.find(&grouped).unwrap()]
+            .chars()
+            .map(|c| if c.is_ascii_digit() { '9' } else { c })
+            .collect();
+        assert!(!digits.contains("9999 9999") && !digits.contains("99999999"), "{digits}");
+        assert!(
+            !part.contains("http://")
+                && !part.contains("https://")
+                && !part.contains("<a ")
+                && !part.contains("<img"),
+            "no link"
+        );
+    }
+    let headers = mail.raw.split("\r\n\r\n").next().unwrap();
+    assert!(!headers.contains(&code) && !headers.contains(&grouped));
+    assert!(!mail.parsed().subject().unwrap().bytes().any(|byte| byte.is_ascii_digit()));
+    service.stops().await;
+}
+
+/// E9: automated mail says so, and is in the form that every relay takes.
+#[sqlx::test]
+async fn e9_the_mail_is_plain_ascii_multipart_with_encoded_headers(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account_in("trader@example.com", Some(Locale::Vi)).await;
+    service.client().starts_recovery("trader@example.com").await;
+    let mail = service.relay.mail(1).await;
+    assert!(mail.raw.is_ascii());
+    assert!(mail.raw.lines().all(|line| line.len() <= 998));
+    let parsed = mail.parsed();
+    let content_type = parsed.content_type().unwrap();
+    assert_eq!((content_type.ctype(), content_type.subtype()), ("multipart", Some("alternative")));
+    let parts: Vec<_> = parsed
+        .parts
+        .iter()
+        .filter_map(|part| match &part.body {
+            PartType::Text(_) => Some("text"),
+            PartType::Html(_) => Some("html"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(parts, ["text", "html"], "the richest part comes last");
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn settings_shape_the_mail_and_are_escaped(pool: PgPool) {
+    let settings = [
+        "--mail-brand=Tiger & <Sons>",
+        "--mail-from=\"Tiger, Sons\" <codes@tiger.example>",
+        "--mail-bounces=bounces@tiger.example",
+        "--mail-support=help@tiger.example",
+        "--mail-time-zone=Asia/Kolkata",
+    ];
+    let clock = ManualClock::at(datetime!(2026-11-23 18:05:07 UTC));
+    let settings = settings.map(str::to_owned).to_vec();
+    let service =
+        Service::start_with(&pool, Setup { clock: Some(clock), settings, ..Setup::default() }).await;
+    service.has_account_in("trader@example.com", Some(Locale::En)).await;
+    service.client().starts_recovery("trader@example.com").await;
+    let mail = service.relay.mail(1).await;
+    assert_eq!(mail.sender, "bounces@tiger.example");
+    assert_eq!(mail.parsed().subject(), Some("Your Tiger & <Sons> recovery code"));
+    assert!(mail.text().contains("Tiger & <Sons>"));
+    assert!(mail.html().contains("Tiger &#38; &#60;Sons&#62;"), "{}", mail.html());
+    assert!(!mail.html().contains("<Sons>"));
+    assert!(mail.text().contains("23:35 23/11/2026 (Asia/Kolkata, UTC+5:30)"), "{}", mail.text());
+    assert!(mail.message_id().ends_with("@tiger.example"));
+    service.stops().await;
+}
+
+/// V5, V6, as far as the mail goes: one code a session, well spread.
+#[sqlx::test]
+async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    let mut codes = std::collections::HashSet::new();
+    for n in 0..60 {
+        let email = format!("trader{n}@example.com");
+        service.has_account(&email).await;
+        service.client().starts_recovery(&email).await;
+        service.clock.advance(Duration::from_millis(10));
+    }
+    service.relay.mail(60).await;
+    for mail in service.relay.mails() {
+        codes.insert(mail.code());
+    }
+    assert_eq!(codes.len(), 60);
+    assert!(codes.iter().all(|code| code.len() == 8));
+    service.stops().await;
+}

@@ -1,0 +1,214 @@
+//! Relay and PostgreSQL go away and come back; the service needs no restart.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use sqlx::PgPool;
+
+use crate::harness::client::Client;
+use crate::harness::database::{Proxy, Way};
+use crate::harness::{Service, Setup};
+
+#[sqlx::test]
+async fn s9_without_a_relay_502_for_any_address_and_back(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.goes_down().await;
+    service.until_mail_is("unavailable").await;
+    for email in ["trader@example.com", "nobody@example.com"] {
+        let answer = service.client().starts_recovery(email).await;
+        assert_eq!(answer.error(), (502, "mail_unavailable"));
+        assert_eq!(answer.retry_after(), 10);
+        assert_eq!(answer.set_cookie(), None);
+    }
+    assert_eq!(service.count("recovery_session").await, 0);
+    assert_eq!(service.count("throttle").await, 0, "a refusal costs no budget");
+    service.relay.comes_back().await;
+    service.until_mail_is("ok").await;
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    service.relay.mail(1).await;
+    service.stops().await;
+}
+
+async fn behind_a_proxy(pool: &PgPool) -> (Service, Proxy) {
+    let proxy = Proxy::before(pool).await;
+    let setup = Setup { database_url: Some(proxy.url(pool)), ..Setup::default() };
+    (Service::start_with(pool, setup).await, proxy)
+}
+
+#[sqlx::test]
+async fn without_postgresql_502_at_once_and_back(pool: PgPool) {
+    let (service, proxy) = behind_a_proxy(&pool).await;
+    service.has_account("trader@example.com").await;
+    assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
+    proxy.is(Way::Cut);
+    let answer = service.client().starts_recovery("trader@example.com").await;
+    assert_eq!(answer.error(), (502, "storage_unavailable"));
+    assert_eq!(answer.retry_after(), 10);
+    let ready = service.client().get("/readyz").await;
+    assert_eq!(ready.error(), (503, "not_ready"));
+    assert_eq!(ready.body["parts"]["database"], "unreachable");
+    assert_eq!(service.client().get("/healthz").await.status, 200);
+    proxy.is(Way::Open);
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    service.relay.mail(1).await;
+    assert_eq!(service.client().get("/readyz").await.status, 200);
+    service.stops().await;
+}
+
+/// PostgreSQL that stands and says nothing, as behind a failed network: an answer within 2.5 s.
+#[sqlx::test]
+async fn a_silent_postgresql_is_502_within_two_and_a_half_seconds(pool: PgPool) {
+    let (service, proxy) = behind_a_proxy(&pool).await;
+    assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
+    proxy.is(Way::Stalled);
+    let asked = Instant::now();
+    let answer = service.client().starts_recovery("trader@example.com").await;
+    assert_eq!(answer.error(), (502, "storage_unavailable"));
+    assert!(asked.elapsed() < Duration::from_millis(2500), "{:?}", asked.elapsed());
+    proxy.is(Way::Open);
+    service
+        .until("PostgreSQL is back", async || {
+            service.client().starts_recovery("later@example.com").await.status != 502
+        })
+        .await;
+    service.stops().await;
+}
+
+/// PostgreSQL was restarted while nobody asked: the next trader must not be the one who finds out.
+#[sqlx::test]
+async fn a_restart_between_two_starts_is_not_noticed(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    sqlx::query(ended).execute(&pool).await.unwrap();
+    // A connection is trusted for 20 ms after its last use; then it is asked first.
+    let ended = Instant::now();
+    service.until("the connection has idled", async || ended.elapsed() > Duration::from_millis(25)).await;
+    assert!(service.client().starts_recovery("second@example.com").await.is_code_sent());
+    service.stops().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn readyz_names_missing_migrations(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let ready = service.client().get("/readyz").await;
+    assert_eq!(ready.error(), (503, "not_ready"));
+    assert_eq!(ready.body["parts"]["database"], "migrations_missing");
+    // A start cannot work, and says so in the contract's words.
+    assert_eq!(service.client().starts_recovery("a@example.com").await.error(), (502, "storage_unavailable"));
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn readyz_names_a_clock_that_is_off(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    assert_eq!(service.client().get("/readyz").await.body["status"], "ready");
+    service.clock.advance(Duration::from_secs(3));
+    let ready = service.client().get("/readyz").await;
+    assert_eq!(ready.error(), (503, "not_ready"));
+    assert_eq!(ready.body["parts"]["database"], "clock_skewed");
+    assert!((service.metric("vos_auth_clock_skewed").await - 1.0).abs() < 0.1);
+    service.stops().await;
+}
+
+/// The database refuses one row of a batch; the others of the same batch must not notice.
+#[sqlx::test]
+async fn one_bad_row_fails_no_other_start_of_its_batch(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    let poison = "ALTER TABLE recovery_session ADD CHECK (email <> 'poison@example.com')";
+    sqlx::query(poison).execute(&pool).await.unwrap();
+    // A lock makes them wait, so that they are committed together.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let mut starts = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let mut client = service.client();
+        let email = if n == 7 { "poison@example.com".to_owned() } else { format!("trader{n}@example.com") };
+        starts.spawn(async move { (n, client.starts_recovery(&email).await.status) });
+    }
+    let batch_waits = async || {
+        let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        service.count(waiting).await >= 1
+    };
+    service.until("the statement waits for the lock", batch_waits).await;
+    lock.rollback().await.unwrap();
+    for (n, status) in starts.join_all().await {
+        assert_eq!(status, if n == 7 { 502 } else { 200 }, "{n}");
+    }
+    assert_eq!(service.count("recovery_session").await, 19);
+    service.stops().await;
+}
+
+/// More starts than may wait: refused at once with 502, and the queue stays bounded.
+#[sqlx::test]
+async fn a_full_queue_is_502_at_once(pool: PgPool) {
+    let settings = ["--network-burst=1000", "--start-queue=4", "--start-batch=1"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let mut starts = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let mut client = service.client();
+        starts.spawn(async move { client.starts_recovery(&format!("trader{n}@example.com")).await });
+    }
+    let mut refused = 0;
+    while refused < 35 {
+        let answer = starts.join_next().await.unwrap().unwrap();
+        assert_eq!(answer.error(), (502, "storage_unavailable"));
+        refused += 1;
+    }
+    lock.rollback().await.unwrap();
+    for answer in starts.join_all().await {
+        assert!(answer.is_code_sent());
+    }
+    service.stops().await;
+}
+
+/// Stopping: readiness goes red, the request under way is answered, new connections are not taken.
+#[sqlx::test]
+async fn stopping_finishes_requests_under_way(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let mut client = service.client();
+    let address = service.address;
+    let start = tokio::spawn(async move { client.starts_recovery("trader@example.com").await });
+    service
+        .until("the statement waits for the lock", async || {
+            service
+                .count("pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+                .await
+                >= 1
+        })
+        .await;
+    let stopped = tokio::spawn(service.stops());
+    let refused = async {
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, refused).await.expect("no new connections");
+    lock.rollback().await.unwrap();
+    assert!(start.await.unwrap().is_code_sent());
+    stopped.await.unwrap();
+}
+
+#[sqlx::test]
+async fn metrics_are_on_the_private_address_alone(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.client().starts_recovery("trader@example.com").await;
+    let url = format!("http://{}/metrics", service.metrics_address);
+    let page = reqwest::get(url).await.unwrap().text().await.unwrap();
+    for line in [
+        "vos_auth_build_info{version=\"",
+        "vos_auth_http_answers_total{route=\"/api/auth/recovery/start\",status=\"200\"} 1",
+        "vos_auth_relay_up{relay=\"0\"} 1",
+        "# EOF",
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+    let request = service.client().request(Method::GET, "/metrics");
+    assert_eq!(Client::answer(request).await.status, 404);
+    service.stops().await;
+}

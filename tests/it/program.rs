@@ -1,0 +1,325 @@
+//! The built program: settings, secrets, commands, `dev`, and the README's lines as they stand there.
+
+use std::process::Command;
+
+use serde_json::Value;
+use sqlx::{PgPool, Row as _};
+
+use crate::harness::client::Client;
+use crate::harness::database;
+use crate::harness::program::{Program, SECRET, run, run_with_input};
+use crate::harness::relay::Relay;
+
+const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
+const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
+
+/// `serve` with a whole environment, less or more what a test changes.
+fn serve_environment<'a>(
+    database_url: &'a str,
+    relay: &'a str,
+    changes: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
+    let mut environment = vec![
+        ORIGIN,
+        ("DATABASE_URL", database_url),
+        ("RECOVERY_SECRETS", SECRET),
+        ("SMTP_RELAYS", relay),
+        ("DRAIN_DELAY", "0s"),
+        ("LOG_FORMAT", "json"),
+    ];
+    environment.extend(ANY_PORTS);
+    for (name, value) in changes {
+        environment.retain(|(known, _)| known != name);
+        if !value.is_empty() {
+            environment.push((name, value));
+        }
+    }
+    environment
+}
+
+#[test]
+fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
+    let local = "postgres://nobody@localhost/none";
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let weak = "test:c2hvcnQ=";
+    let repeated = "test:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    for (variable, value) in [
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "mysql:hunter2"),
+        ("DATABASE_URL", "postgres://u:hunter2@db.example/x"),
+        ("DATABASE_URL", "postgres://u:hunter2@db.example/x?sslmode=prefer"),
+        ("RECOVERY_SECRETS", ""),
+        ("RECOVERY_SECRETS", weak),
+        ("RECOVERY_SECRETS", repeated),
+        ("RECOVERY_SECRETS", "hunter2"),
+        ("SMTP_RELAYS", ""),
+        ("SMTP_RELAYS", "smtp://u:hunter2@mx.example?tls=none"),
+        ("SMTP_RELAYS", "hunter2"),
+        ("SMTP_CA_FILE", "/nowhere/ca.pem"),
+        ("PUBLIC_ORIGIN", ""),
+        ("PUBLIC_ORIGIN", "http://platform.verolabs.co"),
+        ("DEV_NO_LIMITS", "1"),
+        ("MAIL_FROM", "nobody"),
+        ("MAIL_BOUNCES", "nobody"),
+        ("MAIL_BRAND", "a\nb"),
+        ("MAIL_TIME_ZONE", "Mars/Olympus"),
+        ("DRAIN_DELAY", "soon"),
+        ("ADDRESS_BURST", "4"),
+        ("ADDRESS_PER_DAY", "11"),
+        ("NETWORK_BURST", "0"),
+        ("TRUSTED_PROXIES", "10.0.0.0/99"),
+        ("LOG_LEVEL", "info,=,"),
+        ("LOG_FORMAT", "xml"),
+        ("HTTP_ADDR", taken.as_str()),
+        ("METRICS_ADDR", "9090"),
+    ] {
+        let environment = serve_environment(local, "smtp://127.0.0.1:9?tls=none", &[(variable, value)]);
+        let output = run(&["serve"], &environment);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{variable}={value:?} was taken");
+        assert!(said.starts_with("vos-auth: ") && said.contains(variable), "{variable}={value:?}: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(!said.contains("hunter2") || variable == "LOG_LEVEL", "{said}");
+        assert!(!said.contains(weak) && !said.contains(repeated), "{said}");
+    }
+    let twice =
+        serve_environment(local, "smtp://127.0.0.1:9?tls=none", &[("DATABASE_URL_FILE", "/etc/hostname")]);
+    let said = String::from_utf8(run(&["serve"], &twice).stderr).unwrap();
+    assert!(said.contains("DATABASE_URL is given twice"), "{said}");
+}
+
+/// Promise 3, and E7: the code is nowhere at rest, and no log holds it, the cookie or the address, not even at trace.
+#[sqlx::test]
+async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPool) {
+    let relay = Relay::start().await;
+    let (url, relay_url) = (database::url(&pool), relay.url());
+    let secrets = tempfile("secrets", SECRET);
+    let changes =
+        [("LOG_LEVEL", "trace"), ("RECOVERY_SECRETS", ""), ("RECOVERY_SECRETS_FILE", secrets.as_str())];
+    let created = run_with_input(
+        &["account", "create", "trader.secret@example.com", "--password-stdin"],
+        &[("DATABASE_URL", &url)],
+        "a password of one's own\n",
+    );
+    assert!(created.status.success());
+    let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &changes));
+    let mut client = Client::new(program.address()).with("user-agent", "one\tagent");
+    assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
+    let code = relay.mail(1).await.code();
+    assert!(client.starts_recovery("not an address").await.status == 400);
+    let outbox =
+        async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
+    let struck_off = async {
+        while outbox().await > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, struck_off).await.expect("the sent mail is struck off");
+    // A mail that stalls leaves its row in place while everything is looked through.
+    relay.is_in_mood(crate::harness::relay::Mood::StallsAtRecipient);
+    assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
+    relay.until_asked(2).await;
+
+    let cookie = client.cookie.clone().unwrap();
+    let token = cookie.split_once('=').unwrap().1;
+    let grouped = format!("{} {}", &code[..4], &code[4..]);
+    let mut dump = String::new();
+    for table in ["account", "recovery_session", "outbox", "throttle", "session", "audit_event"] {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT to_jsonb(t)::text FROM {table} t"));
+        for row in sqlx::query(sql).fetch_all(&pool).await.unwrap() {
+            dump.push_str(&row.get::<String, _>(0));
+        }
+    }
+    assert!(dump.contains("code_sent") && dump.contains("recovery_code") && dump.contains("$argon2id$"));
+    for secret in [code.as_str(), grouped.as_str(), token, "a password of one's own"] {
+        assert!(!dump.contains(secret), "at rest");
+    }
+    relay.goes_down().await;
+    program.signal("-TERM");
+    let (log, well) = program.ends();
+    assert!(well);
+    let log = log.join("\n");
+    assert!(log.contains("\"TRACE\"") && log.contains("\"answered\""), "the log was at trace level");
+    for secret in [code.as_str(), grouped.as_str(), token, "trader.secret", "AAECAwQFBgcICQ"] {
+        assert!(!log.contains(secret), "logged: {}", log.lines().find(|line| line.contains(secret)).unwrap());
+    }
+}
+
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port().to_string()
+}
+
+fn tempfile(name: &str, content: &str) -> String {
+    let path = std::env::temp_dir().join(format!("vos-auth-test-{}-{name}", std::process::id()));
+    std::fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[sqlx::test]
+async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
+    let relay = Relay::start().await;
+    let (url, relay_url) = (database::url(&pool), relay.url());
+    for signal in ["-TERM", "-INT"] {
+        let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &[]));
+        let address = program.address();
+        let client = Client::new(address);
+        for path in ["/dev/mailbox", "/dev/mailbox.json", "/metrics"] {
+            assert_eq!(client.get(path).await.error(), (404, "not_found"));
+        }
+        let asked = address.to_string();
+        let environment = [("HTTP_ADDR", asked.as_str())];
+        assert!(run(&["healthcheck"], &environment).status.success());
+        program.signal(signal);
+        assert!(program.ends().1);
+        let dead = run(&["healthcheck"], &environment);
+        assert!(!dead.status.success() && !dead.stderr.is_empty());
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
+    let url = database::url(&pool);
+    let environment = [("DATABASE_URL", url.as_str())];
+    let first = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
+    let second = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
+    assert!(first.contains("0 migrations are applied, 4 to go"), "{first}");
+    assert!(second.contains("4 migrations are applied, 0 to go"), "{second}");
+}
+
+#[sqlx::test]
+async fn account_create_makes_an_account_once(pool: PgPool) {
+    let url = database::url(&pool);
+    let environment = [("DATABASE_URL", url.as_str())];
+    let arguments =
+        ["account", "create", "Trader@Example.com", "--locale", "vi", "--traits", r#"{"name":"An"}"#];
+    let made = run(&arguments, &environment);
+    assert!(made.status.success());
+    let row = sqlx::query("SELECT id::text, email, state, locale, traits, password_hash FROM account");
+    let row = row.fetch_one(&pool).await.unwrap();
+    assert_eq!(row.get::<String, _>("id"), String::from_utf8(made.stdout).unwrap().trim());
+    assert_eq!(row.get::<String, _>("email"), "trader@example.com");
+    assert_eq!(
+        row.get::<Value, _>("traits"),
+        serde_json::json!({ "name": "An", "email": "trader@example.com" })
+    );
+    assert_eq!(row.get::<Option<String>, _>("password_hash"), None);
+    for (arguments, why) in [
+        (vec!["account", "create", "trader@example.com"], "there is an account with this email"),
+        (vec!["account", "create", "trader"], "not an email address"),
+        (vec!["account", "create", "b@example.com", "--traits", "[]"], "--traits"),
+    ] {
+        let refused = run(&arguments, &environment);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn help_names_every_setting_with_its_variable_and_default() {
+    let help = String::from_utf8(run(&["serve", "--help"], &[]).stdout).unwrap();
+    let flags = help
+        .lines()
+        .filter(|line| line.trim_start().starts_with("--"))
+        .filter(|line| !line.contains("--help"));
+    let (mut settings, variables) = (0, help.matches("[env: ").count());
+    for flag in flags {
+        settings += 1;
+        assert!(flag.contains('<'), "{flag}");
+    }
+    assert!(settings > 25, "{settings}");
+    assert_eq!(settings, variables, "each has a variable");
+    let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
+    assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
+}
+
+/// The lines of a fenced block in the README that follows `heading`.
+fn readme_block(heading: &str) -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading stands in the README");
+    let section = section.split("\n## ").next().unwrap();
+    let curl =
+        section.split("```sh\n").find(|block| block.starts_with("curl")).expect("a block of curl lines");
+    curl.split("```").next().unwrap().to_owned()
+}
+
+/// A newcomer's first minute. The port alone differs, so that the test runs beside a `make run`.
+#[sqlx::test(migrations = false)]
+async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
+    let url = database::url(&pool);
+    let port = free_port();
+    let mut program =
+        Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port), ("LOG_FORMAT", "json")]);
+    program.line_with("Ctrl-C stops it");
+    program.line_with("relay is usable");
+    let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+    let block = readme_block("First five minutes").replace("localhost:8080", &format!("localhost:{port}"));
+    let mut answers = Vec::new();
+    for line in block.replace("\\\n", " ").lines().filter(|line| line.starts_with("curl")) {
+        // The mail follows the answer within moments; the program says when it does not.
+        if line.contains("mailbox.json") {
+            mailbox_has(&client, 1).await;
+        }
+        let output = Command::new("bash").args(["-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}");
+        answers.push(String::from_utf8(output.stdout).unwrap());
+    }
+    assert!(
+        answers[0].starts_with("HTTP/1.1 200") && answers[0].contains("set-cookie: __Host-vos_recovery="),
+        "{answers:?}"
+    );
+    assert!(answers[0].ends_with(r#"{"status":"code_sent"}"#));
+    assert!(answers[1].contains("trader.vi@example.com"), "{answers:?}");
+
+    let mails = mailbox_has(&client, 1).await;
+    let mail = mails[0].as_object().unwrap();
+    let mut members: Vec<_> = mail.keys().map(String::as_str).collect();
+    members.sort_unstable();
+    assert_eq!(members, ["from", "html", "received_at", "subject", "text", "to"]);
+    assert_eq!(mail["to"], serde_json::json!(["trader.vi@example.com"]));
+    // The other account, in its language; the newest stands first.
+    Client::clone(&client).starts_recovery("trader.en@example.com").await;
+    let mails = mailbox_has(&client, 2).await;
+    assert_eq!(mails[0]["subject"], "Your Vero OMS recovery code");
+    for (path, content_type) in [
+        ("/dev/mailbox", "text/html; charset=utf-8"),
+        ("/dev/mailbox.js", "text/javascript; charset=utf-8"),
+        ("/dev/mailbox.css", "text/css; charset=utf-8"),
+    ] {
+        let answer = client.get(path).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)));
+    }
+    program.signal("-TERM");
+    assert!(program.ends().1);
+}
+
+async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
+    let waiting = async {
+        loop {
+            let mails = client.get("/dev/mailbox.json").await.body;
+            if mails.as_array().is_some_and(|mails| mails.len() >= count) {
+                return mails.as_array().unwrap().clone();
+            }
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, waiting).await.expect("the mail arrives")
+}
+
+#[sqlx::test]
+async fn dev_lifts_budgets_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
+    let url = database::url(&pool);
+    for limits in ["1", "0"] {
+        let port = free_port();
+        let environment =
+            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
+        let mut program = Program::start(&["dev"], &environment);
+        program.line_with("relay is usable");
+        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+        let mut statuses = Vec::new();
+        for _ in 0..50 {
+            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
+        }
+        assert_eq!(statuses.contains(&429), limits == "0", "{statuses:?}");
+    }
+}

@@ -1,0 +1,358 @@
+//! `start` at its best: what it answers, stores and sends; resend; budgets.
+
+use std::time::Duration;
+
+use sqlx::{PgPool, Row as _};
+
+use crate::harness::Service;
+use crate::harness::relay::Mood;
+
+#[sqlx::test]
+async fn a_start_answers_sets_the_cookie_and_mails_a_code(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+
+    let answer = service.client().starts_recovery("trader@example.com").await;
+
+    assert!(answer.is_code_sent(), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    let mail = service.relay.mail(1).await;
+    assert_eq!(mail.recipients, ["trader@example.com"]);
+    assert_eq!(mail.code().len(), 8);
+    service.until_outbox_has(0).await;
+    assert_eq!(service.count("audit_event WHERE what = 'recovery_sent'").await, 1);
+    service.stops().await;
+}
+
+/// L9 of the published requirements, as far as `start` sets cookies.
+#[sqlx::test]
+async fn l9_the_cookie_has_every_attribute_and_256_bits(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let mut tokens = std::collections::HashSet::new();
+    for n in 0..20 {
+        let answer = service.client().starts_recovery(&format!("nobody{n}@example.com")).await;
+        let cookie = answer.set_cookie().unwrap();
+        let (pair, attributes) = cookie.split_once("; ").unwrap();
+        let token = pair.strip_prefix("__Host-vos_recovery=").unwrap();
+        assert_eq!(token.len(), 43);
+        assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        assert!(tokens.insert(token.to_owned()));
+        let mut attributes: Vec<_> = attributes.split("; ").collect();
+        attributes.sort_unstable();
+        assert_eq!(attributes, ["HttpOnly", "Max-Age=600", "Path=/", "SameSite=Strict", "Secure"]);
+    }
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn s1_known_unknown_disabled_and_passwordless_are_alike(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    for email in ["known@example.com", "disabled@example.com", "secret@example.com"] {
+        service.has_account(email).await;
+    }
+    sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE account SET password_hash = 'x' WHERE email LIKE 'secret%'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    service.relay.is_in_mood(Mood::StallsAtRecipient);
+    let addresses =
+        ["known@example.com", "disabled@example.com", "secret@example.com", "unknown@example.com"];
+
+    let mut transcripts = Vec::new();
+    for email in addresses {
+        let mut client = service.client();
+        let mut transcript = Vec::new();
+        for _ in 0..5 {
+            let answer = client.starts_recovery(email).await;
+            let mut headers: Vec<_> = answer
+                .headers
+                .iter()
+                .filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()))
+                .map(|(name, value)| {
+                    let value = value.to_str().unwrap().to_owned();
+                    let masked = value.split_once("vos_recovery=").map(|(before, after)| {
+                        let (token, after) = after.split_once(';').unwrap();
+                        format!("{before}{}{after}", token.len())
+                    });
+                    (name.to_string(), masked.unwrap_or(value))
+                })
+                .collect();
+            headers.sort();
+            transcript.push((answer.status, headers, answer.text.clone()));
+        }
+        transcripts.push(transcript);
+    }
+
+    let statuses: Vec<_> = transcripts[0].iter().map(|(status, ..)| *status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+    for (address, transcript) in addresses.iter().zip(&transcripts) {
+        assert_eq!(transcript, &transcripts[0], "{address}");
+    }
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn s1_the_same_rows_are_written_for_any_address(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("known@example.com").await;
+    let mut shapes = Vec::new();
+    for email in ["known@example.com", "other@example.com"] {
+        // With `account` locked the courier can finish nothing.
+        let mut courier_waits = pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE")
+            .execute(&mut *courier_waits)
+            .await
+            .unwrap();
+        assert!(service.client().starts_recovery(email).await.is_code_sent());
+        let session = "SELECT state, attempts_left, key_id, locale, verified_at IS NULL AS fresh, expires_at - created_at AS life, octet_length(token_hash) AS hash, user_agent FROM recovery_session WHERE email = $1";
+        let session = sqlx::query(session).bind(email).fetch_all(&mut *courier_waits).await.unwrap();
+        let owed = "SELECT kind, o.attempts, last_error, lease_until, o.next_attempt_at = o.created_at AS due, o.expires_at = s.expires_at AS together FROM outbox o JOIN recovery_session s ON s.id = o.recovery_session_id WHERE s.email = $1";
+        let owed = sqlx::query(owed).bind(email).fetch_all(&mut *courier_waits).await.unwrap();
+        assert_eq!((session.len(), owed.len()), (1, 1), "{email}");
+        let shape = (
+            session[0].get::<String, _>("state"),
+            session[0].get::<i16, _>("attempts_left"),
+            session[0].get::<i32, _>("hash"),
+            session[0].get::<bool, _>("fresh"),
+            owed[0].get::<String, _>("kind"),
+            owed[0].get::<i32, _>("attempts"),
+            owed[0].get::<bool, _>("due"),
+            owed[0].get::<bool, _>("together"),
+        );
+        shapes.push(shape);
+        courier_waits.rollback().await.unwrap();
+    }
+    assert_eq!(shapes[0], shapes[1]);
+    assert_eq!(shapes[0].0, "code_sent");
+    service.stops().await;
+}
+
+/// Promise 1: `start` reads nothing of `account`.
+#[sqlx::test]
+async fn s2_start_answers_while_account_is_locked(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    for email in ["trader@example.com", "nobody@example.com"] {
+        let answer = service.client().starts_recovery(email).await;
+        assert!(answer.is_code_sent(), "{answer:?}");
+    }
+    assert_eq!(service.relay.mails().len(), 0);
+    lock.rollback().await.unwrap();
+    assert_eq!(service.relay.mail(1).await.recipients, ["trader@example.com"]);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_resend_keeps_session_code_and_lifetime(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    let mut client = service.client();
+    client.starts_recovery("trader@example.com").await;
+    let (cookie, first) = (client.cookie.clone(), service.relay.mail(1).await);
+    service.until_outbox_has(0).await;
+
+    service.clock.advance(Duration::from_mins(2));
+    let again = client.starts_recovery("trader@example.com").await;
+
+    assert!(again.is_code_sent());
+    assert_eq!(client.cookie, cookie);
+    assert_eq!(again.cookie_life(), 480);
+    let second = service.relay.mail(2).await;
+    assert_eq!(second.code(), first.code());
+    assert_ne!(second.message_id(), first.message_id());
+    assert_eq!(service.count("recovery_session").await, 1);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_start_with_a_cookie_that_does_not_fit_begins_anew(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    let mut client = service.client();
+    client.starts_recovery("trader@example.com").await;
+    let first = client.cookie.clone();
+    let code = service.relay.mail(1).await.code();
+
+    // Another address.
+    client.starts_recovery("other@example.com").await;
+    assert_ne!(client.cookie, first);
+
+    // Under 3 minutes to live.
+    client.cookie.clone_from(&first);
+    service.clock.advance(Duration::from_secs(7 * 60 + 1));
+    let late = client.starts_recovery("trader@example.com").await;
+    assert_ne!(client.cookie, first);
+    assert_eq!(late.cookie_life(), 600);
+    assert_ne!(service.relay.mail(2).await.code(), code);
+
+    // No attempts left.
+    let second = client.cookie.clone();
+    sqlx::query("UPDATE recovery_session SET attempts_left = 0").execute(&pool).await.unwrap();
+    client.starts_recovery("trader@example.com").await;
+    assert_ne!(client.cookie, second);
+
+    // Verified.
+    sqlx::query("UPDATE recovery_session SET state = 'verified'").execute(&pool).await.unwrap();
+    let third = client.cookie.clone();
+    client.starts_recovery("other@example.com").await;
+    assert_ne!(client.cookie, third);
+
+    // A token that nobody was given.
+    client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
+    client.starts_recovery("third@example.com").await;
+    assert_ne!(client.cookie, Some(format!("__Host-vos_recovery={}", "A".repeat(43))));
+    service.stops().await;
+}
+
+/// V7 of the published requirements, as far as `start` goes: a session that another reset revoked is a decoy.
+#[sqlx::test]
+async fn v7_a_revoked_session_resends_like_a_live_one_and_mails_nothing(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    let mut client = service.client();
+    client.starts_recovery("trader@example.com").await;
+    service.relay.mail(1).await;
+    let cookie = client.cookie.clone();
+    sqlx::query("UPDATE recovery_session SET state = 'revoked'").execute(&pool).await.unwrap();
+
+    assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+
+    assert_eq!(client.cookie, cookie);
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 1);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_resend_while_a_mail_is_unsent_adds_none(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
+    let mut client = service.client();
+    client.starts_recovery("trader@example.com").await;
+    assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+    assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+    assert_eq!(service.count("outbox").await, 1);
+    service.relay.is_in_mood(Mood::Takes);
+    service.clock.advance(Duration::from_secs(31));
+    service.relay.mail(1).await;
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 1);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn an_addresss_budget_is_spent_and_refilled_owned_or_not(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("known@example.com").await;
+    for email in ["known@example.com", "unknown@example.com"] {
+        // Spelling, cookie and network do not matter.
+        for spelling in [email.to_owned(), email.to_uppercase(), format!(" {email} ")] {
+            assert!(service.client().starts_recovery(&spelling).await.is_code_sent());
+        }
+        let refused = service.client().starts_recovery(email).await;
+        assert_eq!(refused.error(), (429, "address_throttled"));
+        assert_eq!(refused.retry_after(), 300);
+        assert_eq!(refused.set_cookie(), None);
+    }
+    service.clock.advance(Duration::from_secs(299));
+    for email in ["known@example.com", "unknown@example.com"] {
+        assert_eq!(service.client().starts_recovery(email).await.retry_after(), 1);
+    }
+    service.clock.advance(Duration::from_secs(1));
+    for email in ["known@example.com", "unknown@example.com"] {
+        assert!(service.client().starts_recovery(email).await.is_code_sent());
+        assert_eq!(service.client().starts_recovery(email).await.error(), (429, "address_throttled"));
+    }
+    service.stops().await;
+}
+
+/// Promise 4: at most 19 sessions per address in any 24 hours, however often one asks.
+#[sqlx::test]
+async fn v1_at_most_19_codes_in_any_24_hours(pool: PgPool) {
+    let service =
+        Service::start_with_settings(&pool, &["--network-burst=1000000", "--network-per-minute=1000000"])
+            .await;
+    let step = Duration::from_mins(5);
+    let mut accepted_at: Vec<u32> = Vec::new();
+    for tick in 0..3 * 24 * 12 {
+        while service.client().starts_recovery("victim@example.com").await.is_code_sent() {
+            accepted_at.push(tick);
+        }
+        service.clock.advance(step);
+    }
+    let busiest = accepted_at
+        .iter()
+        .map(|from| accepted_at.iter().filter(|at| (*from..from + 24 * 12).contains(*at)).count());
+    assert_eq!(busiest.max(), Some(19));
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn of_many_parallel_starts_for_an_address_exactly_its_budget_is_admitted(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    let other = Service::start_with(
+        &pool,
+        crate::harness::Setup {
+            settings: vec!["--network-burst=1000".into()],
+            clock: Some(service.clock.clone()),
+            keys: Some(service.keys.clone()),
+            ..Default::default()
+        },
+    )
+    .await;
+    let mut starts = tokio::task::JoinSet::new();
+    for n in 0..120 {
+        let mut client = if n % 2 == 0 { service.client() } else { other.client() };
+        let email = format!("victim{}@example.com", n % 3);
+        starts.spawn(async move { client.starts_recovery(&email).await.status });
+    }
+    let statuses = starts.join_all().await;
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 9, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 111);
+    assert_eq!(service.count("recovery_session").await, 9);
+    other.stops().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn s6_a_flood_mails_no_more_than_the_budget(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    service.has_account("victim@example.com").await;
+    for _ in 0..200 {
+        service.client().starts_recovery("victim@example.com").await;
+    }
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 3);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn what_is_over_is_swept(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.client().starts_recovery("trader@example.com").await;
+    service.relay.mail(1).await;
+    service.until_outbox_has(0).await;
+    let sweep = async || vos_auth::sweeper::sweep(&service.app).await.unwrap();
+
+    service.clock.advance(Duration::from_hours(24));
+    sweep().await;
+    assert_eq!(service.count("recovery_session").await, 1, "kept for a day after its end");
+    assert_eq!(service.count("throttle").await, 0, "a full bucket says nothing");
+    service.clock.advance(Duration::from_mins(26));
+    sweep().await;
+    assert_eq!(service.count("recovery_session").await, 0);
+    assert_eq!(service.count("audit_event").await, 2);
+    service.clock.advance(Duration::from_hours(365 * 24));
+    sweep().await;
+    assert_eq!(service.count("audit_event").await, 0);
+    service.stops().await;
+}
