@@ -25,7 +25,8 @@ impl Locale {
 
     /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers among ours; `None` if it names neither.
     ///
-    /// The crates for this sort by a float that the client sends; a `q` of NaN makes that sort panic.
+    /// Written here, because the crate for it sorts by a float that the client sends, and a `q` of NaN can make that sort
+    /// panic (docs/decisions).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;
