@@ -7,10 +7,9 @@ WORKDIR /build
 # The dependencies alone first: this layer is built again only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && cargo build --release --locked \
-    && rm -r src target/release/deps/*vos_auth* target/release/deps/vos_auth* target/release/vos-auth || true
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked && rm -r src
 COPY . .
+# Newer than the empty ones above, whatever the times of the copied files are.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked
 
 FROM ${RUN_IMAGE}

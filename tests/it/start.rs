@@ -219,6 +219,7 @@ async fn v7_a_revoked_session_resends_like_a_live_one_and_mails_nothing(pool: Pg
     let mut client = service.client();
     client.starts_recovery("trader@example.com").await;
     service.relay.mail(1).await;
+    service.until_outbox_has(0).await;
     let cookie = client.cookie.clone();
     sqlx::query("UPDATE recovery_session SET state = 'revoked'").execute(&pool).await.unwrap();
 
