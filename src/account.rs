@@ -30,6 +30,9 @@ pub enum CreateError {
     /// The address has an account.
     #[error("there is an account with this email already")]
     EmailTaken,
+    /// The password could not be hashed.
+    #[error("the password could not be hashed: {0}")]
+    Hashing(#[from] tokio::task::JoinError),
     /// What PostgreSQL answered.
     #[error(transparent)]
     Storage(#[from] sqlx::Error),
@@ -49,7 +52,7 @@ pub async fn create(
     let mut traits = new.traits;
     traits.insert("email".into(), new.email.as_str().into());
     let password_hash = match new.password {
-        Some(password) => tokio::task::spawn_blocking(move || password.hash()).await.ok(),
+        Some(password) => Some(tokio::task::spawn_blocking(move || password.hash()).await?),
         None => None,
     };
     let mut transaction = connection.begin().await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 use sqlx::migrate::Migrate as _;
 use sqlx::{Connection as _, PgConnection};
@@ -109,7 +109,8 @@ enum LogFormat {
 /// command line that cannot be read).
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let matches = unset_empty_variables(Cli::command()).try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
@@ -120,6 +121,17 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// An empty variable counts as none: that is how compose files and manifests leave one out.
+fn unset_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| match argument.get_env() {
+            Some(name) if is_empty(name) => argument.env(None::<&str>),
+            _ => argument,
+        })
+        .mut_subcommands(unset_empty_variables)
 }
 
 /// A setting that cannot be read is one sentence that names its variable, whether it came from there or from a flag.
@@ -182,8 +194,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         metrics_addr = %server.metrics_address()?,
         "serving"
     );
-    server.run(Router::new(), stop_signal()?).await;
-    Ok(())
+    Ok(server.run(Router::new(), stop_signal()?).await?)
 }
 
 async fn connect() -> Result<PgConnection, Failure> {

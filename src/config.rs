@@ -26,6 +26,20 @@ pub const MAX_BODY: usize = 16 * 1024;
 /// The most characters of a User-Agent that are kept.
 pub const MAX_USER_AGENT: usize = 200;
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (least..=most).contains(&duration) {
+        return Ok(duration);
+    }
+    let show = humantime::format_duration;
+    Err(format!("it has to be between {} and {}", show(least), show(most)))
+}
+
 /// The settings of `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -89,7 +103,7 @@ pub struct Config {
     pub start_batch: u32,
 
     /// How long audit events are kept, such as 365days: what your law and your auditors ask for
-    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = |text: &str| between(text, DAY, 36_500 * DAY))]
     pub audit_retention: Duration,
 
     /// Who mails are from: a name and an address
@@ -150,31 +164,32 @@ pub struct Config {
 
     /// How long one mail may take, from connecting to the relay's last answer. A claimed mail is leased for three times
     /// as long, so that no two workers hold one
-    #[arg(long, env, value_name = "SMTP_DEADLINE", default_value = "20s", help_heading = "Relays", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "SMTP_DEADLINE", default_value = "20s", help_heading = "Relays", value_parser = |text: &str| between(text, 100 * MILLISECOND, MINUTE))]
     pub smtp_deadline: Duration,
 
     /// How often each relay is asked whether it is usable
-    #[arg(long, env, value_name = "SMTP_PROBE_INTERVAL", default_value = "10s", help_heading = "Relays", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "SMTP_PROBE_INTERVAL", default_value = "10s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]
     pub smtp_probe_interval: Duration,
 
     /// How often the outbox is looked through for mails that another process left, or whose time to retry has come
-    #[arg(long, env, value_name = "OUTBOX_POLL_INTERVAL", default_value = "1s", help_heading = "Relays", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "OUTBOX_POLL_INTERVAL", default_value = "1s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]
     pub outbox_poll_interval: Duration,
 
-    /// How long a client may take to send the headers of a request
-    #[arg(long, env, value_name = "HEADER_TIMEOUT", default_value = "10s", help_heading = "Limits", value_parser = humantime::parse_duration)]
+    /// How long a client may take to send the headers of a request, counted from the answer before on a kept connection.
+    /// Longer than the proxy keeps idle connections (nginx: 60 s), or the two race
+    #[arg(long, env, value_name = "HEADER_TIMEOUT", default_value = "75s", help_heading = "Limits", value_parser = |text: &str| between(text, 10 * MILLISECOND, HOUR))]
     pub header_timeout: Duration,
 
     /// How long a client may take to send the body of a request
-    #[arg(long, env, value_name = "BODY_TIMEOUT", default_value = "10s", help_heading = "Limits", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "BODY_TIMEOUT", default_value = "10s", help_heading = "Limits", value_parser = |text: &str| between(text, 10 * MILLISECOND, HOUR))]
     pub body_timeout: Duration,
 
     /// How long to go on serving after SIGTERM with /readyz red, so that a load balancer notices first
-    #[arg(long, env, value_name = "DRAIN_DELAY", default_value = "5s", help_heading = "Stopping", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "DRAIN_DELAY", default_value = "5s", help_heading = "Stopping", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub drain_delay: Duration,
 
     /// How long requests and mails under way may take to finish after that
-    #[arg(long, env, value_name = "STOP_TIMEOUT", default_value = "25s", help_heading = "Stopping", value_parser = humantime::parse_duration)]
+    #[arg(long, env, value_name = "STOP_TIMEOUT", default_value = "25s", help_heading = "Stopping", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub stop_timeout: Duration,
 }
 

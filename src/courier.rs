@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::database::cause;
 use crate::locale::Locale;
-use crate::mail::gateway::{Gateway, NotSent, Sender};
+use crate::mail::gateway::{Gateway, Sender};
 use crate::mail::message::{Composer, Mail, RecoveryCode};
 use crate::metrics::{MailOutcome, Metrics};
 use crate::outbox::{self, ClaimedCode, Reach};
@@ -58,53 +59,60 @@ pub struct Courier {
 }
 
 impl Courier {
-    /// Works until `stop`, then sends what can be sent at once and ends. Dropping the future drops their connections; their
-    /// leases end by themselves.
+    /// Works until `stop`; then sends what this service owed at that time, as far as it can be sent at once, and ends.
+    /// Dropping the future drops the connections of mails under way; their leases end by themselves.
     pub async fn run(self, config: &Config, stop: CancellationToken) {
         let lease = 3 * config.smtp_deadline;
         let courier = Arc::new(self);
         let senders = (0..config.smtp_connections).map(|_| Sender::new(&courier.gateway));
         let mut idle: Vec<Sender> = senders.collect();
         let mut busy: JoinSet<Sender> = JoinSet::new();
+        // A sender that panicked took its connection with it; its mail's lease will end.
+        let back = |sender: Result<Sender, _>| sender.unwrap_or_else(|_| Sender::new(&courier.gateway));
         let mut poll = tokio::time::interval(config.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reach = Reach::All;
-        let mut stopping = false;
+        let mut stopped_at = None;
         loop {
+            while let Some(sender) = busy.try_join_next() {
+                idle.push(back(sender));
+            }
             // With no sender idle or no relay up, rows that need no mail are still finished.
             let free = if courier.gateway.is_up() { idle.len() } else { 0 };
-            let (claimed_at, mut more) = (Instant::now(), false);
-            match outbox::claim(&courier.pool, courier.clock.now(), reach, free, lease).await {
+            let (claimed_at, now) = (Instant::now(), courier.clock.now());
+            let mut more = false;
+            match outbox::claim(&courier.pool, now, reach, stopped_at, free, lease).await {
                 Ok(claim) => {
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
-                    more = claim.no_recipient + claim.expired > 0 && claim.more;
+                    more = claim.more && claim.no_recipient + claim.expired > 0;
                     for code in claim.codes {
                         let sender = idle.pop().unwrap_or_else(|| Sender::new(&courier.gateway));
                         busy.spawn(Arc::clone(&courier).deliver(sender, code, lease));
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the outbox cannot be read; it is tried again"),
+                Err(error) => {
+                    tracing::warn!(cause = cause(&error), "the outbox cannot be read; it is tried again");
+                }
             }
+            if stopped_at.is_some() && busy.is_empty() && !more {
+                return courier.pool.close().await;
+            }
+            tokio::time::sleep_until(claimed_at + PACE).await;
             if more {
                 reach = Reach::All;
                 continue;
             }
-            if stopping && busy.is_empty() {
-                return courier.pool.close().await;
-            }
-            tokio::time::sleep_until(claimed_at + PACE).await;
             reach = tokio::select! {
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
+                () = stop.cancelled(), if stopped_at.is_none() => {
+                    stopped_at = Some(courier.clock.now());
                     Reach::All
                 }
                 Some(sender) = busy.join_next() => {
-                    // A sender that panicked took its connection with it; its mail's lease will end.
-                    idle.push(sender.unwrap_or_else(|_| Sender::new(&courier.gateway)));
+                    idle.push(back(sender));
                     Reach::All
                 }
-                () = courier.bell.0.notified(), if !stopping => Reach::Recent,
+                () = courier.bell.0.notified(), if stopped_at.is_none() => Reach::Recent,
                 _ = poll.tick() => Reach::All,
             };
         }
@@ -114,9 +122,16 @@ impl Courier {
         let lease_ends = Instant::now() + lease;
         tracing::trace!(outbox_id = %code.id, attempts = code.attempts, "mail is claimed");
         let Some(mail) = self.compose(&code) else {
-            tracing::error!(outbox_id = %code.id, "the mail cannot be built; it is given up");
-            self.count("given_up", "compose", 1);
-            self.finish(&code, lease_ends, Finish::GiveUp).await;
+            // Another replica may have the secret that this one lacks, in the middle of a rotation.
+            tracing::error!(outbox_id = %code.id, key_id = code.key_id, "the mail cannot be built; is its secret gone?");
+            let next = outbox::backoff(self.clock.now(), code.attempts, 1.0, code.expires_at);
+            self.count(if next.is_some() { "retried" } else { "given_up" }, "compose", 1);
+            self.finish(
+                &code,
+                lease_ends,
+                next.map_or(Finish::GiveUp, |at| Finish::Retry(at, "compose".into())),
+            )
+            .await;
             return sender;
         };
         let outcome = sender.send(&mail).await;
@@ -129,8 +144,9 @@ impl Courier {
             }
             Err(why) => {
                 let next = outbox::backoff(now, code.attempts, rand::rng().random(), code.expires_at);
-                let finish =
-                    next.filter(|_| !why.is_final()).map_or(Finish::GiveUp, |at| Finish::Retry(at, why));
+                let finish = next
+                    .filter(|_| !why.is_final())
+                    .map_or(Finish::GiveUp, |at| Finish::Retry(at, why.to_string()));
                 let outcome = if matches!(finish, Finish::GiveUp) { "given_up" } else { "retried" };
                 tracing::warn!(outbox_id = %code.id, attempts = code.attempts, %why, outcome, "mail was not taken");
                 self.count(outcome, why.stage.as_str(), 1);
@@ -160,13 +176,13 @@ impl Courier {
     /// was taken and not struck off is sent twice.
     async fn finish(&self, code: &ClaimedCode, lease_ends: Instant, finish: Finish) {
         loop {
-            let written = match finish {
+            let written = match &finish {
                 Finish::Sent => outbox::sent(&self.pool, self.clock.now(), code).await,
-                Finish::Retry(at, why) => outbox::retry_at(&self.pool, at, code, &why.to_string()).await,
+                Finish::Retry(at, why) => outbox::retry_at(&self.pool, *at, code, why).await,
                 Finish::GiveUp => outbox::give_up(&self.pool, code).await,
             };
             let Err(error) = written else { return };
-            tracing::warn!(%error, outbox_id = %code.id, "the outbox cannot be written");
+            tracing::warn!(cause = cause(&error), outbox_id = %code.id, "the outbox cannot be written");
             let pause = Duration::from_millis(500);
             if Instant::now() + pause >= lease_ends {
                 return;
@@ -182,9 +198,10 @@ impl Courier {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Finish {
     Sent,
-    Retry(time::OffsetDateTime, NotSent),
+    /// When, and why as the outbox notes it.
+    Retry(time::OffsetDateTime, String),
     GiveUp,
 }

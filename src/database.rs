@@ -62,6 +62,8 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(STORAGE_DEADLINE)
+        // After a switch to another primary no connection to the former one lasts.
+        .max_lifetime(Duration::from_mins(1))
         .connect_lazy_with(with_deadline(options))
 }
 
@@ -108,12 +110,22 @@ impl KeptConnection {
 #[must_use]
 pub fn is_statements_fault(error: &sqlx::Error) -> bool {
     match error {
-        // Classes of SQLSTATE: 08 connection, 53 out of resources, 57 cancelled or shutting down, 58 system error.
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| !["08", "53", "57", "58"].contains(&&code[..2.min(code.len())]))
-        }
+        // Classes of SQLSTATE: 08 connection, 25 a server that only reads (a former primary), 53 out of resources, 57
+        // cancelled or shutting down, 58 system error.
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| !["08", "25", "53", "57", "58"].contains(&&code[..2.min(code.len())])),
         sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
+    }
+}
+
+/// An error as a log may say it: PostgreSQL's own words can quote a row, its SQLSTATE cannot.
+#[must_use]
+pub fn cause(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => format!("SQLSTATE {}", error.code().unwrap_or_default()),
+        other => other.to_string(),
     }
 }
 
@@ -125,6 +137,8 @@ pub enum Health {
     Ok,
     /// PostgreSQL does not answer in time.
     Unreachable,
+    /// PostgreSQL answers, but only reads: a standby, or a former primary.
+    ReadOnly,
     /// The schema is older than this program: run `vos-auth migrate`.
     MigrationsMissing,
     /// The clocks of this machine and of PostgreSQL are more than a second apart.
@@ -135,12 +149,15 @@ pub enum Health {
 pub async fn health(pool: &PgPool, now: OffsetDateTime) -> Health {
     let asked = Instant::now();
     let query = sqlx::query!(
-        r#"SELECT max(version) AS version, clock_timestamp() AS "clock!" FROM _sqlx_migrations WHERE success"#
+        r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
+            current_setting('transaction_read_only') = 'on' AS "read_only!" FROM _sqlx_migrations WHERE success"#
     );
     match tokio::time::timeout(STORAGE_DEADLINE, query.fetch_one(pool)).await {
         Ok(Ok(row)) => {
             let skew = (row.clock - now).abs() - asked.elapsed();
-            if row.version < MIGRATOR.iter().map(|step| step.version).max() {
+            if row.read_only {
+                Health::ReadOnly
+            } else if row.version < MIGRATOR.iter().map(|step| step.version).max() {
                 Health::MigrationsMissing
             } else if skew > time::Duration::SECOND {
                 Health::ClockSkewed

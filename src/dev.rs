@@ -74,8 +74,7 @@ pub async fn run(
     let (app, courier) = App::new(config, &secrets, Clock::System, limits)?;
     let server = Server::bind(app, courier).await?;
     println!("{}", welcome(port, server.metrics_address()?, limits));
-    server.run(routes(mailbox), stop).await;
-    Ok(())
+    Ok(server.run(routes(mailbox), stop).await?)
 }
 
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {

@@ -91,6 +91,12 @@ impl<T, R> Batch<T, R> {
         }
     }
 
+    /// Whether any caller still waits.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.answers.iter().any(|answer| !answer.is_closed())
+    }
+
     /// The same requests as batches of one, so that none can fail another.
     pub fn split(self) -> impl Iterator<Item = Self> {
         self.requests

@@ -7,7 +7,7 @@
 //!
 //! | Looking for | Module | Owns |
 //! |---|---|---|
-//! | the routes, all of them | [`http`] | what axum touches, with [`server`] and [`dev`] |
+//! | the routes, all of them | [`http`] | what axum touches, with [`server`], [`dev`] and [`cli`] |
 //! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
@@ -17,7 +17,7 @@
 //! | budgets of addresses and networks | [`throttle`] | `throttle` |
 //! | mails that are owed: claim, lease, retry, give up | [`outbox`] | `outbox` |
 //! | the loop that sends them | [`courier`] | |
-//! | relays, their probe, one SMTP conversation | [`mail::gateway`] | what lettre touches |
+//! | relays, their probe, one SMTP conversation | [`mail::gateway`] | what lettre touches, with [`mail::message`] and [`email_address`] |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | accounts | [`account`] | `account` |
 //! | what happened | [`audit`] | `audit_event` |

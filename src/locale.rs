@@ -84,11 +84,11 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "The request body is too long. Send at most 16 KiB.",
         ),
         Problem::BodyIncomplete => (
-            "Nội dung yêu cầu không đến đầy đủ. Hãy gửi lại.",
+            "Nội dung yêu cầu chưa được nhận đầy đủ. Hãy gửi lại.",
             "The request body did not arrive in full. Send it again.",
         ),
         Problem::JsonMalformed => (
-            "Nội dung yêu cầu không phải là JSON hợp lệ ở dạng UTF-8.",
+            "Nội dung yêu cầu không phải là JSON hợp lệ với mã hóa UTF-8.",
             "The request body is not valid JSON in UTF-8.",
         ),
         Problem::JsonNotObject => {
@@ -115,7 +115,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "This email address is not valid. Check it; it should look like name@example.com.",
         ),
         Problem::QueryInvalid => (
-            "Tham số trên đường dẫn không hợp lệ. Hãy xem tài liệu của API.",
+            "Tham số truy vấn không hợp lệ. Hãy xem tài liệu của API.",
             "A query parameter is not valid. See the API's documentation.",
         ),
         Problem::OriginRefused => (
@@ -127,7 +127,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Too many requests came from your network. Wait a moment, then try again.",
         ),
         Problem::AddressThrottled => (
-            "Địa chỉ này đã được yêu cầu quá nhiều mã. Hãy dùng mã mới nhất bạn đã nhận, hoặc đợi rồi thử lại.",
+            "Đã có quá nhiều mã được yêu cầu cho địa chỉ này. Hãy dùng mã mới nhất bạn đã nhận, hoặc đợi rồi thử lại.",
             "Too many codes were asked for this address. Use the newest one you received, or wait and try again.",
         ),
         Problem::MailUnavailable => (
@@ -144,7 +144,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "There is nothing at this path. Check the path.",
         ),
         Problem::MethodNotAllowed => (
-            "Đường dẫn này không nhận phương thức đó. Các phương thức được nhận nằm trong tiêu đề Allow.",
+            "Đường dẫn này không hỗ trợ phương thức này. Các phương thức được hỗ trợ nằm trong tiêu đề Allow.",
             "This path does not take that method. The header Allow lists those it takes.",
         ),
     };

@@ -25,8 +25,8 @@ pub struct Answer {
 pub struct MailOutcome {
     /// `sent`, `retried`, `given_up`, `expired` or `no_recipient`.
     pub outcome: &'static str,
-    /// Where the conversation ended: `connect`, `auth`, `mail`, `rcpt`, `data`, `message`, `deadline`; `none` if it
-    /// ended well or never began.
+    /// Where the conversation ended ([`crate::mail::gateway::Stage`]), or `compose` if there was none because the mail
+    /// could not be built; `none` if it ended well or was not needed.
     pub stage: &'static str,
 }
 
@@ -43,7 +43,7 @@ pub struct Metrics {
     registry: Registry,
     /// Answered requests.
     pub http_answers: Family<Answer, Counter>,
-    /// From the first byte of a request's headers being read to its answer.
+    /// From a request's headers having been read to its answer.
     pub http_duration: Histogram,
     /// Starts that were committed together.
     pub start_batch: Histogram,

@@ -71,7 +71,8 @@ pub struct Claim {
     pub more: bool,
 }
 
-/// Claims up to `senders` mails, youngest first, and finishes every row in the window that needs no mail.
+/// Claims up to `senders` mails, youngest first (docs/decisions), and finishes every row in the window that needs no
+/// mail; with `owed_by`, only rows that were owed by then.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
 /// replicas must never wait for each other. Look-ups are LATERAL and deletions go by an array of ids, so that all of it
@@ -80,10 +81,12 @@ pub struct Claim {
 /// # Errors
 ///
 /// What PostgreSQL answers.
+#[expect(clippy::too_many_lines, reason = "it is one statement")]
 pub async fn claim(
     pool: &PgPool,
     now: OffsetDateTime,
     reach: Reach,
+    owed_by: Option<OffsetDateTime>,
     senders: usize,
     lease: Duration,
 ) -> Result<Claim, sqlx::Error> {
@@ -97,7 +100,7 @@ pub async fn claim(
         WITH due AS MATERIALIZED (
             SELECT id, recovery_session_id, created_at, expires_at
             FROM outbox
-            WHERE id >= $1 AND kind = 'recovery_code'
+            WHERE id >= $1 AND id < $7 AND kind = 'recovery_code'
                 AND next_attempt_at <= $2 AND (lease_until IS NULL OR lease_until <= $2)
             ORDER BY id DESC
             LIMIT $3
@@ -157,6 +160,7 @@ pub async fn claim(
         now + CODE_LIFE_ON_ARRIVAL,
         now + lease,
         i64::try_from(senders).unwrap_or(i64::MAX),
+        owed_by.map_or(Uuid::max(), |at| first_id_of(at + Duration::from_millis(1))),
     )
     .fetch_all(pool)
     .await?

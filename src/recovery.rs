@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::clock::{first_id_of, new_id};
 use crate::config::{CODE_LIFETIME, RESEND_LIFE, STORAGE_DEADLINE};
-use crate::database::{KeptConnection, is_statements_fault};
+use crate::database::{KeptConnection, cause, is_statements_fault};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
@@ -79,11 +80,11 @@ enum Outcome {
 impl Recovery {
     /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
     #[must_use]
-    pub fn new(app: Arc<App>) -> Self {
+    pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
         let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
         let (starts, arrivals) = group_commit::channel(queue, batch);
-        tokio::spawn(commit_starts(Arc::clone(&app), arrivals));
-        Self { app, starts }
+        let committing = tokio::spawn(commit_starts(Arc::clone(&app), arrivals));
+        (Self { app, starts }, committing)
     }
 
     /// Begins a recovery for any address, or goes on with the one that `presented` belongs to: the same address, a
@@ -143,15 +144,27 @@ async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
             Ok(outcomes) => batch.answer(outcomes),
             // No row may fail another's start: whichever the statement stumbled over is found one by one.
             Err(error) if is_statements_fault(&error) => {
-                tracing::error!(%error, size = batch.requests.len(), "a batch of starts failed; it is run row by row");
-                for single in batch.split() {
+                let size = batch.requests.len();
+                tracing::error!(
+                    cause = cause(&error),
+                    size,
+                    "a batch of starts failed; it is run row by row"
+                );
+                for single in batch.split().filter(Batch::is_awaited) {
                     match commit(&app, &mut database, &single).await {
                         Ok(outcomes) => single.answer(outcomes),
-                        Err(error) => tracing::error!(%error, "a start failed"),
+                        Err(error) => {
+                            tracing::error!(cause = cause(&error), "a start failed");
+                            if !is_statements_fault(&error) {
+                                break;
+                            }
+                        }
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, size = batch.requests.len(), "starts cannot be stored"),
+            Err(error) => {
+                tracing::warn!(cause = cause(&error), size = batch.requests.len(), "starts cannot be stored");
+            }
         }
         app.bell.ring();
     }
@@ -178,10 +191,10 @@ async fn commit(
 
 /// One statement for all the starts that have arrived: budget, session and owed mail, all or nothing, one flush.
 ///
-/// This is the only SQL that touches tables of other modules (`throttle`, `outbox`): apart, they would be three round
+/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): apart, they would be three round
 /// trips and three flushes. Keys are aggregated and ordered, or two replicas' batches would deadlock. The budget's
-/// upsert always updates and returns, so that a refusal knows when to come back. The
-/// look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
+/// upsert always updates and returns, so that a refusal knows when to come back. The look-up is LATERAL with a LIMIT, so
+/// that it is one by index whatever the planner believes of the table's size.
 #[expect(clippy::too_many_lines, reason = "it is one statement")]
 async fn insert(
     connection: &mut PgConnection,

@@ -22,7 +22,7 @@ use crate::database;
 use crate::http::guard::Peer;
 use crate::http::{self, Site};
 use crate::recovery::Recovery;
-use crate::sweeper;
+use crate::sweeper::Sweeper;
 
 /// How often the clock is compared with PostgreSQL's.
 const CLOCK_CHECK: Duration = Duration::from_mins(1);
@@ -74,33 +74,47 @@ impl Server {
 
     /// Serves until `stop`; then `/readyz` is red for the drain delay, requests and mails under way finish within the
     /// stop timeout, and the rest is dropped. `more` are routes beside the API's.
-    pub async fn run(self, more: Router, stop: CancellationToken) {
+    ///
+    /// # Errors
+    ///
+    /// [`TaskEnded`] if a part of the service ended by itself, which none ever should. It then stops at once, so that
+    /// whoever supervises the process starts a whole one.
+    pub async fn run(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
-        let probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;
-        let site = Site {
-            recovery: Recovery::new(Arc::clone(&app)),
-            app: Arc::clone(&app),
-            draining: Arc::new(AtomicBool::new(false)),
-        };
+        let mut probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;
+        let (recovery, mut committing) = Recovery::new(Arc::clone(&app));
+        let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
         let draining = Arc::clone(&site.draining);
         let api = http::with_layers(http::router(site.clone()).merge(more), &site);
         drop(site);
         let (closing, ending, over) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let api = tokio::spawn(accept(listener, api, config.header_timeout, closing.clone()));
+        let mut api = tokio::spawn(accept(listener, api, config.header_timeout, closing.clone()));
         let metrics = http::metrics_router(Arc::clone(&app));
-        tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
-        tokio::spawn(sweeper::run(Arc::clone(&app), over.clone()));
-        tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
-        let courier = tokio::spawn({
+        let mut metrics =
+            tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
+        let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
+        let mut clock = tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
+        let mut courier = tokio::spawn({
             let (app, ending) = (Arc::clone(&app), ending.clone());
-            async move {
-                courier.run(&app.config, ending).await;
-            }
+            async move { courier.run(&app.config, ending).await }
         });
 
-        stop.cancelled().await;
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            _ = &mut api => Some("api"),
+            _ = &mut metrics => Some("metrics"),
+            _ = &mut sweeper => Some("sweeper"),
+            _ = &mut clock => Some("clock"),
+            _ = &mut courier => Some("courier"),
+            _ = &mut committing => Some("group commit"),
+            _ = probes.join_next() => Some("probe"),
+        };
+        if let Some(task) = ended {
+            tracing::error!(task, "a part of the service has ended by itself");
+            return Err(TaskEnded(task));
+        }
         tracing::info!(drain_delay_ms = config.drain_delay.as_millis(), "stopping");
         draining.store(true, Ordering::Relaxed);
         tokio::time::sleep(config.drain_delay).await;
@@ -108,21 +122,24 @@ impl Server {
         let finished = tokio::time::timeout(config.stop_timeout, async {
             let _ = api.await;
             ending.cancel();
-            let _ = courier.await;
+            let _ = (&mut courier).await;
         });
-        match finished.await {
-            Ok(()) => tracing::info!("stopped"),
-            Err(_) => {
-                tracing::warn!(
-                    "stopped at the timeout; what was under way is dropped, unsent mails are kept"
-                );
-            }
+        if finished.await.is_ok() {
+            tracing::info!("stopped");
+        } else {
+            courier.abort();
+            tracing::warn!("stopped at the timeout; what was under way is dropped, unsent mails are kept");
         }
         over.cancel();
-        drop(probes);
         app.pool.close().await;
+        Ok(())
     }
 }
+
+/// A part of the service that ended by itself: a bug, whose panic stands in the log before.
+#[derive(Debug, thiserror::Error)]
+#[error("the {0} has ended by itself; see the log before this line")]
+pub struct TaskEnded(&'static str);
 
 async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
     TcpListener::bind(address).await.map_err(|error| {

@@ -7,44 +7,78 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::database::cause;
 use crate::{audit, recovery, throttle};
 
 /// How often the sweeper looks.
-const INTERVAL: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(30);
 /// Rows that one statement deletes at most: short locks, and replication keeps up.
-const ROWS: i64 = 1000;
-/// Statements in a row at most for each table, before the sweeper rests.
-const ROUNDS: u32 = 50;
+const ROWS: i64 = 5000;
+/// Statements in a row at most for a table, before the sweeper rests.
+const ROUNDS: u32 = 100;
 
-/// Sweeps until `stop`.
-pub async fn run(app: Arc<App>, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
-        let swept = stop.run_until_cancelled(sweep(&app)).await;
-        if let Some(Err(error)) = swept {
-            tracing::warn!(%error, "what is over cannot be deleted; it is tried again");
-        }
-    }
+/// Sweeps, and remembers how far it came.
+#[derive(Debug)]
+pub struct Sweeper {
+    app: Arc<App>,
+    /// The last budget that was looked at: a large table is looked through over several sweeps.
+    last_budget: Vec<u8>,
 }
 
-/// Deletes what is over by now, all of it unless there is very much.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
-pub async fn sweep(app: &App) -> Result<(), sqlx::Error> {
-    let networks = app.network_limiter.sweep();
-    app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
-    for _ in 0..ROUNDS {
-        let now = app.clock.now();
-        let deleted = [
-            recovery::sweep(&app.pool, now, ROWS).await?,
-            throttle::sweep(&app.pool, now, ROWS).await?,
-            audit::sweep(&app.pool, now, app.config.audit_retention, ROWS).await?,
-        ];
-        app.metrics.swept_rows.inc_by(deleted.iter().sum());
-        if deleted.iter().all(|rows| *rows < ROWS.unsigned_abs()) {
-            break;
+impl Sweeper {
+    /// Begins at the beginning.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        Self { app, last_budget: Vec::new() }
+    }
+
+    /// Sweeps until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
+            stop.run_until_cancelled(self.sweep()).await;
         }
     }
-    Ok(())
+
+    /// Deletes what is over by now, all of it unless there is very much. A table that fails holds no other back.
+    pub async fn sweep(&mut self) {
+        let app = Arc::clone(&self.app);
+        let networks = app.network_limiter.sweep();
+        app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
+        for _ in 0..ROUNDS {
+            let now = app.clock.now();
+            let sessions = self.count("recovery_session", recovery::sweep(&app.pool, now, ROWS).await);
+            let retention = app.config.audit_retention;
+            let events = self.count("audit_event", audit::sweep(&app.pool, now, retention, ROWS).await);
+            if sessions.max(events) < ROWS.unsigned_abs() {
+                break;
+            }
+        }
+        for _ in 0..ROUNDS {
+            let page = throttle::sweep(&app.pool, app.clock.now(), &self.last_budget, ROWS).await;
+            let (deleted, last) =
+                page.map_or_else(|error| (Err(error), None), |(rows, last)| (Ok(rows), last));
+            self.count("throttle", deleted);
+            self.last_budget = last.unwrap_or_default();
+            if self.last_budget.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn count(&self, table: &'static str, deleted: Result<u64, sqlx::Error>) -> u64 {
+        match deleted {
+            Ok(rows) => {
+                self.app.metrics.swept_rows.inc_by(rows);
+                rows
+            }
+            Err(error) => {
+                tracing::warn!(
+                    table,
+                    cause = cause(&error),
+                    "what is over cannot be deleted; it is tried again"
+                );
+                0
+            }
+        }
+    }
 }

@@ -63,20 +63,38 @@ pub fn recovery_key(address: &EmailAddress) -> [u8; 32] {
     Sha256::new().chain_update(b"recovery|").chain_update(address.as_str()).finalize().into()
 }
 
-/// Deletes at most `limit` rows whose buckets are both full: they say nothing that no row would not say.
+/// Looks through the `limit` rows that follow `after`, and deletes those whose buckets are both full: they say nothing
+/// that no row would not say. Gives how many went, and the last key that was looked at; no key at the table's end.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
-    let done = sqlx::query!(
-        "DELETE FROM throttle WHERE key IN (
-             SELECT key FROM throttle WHERE short_at <= $1 AND long_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-         )",
+pub async fn sweep(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    after: &[u8],
+    limit: i64,
+) -> Result<(u64, Option<Vec<u8>>), sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        WITH page AS MATERIALIZED (SELECT key FROM throttle WHERE key > $1 ORDER BY key LIMIT $2),
+        gone AS (
+            DELETE FROM throttle WHERE key = ANY(ARRAY(
+                SELECT full_again.key FROM page CROSS JOIN LATERAL (
+                    SELECT key FROM throttle WHERE key = page.key AND short_at <= $3 AND long_at <= $3
+                    FOR UPDATE SKIP LOCKED
+                ) AS full_again
+            ))
+            RETURNING 1
+        )
+        SELECT (SELECT count(*) FROM gone) AS "gone!", (SELECT key FROM page ORDER BY key DESC LIMIT 1) AS last
+        "#,
+        after,
+        limit,
         now,
-        limit
     );
-    Ok(done.execute(pool).await?.rows_affected())
+    let row = row.fetch_one(pool).await?;
+    Ok((row.gone.unsigned_abs(), row.last))
 }
 
 /// What a client's address counts as: an IPv4 address, or the /64 that an IPv6 customer is given.

@@ -45,7 +45,7 @@ pub const ROUTES: [&str; 4] = ["/api/auth/recovery/start", "/healthz", "/readyz"
 /// The public API.
 ///
 /// A request passes, from the outside in: request id, client address, log and metrics ([`guard::observe`]); the error
-/// shape ([`error::render`]); CORS; the headers that every answer has; the cookie jar. The POSTs of the contract pass
+/// shape ([`error::render`]); the headers that every answer has; CORS; the cookie jar. The POSTs of the contract pass
 /// the network's budget and the check of their origin before anything is parsed.
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
@@ -65,11 +65,11 @@ pub fn with_layers(routes: Router, site: &Site) -> Router {
     routes.layer((
         from_fn_with_state(site.clone(), guard::observe),
         from_fn(error::render),
-        cors(&site.app.config),
         default_header(CACHE_CONTROL, "no-store"),
         default_header(X_CONTENT_TYPE_OPTIONS, "nosniff"),
         default_header(REFERRER_POLICY, "no-referrer"),
         default_header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        cors(&site.app.config),
         CookieManagerLayer::new(),
     ))
 }

@@ -15,6 +15,7 @@ use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Noop, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::response::Response;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -333,8 +334,11 @@ impl Sender {
         for to in mail.envelope.to() {
             connection.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
         }
-        connection.command(Data).await.map_err(NotSent::at(Stage::Data))?;
-        connection.message(&mail.bytes).await.map_err(NotSent::at(Stage::Message))?;
+        // lettre takes any 2xx or 3xx for a yes; only these two are.
+        let go_on = connection.command(Data).await.map_err(NotSent::at(Stage::Data))?;
+        exactly(&go_on, 354, Stage::Data)?;
+        let taken = connection.message(&mail.bytes).await.map_err(NotSent::at(Stage::Message))?;
+        exactly(&taken, 250, Stage::Message)?;
         self.kept = Some(Kept { connection, relay, used: Instant::now() });
         Ok(())
     }
@@ -347,6 +351,11 @@ impl Sender {
         connection.command(mail_from(mail)).await.ok()?;
         Some(connection)
     }
+}
+
+fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
+    let answered = response.code().into();
+    if answered == code { Ok(()) } else { Err(NotSent { stage, code: Some(answered) }) }
 }
 
 /// No parameters: addresses are ASCII, and lettre encodes every body to 7 bits.

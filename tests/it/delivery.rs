@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
+use vos_auth::outbox;
 
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{Service, Setup};
@@ -206,13 +207,161 @@ async fn two_replicas_send_each_mail_once(pool: PgPool) {
     one.stops().await;
 }
 
-/// SIGTERM while mails are owed: what can be sent is sent before the end.
+/// SIGTERM while a mail is under way and another waits for its sender: both go out before the end.
 #[sqlx::test]
 async fn stopping_sends_what_was_accepted(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--smtp-connections=1"]).await;
+    let relay = service.relay.clone();
+    relay.is_in_mood(Mood::HoldsAtRecipient);
+    for (asked, email) in [(1, "first@example.com"), (1, "second@example.com")] {
+        service.has_account(email).await;
+        service.client().starts_recovery(email).await;
+        relay.until_asked(asked).await;
+    }
+    service.is_told_to_stop();
+    relay.is_in_mood(Mood::Takes);
+    service.stops().await;
+    assert_eq!(relay.mails().len(), 2);
+}
+
+/// A relay that stalls cannot hold the stop beyond its limit, and the mail is still owed.
+#[sqlx::test]
+async fn stopping_ends_at_its_timeout_and_keeps_the_mail(pool: PgPool) {
+    let service =
+        Service::start_with_settings(&pool, &["--stop-timeout=100ms", "--smtp-deadline=1min"]).await;
+    service.has_account("trader@example.com").await;
+    let relay = service.relay.clone();
+    relay.is_in_mood(Mood::StallsAtRecipient);
+    service.client().starts_recovery("trader@example.com").await;
+    relay.until_asked(1).await;
+    let count =
+        async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
+    service.stops().await;
+    assert_eq!((count().await, relay.mails().len()), (1, 0));
+}
+
+/// As many mails are under way at once as there are connections.
+#[sqlx::test]
+async fn mails_wait_for_no_other_mail(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--smtp-connections=8", "--network-burst=100"]).await;
+    service.relay.is_in_mood(Mood::HoldsAtRecipient);
+    for n in 0..20 {
+        let email = format!("trader{n}@example.com");
+        service.has_account(&email).await;
+        service.client().starts_recovery(&email).await;
+    }
+    service.relay.until_asked(8).await;
+    assert_eq!(service.relay.mails().len(), 0);
+    service.relay.is_in_mood(Mood::Takes);
+    service.relay.mail(20).await;
+    service.until_outbox_has(0).await;
+    service.stops().await;
+}
+
+/// Sent means 250 after the final dot, and nothing else does.
+#[sqlx::test]
+async fn another_answer_than_250_is_not_sent(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::SaysMoreAfterData);
     service.client().starts_recovery("trader@example.com").await;
-    let relay = service.relay.clone();
+    service
+        .until("the retry is noted", async || {
+            service.count("outbox WHERE last_error = 'message 354'").await == 1
+        })
+        .await;
+    assert_eq!(service.count("audit_event WHERE what = 'recovery_sent'").await, 0);
+    service.relay.is_in_mood(Mood::Takes);
+    service.clock.advance(Duration::from_secs(2));
+    service.relay.mail(1).await;
     service.stops().await;
-    assert_eq!(relay.mails().len(), 1);
+}
+
+/// A worker whose lease ended while it was away finishes only the claim that it made.
+#[sqlx::test]
+async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::StallsAtRecipient);
+    service.client().starts_recovery("trader@example.com").await;
+    service.relay.until_asked(1).await;
+    let claim = async || {
+        service.clock.advance(Duration::from_secs(61));
+        let now = vos_auth::clock::Clock::Manual(service.clock.clone()).now();
+        let lease = Duration::from_mins(1);
+        let mut claim = outbox::claim(&pool, now, outbox::Reach::All, None, 1, lease).await.unwrap();
+        (now, claim.codes.pop().expect("the lease has ended"))
+    };
+    // The service's own courier may not take part in what follows.
+    service.relay.goes_down().await;
+    service.until_mail_is("unavailable").await;
+    let (_, first) = claim().await;
+    let (now, second) = claim().await;
+    assert_eq!((first.id, first.attempts + 1), (second.id, second.attempts));
+    outbox::sent(&pool, now, &first).await.unwrap();
+    outbox::give_up(&pool, &first).await.unwrap();
+    outbox::retry_at(&pool, now, &first, "late").await.unwrap();
+    assert_eq!(
+        service.count("outbox WHERE last_error IS DISTINCT FROM 'late' AND lease_until IS NOT NULL").await,
+        1
+    );
+    assert_eq!(service.count("audit_event WHERE what = 'recovery_sent'").await, 0);
+    outbox::sent(&pool, now, &second).await.unwrap();
+    assert_eq!(service.count("outbox").await, 0);
+    service.stops().await;
+}
+
+/// In the middle of a rotation another replica may know the secret that this one lacks: the mail waits for it.
+#[sqlx::test]
+async fn a_mail_whose_secret_is_unknown_here_is_left_for_another_replica(pool: PgPool) {
+    let one = Service::start(&pool).await;
+    one.has_account("trader@example.com").await;
+    one.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
+    one.client().starts_recovery("trader@example.com").await;
+    one.relay.until_asked(1).await;
+    one.until("the retry is noted", async || one.count("outbox WHERE last_error = 'rcpt 450'").await == 1)
+        .await;
+    let (clock, keys, relay) = (one.clock.clone(), one.keys.clone(), one.relay.clone());
+    one.stops().await;
+    relay.is_in_mood(Mood::Takes);
+    clock.advance(Duration::from_secs(2));
+    let other_keys = Some(vos_auth::secret::CodeKey::random("another"));
+    let setup = Setup { clock: Some(clock.clone()), keys: other_keys, ..Setup::default() };
+    let other = Service::start_with(&pool, setup).await;
+    other
+        .until("the retry is noted", async || other.count("outbox WHERE last_error = 'compose'").await == 1)
+        .await;
+    other.stops().await;
+    clock.advance(Duration::from_secs(31));
+    let setup =
+        Setup { clock: Some(clock), keys: Some(keys), relay: Some(relay.clone()), ..Setup::default() };
+    let knowing = Service::start_with(&pool, setup).await;
+    relay.mail(1).await;
+    knowing.until_outbox_has(0).await;
+    knowing.stops().await;
+}
+
+/// Relays are used in order of preference, and the next one when the first is away.
+#[sqlx::test]
+async fn the_second_relay_takes_over(pool: PgPool) {
+    let second = Relay::start().await;
+    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    let up =
+        async |place: usize| service.metric(&format!("vos_auth_relay_up{{relay=\"{place}\"}}")).await > 0.5;
+    for email in ["one@example.com", "two@example.com", "three@example.com"] {
+        service.has_account(email).await;
+    }
+    service.client().starts_recovery("one@example.com").await;
+    service.relay.mail(1).await;
+    service.relay.goes_down().await;
+    service.until("the probe's finding", async || !up(0).await).await;
+    assert!(service.client().starts_recovery("two@example.com").await.is_code_sent());
+    second.mail(1).await;
+    service.relay.comes_back().await;
+    service.until("the probe's finding", async || up(0).await).await;
+    service.client().starts_recovery("three@example.com").await;
+    service.relay.mail(2).await;
+    assert_eq!((service.relay.mails().len(), second.mails().len()), (2, 1));
+    service.stops().await;
 }

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::harness::client::Client;
 use crate::harness::database::{Proxy, Way};
+use crate::harness::relay::Relay;
 use crate::harness::{Service, Setup};
 
 #[sqlx::test]
@@ -182,16 +183,80 @@ async fn stopping_finishes_requests_under_way(pool: PgPool) {
                 >= 1
         })
         .await;
-    let stopped = tokio::spawn(service.stops());
+    service.is_told_to_stop();
+    let mut stopped = tokio::spawn(service.stops());
     let refused = async {
         while tokio::net::TcpStream::connect(address).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, refused).await.expect("no new connections");
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut stopped).await;
+    assert!(early.is_err(), "it waits for the request");
     lock.rollback().await.unwrap();
     assert!(start.await.unwrap().is_code_sent());
     stopped.await.unwrap();
+}
+
+/// For the drain delay everything still works, and readiness says that it will not for long.
+#[sqlx::test]
+async fn readyz_is_red_while_draining(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--drain-delay=1s"]).await;
+    assert_eq!(service.client().get("/readyz").await.body["parts"]["server"], "ok");
+    service.is_told_to_stop();
+    service
+        .until("readiness is red", async || {
+            let ready = service.client().get("/readyz").await;
+            ready.status == 503 && ready.body["parts"]["server"] == "stopping"
+        })
+        .await;
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    service.stops().await;
+}
+
+/// A former primary, or a standby: it answers, but takes nothing.
+#[sqlx::test]
+async fn a_postgresql_that_only_reads_is_502_and_back(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
+    let database = pool.connect_options().get_database().unwrap().to_owned();
+    let only_reads = async |value: &str| {
+        let others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let sql = format!("ALTER DATABASE \"{database}\" SET default_transaction_read_only = {value}");
+        let mut connection = pool.acquire().await.unwrap();
+        sqlx::query("SET default_transaction_read_only = off").execute(&mut *connection).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await.unwrap();
+        sqlx::query(others).execute(&mut *connection).await.unwrap();
+    };
+    only_reads("on").await;
+    let reads = async || service.client().get("/readyz").await.body["parts"]["database"] == "read_only";
+    service.until("readiness names it", reads).await;
+    let answer = service.client().starts_recovery("second@example.com").await;
+    assert_eq!(answer.error(), (502, "storage_unavailable"));
+    only_reads("off").await;
+    service
+        .until("a start is accepted", async || {
+            service.client().starts_recovery("third@example.com").await.is_code_sent()
+        })
+        .await;
+    service.stops().await;
+}
+
+/// STARTTLS is required: a relay that does not offer it gets no mail, and its absence is an outage.
+#[sqlx::test]
+async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
+    let plain = Relay::start().await;
+    let url = plain.url().replace("?tls=none", "");
+    let service = Service::start_with(&pool, Setup { further_relays: vec![url], ..Setup::default() }).await;
+    service.has_account("trader@example.com").await;
+    service.relay.goes_down().await;
+    service.until_mail_is("unavailable").await;
+    assert_eq!(
+        service.client().starts_recovery("trader@example.com").await.error(),
+        (502, "mail_unavailable")
+    );
+    assert_eq!(plain.mails().len(), 0);
+    service.stops().await;
 }
 
 #[sqlx::test]

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 use sqlx::{PgPool, Row as _};
 
@@ -65,6 +67,9 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("MAIL_BRAND", "a\nb"),
         ("MAIL_TIME_ZONE", "Mars/Olympus"),
         ("DRAIN_DELAY", "soon"),
+        ("OUTBOX_POLL_INTERVAL", "0s"),
+        ("SMTP_DEADLINE", "1day"),
+        ("AUDIT_RETENTION", "100000years"),
         ("ADDRESS_BURST", "4"),
         ("ADDRESS_PER_DAY", "11"),
         ("NETWORK_BURST", "0"),
@@ -132,7 +137,10 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
         }
     }
     assert!(dump.contains("code_sent") && dump.contains("recovery_code") && dump.contains("$argon2id$"));
-    for secret in [code.as_str(), grouped.as_str(), token, "a password of one's own"] {
+    // bytea stands in hexadecimal there.
+    let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
+    let raw = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    for secret in [code.as_str(), grouped.as_str(), token, raw.as_str(), "a password of one's own"] {
         assert!(!dump.contains(secret), "at rest");
     }
     relay.goes_down().await;
@@ -176,6 +184,26 @@ async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
         let dead = run(&["healthcheck"], &environment);
         assert!(!dead.status.success() && !dead.stderr.is_empty());
     }
+}
+
+/// Compose files and manifests leave a variable out by making it empty.
+#[sqlx::test]
+async fn an_empty_variable_counts_as_none(pool: PgPool) {
+    let relay = Relay::start().await;
+    let (url, relay_url) = (database::url(&pool), relay.url());
+    let mut environment = serve_environment(&url, &relay_url, &[]);
+    for name in [
+        "TRUSTED_PROXIES",
+        "ALLOWED_ORIGINS",
+        "MAIL_BOUNCES",
+        "SMTP_CA_FILE",
+        "NETWORK_BURST",
+        "DATABASE_URL_FILE",
+    ] {
+        environment.push((name, ""));
+    }
+    let mut program = Program::start(&["serve"], &environment);
+    assert_eq!(Client::new(program.address()).get("/healthz").await.status, 200);
 }
 
 #[sqlx::test(migrations = false)]

@@ -21,7 +21,7 @@ use vos_auth::config::{Config, Secrets};
 use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
 use vos_auth::secret::CodeKey;
-use vos_auth::server::Server;
+use vos_auth::server::{Server, TaskEnded};
 
 use self::client::Client;
 use self::relay::Relay;
@@ -30,6 +30,7 @@ use self::relay::Relay;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Parser)]
+#[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
     config: Config,
@@ -45,7 +46,7 @@ pub struct Service {
     pub app: Arc<App>,
     pub keys: CodeKey,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), TaskEnded>>,
 }
 
 /// How a service differs from the usual one.
@@ -54,6 +55,8 @@ pub struct Setup {
     pub settings: Vec<String>,
     pub database_url: Option<String>,
     pub relay: Option<Relay>,
+    /// Relays after the first, by their URLs.
+    pub further_relays: Vec<String>,
     pub keys: Option<CodeKey>,
     pub clock: Option<ManualClock>,
 }
@@ -77,7 +80,7 @@ impl Service {
         let secrets = Secrets {
             database_url: setup.database_url.unwrap_or_else(|| database::url(pool)),
             code_keys: keys.clone().into(),
-            smtp_relays: vec![relay.url()],
+            smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
         };
         let usual = [
             "it",
@@ -102,7 +105,7 @@ impl Service {
         service
     }
 
-    /// A client from an address of its own network.
+    /// A new client, without a cookie.
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }
@@ -153,10 +156,19 @@ impl Service {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 
+    /// What SIGTERM does.
+    pub fn is_told_to_stop(&self) {
+        self.stop.cancel();
+    }
+
     /// Stops it as SIGTERM does, and waits until it has.
     pub async fn stops(self) {
-        self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.running).await.expect("it stops").unwrap();
+        self.is_told_to_stop();
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .expect("it stops")
+            .unwrap()
+            .expect("every part lasted");
     }
 }
 

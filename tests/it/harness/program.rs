@@ -3,33 +3,38 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
 use super::PATIENCE;
 
 /// 32 bytes in base64 that are not all alike, for tests alone.
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// The program with an environment of its own: nothing of the suite's reaches it unless it is given. One that does not
-/// end is ended, and has failed.
+/// The program with an environment of its own: nothing of the suite's reaches it unless it is given.
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new("/usr/bin/timeout");
-    command.arg("60").arg(env!("CARGO_BIN_EXE_vos-auth"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vos-auth"));
     command.args(arguments).env_clear().envs(environment.iter().copied());
     command
 }
 
 pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    command(arguments, environment).output().unwrap()
+    run_with_input(arguments, environment, "")
 }
 
+/// Runs it to its end. One that does not end is ended, and so has failed.
 pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
-    let mut child = command(arguments, environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let mut command = command(arguments, environment);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that reads nothing may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        std::thread::yield_now();
+    }
     child.wait_with_output().unwrap()
 }
 

@@ -24,6 +24,10 @@ pub enum Mood {
     DropsAfterData,
     /// Never answers RCPT.
     StallsAtRecipient,
+    /// Answers RCPT when its mood has changed.
+    HoldsAtRecipient,
+    /// Answers the dot with a code that is no yes, but that lettre takes for one.
+    SaysMoreAfterData,
 }
 
 /// A mail as it came over the wire.
@@ -67,6 +71,7 @@ impl Relay {
 
     pub fn is_in_mood(&self, mood: Mood) {
         self.state.lock().unwrap().mood = mood;
+        self.changed.notify_waiters();
     }
 
     /// Stops listening and cuts every conversation.
@@ -152,6 +157,11 @@ impl Relay {
                     match mood {
                         Mood::RefusesRecipient(answer) => answer,
                         Mood::StallsAtRecipient => std::future::pending().await,
+                        Mood::HoldsAtRecipient => {
+                            self.until(|state| state.mood != Mood::HoldsAtRecipient).await;
+                            recipients.push(path);
+                            "250 ok"
+                        }
                         _ => {
                             recipients.push(path);
                             "250 ok"
@@ -163,6 +173,8 @@ impl Relay {
                     let raw = read_data(&mut stream).await?;
                     if let Mood::RefusesMessage(answer) = mood {
                         answer
+                    } else if mood == Mood::SaysMoreAfterData {
+                        "354 go on"
                     } else {
                         let mail = Mail { sender: sender.clone(), recipients: recipients.clone(), raw };
                         self.state.lock().unwrap().mails.push(mail);
