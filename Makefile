@@ -11,7 +11,7 @@ help: ## list the commands
 
 run: ## run the service on PORT (default 8080) with a database, accounts and a mailbox of its own
 	@cargo build
-	@scripts/with-postgres run "$(target)/debug/vos-auth" dev
+	@scripts/with-postgres run "$(target)/debug/vos-auth" dev || { code=$$?; [ $$code -eq 130 ] || [ $$code -eq 143 ]; }
 
 test: ## run every test against a database of their own
 	@cargo test --no-run

@@ -149,12 +149,12 @@ async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
 
 #[sqlx::test]
 async fn what_a_dead_process_claimed_is_sent_by_another_when_the_lease_ends(pool: PgPool) {
-    let service = Service::start(&pool).await;
+    let service = Service::start_with_settings(&pool, &["--smtp-connections=1"]).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::StallsAtRecipient);
     service.client().starts_recovery("trader@example.com").await;
     service.relay.until_asked(1).await;
-    // A process of its own with another relay: the first one still holds the row.
+    // A process of its own with another relay. The first one's only sender still holds the row.
     let other = Setup {
         relay: Some(Relay::start().await),
         keys: Some(service.keys.clone()),

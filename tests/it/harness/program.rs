@@ -83,7 +83,8 @@ impl Program {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        let status =
+            Command::new("bash").args(["-c", &format!("kill {name} {}", self.child.id())]).status().unwrap();
         assert!(status.success());
     }
 
