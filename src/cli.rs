@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use axum::Router;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
@@ -194,7 +193,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         metrics_addr = %server.metrics_address()?,
         "serving"
     );
-    Ok(server.run(Router::new(), stop_signal()?).await?)
+    Ok(server.run(stop_signal()?).await?)
 }
 
 async fn connect() -> Result<PgConnection, Failure> {

@@ -74,7 +74,7 @@ pub async fn run(
     let (app, courier) = App::new(config, &secrets, Clock::System, limits)?;
     let server = Server::bind(app, courier).await?;
     println!("{}", welcome(port, server.metrics_address()?, limits));
-    Ok(server.run(routes(mailbox), stop).await?)
+    Ok(server.run_with(routes(mailbox), stop).await?)
 }
 
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {

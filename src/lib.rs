@@ -7,7 +7,7 @@
 //!
 //! | Looking for | Module | Owns |
 //! |---|---|---|
-//! | the routes, all of them | [`http`] | what axum touches, with [`server`], [`dev`] and [`cli`] |
+//! | the routes, all of them | [`http`] | what axum touches, with [`server`] and [`dev`] |
 //! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |

@@ -73,13 +73,22 @@ impl Server {
     }
 
     /// Serves until `stop`; then `/readyz` is red for the drain delay, requests and mails under way finish within the
-    /// stop timeout, and the rest is dropped. `more` are routes beside the API's.
+    /// stop timeout, and the rest is dropped.
     ///
     /// # Errors
     ///
     /// [`TaskEnded`] if a part of the service ended by itself, which none ever should. It then stops at once, so that
     /// whoever supervises the process starts a whole one.
-    pub async fn run(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskEnded> {
+        self.run_with(Router::new(), stop).await
+    }
+
+    /// The same, with routes beside the API's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::run`].
+    pub async fn run_with(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
         let mut probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;

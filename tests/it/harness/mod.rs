@@ -98,7 +98,7 @@ impl Service {
         let server = Server::bind(app, courier).await.unwrap();
         let (address, metrics_address) = (server.address().unwrap(), server.metrics_address().unwrap());
         let (app, stop) = (Arc::clone(server.app()), CancellationToken::new());
-        let running = tokio::spawn(server.run(axum::Router::new(), stop.clone()));
+        let running = tokio::spawn(server.run(stop.clone()));
         let service =
             Self { address, metrics_address, clock, relay, pool: pool.clone(), app, keys, stop, running };
         service.until_mail_is("ok").await;
