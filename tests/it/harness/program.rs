@@ -64,8 +64,11 @@ impl Program {
         Self { child, lines, seen: Vec::new() }
     }
 
-    /// Waits for a line that holds `part`, and gives it.
+    /// Waits for a line that holds `part`, and gives it; one that came before counts, as the two outputs have no order.
     pub fn line_with(&mut self, part: &str) -> String {
+        if let Some(line) = self.seen.iter().find(|line| line.contains(part)) {
+            return line.clone();
+        }
         loop {
             let line = self.lines.recv_timeout(PATIENCE);
             let line = line.unwrap_or_else(|_| panic!("no line with {part:?} in:\n{}", self.seen.join("\n")));
