@@ -14,6 +14,7 @@ run: ## run the service on PORT (default 8080) with a database, accounts and a m
 	@scripts/with-postgres run "$(target)/debug/vos-auth" dev || { code=$$?; [ $$code -eq 130 ] || [ $$code -eq 143 ]; }
 
 test: ## run every test against a database of their own
+	@/usr/bin/python3 -c 'import jwt, cryptography' 2>/dev/null || scripts/apt-install PyJWT python3-jwt python3-cryptography
 	@cargo test --no-run
 	@scripts/with-postgres test cargo test
 

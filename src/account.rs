@@ -1,7 +1,7 @@
 //! Owns `account`: who may sign in.
 
 use serde_json::{Map, Value};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -9,7 +9,156 @@ use crate::audit;
 use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
-use crate::password::Password;
+use crate::password::{Cost, Password};
+
+/// An active account, as far as its owner may see it.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its id.
+    pub id: Uuid,
+    /// Its address, as stored.
+    pub email: String,
+    /// What is known of the person.
+    pub traits: Value,
+}
+
+/// An account that somebody tries to sign in to.
+#[derive(Clone)]
+pub struct Candidate {
+    /// The account.
+    pub account: Account,
+    /// Whether it is active.
+    pub active: bool,
+    /// What its password is verified against.
+    pub password_hash: Option<String>,
+}
+
+/// The account of an address, whatever its state.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn candidate(
+    executor: impl PgExecutor<'_>,
+    email: &EmailAddress,
+) -> Result<Option<Candidate>, sqlx::Error> {
+    let row = sqlx::query!(
+        "SELECT id, email, traits, state, password_hash FROM account WHERE email = $1",
+        email.as_str()
+    );
+    Ok(row.fetch_optional(executor).await?.map(|row| Candidate {
+        account: Account { id: row.id, email: row.email, traits: row.traits },
+        active: row.state == "active",
+        password_hash: row.password_hash,
+    }))
+}
+
+/// An active account, by its id.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn active(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Account>, sqlx::Error> {
+    sqlx::query_as!(Account, "SELECT id, email, traits FROM account WHERE id = $1 AND state = 'active'", id)
+        .fetch_optional(executor)
+        .await
+}
+
+/// An active account, by its stored address.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn active_by_email(
+    executor: impl PgExecutor<'_>,
+    email: &str,
+) -> Result<Option<Account>, sqlx::Error> {
+    sqlx::query_as!(
+        Account,
+        "SELECT id, email, traits FROM account WHERE email = $1 AND state = 'active'",
+        email
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// What the password of an active account is verified against.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn password_hash(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<String>, sqlx::Error> {
+    let hash =
+        sqlx::query_scalar!("SELECT password_hash FROM account WHERE id = $1 AND state = 'active'", id);
+    Ok(hash.fetch_optional(executor).await?.flatten())
+}
+
+/// Locks the row of an active account until the transaction ends: whatever changes or uses a password goes one by one.
+/// With `password_hash`, only if its password is still verified against that: without this a login that was verified
+/// before a reset would end after it.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn lock(
+    transaction: &mut PgConnection,
+    id: Uuid,
+    password_hash: Option<&str>,
+) -> Result<Option<Account>, sqlx::Error> {
+    sqlx::query_as!(
+        Account,
+        "SELECT id, email, traits FROM account
+         WHERE id = $1 AND state = 'active' AND ($2::text IS NULL OR password_hash = $2) FOR NO KEY UPDATE",
+        id,
+        password_hash
+    )
+    .fetch_optional(transaction)
+    .await
+}
+
+/// Sets a new password of a locked account.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn set_password(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    password_hash: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE account SET password_hash = $2, password_changed_at = $3, updated_at = $3 WHERE id = $1",
+        id,
+        password_hash,
+        now
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Stores the same password of a locked account, hashed anew.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn rehash(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    password_hash: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE account SET password_hash = $2, updated_at = $3 WHERE id = $1",
+        id,
+        password_hash,
+        now
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
 
 /// An account that is to be created.
 #[derive(Debug)]
@@ -52,7 +201,7 @@ pub async fn create(
     let mut traits = new.traits;
     traits.insert("email".into(), new.email.as_str().into());
     let password_hash = match new.password {
-        Some(password) => Some(tokio::task::spawn_blocking(move || password.hash()).await?),
+        Some(password) => Some(tokio::task::spawn_blocking(move || password.hash(Cost::default())).await?),
         None => None,
     };
     let mut transaction = connection.begin().await?;

@@ -9,10 +9,12 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
 use crate::courier::{Bell, Courier};
 use crate::database;
+use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::Composer;
 use crate::metrics::Metrics;
-use crate::secret::CodeKeys;
+use crate::password::Hasher;
+use crate::secret::Keys;
 use crate::throttle::{Budget, NetworkLimiter};
 
 /// What the features work with.
@@ -26,14 +28,28 @@ pub struct App {
     pub database: PgConnectOptions,
     /// Connections for everything else.
     pub pool: PgPool,
+    /// A connection for the questions about health, which must not wait behind requests.
+    pub health_pool: PgPool,
     /// What codes are derived from.
-    pub code_keys: CodeKeys,
+    pub code_keys: Keys,
+    /// What device cookies are made with.
+    pub device_keys: Keys,
+    /// What JWTs are signed with.
+    pub jwt_keys: KeyRing,
+    /// Who JWTs are from.
+    pub jwt_issuer: String,
+    /// Where passwords are hashed.
+    pub hasher: Hasher,
     /// The way to the relays.
     pub gateway: Arc<Gateway>,
     /// Wakes the courier.
     pub bell: Bell,
     /// The budget of an address.
     pub address_budget: Budget,
+    /// The budget of failed logins.
+    pub failure_budget: Budget,
+    /// The budget of browsers that become known.
+    pub device_budget: Budget,
     /// The budgets of client networks.
     pub network_limiter: NetworkLimiter,
     /// The figures.
@@ -74,22 +90,41 @@ impl App {
             metrics: Arc::clone(&metrics),
             bell: bell.clone(),
         };
-        let (address_budget, network_limiter) = match limits {
+        let jwt_keys = match &config.jwt_keys {
+            Some(folder) => KeyRing::read(folder)
+                .map_err(|why| ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.display())))?,
+            None => KeyRing::ephemeral(),
+        };
+        let origin = config.public_origin.as_ref().map(ToString::to_string);
+        let jwt_issuer = config.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
+        let (address_budget, failure_budget, device_budget, network_limiter) = match limits {
             Limits::On => (
                 Budget::of_address(&config),
+                Budget::of_failures(),
+                Budget::of_devices(),
                 NetworkLimiter::new(config.network_burst, config.network_per_minute, clock.clone()),
             ),
-            Limits::Off => (Budget::unlimited(), NetworkLimiter::unlimited()),
+            Limits::Off => {
+                let none = Budget::unlimited();
+                (none, none, none, NetworkLimiter::unlimited())
+            }
         };
         let app = Self {
             pool: database::pool(&database, config.database_connections),
+            health_pool: database::pool(&database, 1),
             code_keys: secrets.code_keys.clone(),
+            device_keys: secrets.device_keys.clone(),
+            jwt_keys,
+            jwt_issuer,
+            hasher: Hasher::new(&config, Arc::clone(&metrics)),
             config,
             clock,
             database,
             gateway,
             bell,
             address_budget,
+            failure_budget,
+            device_budget,
             network_limiter,
             metrics,
         };

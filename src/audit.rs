@@ -7,6 +7,7 @@ use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::client::Client;
 use crate::clock::{first_id_of, new_id};
 
 /// Something that happened.
@@ -16,6 +17,22 @@ pub enum Event {
     AccountCreated,
     /// A recovery code was handed to a relay.
     RecoverySent,
+    /// Somebody signed in with the password.
+    SignedIn,
+    /// Somebody tried to sign in and failed.
+    SignInFailed,
+    /// A session was ended by whoever had its token.
+    SignedOut,
+    /// The owner ended other sessions.
+    SessionsEnded,
+    /// The mailed code was entered.
+    RecoveryVerified,
+    /// The password was set anew after a recovery.
+    PasswordReset,
+    /// The password was changed while signed in.
+    PasswordChanged,
+    /// The mail about a changed password was handed to a relay.
+    PasswordNoticeSent,
 }
 
 impl Event {
@@ -23,6 +40,14 @@ impl Event {
         match self {
             Self::AccountCreated => "account_created",
             Self::RecoverySent => "recovery_sent",
+            Self::SignedIn => "signed_in",
+            Self::SignInFailed => "sign_in_failed",
+            Self::SignedOut => "signed_out",
+            Self::SessionsEnded => "sessions_ended",
+            Self::RecoveryVerified => "recovery_verified",
+            Self::PasswordReset => "password_reset",
+            Self::PasswordChanged => "password_changed",
+            Self::PasswordNoticeSent => "password_notice_sent",
         }
     }
 }
@@ -34,6 +59,12 @@ pub struct Source<'a> {
     pub client_ip: IpAddr,
     /// Its User-Agent, cut to 200 characters.
     pub user_agent: &'a str,
+}
+
+impl<'a> From<&'a Client> for Source<'a> {
+    fn from(client: &'a Client) -> Self {
+        Self { client_ip: client.ip, user_agent: &client.user_agent }
+    }
 }
 
 /// Appends an event. Give it the transaction of what it tells of.
@@ -75,7 +106,7 @@ pub async fn sweep(
     limit: i64,
 ) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
-        "DELETE FROM audit_event WHERE id IN (SELECT id FROM audit_event WHERE id < $1 ORDER BY id LIMIT $2)",
+        "DELETE FROM audit_event WHERE id = ANY(ARRAY(SELECT id FROM audit_event WHERE id < $1 ORDER BY id LIMIT $2))",
         first_id_of(now - retention),
         limit
     );

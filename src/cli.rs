@@ -1,7 +1,8 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `healthcheck`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `healthcheck`.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Secrets};
 use crate::email_address::EmailAddress;
+use crate::jwt::{self, KeyRing};
 use crate::locale::Locale;
 use crate::password::Password;
 use crate::server::Server;
@@ -28,8 +30,8 @@ type Failure = Box<dyn std::error::Error>;
 
 /// The authentication host of Vero OMS: password recovery by a one-time code.
 ///
-/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL, RECOVERY_SECRETS (ID:BASE64
-/// of 32 random bytes, the newest first, separated by commas), SMTP_RELAYS (URLs in order of preference:
+/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL, RECOVERY_SECRETS
+/// and DEVICE_SECRETS (ID:BASE64 of 32 random bytes, the newest first, separated by commas), SMTP_RELAYS (URLs in order of preference:
 /// smtp://USER:PASSWORD@HOST:587 for STARTTLS, smtps://… for TLS from the first byte).
 #[derive(Debug, Parser)]
 #[command(name = "vos-auth", version, about, long_about)]
@@ -62,6 +64,9 @@ enum Command {
     /// Look after accounts
     #[command(subcommand)]
     Account(AccountCommand),
+    /// Look after the keys that sign JWTs
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
     Healthcheck {
         /// The address that `serve` listens on
@@ -86,6 +91,33 @@ enum AccountCommand {
         #[arg(long)]
         password_stdin: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make the first key of the folder JWT_KEYS; it signs from now on
+    Generate(KeyFolder),
+    /// Add a key that is published at once and signs in 20 minutes, and delete those whose JWTs have all died. A running
+    /// service notices within a minute. Can be run at any time, and again
+    Rotate(KeyFolder),
+    /// Read a JWT from standard input and say what is in it, or why it is refused
+    Verify {
+        #[command(flatten)]
+        folder: KeyFolder,
+        /// Who it has to be from: JWT_ISSUER, or PUBLIC_ORIGIN, of the service
+        #[arg(long, env, value_name = "JWT_ISSUER")]
+        jwt_issuer: String,
+        /// Whom it has to be for
+        #[arg(long, env, value_name = "JWT_AUDIENCE", default_value = "https://api-oms.verolabs.co")]
+        jwt_audience: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct KeyFolder {
+    /// The folder of the keys
+    #[arg(long, env, value_name = "JWT_KEYS")]
+    jwt_keys: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -149,8 +181,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    if let Command::Healthcheck { http_addr } = command {
-        return healthcheck(http_addr);
+    match command {
+        Command::Healthcheck { http_addr } => return healthcheck(http_addr),
+        Command::Key(command) => return key(command),
+        _ => {}
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         match command {
@@ -171,7 +205,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Account(AccountCommand::Create { email, locale, traits, password_stdin }) => {
                 create_account(&email, locale, &traits, password_stdin).await
             }
-            Command::Healthcheck { .. } => Ok(()),
+            Command::Healthcheck { .. } | Command::Key(_) => Ok(()),
         }
     })
 }
@@ -183,6 +217,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
     if config.public_origin.is_none() {
         let why = "is missing: give it the origin that browsers see, such as https://platform.verolabs.co";
         return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
+    }
+    if config.jwt_keys.is_none() {
+        let why = "is missing: name the folder of the keys that sign JWTs; `vos-auth key generate` makes one";
+        return Err(ConfigError::new("JWT_KEYS", why).into());
     }
     let secrets = Secrets::from_environment()?;
     let (app, courier) = App::new(config, &secrets, Clock::System, Limits::On)?;
@@ -239,6 +277,42 @@ async fn create_account(
     let new = NewAccount { email, locale, traits, password };
     let id = account::create(&mut connection, Clock::System.now(), new).await?;
     println!("{id}");
+    Ok(())
+}
+
+fn key(command: KeyCommand) -> Result<(), Failure> {
+    let now = Clock::System.now();
+    let named = |folder: &KeyFolder, why: jwt::KeysUnusable| {
+        ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.jwt_keys.display()))
+    };
+    match command {
+        KeyCommand::Generate(folder) => {
+            let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
+            println!("{id} signs from now on");
+        }
+        KeyCommand::Rotate(folder) => {
+            let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
+            for id in &rotation.deleted {
+                println!("{id} is deleted: all that it signed has died");
+            }
+            let minutes = ((rotation.waiting_until - now).as_seconds_f64() / 60.0).ceil();
+            match rotation.added {
+                Some(id) => println!("{id} is published now and signs in {minutes} minutes"),
+                None => {
+                    println!("a key is waiting already and signs in {minutes} minutes; no other is added");
+                }
+            }
+        }
+        KeyCommand::Verify { folder, jwt_issuer, jwt_audience } => {
+            let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| named(&folder, why))?;
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text)?;
+            let claims = keys
+                .verify(text.trim(), &jwt_issuer, &jwt_audience, now)
+                .map_err(|why| format!("the JWT is refused: {why}"))?;
+            println!("{}", serde_json::to_string_pretty(&claims)?);
+        }
+    }
     Ok(())
 }
 

@@ -15,14 +15,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::database::cause;
+use crate::config::{Config, STORAGE_DEADLINE};
+use crate::database::{cause, in_time};
 use crate::locale::Locale;
 use crate::mail::gateway::{Gateway, Sender};
-use crate::mail::message::{Composer, Mail, RecoveryCode};
+use crate::mail::message::{About, Composer, Mail};
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, ClaimedCode, Reach};
-use crate::secret::CodeKeys;
+use crate::outbox::{self, ClaimedMail, Content, Reach};
+use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
 /// wait for each other's flush.
@@ -47,7 +47,7 @@ pub struct Courier {
     /// The time.
     pub clock: Clock,
     /// What codes are derived from.
-    pub code_keys: CodeKeys,
+    pub code_keys: Keys,
     /// The way to the relays.
     pub gateway: Arc<Gateway>,
     /// What mails say.
@@ -81,14 +81,15 @@ impl Courier {
             let free = if courier.gateway.is_up() { idle.len() } else { 0 };
             let (claimed_at, now) = (Instant::now(), courier.clock.now());
             let mut more = false;
-            match outbox::claim(&courier.pool, now, reach, stopped_at, free, lease).await {
+            let claiming = outbox::claim(&courier.pool, now, reach, stopped_at, free, lease);
+            match in_time(claiming).await {
                 Ok(claim) => {
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
                     more = claim.more && claim.no_recipient + claim.expired > 0;
-                    for code in claim.codes {
+                    for mail in claim.mails {
                         let sender = idle.pop().unwrap_or_else(|| Sender::new(&courier.gateway));
-                        busy.spawn(Arc::clone(&courier).deliver(sender, code, lease));
+                        busy.spawn(Arc::clone(&courier).deliver(sender, mail, lease));
                     }
                 }
                 Err(error) => {
@@ -96,7 +97,8 @@ impl Courier {
                 }
             }
             if stopped_at.is_some() && busy.is_empty() && !more {
-                return courier.pool.close().await;
+                let _ = tokio::time::timeout(STORAGE_DEADLINE, courier.pool.close()).await;
+                return;
             }
             tokio::time::sleep_until(claimed_at + PACE).await;
             if more {
@@ -118,20 +120,14 @@ impl Courier {
         }
     }
 
-    async fn deliver(self: Arc<Self>, mut sender: Sender, code: ClaimedCode, lease: Duration) -> Sender {
+    async fn deliver(self: Arc<Self>, mut sender: Sender, owed: ClaimedMail, lease: Duration) -> Sender {
         let lease_ends = Instant::now() + lease;
-        tracing::trace!(outbox_id = %code.id, attempts = code.attempts, "mail is claimed");
-        let Some(mail) = self.compose(&code) else {
+        tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
+        let Some(mail) = self.compose(&owed) else {
             // Another replica may have the secret that this one lacks, in the middle of a rotation.
-            tracing::error!(outbox_id = %code.id, key_id = code.key_id, "the mail cannot be built; is its secret gone?");
-            let next = outbox::backoff(self.clock.now(), code.attempts, 1.0, code.expires_at);
-            self.count(if next.is_some() { "retried" } else { "given_up" }, "compose", 1);
-            self.finish(
-                &code,
-                lease_ends,
-                next.map_or(Finish::GiveUp, |at| Finish::Retry(at, "compose".into())),
-            )
-            .await;
+            tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
+            let next = outbox::backoff(self.clock.now(), &owed, 1.0);
+            self.put_off(&owed, lease_ends, next, "compose", "compose").await;
             return sender;
         };
         let outcome = sender.send(&mail).await;
@@ -139,50 +135,63 @@ impl Courier {
         match outcome {
             Ok(()) => {
                 self.count("sent", "none", 1);
-                self.metrics.mail_latency.observe((now - code.created_at).as_seconds_f64());
-                self.finish(&code, lease_ends, Finish::Sent).await;
+                self.metrics.mail_latency.observe((now - owed.created_at).as_seconds_f64());
+                self.finish(&owed, lease_ends, Finish::Sent).await;
             }
             Err(why) => {
-                let next = outbox::backoff(now, code.attempts, rand::rng().random(), code.expires_at);
-                let finish = next
-                    .filter(|_| !why.is_final())
-                    .map_or(Finish::GiveUp, |at| Finish::Retry(at, why.to_string()));
-                let outcome = if matches!(finish, Finish::GiveUp) { "given_up" } else { "retried" };
-                tracing::warn!(outbox_id = %code.id, attempts = code.attempts, %why, outcome, "mail was not taken");
-                self.count(outcome, why.stage.as_str(), 1);
-                self.finish(&code, lease_ends, finish).await;
+                let next = outbox::backoff(now, &owed, rand::rng().random()).filter(|_| !why.is_final());
+                let outcome = if next.is_some() { "retried" } else { "given_up" };
+                tracing::warn!(outbox_id = %owed.id, attempts = owed.attempts, %why, outcome, "mail was not taken");
+                self.put_off(&owed, lease_ends, next, why.stage.as_str(), &why.to_string()).await;
             }
         }
         sender
     }
 
-    /// `None` if the session's secret has been rotated away, or the stored address fits no mail.
-    fn compose(&self, claimed: &ClaimedCode) -> Option<Mail> {
-        let code = self.code_keys.by_id(&claimed.key_id)?.code(claimed.recovery_session_id);
-        let locale = [&claimed.account_locale, &claimed.session_locale].into_iter().flatten().next();
-        let mail = RecoveryCode {
-            id: claimed.id,
-            to: &claimed.account_email,
+    async fn put_off(
+        &self,
+        owed: &ClaimedMail,
+        lease_ends: Instant,
+        next: Option<time::OffsetDateTime>,
+        stage: &'static str,
+        why: &str,
+    ) {
+        self.count(if next.is_some() { "retried" } else { "given_up" }, stage, 1);
+        let finish = next.map_or(Finish::GiveUp(why), |at| Finish::Retry(at, why));
+        self.finish(owed, lease_ends, finish).await;
+    }
+
+    /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
+    fn compose(&self, owed: &ClaimedMail) -> Option<Mail> {
+        let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
+        let about = About {
+            id: owed.id,
+            to: &owed.account_email,
             locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
-            code: &code,
-            asked_at: claimed.asked_at,
-            valid_until: claimed.expires_at,
-            user_agent: &claimed.user_agent,
+            user_agent: &owed.user_agent,
         };
-        self.composer.recovery_code(&mail, self.clock.now()).ok()
+        let now = self.clock.now();
+        match &owed.content {
+            Content::RecoveryCode { recovery_session_id, key_id, asked_at, .. } => {
+                let code = self.code_keys.by_id(key_id)?.code(*recovery_session_id);
+                self.composer.recovery_code(&about, &code, *asked_at, owed.expires_at, now)
+            }
+            Content::PasswordChanged => self.composer.password_changed(&about, owed.created_at, now),
+        }
+        .ok()
     }
 
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
     /// was taken and not struck off is sent twice.
-    async fn finish(&self, code: &ClaimedCode, lease_ends: Instant, finish: Finish) {
+    async fn finish(&self, owed: &ClaimedMail, lease_ends: Instant, finish: Finish<'_>) {
         loop {
-            let written = match &finish {
-                Finish::Sent => outbox::sent(&self.pool, self.clock.now(), code).await,
-                Finish::Retry(at, why) => outbox::retry_at(&self.pool, *at, code, why).await,
-                Finish::GiveUp => outbox::give_up(&self.pool, code).await,
+            let written = match finish {
+                Finish::Sent => in_time(outbox::sent(&self.pool, self.clock.now(), owed)).await,
+                Finish::Retry(at, why) => in_time(outbox::retry_at(&self.pool, at, owed, why)).await,
+                Finish::GiveUp(why) => in_time(outbox::give_up(&self.pool, owed, why)).await,
             };
             let Err(error) = written else { return };
-            tracing::warn!(cause = cause(&error), outbox_id = %code.id, "the outbox cannot be written");
+            tracing::warn!(cause = cause(&error), outbox_id = %owed.id, "the outbox cannot be written");
             let pause = Duration::from_millis(500);
             if Instant::now() + pause >= lease_ends {
                 return;
@@ -198,10 +207,10 @@ impl Courier {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Finish {
+/// What became of a mail; why, as the outbox notes it.
+#[derive(Clone, Copy, Debug)]
+enum Finish<'a> {
     Sent,
-    /// When, and why as the outbox notes it.
-    Retry(time::OffsetDateTime, String),
-    GiveUp,
+    Retry(time::OffsetDateTime, &'a str),
+    GiveUp(&'a str),
 }

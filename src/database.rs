@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use crate::config::{ConfigError, STORAGE_DEADLINE};
+use crate::error::{Error, Problem};
 
 /// The schema, step by step; the files say why.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -51,6 +52,8 @@ pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
         // A bitmap scan does not mark the entries of deleted rows, so it meets them again every time.
         ("enable_bitmapscan", "off"),
         ("jit", "off"),
+        // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
+        ("idle_in_transaction_session_timeout", "5s"),
         // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions).
         ("plan_cache_mode", "force_generic_plan"),
     ])
@@ -64,6 +67,14 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .acquire_timeout(STORAGE_DEADLINE)
         // After a switch to another primary no connection to the former one lasts.
         .max_lifetime(Duration::from_mins(1))
+        // The pool asks a returned connection itself whether it lives, and would wait for the answer of a machine that is
+        // gone until TCP gives up, with the connection's place taken.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let alive = tokio::time::timeout(STORAGE_DEADLINE, connection.ping()).await;
+                alive.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+            })
+        })
         .connect_lazy_with(with_deadline(options))
 }
 
@@ -104,6 +115,33 @@ impl KeptConnection {
     pub fn put(&mut self, connection: PgConnection) {
         self.open = Some((connection, Instant::now()));
     }
+}
+
+/// What a client is told to wait when mail or storage is away: about as long as a probe takes to notice a change.
+pub const OUTAGE_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Waits for what a request needs of the database, as long as a request may.
+///
+/// # Errors
+///
+/// `StorageUnavailable` if PostgreSQL fails or does not answer in time; the log says why.
+pub async fn within_deadline<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    in_time(work).await.map_err(|error| {
+        let fault = is_statements_fault(&error);
+        tracing::warn!(cause = cause(&error), fault, "a request cannot be stored or looked up");
+        Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
+    })
+}
+
+/// The same with PostgreSQL's own error, for tasks that try again. The server gives up on a statement by itself, but only a
+/// deadline on this side notices a machine that is gone.
+///
+/// # Errors
+///
+/// What PostgreSQL answers; `PoolTimedOut` if it does not in time.
+pub async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let done = tokio::time::timeout(STORAGE_DEADLINE, work).await;
+    done.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// Whether the statement itself is to blame, and not the server, its disk or the way to it.

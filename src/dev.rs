@@ -24,8 +24,8 @@ use crate::database;
 use crate::dev::mailbox::Mailbox;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
-use crate::password::Password;
-use crate::secret::CodeKey;
+use crate::password::{Cost, Password};
+use crate::secret::Key;
 use crate::server::Server;
 
 /// The demo accounts: address, language, password.
@@ -68,7 +68,8 @@ pub async fn run(
     config.drain_delay = std::time::Duration::ZERO;
     let secrets = Secrets {
         database_url,
-        code_keys: CodeKey::random("dev").into(),
+        code_keys: Key::random("dev").into(),
+        device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
     };
     let (app, courier) = App::new(config, &secrets, Clock::System, limits)?;
@@ -77,14 +78,19 @@ pub async fn run(
     Ok(server.run_with(routes(mailbox), stop).await?)
 }
 
+/// Makes the demo accounts, or gives them their passwords back: the welcome says them, and a try of the recovery changed
+/// them.
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");
-        let password = Some(Password::new(password));
-        let account = NewAccount { email, locale: Some(locale), traits: Map::new(), password };
-        match account::create(connection, Clock::System.now(), account).await {
-            Ok(_) | Err(CreateError::EmailTaken) => {}
-            Err(error) => return Err(error),
+        let (now, password) = (Clock::System.now(), Password::new(password));
+        if let Some(known) = account::candidate(&mut *connection, &email).await? {
+            let hash = password.hash(Cost::default());
+            account::set_password(connection, now, known.account.id, &hash).await?;
+        } else {
+            let (locale, password) = (Some(locale), Some(password));
+            account::create(connection, now, NewAccount { email, locale, traits: Map::new(), password })
+                .await?;
         }
     }
     Ok(())

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use zxcvbn::feedback::{Suggestion, Warning};
+
 /// A cause, one code each. The codes are part of the published API: they are never renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Problem {
@@ -28,6 +30,38 @@ pub enum Problem {
     FieldTypeInvalid,
     /// The email is not one that mail could be sent to.
     EmailInvalid,
+    /// The code is not 8 digits; no attempt was spent on it.
+    CodeMalformed,
+    /// The code is not that of the session, or its mail went to nobody.
+    CodeInvalid,
+    /// There is no recovery session: no cookie, an unknown one, or one that was replaced at `verify`.
+    RecoverySessionMissing,
+    /// The recovery session's time is over.
+    RecoverySessionExpired,
+    /// Every attempt of the recovery session was spent on a wrong code.
+    RecoverySessionSpent,
+    /// The recovery session's code has not been entered yet.
+    RecoverySessionUnverified,
+    /// The recovery session has done its work, or another change of the password ended it.
+    RecoverySessionUsed,
+    /// The new password has too few characters.
+    PasswordTooShort,
+    /// The new password has too many characters.
+    PasswordTooLong,
+    /// The new password is common, or made of what is easily guessed.
+    PasswordGuessable,
+    /// The current password is not that.
+    PasswordIncorrect,
+    /// The login failed, for whatever cause.
+    CredentialsInvalid,
+    /// There is no session: no token, an unknown one, or one whose session has ended.
+    SessionInvalid,
+    /// The identifier had as many failed logins as it may.
+    LoginThrottled,
+    /// The account had as many wrong current passwords as it may.
+    PasswordThrottled,
+    /// Too many passwords wait to be hashed.
+    HashingBusy,
     /// A query parameter is unknown, or has a value that is not offered.
     QueryInvalid,
     /// The request came from a page of a foreign site.
@@ -50,7 +84,7 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem there is.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 35] = [
         Self::ContentTypeUnsupported,
         Self::BodyTooLarge,
         Self::BodyIncomplete,
@@ -61,6 +95,22 @@ impl Problem {
         Self::FieldDuplicate,
         Self::FieldTypeInvalid,
         Self::EmailInvalid,
+        Self::CodeMalformed,
+        Self::CodeInvalid,
+        Self::RecoverySessionMissing,
+        Self::RecoverySessionExpired,
+        Self::RecoverySessionSpent,
+        Self::RecoverySessionUnverified,
+        Self::RecoverySessionUsed,
+        Self::PasswordTooShort,
+        Self::PasswordTooLong,
+        Self::PasswordGuessable,
+        Self::PasswordIncorrect,
+        Self::CredentialsInvalid,
+        Self::SessionInvalid,
+        Self::LoginThrottled,
+        Self::PasswordThrottled,
+        Self::HashingBusy,
         Self::QueryInvalid,
         Self::OriginRefused,
         Self::NetworkThrottled,
@@ -86,6 +136,22 @@ impl Problem {
             Self::FieldDuplicate => "field_duplicate",
             Self::FieldTypeInvalid => "field_type_invalid",
             Self::EmailInvalid => "email_invalid",
+            Self::CodeMalformed => "code_malformed",
+            Self::CodeInvalid => "code_invalid",
+            Self::RecoverySessionMissing => "recovery_session_missing",
+            Self::RecoverySessionExpired => "recovery_session_expired",
+            Self::RecoverySessionSpent => "recovery_session_spent",
+            Self::RecoverySessionUnverified => "recovery_session_unverified",
+            Self::RecoverySessionUsed => "recovery_session_used",
+            Self::PasswordTooShort => "password_too_short",
+            Self::PasswordTooLong => "password_too_long",
+            Self::PasswordGuessable => "password_guessable",
+            Self::PasswordIncorrect => "password_incorrect",
+            Self::CredentialsInvalid => "credentials_invalid",
+            Self::SessionInvalid => "session_invalid",
+            Self::LoginThrottled => "login_throttled",
+            Self::PasswordThrottled => "password_throttled",
+            Self::HashingBusy => "hashing_busy",
             Self::QueryInvalid => "query_invalid",
             Self::OriginRefused => "origin_refused",
             Self::NetworkThrottled => "network_throttled",
@@ -99,8 +165,22 @@ impl Problem {
     }
 }
 
-/// A problem, and when it makes sense to try again.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// What a caller needs beside the problem to set it right.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Detail {
+    /// Nothing.
+    #[default]
+    None,
+    /// How many codes may still be tried with this session.
+    AttemptsLeft(i16),
+    /// The fewest characters that a password must have.
+    MinChars(u16),
+    /// Why a password is easily guessed, and how to make one that is not.
+    Advice(Option<Warning>, Vec<Suggestion>),
+}
+
+/// A problem, when it makes sense to try again, and what helps.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{}", problem.code())]
 pub struct Error {
     /// What went wrong.
@@ -109,6 +189,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// The member of the request that it is about, if it is one that is asked for.
     pub field: Option<&'static str>,
+    /// What helps to set it right.
+    pub detail: Detail,
 }
 
 impl Error {
@@ -116,6 +198,12 @@ impl Error {
     #[must_use]
     pub fn in_field(problem: Problem, field: &'static str) -> Self {
         Self { field: Some(field), ..problem.into() }
+    }
+
+    /// The same, with what helps to set it right.
+    #[must_use]
+    pub fn with(self, detail: Detail) -> Self {
+        Self { detail, ..self }
     }
 
     /// A problem that is there for `wait` at least.
@@ -127,6 +215,6 @@ impl Error {
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Self { problem, retry_after: None, field: None }
+        Self { problem, retry_after: None, field: None, detail: Detail::None }
     }
 }

@@ -12,15 +12,21 @@
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
 //! | what errors there are, and what they say | [`error`], [`locale`] | |
-//! | the recovery flow and the one statement of `start` | [`recovery`] | `recovery_session` |
+//! | recovery: `start` and its one statement, `verify`, `reset` | [`recovery`] | `recovery_session` |
+//! | login, refresh, logout, where one is signed in | [`session`] | `session` |
+//! | a new password while signed in | [`password_change`] | |
+//! | hashing on a bounded pool, the policy, foreign hashes | [`password`] | |
+//! | JWTs, their keys and JWKS | [`jwt`] | |
+//! | the cookie of a browser that has signed in before | [`known_device`] | |
 //! | many callers, one flush | [`group_commit`] | |
-//! | budgets of addresses and networks | [`throttle`] | `throttle` |
+//! | budgets of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | mails that are owed: claim, lease, retry, give up | [`outbox`] | `outbox` |
 //! | the loop that sends them | [`courier`] | |
 //! | relays, their probe, one SMTP conversation | [`mail::gateway`] | what lettre touches, with [`mail::message`] and [`email_address`] |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | accounts | [`account`] | `account` |
 //! | what happened | [`audit`] | `audit_event` |
+//! | who asks: address, User-Agent, language | [`client`] | |
 //! | tokens, codes, keys | [`secret`] | the one place for secrets |
 //! | the time | [`clock`] | the one place that reads it |
 //! | settings | [`config`] | |
@@ -29,8 +35,9 @@
 //! | figures | [`metrics`] | |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
 //!
-//! Imports point one way: `cli` → `server` → `http` → `recovery` → `app` → {`account`, `throttle`, `audit`, `outbox`,
-//! `courier`} → {`mail`, `password`} → {`secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`}.
+//! Imports point one way: `cli` → `server` → `http` → {`recovery`, `password_change`} → `session` → `app` → {`account`,
+//! `throttle`, `audit`, `outbox`, `courier`} → {`mail`, `jwt`, `password`, `known_device`} → {`client`, `secret`,
+//! `email_address`, `locale`, `clock`, `config`, `error`, `metrics`}.
 //!
 //! # The life of one `start`
 //!
@@ -43,25 +50,38 @@
 //! 6. Later, the courier claims the row, looks the account up, derives the code, sends the mail over a connection of its
 //!    own, and deletes the row.
 //!
+//! # The life of one `reset-password`
+//!
+//! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first,
+//!    so that without one the answer is 401 whatever the body says.
+//! 2. [`password::Hasher`] gives a place or 503; the policy is checked and the hash made there, outside any transaction.
+//! 3. One transaction: the account's row is locked, the recovery consumed, the other recoveries ended, the password set,
+//!    every session revoked and a new one opened, the owner's mail owed, the event recorded.
+//! 4. The answer carries token and JWT, clears the recovery cookie, and makes the browser known.
+//!
 //! # What must stay true
 //!
-//! 1. **Blind start.** Nothing before step 6 reads `account`, not even by a foreign key. There is no `JOIN account`
-//!    outside [`outbox::claim`].
+//! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
+//!    reads it only after a right code.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
 //!    mail, when its code is too old, or when there is nobody to write to. No mail is sent inside a transaction.
-//! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::CodeKey::code`]), and
+//! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
 //!    stands in no table, no log and no subject.
-//! 4. **Codes are bounded per address**, in PostgreSQL, for every replica together ([`throttle::Budget`]).
-//! 5. **The relay's state is the probe's.** A send changes nothing that `start` can see.
-//! 6. **One error shape.** Whatever the router meets is answered `{error, message, status}`; `start` answers 200, 400,
+//! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::Budget`]): an attempt is
+//!    spent before its code is compared, a failed login is counted before its password is verified.
+//! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]); a changed password
+//!    ends every session and recovery in the same transaction.
+//! 6. **The relay's state is the probe's.** A send changes nothing that `start` can see.
+//! 7. **One error shape.** Whatever the router meets is answered `{error, message, status}`; `start` answers 200, 400,
 //!    429 or 502.
-//! 7. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a
+//! 8. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a
 //!    client or a row.
 
 pub mod account;
 pub mod app;
 pub mod audit;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod courier;
@@ -71,13 +91,17 @@ pub mod email_address;
 pub mod error;
 pub mod group_commit;
 pub mod http;
+pub mod jwt;
+pub mod known_device;
 pub mod locale;
 pub mod mail;
 pub mod metrics;
 pub mod outbox;
 pub mod password;
+pub mod password_change;
 pub mod recovery;
 pub mod secret;
 pub mod server;
+pub mod session;
 pub mod sweeper;
 pub mod throttle;

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use zxcvbn::feedback::{Suggestion, Warning};
+
 use crate::error::Problem;
 
 /// A language that the service speaks.
@@ -73,6 +75,7 @@ impl FromStr for Locale {
 
 /// What an error says to a person: what was wrong, and what to do now.
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 pub const fn message(problem: Problem, locale: Locale) -> &'static str {
     let (vi, en) = match problem {
         Problem::ContentTypeUnsupported => (
@@ -114,6 +117,70 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Địa chỉ email không hợp lệ. Hãy kiểm tra lại, ví dụ: ten@example.com.",
             "This email address is not valid. Check it; it should look like name@example.com.",
         ),
+        Problem::CodeMalformed => (
+            "Mã khôi phục gồm 8 chữ số. Hãy kiểm tra lại mã trong email và nhập lại.",
+            "A recovery code has 8 digits. Check the one in your mail and enter it again.",
+        ),
+        Problem::CodeInvalid => (
+            "Mã không đúng hoặc không còn hiệu lực. Hãy nhập mã trong email mới nhất, hoặc yêu cầu mã khác.",
+            "This code is wrong or no longer works. Enter the one from the newest mail, or ask for another.",
+        ),
+        Problem::RecoverySessionMissing => (
+            "Không tìm thấy phiên khôi phục. Hãy bắt đầu lại bằng cách yêu cầu mã mới.",
+            "There is no recovery under way here. Start again by asking for a new code.",
+        ),
+        Problem::RecoverySessionExpired => (
+            "Phiên khôi phục đã hết hạn. Hãy yêu cầu mã mới.",
+            "The time for this recovery is over. Ask for a new code.",
+        ),
+        Problem::RecoverySessionSpent => (
+            "Bạn đã nhập sai mã quá nhiều lần. Hãy yêu cầu mã mới.",
+            "A wrong code was entered too many times. Ask for a new code.",
+        ),
+        Problem::RecoverySessionUnverified => (
+            "Mã khôi phục chưa được xác minh. Hãy nhập mã trong email trước.",
+            "The recovery code has not been entered yet. Enter the one from your mail first.",
+        ),
+        Problem::RecoverySessionUsed => (
+            "Mã của phiên khôi phục này đã được dùng, hoặc phiên đã kết thúc. Hãy đặt mật khẩu nếu được yêu cầu, đăng nhập, hoặc yêu cầu mã mới.",
+            "The code of this recovery was used already, or the recovery has ended. Choose a password if you are asked to, sign in, or ask for a new code.",
+        ),
+        Problem::PasswordTooShort => (
+            "Mật khẩu quá ngắn. Hãy dùng nhiều ký tự hơn, ví dụ một câu gồm nhiều từ.",
+            "The password is too short. Use more characters, such as a phrase of several words.",
+        ),
+        Problem::PasswordTooLong => (
+            "Mật khẩu quá dài. Hãy dùng không quá 256 ký tự.",
+            "The password is too long. Use at most 256 characters.",
+        ),
+        Problem::PasswordGuessable => (
+            "Mật khẩu này dễ đoán. Hãy dùng vài từ không liên quan đến nhau, đến bạn hoặc đến sản phẩm này.",
+            "This password is easy to guess. Use a few words that have nothing to do with each other, with you or with this product.",
+        ),
+        Problem::PasswordIncorrect => (
+            "Mật khẩu hiện tại không đúng. Hãy nhập lại.",
+            "The current password is not right. Enter it again.",
+        ),
+        Problem::CredentialsInvalid => (
+            "Email hoặc mật khẩu không đúng. Hãy thử lại, hoặc khôi phục mật khẩu.",
+            "The email or the password is wrong. Try again, or recover your password.",
+        ),
+        Problem::SessionInvalid => (
+            "Phiên đăng nhập không tồn tại hoặc đã kết thúc. Hãy đăng nhập lại.",
+            "There is no such session, or it has ended. Sign in again.",
+        ),
+        Problem::LoginThrottled => (
+            "Đã có quá nhiều lần đăng nhập sai với địa chỉ này. Hãy đợi rồi thử lại, hoặc khôi phục mật khẩu.",
+            "There were too many failed logins with this address. Wait and try again, or recover your password.",
+        ),
+        Problem::PasswordThrottled => (
+            "Bạn đã nhập sai mật khẩu hiện tại quá nhiều lần. Hãy đợi rồi thử lại.",
+            "The current password was entered wrongly too many times. Wait, then try again.",
+        ),
+        Problem::HashingBusy => (
+            "Hiện có quá nhiều người đang đăng nhập. Hãy thử lại sau vài giây.",
+            "Too many people are signing in at the moment. Try again in a few seconds.",
+        ),
         Problem::QueryInvalid => (
             "Tham số truy vấn không hợp lệ. Hãy xem tài liệu của API.",
             "A query parameter is not valid. See the API's documentation.",
@@ -140,14 +207,110 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         ),
         Problem::NotReady => ("Dịch vụ chưa sẵn sàng.", "The service is not ready."),
         Problem::NotFound => (
-            "Không có gì ở đường dẫn này. Hãy kiểm tra lại đường dẫn.",
-            "There is nothing at this path. Check the path.",
+            "Không có gì ở đường dẫn này. Hãy kiểm tra lại đường dẫn và mã định danh trong đó, nếu có.",
+            "There is nothing at this path. Check the path and any id in it.",
         ),
         Problem::MethodNotAllowed => (
             "Đường dẫn này không hỗ trợ phương thức này. Các phương thức được hỗ trợ nằm trong tiêu đề Allow.",
             "This path does not take that method. The header Allow lists those it takes.",
         ),
     };
+    pick(vi, en, locale)
+}
+
+/// Why a password is easily guessed.
+#[must_use]
+pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
+    let (vi, en) = match warning {
+        Warning::StraightRowsOfKeysAreEasyToGuess => {
+            ("Một hàng phím liền nhau rất dễ đoán.", "A row of keys is easy to guess.")
+        }
+        Warning::ShortKeyboardPatternsAreEasyToGuess => (
+            "Các phím theo hình đơn giản trên bàn phím rất dễ đoán.",
+            "A short pattern of keys is easy to guess.",
+        ),
+        Warning::RepeatsLikeAaaAreEasyToGuess => (
+            "Ký tự lặp lại như \"aaa\" rất dễ đoán.",
+            "A repeated character such as \"aaa\" is easy to guess.",
+        ),
+        Warning::RepeatsLikeAbcAbcAreOnlySlightlyHarderToGuess => (
+            "Lặp lại như \"abcabcabc\" gần như cũng dễ đoán như \"abc\".",
+            "A repetition such as \"abcabcabc\" is hardly better than \"abc\".",
+        ),
+        Warning::ThisIsATop10Password | Warning::ThisIsATop100Password | Warning::ThisIsACommonPassword => {
+            ("Rất nhiều người dùng mật khẩu này.", "Very many people use this password.")
+        }
+        Warning::ThisIsSimilarToACommonlyUsedPassword => (
+            "Mật khẩu này gần giống một mật khẩu mà nhiều người dùng.",
+            "This is close to a password that many people use.",
+        ),
+        Warning::SequencesLikeAbcAreEasyToGuess => (
+            "Dãy liên tiếp như abc hoặc 6543 rất dễ đoán.",
+            "A sequence such as abc or 6543 is easy to guess.",
+        ),
+        Warning::RecentYearsAreEasyToGuess => {
+            ("Những năm gần đây rất dễ đoán.", "A recent year is easy to guess.")
+        }
+        Warning::AWordByItselfIsEasyToGuess => {
+            ("Chỉ một từ đứng riêng thì rất dễ đoán.", "A single word is easy to guess.")
+        }
+        Warning::DatesAreOftenEasyToGuess => ("Ngày tháng thường dễ đoán.", "A date is often easy to guess."),
+        Warning::NamesAndSurnamesByThemselvesAreEasyToGuess
+        | Warning::CommonNamesAndSurnamesAreEasyToGuess => {
+            ("Tên người rất dễ đoán.", "A person's name is easy to guess.")
+        }
+    };
+    pick(vi, en, locale)
+}
+
+/// How to make a password that is not.
+#[must_use]
+pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str {
+    let (vi, en) = match suggestion {
+        Suggestion::UseAFewWordsAvoidCommonPhrases => {
+            ("Dùng vài từ, tránh những câu quen thuộc.", "Use a few words, and no familiar phrase.")
+        }
+        Suggestion::NoNeedForSymbolsDigitsOrUppercaseLetters => {
+            ("Không cần ký hiệu, chữ số hay chữ hoa.", "Symbols, digits and capitals are not needed.")
+        }
+        Suggestion::AddAnotherWordOrTwo => {
+            ("Thêm một hai từ nữa; từ ít gặp thì tốt hơn.", "Add a word or two; rare ones are better.")
+        }
+        Suggestion::CapitalizationDoesntHelpVeryMuch => {
+            ("Viết hoa không giúp được nhiều.", "Capital letters do not help much.")
+        }
+        Suggestion::AllUppercaseIsAlmostAsEasyToGuessAsAllLowercase => (
+            "Viết hoa toàn bộ cũng dễ đoán gần như viết thường.",
+            "All capitals are about as easy to guess as all small letters.",
+        ),
+        Suggestion::ReversedWordsArentMuchHarderToGuess => (
+            "Từ viết ngược cũng không khó đoán hơn nhiều.",
+            "A word written backwards is not much harder to guess.",
+        ),
+        Suggestion::PredictableSubstitutionsDontHelpVeryMuch => (
+            "Thay chữ theo cách quen thuộc, như '@' thay cho 'a', không giúp được nhiều.",
+            "The usual replacements, such as '@' for 'a', do not help much.",
+        ),
+        Suggestion::UseALongerKeyboardPatternWithMoreTurns => (
+            "Tránh các phím nằm cạnh nhau trên bàn phím.",
+            "Avoid keys that are next to each other on the keyboard.",
+        ),
+        Suggestion::AvoidRepeatedWordsAndCharacters => {
+            ("Tránh lặp lại từ và ký tự.", "Avoid repeated words and characters.")
+        }
+        Suggestion::AvoidSequences => ("Tránh các dãy liên tiếp.", "Avoid sequences."),
+        Suggestion::AvoidRecentYears => ("Tránh những năm gần đây.", "Avoid recent years."),
+        Suggestion::AvoidYearsThatAreAssociatedWithYou => {
+            ("Tránh những năm có liên quan đến bạn.", "Avoid years that have to do with you.")
+        }
+        Suggestion::AvoidDatesAndYearsThatAreAssociatedWithYou => {
+            ("Tránh ngày và năm có liên quan đến bạn.", "Avoid dates and years that have to do with you.")
+        }
+    };
+    pick(vi, en, locale)
+}
+
+const fn pick(vi: &'static str, en: &'static str, locale: Locale) -> &'static str {
     match locale {
         Locale::Vi => vi,
         Locale::En => en,

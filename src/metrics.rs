@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,6 +37,39 @@ pub struct RelayLabel {
     pub relay: usize,
 }
 
+/// What became of an entered code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum CodeOutcome {
+    Right,
+    Wrong,
+    Malformed,
+}
+
+/// What became of a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LoginOutcome {
+    SignedIn,
+    Failed,
+    Throttled,
+    Busy,
+}
+
+/// The label of an entered code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CodeLabel {
+    /// What became of it.
+    pub outcome: CodeOutcome,
+}
+
+/// The label of a login.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoginLabel {
+    /// What became of it.
+    pub outcome: LoginOutcome,
+}
+
 /// Every figure of one running service.
 #[derive(Debug)]
 pub struct Metrics {
@@ -51,6 +84,18 @@ pub struct Metrics {
     pub mails: Family<MailOutcome, Counter>,
     /// From the accepted start to the relay's 250.
     pub mail_latency: Histogram,
+    /// Entered codes: many wrong ones over all are somebody guessing.
+    pub codes: Family<CodeLabel, Counter>,
+    /// Logins.
+    pub logins: Family<LoginLabel, Counter>,
+    /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may say why.
+    pub late_login_failures: Counter,
+    /// Passwords that are being hashed.
+    pub hashing_running: Gauge,
+    /// Requests that were answered 503 because too many waited to be hashed.
+    pub hashing_refused: Counter,
+    /// 1 while the folder of JWT keys cannot be read, and what was read before is in use.
+    pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
     /// Clock of this machine less clock of PostgreSQL is over a second: 1.
@@ -70,6 +115,12 @@ impl Default for Metrics {
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
             mail_latency: Histogram::new(exponential_buckets(0.002, 2.0, 19)),
+            codes: Family::default(),
+            logins: Family::default(),
+            late_login_failures: Counter::default(),
+            hashing_running: Gauge::default(),
+            hashing_refused: Counter::default(),
+            jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
             clock_skewed: Gauge::default(),
             throttled_networks: Gauge::default(),
@@ -88,6 +139,15 @@ impl Default for Metrics {
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
         let help = "Time from the accepted request to the relay's 250";
         registry.register_with_unit("mail_latency", help, Unit::Seconds, metrics.mail_latency.clone());
+        registry.register("codes", "Entered codes by outcome", metrics.codes.clone());
+        registry.register("logins", "Logins by outcome", metrics.logins.clone());
+        let help = "Failed logins that took longer than LOGIN_FAILURE_TIME";
+        registry.register("late_login_failures", help, metrics.late_login_failures.clone());
+        registry.register("hashing_running", "Passwords being hashed", metrics.hashing_running.clone());
+        let help = "Requests refused because too many passwords wait to be hashed";
+        registry.register("hashing_refused", help, metrics.hashing_refused.clone());
+        let help = "1 while the folder of JWT keys cannot be read";
+        registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
         let help = "1 while the clock is over a second from PostgreSQL's";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());

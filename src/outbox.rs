@@ -6,13 +6,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::audit;
-use crate::clock::first_id_of;
-use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME, STORAGE_DEADLINE};
+use crate::clock::{first_id_of, new_id};
+use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME, NOTICE_LIFETIME, STORAGE_DEADLINE};
+use crate::locale::Locale;
 
 /// Rows that one claim looks through at most.
 pub const WINDOW: i64 = 2000;
@@ -27,29 +28,23 @@ pub enum Reach {
     All,
 }
 
-/// A recovery mail that this process may send until its lease ends.
+/// A mail that this process may send until its lease ends.
 #[derive(Debug)]
-pub struct ClaimedCode {
+pub struct ClaimedMail {
     /// The row, and the source of the Message-ID.
     pub id: Uuid,
     /// The claim's number: the fence against a later claim of the same row.
     pub attempts: i32,
     /// When the mail came to be owed.
     pub created_at: OffsetDateTime,
-    /// When the code dies.
+    /// When it is of no more use.
     pub expires_at: OffsetDateTime,
-    /// The session that the code belongs to.
-    pub recovery_session_id: Uuid,
-    /// The secret that the code is derived from.
-    pub key_id: String,
-    /// When the session began.
-    pub asked_at: OffsetDateTime,
-    /// The language of the request.
-    pub session_locale: Option<String>,
-    /// Who asked.
-    pub client_ip: IpAddr,
-    /// With what.
+    /// What it says.
+    pub content: Content,
+    /// With what the request came that it is about.
     pub user_agent: String,
+    /// The language of that request.
+    pub request_locale: Option<String>,
     /// Whose account it is.
     pub account_id: Uuid,
     /// The stored address: the only one that is ever written to.
@@ -58,11 +53,39 @@ pub struct ClaimedCode {
     pub account_locale: Option<String>,
 }
 
+/// What a mail says.
+#[derive(Debug)]
+pub enum Content {
+    /// A recovery code.
+    RecoveryCode {
+        /// The session that the code belongs to.
+        recovery_session_id: Uuid,
+        /// The secret that the code is derived from.
+        key_id: String,
+        /// When the session began.
+        asked_at: OffsetDateTime,
+        /// Who asked.
+        client_ip: IpAddr,
+    },
+    /// That the password was changed, when the mail came to be owed.
+    PasswordChanged,
+}
+
+impl Content {
+    /// The longest pause between two attempts: a code is waited for, and a notice is owed for days.
+    const fn longest_backoff(&self) -> Duration {
+        match self {
+            Self::RecoveryCode { .. } => Duration::from_secs(30),
+            Self::PasswordChanged => Duration::from_hours(1),
+        }
+    }
+}
+
 /// What one claim found.
 #[derive(Debug, Default)]
 pub struct Claim {
     /// To be sent now.
-    pub codes: Vec<ClaimedCode>,
+    pub mails: Vec<ClaimedMail>,
     /// Rows that were finished: nobody to write to.
     pub no_recipient: u64,
     /// Rows that were finished: too late to be of use.
@@ -98,17 +121,18 @@ pub async fn claim(
     let mut rows = sqlx::query!(
         r#"
         WITH due AS MATERIALIZED (
-            SELECT id, recovery_session_id, created_at, expires_at
+            SELECT id, recovery_session_id, account_id AS owner_id, created_at, expires_at, locale, user_agent
             FROM outbox
-            WHERE id >= $1 AND id < $7 AND kind = 'recovery_code'
+            WHERE id >= $1 AND id < $7
                 AND next_attempt_at <= $2 AND (lease_until IS NULL OR lease_until <= $2)
             ORDER BY id DESC
             LIMIT $3
         ),
         addressed AS MATERIALIZED (
-            SELECT due.*, due.expires_at < $4 AS expired, s.key_id, s.created_at AS asked_at,
-                s.locale AS session_locale, s.client_ip, s.user_agent,
-                a.id AS account_id, a.email AS account_email, a.locale AS account_locale
+            SELECT due.id, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
+                s.key_id, s.created_at AS asked_at, s.client_ip, coalesce(s.user_agent, due.user_agent) AS user_agent,
+                coalesce(s.locale, due.locale) AS request_locale, coalesce(a.id, o.id) AS account_id,
+                coalesce(a.email, o.email) AS account_email, coalesce(a.locale, o.locale) AS account_locale
             FROM due
             LEFT JOIN LATERAL (
                 SELECT * FROM recovery_session WHERE id = due.recovery_session_id AND state = 'code_sent' LIMIT 1
@@ -116,6 +140,7 @@ pub async fn claim(
             LEFT JOIN LATERAL (
                 SELECT id, email, locale FROM account WHERE email = s.email AND state = 'active' LIMIT 1
             ) AS a ON true
+            LEFT JOIN LATERAL (SELECT id, email, locale FROM account WHERE id = due.owner_id LIMIT 1) AS o ON true
         ),
         finished AS (
             DELETE FROM outbox WHERE id = ANY(ARRAY(
@@ -149,9 +174,9 @@ pub async fn claim(
         SELECT n.due AS "due!", n.expired AS "expired!", n.no_recipient AS "no_recipient!",
             d.id AS "id?", c.attempts AS "attempts?", d.created_at AS "created_at?", d.expires_at AS "expires_at?",
             d.recovery_session_id AS "recovery_session_id?", d.key_id AS "key_id?", d.asked_at AS "asked_at?",
-            d.session_locale AS "session_locale?", d.client_ip AS "client_ip?: IpAddr",
+            d.client_ip AS "client_ip?: IpAddr",
             d.user_agent AS "user_agent?", d.account_id AS "account_id?", d.account_email AS "account_email?",
-            d.account_locale AS "account_locale?"
+            d.account_locale AS "account_locale?", d.request_locale AS "request_locale?"
         FROM counted n LEFT JOIN (claimed c JOIN addressed d USING (id)) ON true
         "#,
         since,
@@ -167,24 +192,30 @@ pub async fn claim(
     .into_iter()
     .peekable();
     let mut claim = rows.peek().map_or_else(Claim::default, |row| Claim {
-        codes: Vec::new(),
+        mails: Vec::new(),
         no_recipient: row.no_recipient.unsigned_abs(),
         expired: row.expired.unsigned_abs(),
         more: row.due >= WINDOW,
     });
     // A row without a claim, or without what the join gives every claim, is the count alone.
-    claim.codes.extend(rows.filter_map(|row| {
-        Some(ClaimedCode {
+    claim.mails.extend(rows.filter_map(|row| {
+        let content = match row.recovery_session_id {
+            Some(recovery_session_id) => Content::RecoveryCode {
+                recovery_session_id,
+                key_id: row.key_id?,
+                asked_at: row.asked_at?,
+                client_ip: row.client_ip?,
+            },
+            None => Content::PasswordChanged,
+        };
+        Some(ClaimedMail {
             id: row.id?,
             attempts: row.attempts?,
             created_at: row.created_at?,
             expires_at: row.expires_at?,
-            recovery_session_id: row.recovery_session_id?,
-            key_id: row.key_id?,
-            asked_at: row.asked_at?,
-            session_locale: row.session_locale,
-            client_ip: row.client_ip?,
-            user_agent: row.user_agent?,
+            content,
+            user_agent: row.user_agent.unwrap_or_default(),
+            request_locale: row.request_locale,
             account_id: row.account_id?,
             account_email: row.account_email?,
             account_locale: row.account_locale,
@@ -193,18 +224,51 @@ pub async fn claim(
     Ok(claim)
 }
 
+/// Owes the owner of an account a mail about the password that the same transaction sets. It names the device, and is
+/// owed for 7 days.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn owe_notice(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    account_id: Uuid,
+    locale: Option<Locale>,
+    user_agent: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO outbox (id, kind, account_id, next_attempt_at, expires_at, created_at, locale, user_agent)
+         VALUES ($1, 'password_changed', $2, $3, $4, $3, $5, $6)",
+        new_id(now),
+        account_id,
+        now,
+        now + NOTICE_LIFETIME,
+        locale.map(Locale::as_str),
+        user_agent,
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
 /// The relay took the mail: deletes the row and records it, if the claim still holds.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers; then the row is still owed, and its lease will end.
-pub async fn sent(pool: &PgPool, now: OffsetDateTime, code: &ClaimedCode) -> Result<(), sqlx::Error> {
+pub async fn sent(pool: &PgPool, now: OffsetDateTime, mail: &ClaimedMail) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin().await?;
-    let deleted = sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", code.id, code.attempts);
+    let deleted = sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts);
     if deleted.execute(&mut *transaction).await?.rows_affected() == 1 {
-        let source = audit::Source { client_ip: code.client_ip, user_agent: &code.user_agent };
-        let event = audit::Event::RecoverySent;
-        audit::record(&mut *transaction, now, event, code.account_id, Some(source)).await?;
+        let (event, source) = match mail.content {
+            Content::RecoveryCode { client_ip, .. } => {
+                let source = audit::Source { client_ip, user_agent: &mail.user_agent };
+                (audit::Event::RecoverySent, Some(source))
+            }
+            Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
+        };
+        audit::record(&mut *transaction, now, event, mail.account_id, source).await?;
     }
     transaction.commit().await
 }
@@ -218,13 +282,13 @@ pub async fn sent(pool: &PgPool, now: OffsetDateTime, code: &ClaimedCode) -> Res
 pub async fn retry_at(
     pool: &PgPool,
     next_attempt_at: OffsetDateTime,
-    code: &ClaimedCode,
+    mail: &ClaimedMail,
     why: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE outbox SET next_attempt_at = $3, lease_until = NULL, last_error = $4 WHERE id = $1 AND attempts = $2",
-        code.id,
-        code.attempts,
+        mail.id,
+        mail.attempts,
         next_attempt_at,
         why
     )
@@ -233,32 +297,33 @@ pub async fn retry_at(
     Ok(())
 }
 
-/// No attempt can help: deletes the row, if the claim still holds.
+/// No attempt can help, if the claim still holds: a code's mail is deleted, and a notice is kept until it expires, for an
+/// operator to send again.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn give_up(pool: &PgPool, code: &ClaimedCode) -> Result<(), sqlx::Error> {
-    sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", code.id, code.attempts)
-        .execute(pool)
-        .await?;
+pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
+    match mail.content {
+        Content::RecoveryCode { .. } => {
+            sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts)
+                .execute(pool)
+                .await?;
+        }
+        Content::PasswordChanged => retry_at(pool, mail.expires_at, mail, why).await?,
+    }
     Ok(())
 }
 
-/// When a mail that failed at its `attempts`-th attempt is tried again: exponential backoff from half a second to 30 s,
+/// When a mail that was not taken is tried again: exponential backoff from half a second to 30 s (a notice: an hour),
 /// with full jitter (`luck` is uniform in 0 to 1), so that mails which failed together do not come back together.
-/// `None` if its code would be of no use by then.
+/// `None` if it would be of no use by then.
 #[must_use]
-pub fn backoff(
-    now: OffsetDateTime,
-    attempts: i32,
-    luck: f64,
-    expires_at: OffsetDateTime,
-) -> Option<OffsetDateTime> {
-    let doublings = attempts.clamp(0, 6).unsigned_abs();
-    let ceiling = Duration::from_millis(500 << doublings).min(Duration::from_secs(30));
+pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, luck: f64) -> Option<OffsetDateTime> {
+    let doublings = mail.attempts.clamp(0, 13).unsigned_abs();
+    let ceiling = Duration::from_millis(500 << doublings).min(mail.content.longest_backoff());
     let next = now + Duration::from_millis(100) + ceiling.mul_f64(luck.clamp(0.0, 1.0));
-    (next + CODE_LIFE_ON_ARRIVAL <= expires_at).then_some(next)
+    (next + CODE_LIFE_ON_ARRIVAL <= mail.expires_at).then_some(next)
 }
 
 const _: () = assert!(CODE_LIFE_ON_ARRIVAL.as_secs() < CODE_LIFETIME.as_secs());
@@ -270,12 +335,34 @@ mod tests {
     #[test]
     fn backoff_grows_to_its_bound_and_ends_with_the_code() {
         let now = OffsetDateTime::UNIX_EPOCH;
-        let expires_at = now + CODE_LIFETIME;
-        let wait = |attempts, luck| backoff(now, attempts, luck, expires_at).map(|next| next - now);
-        assert_eq!(wait(1, 1.0), Some(time::Duration::milliseconds(1100)));
-        assert_eq!(wait(2, 1.0), Some(time::Duration::milliseconds(2100)));
-        assert_eq!(wait(50, 1.0), Some(time::Duration::milliseconds(30_100)));
-        assert_eq!(wait(50, 0.0), Some(time::Duration::milliseconds(100)));
-        assert_eq!(backoff(now, 1, 1.0, now + Duration::from_secs(61)), None);
+        let mail = |attempts, life, content| ClaimedMail {
+            id: Uuid::nil(),
+            attempts,
+            created_at: now,
+            expires_at: now + life,
+            content,
+            user_agent: String::new(),
+            request_locale: None,
+            account_id: Uuid::nil(),
+            account_email: String::new(),
+            account_locale: None,
+        };
+        let code = |attempts, life| {
+            let content = Content::RecoveryCode {
+                recovery_session_id: Uuid::nil(),
+                key_id: String::new(),
+                asked_at: now,
+                client_ip: [127, 0, 0, 1].into(),
+            };
+            mail(attempts, life, content)
+        };
+        let wait = |mail: &ClaimedMail, luck| backoff(now, mail, luck).map(|next| next - now);
+        assert_eq!(wait(&code(1, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(1100)));
+        assert_eq!(wait(&code(2, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(2100)));
+        assert_eq!(wait(&code(50, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(30_100)));
+        assert_eq!(wait(&code(50, CODE_LIFETIME), 0.0), Some(time::Duration::milliseconds(100)));
+        assert_eq!(wait(&code(1, Duration::from_secs(61)), 1.0), None);
+        let notice = mail(50, NOTICE_LIFETIME, Content::PasswordChanged);
+        assert_eq!(wait(&notice, 1.0), Some(time::Duration::milliseconds(3_600_100)));
     }
 }

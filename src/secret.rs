@@ -13,6 +13,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq as _;
+use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
 /// Digits of a recovery code.
@@ -86,10 +88,28 @@ impl fmt::Debug for TokenHash {
 }
 
 /// A recovery code of 8 decimal digits.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Code([u8; CODE_DIGITS]);
 
 impl Code {
+    /// Reads a code as people type and paste it: spaces and hyphens do not count, and full-width digits are digits
+    /// (NFKC). `None` unless exactly 8 digits are left.
+    #[must_use]
+    pub fn parse(typed: &str) -> Option<Self> {
+        let plain = typed.nfkc().filter(|c| !c.is_whitespace() && !"-‐‑‒–—−".contains(*c));
+        let digits: Option<Vec<u8>> = plain
+            .take(CODE_DIGITS + 1)
+            .map(|c| c.to_digit(10).and_then(|digit| u8::try_from(digit).ok()))
+            .collect();
+        Some(Self(digits?.try_into().ok()?))
+    }
+
+    /// Whether both are the same, in a time that says nothing about where they differ.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+
     /// As people read it: `1234 5678`.
     #[must_use]
     pub fn expose_grouped(&self) -> String {
@@ -105,14 +125,14 @@ impl fmt::Debug for Code {
     }
 }
 
-/// A key that recovery codes are derived from, with the name that a session remembers it by.
+/// A key that codes or device cookies are derived from, with a name that it is remembered by.
 #[derive(Clone)]
-pub struct CodeKey {
+pub struct Key {
     id: Arc<str>,
     key: [u8; KEY_BYTES],
 }
 
-impl CodeKey {
+impl Key {
     /// A random key, for `vos-auth dev` alone: it is gone with the process.
     #[must_use]
     pub fn random(id: &str) -> Self {
@@ -148,52 +168,69 @@ impl CodeKey {
     }
 
     fn block(&self, recovery_session: Uuid, block: u8) -> [u8; 32] {
+        let first: &[u8] = if block > 0 { &[block] } else { &[] };
+        self.mac("recovery-code/1", &[recovery_session.as_bytes(), first])
+    }
+
+    /// HMAC-SHA-256 over a label and then the parts. A label names a use, so that no two uses can meet; parts before the
+    /// last must have a fixed length.
+    ///
+    /// # Panics
+    ///
+    /// Never: HMAC takes a key of any length.
+    #[must_use]
+    pub fn mac(&self, label: &str, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes a key of any length");
-        mac.update(b"recovery-code/1|");
-        mac.update(recovery_session.as_bytes());
-        if block > 0 {
-            mac.update(&[block]);
+        mac.update(label.as_bytes());
+        mac.update(b"|");
+        for part in parts {
+            mac.update(part);
         }
         mac.finalize().into_bytes().into()
     }
 }
 
-impl fmt::Debug for CodeKey {
+impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CodeKey").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Key").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// The keys of `RECOVERY_SECRETS`: the first derives the codes of new sessions, the others finish what they began.
+/// The keys of `RECOVERY_SECRETS` or `DEVICE_SECRETS`: the first serves what is new, the others what they began.
 #[derive(Clone, Debug)]
-pub struct CodeKeys(Vec<CodeKey>);
+pub struct Keys(Vec<Key>);
 
-impl CodeKeys {
-    /// The key of new sessions.
+impl Keys {
+    /// The key of what is new.
     #[must_use]
-    pub fn newest(&self) -> &CodeKey {
+    pub fn newest(&self) -> &Key {
         &self.0[0]
     }
 
-    /// The key that a session was begun under, unless it has been rotated away.
+    /// Every key, the newest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
+    /// The key of that name, unless it has been rotated away.
     #[must_use]
-    pub fn by_id(&self, id: &str) -> Option<&CodeKey> {
+    pub fn by_id(&self, id: &str) -> Option<&Key> {
         self.0.iter().find(|key| &*key.id == id)
     }
 }
 
-impl From<CodeKey> for CodeKeys {
-    fn from(key: CodeKey) -> Self {
+impl From<Key> for Keys {
+    fn from(key: Key) -> Self {
         Self(vec![key])
     }
 }
 
 /// Reads `ID:BASE64[,ID:BASE64]`. The error is a sentence's second half; it quotes no part of the secret.
-impl FromStr for CodeKeys {
+impl FromStr for Keys {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut keys: Vec<CodeKey> = Vec::new();
+        let mut keys: Vec<Key> = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let (id, key) = entry.split_once(':').ok_or("has an entry that is not written ID:BASE64")?;
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -216,7 +253,7 @@ impl FromStr for CodeKeys {
                 ));
             }
             let key = Sha256::digest(&bytes).into();
-            keys.push(CodeKey { id: id.into(), key });
+            keys.push(Key { id: id.into(), key });
         }
         if keys.is_empty() {
             return Err("is empty: give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`".into());
@@ -229,16 +266,36 @@ impl FromStr for CodeKeys {
 mod tests {
     use super::*;
 
-    fn key() -> CodeKey {
-        CodeKey { id: "1".into(), key: [7; 32] }
+    fn key() -> Key {
+        Key { id: "1".into(), key: [7; 32] }
     }
 
     #[test]
     fn a_code_is_the_same_for_the_same_session_and_key_alone() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        assert_eq!(key().code(a), key().code(a));
-        assert_ne!(key().code(a), key().code(b));
-        assert_ne!(key().code(a), CodeKey { id: "2".into(), key: [8; 32] }.code(a));
+        assert!(key().code(a).is(&key().code(a)));
+        assert!(!key().code(a).is(&key().code(b)));
+        assert!(!key().code(a).is(&Key { id: "2".into(), key: [8; 32] }.code(a)));
+    }
+
+    #[test]
+    fn a_code_is_read_as_people_write_it() {
+        let code = Code([0, 1, 2, 3, 4, 5, 6, 7]);
+        for typed in [
+            "01234567",
+            "0123 4567",
+            " 0123-4567\n",
+            "0123\u{a0}4567",
+            "０１２３　４５６７",
+            "0123–4567",
+            "0 1 2 3 4 5 6 7",
+        ] {
+            assert!(Code::parse(typed).is_some_and(|read| read.is(&code)), "{typed:?}");
+        }
+        for typed in ["", "0123456", "012345678", "0123456a", "0123.4567", "+01234567", "①1234567x"] {
+            assert!(Code::parse(typed).is_none(), "{typed:?}");
+        }
+        assert!(!Code::parse("01234568").unwrap().is(&code));
     }
 
     #[test]
@@ -274,7 +331,7 @@ mod tests {
     #[test]
     fn weak_and_broken_secrets_are_refused_without_being_quoted() {
         let good = STANDARD.encode((0..32).collect::<Vec<u8>>());
-        assert!(format!("2026-11:{good}, old:{good}").parse::<CodeKeys>().is_ok());
+        assert!(format!("2026-11:{good}, old:{good}").parse::<Keys>().is_ok());
         let same = STANDARD.encode([7; 32]);
         for bad in [
             "",
@@ -286,7 +343,7 @@ mod tests {
             &format!("A b:{good}"),
             &format!("1:{good},1:{good}"),
         ] {
-            let error = bad.parse::<CodeKeys>().unwrap_err();
+            let error = bad.parse::<Keys>().unwrap_err();
             assert!(!error.contains(&good) && !error.contains(&same) && !error.contains("short"), "{error}");
         }
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::app::App;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
 use crate::database;
 use crate::http::guard::Peer;
@@ -24,6 +24,8 @@ use crate::http::{self, Site};
 use crate::recovery::Recovery;
 use crate::sweeper::Sweeper;
 
+/// How often the folder of JWT keys is read again.
+const KEYS_REREAD: Duration = Duration::from_mins(1);
 /// How often the clock is compared with PostgreSQL's.
 const CLOCK_CHECK: Duration = Duration::from_mins(1);
 
@@ -104,6 +106,7 @@ impl Server {
         let mut metrics =
             tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
+        let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut clock = tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
         let mut courier = tokio::spawn({
             let (app, ending) = (Arc::clone(&app), ending.clone());
@@ -116,6 +119,7 @@ impl Server {
             _ = &mut metrics => Some("metrics"),
             _ = &mut sweeper => Some("sweeper"),
             _ = &mut clock => Some("clock"),
+            _ = &mut keys => Some("keys"),
             _ = &mut courier => Some("courier"),
             _ = &mut committing => Some("group commit"),
             _ = probes.join_next() => Some("probe"),
@@ -140,7 +144,9 @@ impl Server {
             tracing::warn!("stopped at the timeout; what was under way is dropped, unsent mails are kept");
         }
         over.cancel();
-        app.pool.close().await;
+        // A connection whose other end is gone does not say goodbye: it is not waited for.
+        let closing = async { tokio::join!(app.pool.close(), app.health_pool.close()) };
+        let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
         Ok(())
     }
 }
@@ -198,7 +204,7 @@ fn serve(
 /// Compares the clock with PostgreSQL's at boot and every minute: every rule of time rests on it.
 async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
     loop {
-        let health = database::health(&app.pool, app.clock.now()).await;
+        let health = database::health(&app.health_pool, app.clock.now()).await;
         let skewed = health == database::Health::ClockSkewed;
         app.metrics.clock_skewed.set(i64::from(skewed));
         if skewed {
@@ -206,6 +212,17 @@ async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
         }
         if stop.run_until_cancelled(tokio::time::sleep(CLOCK_CHECK)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// Reads the JWT keys again every minute, so that a rotation needs no restart.
+async fn watch_keys(app: Arc<App>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(KEYS_REREAD)).await.is_some() {
+        let read = app.jwt_keys.reread();
+        app.metrics.jwt_keys_unreadable.set(i64::from(read.is_err()));
+        if let Err(why) = read {
+            tracing::error!(%why, "JWT_KEYS cannot be read again; what was read before stays in use");
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::database::cause;
-use crate::{audit, recovery, throttle};
+use crate::database::{cause, in_time};
+use crate::{audit, recovery, session, throttle};
 
 /// How often the sweeper looks.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -46,15 +46,20 @@ impl Sweeper {
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
         for _ in 0..ROUNDS {
             let now = app.clock.now();
-            let sessions = self.count("recovery_session", recovery::sweep(&app.pool, now, ROWS).await);
+            let sessions =
+                self.count("recovery_session", in_time(recovery::sweep(&app.pool, now, ROWS)).await);
+            let lifetime = app.config.session_lifetime;
+            let signed_in =
+                self.count("session", in_time(session::sweep(&app.pool, now, lifetime, ROWS)).await);
             let retention = app.config.audit_retention;
-            let events = self.count("audit_event", audit::sweep(&app.pool, now, retention, ROWS).await);
-            if sessions.max(events) < ROWS.unsigned_abs() {
+            let events =
+                self.count("audit_event", in_time(audit::sweep(&app.pool, now, retention, ROWS)).await);
+            if sessions.max(signed_in).max(events) < ROWS.unsigned_abs() {
                 break;
             }
         }
         for _ in 0..ROUNDS {
-            let page = throttle::sweep(&app.pool, app.clock.now(), &self.last_budget, ROWS).await;
+            let page = in_time(throttle::sweep(&app.pool, app.clock.now(), &self.last_budget, ROWS)).await;
             let (deleted, last) =
                 page.map_or_else(|error| (Err(error), None), |(rows, last)| (Ok(rows), last));
             self.count("throttle", deleted);

@@ -1,4 +1,5 @@
-//! Budgets: how many codes an address may be sent (table `throttle`), how many requests a network may make (memory).
+//! Budgets: how many codes an address may be sent and how many logins may fail for it (table `throttle`), how many
+//! requests a network may make (memory).
 //!
 //! Both are the generic cell rate algorithm (ITU-T I.371): a bucket is the time at which it would be full again. The
 //! address budget lives in PostgreSQL, because the bound on guesses (promise 4) rests on it across replicas and
@@ -13,12 +14,17 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
+use crate::error::{Error, Problem};
+use crate::known_device::DeviceId;
 
 const DAY: Duration = Duration::from_hours(24);
 const SHORT_REFILL: Duration = Duration::from_mins(5);
@@ -49,6 +55,20 @@ impl Budget {
         }
     }
 
+    /// Failed logins of one identifier, or wrong current passwords of one account: 10 at once, one more every 5 minutes,
+    /// 100 a day.
+    #[must_use]
+    pub fn of_failures() -> Self {
+        Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 100, long_refill: DAY / 100 }
+    }
+
+    /// Browsers that become known with one address: 10 at once, one more every 5 minutes, 10 a day. Each has budgets of its
+    /// own from then on.
+    #[must_use]
+    pub fn of_devices() -> Self {
+        Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 10, long_refill: DAY / 10 }
+    }
+
     /// No bound worth the name, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -57,10 +77,114 @@ impl Budget {
     }
 }
 
-/// The row of a stranger's budget for recovery mails to `address`: the same whether anybody owns the address or not.
+/// The row of one budget: SHA-256 of its purpose and its subject.
+pub type Key = [u8; 32];
+
+/// Recovery mails to `address`, the same whether anybody owns it or not; from a browser that has signed in with it
+/// before, that browser's own.
 #[must_use]
-pub fn recovery_key(address: &EmailAddress) -> [u8; 32] {
-    Sha256::new().chain_update(b"recovery|").chain_update(address.as_str()).finalize().into()
+pub fn recovery_key(address: &EmailAddress, device: Option<DeviceId>) -> Key {
+    key_of("recovery", address, device)
+}
+
+/// Failed logins with `address`, in the same way.
+#[must_use]
+pub fn login_key(address: &EmailAddress, device: Option<DeviceId>) -> Key {
+    key_of("login", address, device)
+}
+
+/// Wrong current passwords of an account, by whoever has a session of it.
+#[must_use]
+pub fn password_key(account_id: Uuid) -> Key {
+    Sha256::new().chain_update(b"password|").chain_update(account_id).finalize().into()
+}
+
+/// Browsers that become known with `address`.
+#[must_use]
+pub fn device_key(address: &EmailAddress) -> Key {
+    key_of("new-device", address, None)
+}
+
+fn key_of(purpose: &str, address: &EmailAddress, device: Option<DeviceId>) -> Key {
+    let hash = Sha256::new().chain_update(purpose);
+    let hash = match device {
+        Some(device) => hash.chain_update(b"-device|").chain_update(device.as_bytes()),
+        None => hash.chain_update(b"|"),
+    };
+    hash.chain_update(address.as_str()).finalize().into()
+}
+
+/// Spends one unit of a budget for a request.
+///
+/// # Errors
+///
+/// `refusal` if nothing is left, with when there will be; `StorageUnavailable`.
+pub async fn draw(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    key: &Key,
+    budget: Budget,
+    refusal: Problem,
+) -> Result<(), Error> {
+    let spent = within_deadline(spend(pool, now, key, budget)).await?;
+    spent.map_err(|at| Error::retry_after(refusal, (at - now).try_into().unwrap_or_default()))
+}
+
+/// Spends one unit of a budget.
+///
+/// # Errors
+///
+/// What PostgreSQL answers; inside, if nothing is left: when there will be.
+pub async fn spend(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    key: &Key,
+    budget: Budget,
+) -> Result<Result<(), OffsetDateTime>, sqlx::Error> {
+    // A bucket that is full again by this time has a unit left now.
+    let (short_room, long_room) =
+        (budget.short_refill * (budget.short_burst - 1), budget.long_refill * (budget.long_burst - 1));
+    let row = sqlx::query!(
+        "INSERT INTO throttle AS t (key, short_at, long_at, admitted)
+         VALUES ($1, $2::timestamptz + $3::interval, $2 + $4::interval, 1)
+         ON CONFLICT (key) DO UPDATE SET (short_at, long_at, admitted) = (
+             SELECT greatest(t.short_at, $2) + n * $3::interval, greatest(t.long_at, $2) + n * $4::interval, n
+             FROM (SELECT (t.short_at <= $5 AND t.long_at <= $6)::int AS n) AS free
+         )
+         RETURNING short_at, long_at, admitted",
+        key,
+        now,
+        interval(budget.short_refill) as _,
+        interval(budget.long_refill) as _,
+        now + short_room,
+        now + long_room,
+    )
+    .fetch_one(executor)
+    .await?;
+    Ok(if row.admitted > 0 { Ok(()) } else { Err((row.short_at - short_room).max(row.long_at - long_room)) })
+}
+
+/// Gives back a unit that was spent: the attempt that it was for has succeeded.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn refund(executor: impl PgExecutor<'_>, key: &Key, budget: Budget) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE throttle SET short_at = short_at - $2::interval, long_at = long_at - $3::interval WHERE key = $1",
+        key,
+        interval(budget.short_refill) as _,
+        interval(budget.long_refill) as _,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// A duration as PostgreSQL takes it.
+#[must_use]
+pub fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }
 
 /// Looks through the `limit` rows that follow `after`, and deletes those whose buckets are both full: they say nothing
@@ -106,10 +230,20 @@ pub fn network_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// The budget of each client network, in memory and therefore of one replica.
+/// Whose budget a request draws on: its network's, or that of a browser that has signed in before, as carriers put
+/// thousands of people behind one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A client's address.
+    Network(IpAddr),
+    /// A device cookie that was issued here.
+    Device(DeviceId),
+}
+
+/// The budget of each source, in memory and therefore of one replica.
 #[derive(Debug)]
 pub struct NetworkLimiter {
-    limiter: Option<RateLimiter<IpAddr, DashMapStateStore<IpAddr>, Clock, NoOpMiddleware<Duration>>>,
+    limiter: Option<RateLimiter<Source, DashMapStateStore<Source>, Clock, NoOpMiddleware<Duration>>>,
     clock: Clock,
 }
 
@@ -132,14 +266,16 @@ impl NetworkLimiter {
     ///
     /// # Errors
     ///
-    /// How long to wait, if the network's budget is spent; the refused request costs nothing.
-    pub fn admit(&self, client: IpAddr) -> Result<(), Duration> {
+    /// How long to wait, if the budget is spent; the refused request costs nothing.
+    pub fn admit(&self, source: Source) -> Result<(), Duration> {
         let Some(limiter) = &self.limiter else {
             return Ok(());
         };
-        limiter
-            .check_key(&network_of(client))
-            .map_err(|refused| refused.wait_time_from(GovernorClock::now(&self.clock)))
+        let source = match source {
+            Source::Network(ip) => Source::Network(network_of(ip)),
+            device @ Source::Device(_) => device,
+        };
+        limiter.check_key(&source).map_err(|refused| refused.wait_time_from(GovernorClock::now(&self.clock)))
     }
 
     /// Forgets the networks whose budget is full again, and says how many are left.
@@ -170,10 +306,10 @@ mod tests {
     fn a_network_has_a_burst_and_then_its_rate() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
         let limiter = NetworkLimiter::new(30, 60, Clock::Manual(clock.clone()));
-        let client = IpAddr::from([203, 0, 113, 7]);
+        let client = Source::Network(IpAddr::from([203, 0, 113, 7]));
         assert_eq!((0..40).filter(|_| limiter.admit(client).is_ok()).count(), 30);
         assert_eq!(limiter.admit(client), Err(Duration::from_secs(1)));
-        assert!(limiter.admit(IpAddr::from([203, 0, 113, 8])).is_ok());
+        assert!(limiter.admit(Source::Network(IpAddr::from([203, 0, 113, 8]))).is_ok());
         clock.advance(Duration::from_secs(5));
         assert_eq!((0..40).filter(|_| limiter.admit(client).is_ok()).count(), 5);
         assert_eq!(limiter.sweep(), 1);

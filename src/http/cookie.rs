@@ -1,6 +1,7 @@
-//! The recovery cookie (RFC 6265bis, with the `__Host-` prefix): read strictly, written by tower-cookies.
+//! The cookies of a recovery and of a known device (RFC 6265bis, with the `__Host-` prefix): read strictly, written by
+//! tower-cookies.
 //!
-//! It is read from the raw header, because tower-cookies decodes `%5F%5FHost-…` and trims Unicode space in names, so a
+//! They are read from the raw header, because tower-cookies decodes `%5F%5FHost-…` and trims Unicode space in names, so a
 //! sibling host could plant one.
 
 use std::time::Duration;
@@ -11,31 +12,59 @@ use tower_cookies::cookie::SameSite;
 use tower_cookies::cookie::time::Duration as MaxAge;
 use tower_cookies::{Cookie, Cookies};
 
+use crate::app::App;
+use crate::config::DEVICE_LIFETIME;
 use crate::http::error::whole_seconds;
+use crate::known_device::KnownDevice;
 use crate::secret::Token;
 
 const RECOVERY: &str = "__Host-vos_recovery";
+const DEVICE: &str = "__Host-vos_device";
 
 /// The recovery token that a request presents: the exact name, exactly once, a well-formed token. Otherwise none.
 #[must_use]
 pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
+    Token::parse(value(headers, RECOVERY)?)
+}
+
+/// The browser that a request comes from, if somebody has signed in on it before.
+#[must_use]
+pub fn known_device(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
+    KnownDevice::read(&app.device_keys, value(headers, DEVICE)?, app.clock.now())
+}
+
+fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(COOKIE).iter().flat_map(|line| {
         line.as_bytes().split(|byte| *byte == b';').filter_map(|pair| {
             let pair = pair.trim_ascii_start();
-            pair.strip_prefix(RECOVERY.as_bytes())?.strip_prefix(b"=")
+            pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
         })
     });
     let (value, None) = (values.next()?, values.next()) else {
         return None;
     };
-    Token::parse(std::str::from_utf8(value).ok()?.trim_ascii_end())
+    std::str::from_utf8(value.trim_ascii_end()).ok()
 }
 
 /// Hands the token over for `lifetime`, in whole seconds, rounded up: the cookie must not go before its session.
 pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
+    set(cookies, RECOVERY, token.expose(), lifetime);
+}
+
+/// Takes the recovery token back. Written out with every attribute: a deletion without them would not match.
+pub fn clear_recovery(cookies: &Cookies) {
+    set(cookies, RECOVERY, String::new(), Duration::ZERO);
+}
+
+/// Makes the browser known for a year.
+pub fn set_device(cookies: &Cookies, value: String) {
+    set(cookies, DEVICE, value, DEVICE_LIFETIME);
+}
+
+fn set(cookies: &Cookies, name: &'static str, value: String, lifetime: Duration) {
     let max_age = whole_seconds(lifetime);
     cookies.add(
-        Cookie::build((RECOVERY, token.expose()))
+        Cookie::build((name, value))
             .http_only(true)
             .secure(true)
             .same_site(SameSite::Strict)

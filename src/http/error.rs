@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::error::{Error, Problem};
+use crate::error::{Detail, Error, Problem};
 use crate::http::extract::locale_of;
 use crate::locale::{self, Locale};
+
+/// What a 401 must carry (RFC 9110 §11.6.1). A scheme of our own: Basic would open a browser's dialog.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-auth\"");
 
 /// The status of each problem. 403 and 410 are never used.
 const fn status(problem: Problem) -> StatusCode {
@@ -27,11 +30,27 @@ const fn status(problem: Problem) -> StatusCode {
         | Problem::FieldDuplicate
         | Problem::FieldTypeInvalid
         | Problem::EmailInvalid
+        | Problem::CodeMalformed
+        | Problem::CodeInvalid
+        | Problem::PasswordTooShort
+        | Problem::PasswordTooLong
+        | Problem::PasswordGuessable
+        | Problem::PasswordIncorrect
         | Problem::QueryInvalid
         | Problem::OriginRefused => StatusCode::BAD_REQUEST,
-        Problem::NetworkThrottled | Problem::AddressThrottled => StatusCode::TOO_MANY_REQUESTS,
+        Problem::RecoverySessionMissing
+        | Problem::RecoverySessionExpired
+        | Problem::RecoverySessionSpent
+        | Problem::RecoverySessionUnverified
+        | Problem::RecoverySessionUsed
+        | Problem::CredentialsInvalid
+        | Problem::SessionInvalid => StatusCode::UNAUTHORIZED,
+        Problem::NetworkThrottled
+        | Problem::AddressThrottled
+        | Problem::LoginThrottled
+        | Problem::PasswordThrottled => StatusCode::TOO_MANY_REQUESTS,
         Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
-        Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+        Problem::HashingBusy | Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         Problem::NotFound => StatusCode::NOT_FOUND,
         Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
     }
@@ -44,6 +63,12 @@ struct AuthError {
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts_left: Option<i16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_characters: Option<u16>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    advice: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<serde_json::Value>,
 }
@@ -79,12 +104,25 @@ pub async fn render(request: Request, next: Next) -> Response {
         message: locale::message(error.problem, locale),
         status: response.status().as_u16(),
         field: error.field,
+        attempts_left: if let Detail::AttemptsLeft(left) = error.detail { Some(left) } else { None },
+        min_characters: if let Detail::MinChars(least) = error.detail { Some(least) } else { None },
+        advice: match error.detail {
+            Detail::Advice(warning, suggestions) => {
+                let warning = warning.map(|warning| locale::warning(warning, locale));
+                let suggestions = suggestions.into_iter().map(|one| locale::suggestion(one, locale));
+                warning.into_iter().chain(suggestions).collect()
+            }
+            _ => Vec::new(),
+        },
         parts,
     });
     let (mut head, _) = response.into_parts();
     head.headers.remove(CONTENT_LENGTH);
     if let Some(wait) = error.retry_after {
         head.headers.insert(RETRY_AFTER, whole_seconds(wait).max(1).into());
+    }
+    if head.status == StatusCode::UNAUTHORIZED {
+        head.headers.insert(WWW_AUTHENTICATE, CHALLENGE);
     }
     let (body_head, body) = body.into_response().into_parts();
     head.headers.extend(body_head.headers);

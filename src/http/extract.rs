@@ -16,11 +16,12 @@ use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::client::Client;
 use crate::config::{MAX_BODY, MAX_USER_AGENT};
 use crate::error::{Error, Problem};
 use crate::http::Site;
 use crate::locale::Locale;
-use crate::recovery::Client;
+use crate::secret::Token;
 
 /// The client's address, as [`super::guard::observe`] found it behind trusted proxies.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,30 @@ impl<S: Sync> FromRequestParts<S> for Client {
             user_agent: printable.take(MAX_USER_AGENT).collect(),
             locale: locale_of(&parts.headers),
         })
+    }
+}
+
+/// The session token of a request: in `X-Session-Token`, as the clients of the contract send it, or else as a Bearer
+/// token (RFC 6750). Sent once and well-formed; otherwise none.
+#[derive(Clone, Debug)]
+pub struct SessionToken(pub Option<Token>);
+
+impl<S: Sync> FromRequestParts<S> for SessionToken {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let only = |name: &str| {
+            let mut values = parts.headers.get_all(name).iter();
+            let value = values.next()?.to_str().ok()?.trim();
+            values.next().is_none().then_some(value)
+        };
+        let bearer = || {
+            let (scheme, token) = only("authorization")?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        };
+        let text =
+            if parts.headers.contains_key("x-session-token") { only("x-session-token") } else { bearer() };
+        Ok(Self(text.and_then(Token::parse)))
     }
 }
 

@@ -14,8 +14,9 @@ use crate::clock::new_id;
 use crate::config::Config;
 use crate::error::{Error, Problem};
 use crate::http::extract::ClientIp;
-use crate::http::{ROUTES, Site};
+use crate::http::{ROUTES, Site, cookie};
 use crate::metrics::Answer;
+use crate::throttle::Source;
 
 /// The other end of the TCP connection; the server puts it into every request.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +54,13 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     response
 }
 
-/// Lets a POST of the contract through: first the network's budget, then the origin; both before anything is parsed.
+/// Lets a POST through that costs a mail or a hash: first the budget of its network (or of its browser, if it is a known
+/// one), then its origin; both before anything is parsed.
 pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
     let client = request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
-    if let Err(wait) = site.app.network_limiter.admit(client) {
+    let source = cookie::known_device(request.headers(), &site.app)
+        .map_or(Source::Network(client), |device| Source::Device(device.id()));
+    if let Err(wait) = site.app.network_limiter.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
     if !comes_from_us(request.headers(), &site.app.config) {

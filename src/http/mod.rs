@@ -5,6 +5,7 @@ pub mod error;
 pub mod extract;
 pub mod guard;
 pub mod recovery;
+pub mod session;
 pub mod well_known;
 
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::{
-    ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tower_cookies::CookieManagerLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -40,20 +41,46 @@ pub struct Site {
 }
 
 /// The routes, by the names they have in metrics and logs.
-pub const ROUTES: [&str; 4] = ["/api/auth/recovery/start", "/healthz", "/readyz", "/openapi.json"];
+pub const ROUTES: [&str; 13] = [
+    "/api/auth/recovery/start",
+    "/api/auth/recovery/verify",
+    "/api/auth/recovery/reset-password",
+    "/api/auth/login",
+    "/api/auth/session",
+    "/api/auth/logout",
+    "/api/auth/password",
+    "/api/auth/sessions",
+    "/api/auth/sessions/{id}",
+    "/.well-known/jwks.json",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+];
 
 /// The public API.
 ///
 /// A request passes, from the outside in: request id, client address, log and metrics ([`guard::observe`]); the error
-/// shape ([`error::render`]); the headers that every answer has; CORS; the cookie jar. The POSTs of the contract pass
-/// the network's budget and the check of their origin before anything is parsed.
+/// shape ([`error::render`]); the headers that every answer has; CORS; the cookie jar. The POSTs that cost a mail or a
+/// hash pass a budget and the check of their origin before anything is parsed.
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
     Router::new()
-        .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded))
+        .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
+        .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(guarded.clone()))
+        .route(
+            "/api/auth/recovery/reset-password",
+            post(recovery::reset_password).route_layer(guarded.clone()),
+        )
+        .route("/api/auth/login", post(session::login).route_layer(guarded.clone()))
+        .route("/api/auth/password", post(session::change_password).route_layer(guarded))
+        .route("/api/auth/session", get(session::session))
+        .route("/api/auth/logout", post(session::logout))
+        .route("/api/auth/sessions", get(session::sessions).delete(session::end_others))
+        .route("/api/auth/sessions/{id}", delete(session::end))
+        .route("/.well-known/jwks.json", get(well_known::jwks))
+        .route("/openapi.json", get(well_known::openapi))
         .route("/healthz", get(well_known::healthz))
         .route("/readyz", get(well_known::readyz))
-        .route("/openapi.json", get(well_known::openapi))
         .fallback(async || Error::from(Problem::NotFound))
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
         .with_state(site)
@@ -90,8 +117,13 @@ fn cors(config: &Config) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_credentials(true)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([CONTENT_TYPE, ACCEPT_LANGUAGE, HeaderName::from_static("x-session-token")])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            ACCEPT_LANGUAGE,
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            HeaderName::from_static("x-session-token"),
+        ])
         .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
         .max_age(Duration::from_mins(10))
 }

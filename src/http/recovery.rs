@@ -3,14 +3,17 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tower_cookies::Cookies;
 
+use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::http::extract::StrictJson;
+use crate::http::session::{AuthLoginResponse, Status};
 use crate::http::{Site, cookie};
-use crate::recovery::Client;
+use crate::password::Password;
+use crate::secret::Code;
 
 /// The contract's `AuthRecoveryStartRequest`.
 #[derive(Deserialize)]
@@ -19,10 +22,18 @@ pub struct StartRequest {
     email: String,
 }
 
-/// The contract's `AuthRecoveryStartResponse`.
-#[derive(Debug, Serialize)]
-pub struct StartResponse {
-    status: &'static str,
+/// The contract's `AuthRecoveryVerifyRequest`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    code: String,
+}
+
+/// The contract's `AuthRecoveryResetRequest`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResetRequest {
+    password: String,
 }
 
 /// `POST /api/auth/recovery/start`: sends a code to the address, if somebody owns it, and sets the session's cookie, in
@@ -37,10 +48,53 @@ pub async fn start(
     cookies: Cookies,
     headers: HeaderMap,
     StrictJson(request): StrictJson<StartRequest>,
-) -> Result<Json<StartResponse>, Error> {
+) -> Result<Json<Status>, Error> {
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
-    let started = site.recovery.start(email, cookie::recovery_token(&headers), client).await?;
+    let device = cookie::known_device(&headers, &site.app).and_then(|known| known.of(&email));
+    let started = site.recovery.start(email, cookie::recovery_token(&headers), device, client).await?;
     cookie::set_recovery(&cookies, &started.token, started.lifetime);
-    Ok(Json(StartResponse { status: "code_sent" }))
+    Ok(Json(Status { status: "code_sent" }))
+}
+
+/// `POST /api/auth/recovery/verify`: takes the mailed code and rotates the session's cookie. The session comes first: with
+/// no usable one the answer is 401 whatever the body says.
+///
+/// # Errors
+///
+/// 401 without a session that waits for its code, 400 for a wrong code or what else has to be corrected, 429, 502.
+pub async fn verify(
+    State(site): State<Site>,
+    client: Client,
+    cookies: Cookies,
+    headers: HeaderMap,
+    body: Result<StrictJson<VerifyRequest>, Error>,
+) -> Result<Json<Status>, Error> {
+    let code = body.and_then(|StrictJson(request)| {
+        Code::parse(&request.code).ok_or_else(|| Error::in_field(Problem::CodeMalformed, "code"))
+    });
+    let verified = site.recovery.verify(cookie::recovery_token(&headers), code, &client).await?;
+    cookie::set_recovery(&cookies, &verified.token, verified.lifetime);
+    Ok(Json(Status { status: "verified" }))
+}
+
+/// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the session's cookie. The session
+/// comes first, as in [`verify`].
+///
+/// # Errors
+///
+/// 401 without a verified session, 400 for a password that is refused or what else has to be corrected, 429, 502, 503
+/// when too many passwords wait to be hashed.
+pub async fn reset_password(
+    State(site): State<Site>,
+    client: Client,
+    cookies: Cookies,
+    headers: HeaderMap,
+    body: Result<StrictJson<ResetRequest>, Error>,
+) -> Result<Json<AuthLoginResponse>, Error> {
+    let password = body.map(|StrictJson(request)| Password::new(&request.password));
+    let device = cookie::known_device(&headers, &site.app);
+    let signed_in = site.recovery.reset(cookie::recovery_token(&headers), password, device, &client).await?;
+    cookie::clear_recovery(&cookies);
+    Ok(AuthLoginResponse::to(signed_in, &cookies))
 }

@@ -16,6 +16,7 @@ use crate::error::{Error, Problem};
 use crate::http::Site;
 use crate::http::error::Parts;
 use crate::http::extract::locale_of;
+use crate::jwt::JWKS_MAX_AGE;
 use crate::locale::Locale;
 
 /// What a client is told to wait when this replica should not be asked.
@@ -31,7 +32,7 @@ pub async fn healthz() -> Response {
 /// `GET /readyz`: whether requests should come here, and which part is in the way. The relay is told but does not
 /// count: without it `start` answers 502 by itself, and everything else works.
 pub async fn readyz(State(site): State<Site>) -> Response {
-    let database = database::health(&site.app.pool, site.app.clock.now()).await;
+    let database = database::health(&site.app.health_pool, site.app.clock.now()).await;
     site.app.metrics.clock_skewed.set(i64::from(database == Health::ClockSkewed));
     let draining = site.draining.load(Ordering::Relaxed);
     let parts = json!({
@@ -70,6 +71,13 @@ pub async fn openapi(RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Re
         (VARY, "accept-language"),
     ];
     Ok((head, document).into_response())
+}
+
+/// `GET /.well-known/jwks.json`: the public keys that verify the JWTs.
+pub async fn jwks(State(site): State<Site>) -> Response {
+    let cached = format!("public, max-age={}", JWKS_MAX_AGE.as_secs());
+    let keys = site.app.jwt_keys.jwks(site.app.clock.now());
+    ([(CACHE_CONTROL, cached)], Json(keys)).into_response()
 }
 
 /// `GET /metrics`, on the private address.

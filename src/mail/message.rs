@@ -19,22 +19,16 @@ use crate::locale::Locale;
 use crate::mail::device;
 use crate::secret::Code;
 
-/// A recovery code on its way to the owner of an account.
+/// Whom a mail goes to, and what it is about.
 #[derive(Debug)]
-pub struct RecoveryCode<'a> {
+pub struct About<'a> {
     /// The outbox row: a mail that is sent again has the same Message-ID.
     pub id: Uuid,
     /// The stored address of the account, never the one that was typed.
     pub to: &'a str,
     /// The language.
     pub locale: Locale,
-    /// The code.
-    pub code: &'a Code,
-    /// When it was asked for.
-    pub asked_at: OffsetDateTime,
-    /// Until when it works.
-    pub valid_until: OffsetDateTime,
-    /// The User-Agent that asked; the mail does not quote it.
+    /// The User-Agent of the request; the mail does not quote it.
     pub user_agent: &'a str,
 }
 
@@ -109,67 +103,97 @@ impl Composer {
     }
 
     fn build_every_mail(&self) -> Result<(), Unbuildable> {
-        let code = crate::secret::CodeKey::random("sample").code(Uuid::nil());
+        let code = crate::secret::Key::random("sample").code(Uuid::nil());
         for locale in [Locale::Vi, Locale::En] {
             let at = OffsetDateTime::UNIX_EPOCH;
-            let sample = RecoveryCode {
-                id: Uuid::nil(),
-                to: "sample@example.com",
-                locale,
-                code: &code,
-                asked_at: at,
-                valid_until: at + Duration::from_mins(10),
-                user_agent: "",
-            };
-            self.recovery_code(&sample, at)?;
+            let about = About { id: Uuid::nil(), to: "sample@example.com", locale, user_agent: "" };
+            self.recovery_code(&about, &code, at, at + Duration::from_mins(10), at)?;
+            self.password_changed(&about, at, at)?;
         }
         Ok(())
     }
 
-    /// The mail with a recovery code; `now` becomes its Date.
+    /// The mail with a recovery code, asked for and valid at these times; `now` becomes its Date.
     ///
     /// # Errors
     ///
     /// [`Unbuildable`] if the recipient's address or a rendered header does not fit a mail.
-    pub fn recovery_code(&self, mail: &RecoveryCode<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {
+    pub fn recovery_code(
+        &self,
+        about: &About<'_>,
+        code: &Code,
+        asked_at: OffsetDateTime,
+        valid_until: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
         let words = Words {
-            brand: &self.brand,
-            support: &self.support,
-            code: mail.code.expose_grouped(),
-            asked_at: self.local_time(mail.asked_at, mail.locale),
-            valid_until: self.local_time(mail.valid_until, mail.locale),
-            device: device::describe(mail.user_agent, mail.locale),
+            code: code.expose_grouped(),
+            valid_until: self.local_time(valid_until, about.locale),
+            ..self.words(about, asked_at)
         };
         let words = &words;
-        let (text, html) = match mail.locale {
-            Locale::Vi => (Page::ViText { mail: words }, Page::ViHtml { mail: words }),
-            Locale::En => (Page::EnText { mail: words }, Page::EnHtml { mail: words }),
-        };
-        let text = text.render().map_err(|_| Unbuildable)?;
-        let html = html.render().map_err(|_| Unbuildable)?;
-        self.build(mail.id, mail.to, mail.locale, now, &text, html)
+        self.build(
+            about,
+            now,
+            match about.locale {
+                Locale::Vi => (Page::CodeViText { mail: words }, Page::CodeViHtml { mail: words }),
+                Locale::En => (Page::CodeEnText { mail: words }, Page::CodeEnHtml { mail: words }),
+            },
+        )
     }
 
-    /// `text` is the subject, an empty line, and the text of the mail.
+    /// The mail that says that the password was changed; `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn password_changed(
+        &self,
+        about: &About<'_>,
+        changed_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        let words = &self.words(about, changed_at);
+        self.build(
+            about,
+            now,
+            match about.locale {
+                Locale::Vi => (Page::ChangedViText { mail: words }, Page::ChangedViHtml { mail: words }),
+                Locale::En => (Page::ChangedEnText { mail: words }, Page::ChangedEnHtml { mail: words }),
+            },
+        )
+    }
+
+    fn words(&self, about: &About<'_>, at: OffsetDateTime) -> Words<'_> {
+        Words {
+            brand: &self.brand,
+            support: &self.support,
+            at: self.local_time(at, about.locale),
+            device: device::describe(about.user_agent, about.locale),
+            code: String::new(),
+            valid_until: String::new(),
+        }
+    }
+
+    /// The text begins with the subject and an empty line.
     fn build(
         &self,
-        id: Uuid,
-        to: &str,
-        locale: Locale,
+        about: &About<'_>,
         now: OffsetDateTime,
-        text: &str,
-        html: String,
+        (text, html): (Page<'_>, Page<'_>),
     ) -> Result<Mail, Unbuildable> {
-        let to: Address = to.parse().map_err(|_| Unbuildable)?;
+        let text = text.render().map_err(|_| Unbuildable)?;
+        let html = html.render().map_err(|_| Unbuildable)?;
+        let to: Address = about.to.parse().map_err(|_| Unbuildable)?;
         let (subject, text) = text.split_once("\n\n").ok_or(Unbuildable)?;
         let message = Message::builder()
             .from(self.from.clone())
             .to(Mailbox::new(None, to.clone()))
             .subject(subject)
             .date(now.into())
-            .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
+            .message_id(Some(format!("<{}@{}>", about.id, self.from.email.domain())))
             .header(AutoSubmitted)
-            .header(ContentLanguage(locale))
+            .header(ContentLanguage(about.locale))
             .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
             .map_err(|_| Unbuildable)?;
         let envelope = Envelope::new(Some(self.bounces.clone()), vec![to]).map_err(|_| Unbuildable)?;
@@ -197,22 +221,30 @@ impl Composer {
 struct Words<'a> {
     brand: &'a str,
     support: &'a str,
-    code: String,
-    asked_at: String,
-    valid_until: String,
+    at: String,
     device: String,
+    code: String,
+    valid_until: String,
 }
 
 #[derive(Template)]
 enum Page<'a> {
     #[template(path = "recovery_code.vi.txt")]
-    ViText { mail: &'a Words<'a> },
+    CodeViText { mail: &'a Words<'a> },
     #[template(path = "recovery_code.vi.html")]
-    ViHtml { mail: &'a Words<'a> },
+    CodeViHtml { mail: &'a Words<'a> },
     #[template(path = "recovery_code.en.txt")]
-    EnText { mail: &'a Words<'a> },
+    CodeEnText { mail: &'a Words<'a> },
     #[template(path = "recovery_code.en.html")]
-    EnHtml { mail: &'a Words<'a> },
+    CodeEnHtml { mail: &'a Words<'a> },
+    #[template(path = "password_changed.vi.txt")]
+    ChangedViText { mail: &'a Words<'a> },
+    #[template(path = "password_changed.vi.html")]
+    ChangedViHtml { mail: &'a Words<'a> },
+    #[template(path = "password_changed.en.txt")]
+    ChangedEnText { mail: &'a Words<'a> },
+    #[template(path = "password_changed.en.html")]
+    ChangedEnHtml { mail: &'a Words<'a> },
 }
 
 /// `Auto-Submitted: auto-generated` (RFC 3834 §5): no holiday notice answers this mail.

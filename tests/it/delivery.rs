@@ -290,7 +290,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
         let now = vos_auth::clock::Clock::Manual(service.clock.clone()).now();
         let lease = Duration::from_mins(1);
         let mut claim = outbox::claim(&pool, now, outbox::Reach::All, None, 1, lease).await.unwrap();
-        (now, claim.codes.pop().expect("the lease has ended"))
+        (now, claim.mails.pop().expect("the lease has ended"))
     };
     // The service's own courier may not take part in what follows.
     service.relay.goes_down().await;
@@ -299,7 +299,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
     let (now, second) = claim().await;
     assert_eq!((first.id, first.attempts + 1), (second.id, second.attempts));
     outbox::sent(&pool, now, &first).await.unwrap();
-    outbox::give_up(&pool, &first).await.unwrap();
+    outbox::give_up(&pool, &first, "late").await.unwrap();
     outbox::retry_at(&pool, now, &first, "late").await.unwrap();
     assert_eq!(
         service.count("outbox WHERE last_error IS DISTINCT FROM 'late' AND lease_until IS NOT NULL").await,
@@ -325,7 +325,7 @@ async fn a_mail_whose_secret_is_unknown_here_is_left_for_another_replica(pool: P
     one.stops().await;
     relay.is_in_mood(Mood::Takes);
     clock.advance(Duration::from_secs(2));
-    let other_keys = Some(vos_auth::secret::CodeKey::random("another"));
+    let other_keys = Some(vos_auth::secret::Key::random("another"));
     let setup = Setup { clock: Some(clock.clone()), keys: other_keys, ..Setup::default() };
     let other = Service::start_with(&pool, setup).await;
     other

@@ -4,9 +4,17 @@
 mod abuse;
 mod contract;
 mod delivery;
+mod faults;
 mod harness;
+mod hashing;
+mod jwt;
+mod login;
 mod mail;
 mod outage;
 mod program;
+mod races;
 mod refusals;
+mod reset;
+mod session;
 mod start;
+mod verify;

@@ -76,6 +76,39 @@ async fn a_silent_postgresql_is_502_within_two_and_a_half_seconds(pool: PgPool) 
     service.stops().await;
 }
 
+/// The machine of PostgreSQL is gone without a word while statements are under way, and another has taken its place: no
+/// connection of the pools is lost for good, no row stays locked, and mails go out again.
+#[sqlx::test]
+async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
+    let (service, proxy) = behind_a_proxy(&pool).await;
+    service.has_trader("trader@example.com", "morning boat on a green river").await;
+    let at_once = || {
+        let mut logins = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let mut client = service.client();
+            logins.spawn(async move {
+                client.logs_in("trader@example.com", "morning boat on a green river").await.status
+            });
+        }
+        logins
+    };
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM account FOR UPDATE").execute(&mut *holding).await.unwrap();
+    sqlx::query("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
+    let logins = at_once();
+    // Every connection of the requests' pool, and the courier's claim.
+    let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    service.until("all wait", async || service.count(waiting).await >= 6).await;
+    proxy.is(Way::Lost);
+    assert_eq!(logins.join_all().await, [502; 5]);
+    holding.rollback().await.unwrap();
+    service.until("they log in", async || at_once().join_all().await == [200; 5]).await;
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    service.relay.mail(1).await;
+    proxy.is(Way::Open);
+    service.stops().await;
+}
+
 /// PostgreSQL was restarted while nobody asked: the next trader must not be the one who finds out.
 #[sqlx::test]
 async fn a_restart_between_two_starts_is_not_noticed(pool: PgPool) {

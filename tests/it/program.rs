@@ -9,35 +9,8 @@ use sqlx::{PgPool, Row as _};
 
 use crate::harness::client::Client;
 use crate::harness::database;
-use crate::harness::program::{Program, SECRET, run, run_with_input};
+use crate::harness::program::{Program, SECRET, run, run_with_input, serve_environment};
 use crate::harness::relay::Relay;
-
-const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
-const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
-
-/// `serve` with a whole environment, less or more what a test changes.
-fn serve_environment<'a>(
-    database_url: &'a str,
-    relay: &'a str,
-    changes: &[(&'a str, &'a str)],
-) -> Vec<(&'a str, &'a str)> {
-    let mut environment = vec![
-        ORIGIN,
-        ("DATABASE_URL", database_url),
-        ("RECOVERY_SECRETS", SECRET),
-        ("SMTP_RELAYS", relay),
-        ("DRAIN_DELAY", "0s"),
-        ("LOG_FORMAT", "json"),
-    ];
-    environment.extend(ANY_PORTS);
-    for (name, value) in changes {
-        environment.retain(|(known, _)| known != name);
-        if !value.is_empty() {
-            environment.push((name, value));
-        }
-    }
-    environment
-}
 
 #[test]
 fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
@@ -55,6 +28,13 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("RECOVERY_SECRETS", weak),
         ("RECOVERY_SECRETS", repeated),
         ("RECOVERY_SECRETS", "hunter2"),
+        ("DEVICE_SECRETS", ""),
+        ("DEVICE_SECRETS", weak),
+        ("JWT_KEYS", ""),
+        ("JWT_KEYS", "/nowhere"),
+        ("JWT_KEYS", env!("CARGO_MANIFEST_DIR")),
+        ("PASSWORD_MIN_CHARS", "7"),
+        ("LOGIN_FAILURE_TIME", "0s"),
         ("SMTP_RELAYS", ""),
         ("SMTP_RELAYS", "smtp://u:hunter2@mx.example?tls=none"),
         ("SMTP_RELAYS", "hunter2"),
@@ -113,6 +93,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
     let code = relay.mail(1).await.code();
     assert!(client.starts_recovery("not an address").await.status == 400);
+    let journey = whole_journey(program.address(), &url, &relay).await;
     let outbox =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
     let struck_off = async {
@@ -124,7 +105,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     // A mail that stalls leaves its row in place while everything is looked through.
     relay.is_in_mood(crate::harness::relay::Mood::StallsAtRecipient);
     assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
-    relay.until_asked(2).await;
+    relay.until_asked(relay.mails().len() + 1).await;
 
     let cookie = client.cookie.clone().unwrap();
     let token = cookie.split_once('=').unwrap().1;
@@ -143,15 +124,55 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     for secret in [code.as_str(), grouped.as_str(), token, raw.as_str(), "a password of one's own"] {
         assert!(!dump.contains(secret), "at rest");
     }
+    for secret in &journey {
+        assert!(!dump.contains(secret), "at rest: {secret}");
+    }
     relay.goes_down().await;
     program.signal("-TERM");
     let (log, well) = program.ends();
     assert!(well);
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\"") && log.contains("\"answered\""), "the log was at trace level");
-    for secret in [code.as_str(), grouped.as_str(), token, "trader.secret", "AAECAwQFBgcICQ"] {
+    let own = [code.as_str(), grouped.as_str(), token, ".secret@", "trader.secret", "AAECAwQFBgcICQ"];
+    for secret in own.into_iter().chain(journey.iter().map(String::as_str)) {
         assert!(!log.contains(secret), "logged: {}", log.lines().find(|line| line.contains(secret)).unwrap());
     }
+}
+
+/// Another trader's whole way, right and wrong: every secret that was sent or answered on it.
+async fn whole_journey(address: std::net::SocketAddr, url: &str, relay: &Relay) -> Vec<String> {
+    let email = "second.secret@example.com";
+    let passwords =
+        ["morning boat on a green river", "night train in autumn rain", "not the password at all"];
+    let [old, new, wrong] = passwords;
+    let input = format!("{old}\n");
+    let created =
+        run_with_input(&["account", "create", email, "--password-stdin"], &[("DATABASE_URL", url)], &input);
+    assert!(created.status.success());
+    let mut client = Client::new(address);
+    let mut answers = vec![client.logs_in(email, wrong).await, client.starts_recovery(email).await];
+    let code = relay.mail_to(email, 1).await.code();
+    answers.push(client.verifies(&crate::verify::wrong(&code)).await);
+    answers.push(client.verifies(&code).await);
+    answers.push(client.resets("short").await);
+    answers.push(client.resets(new).await);
+    answers.push(client.refreshes().await);
+    answers.push(client.changes_password(wrong, old).await);
+    answers.push(client.changes_password(new, old).await);
+    answers.push(client.logs_in(email, old).await);
+    answers.push(client.logs_out().await);
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [401, 200, 400, 200, 400, 200, 200, 400, 200, 200, 200]);
+    let mut secrets = vec![code.clone(), format!("{} {}", &code[..4], &code[4..])];
+    secrets.extend(passwords.map(str::to_owned));
+    for answer in &answers {
+        let cookies = [answer.set_cookie(), answer.device_cookie()].into_iter().flatten();
+        let values = cookies.map(|cookie| cookie.split(['=', ';']).nth(1).unwrap());
+        let tokens = ["sessionToken", "jwt"].map(|name| answer.body[name].as_str().unwrap_or_default());
+        secrets.extend(values.chain(tokens).filter(|value| !value.is_empty()).map(str::to_owned));
+    }
+    assert!(secrets.len() > 15, "{}", secrets.len());
+    secrets
 }
 
 fn free_port() -> String {
@@ -212,8 +233,9 @@ async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
     let environment = [("DATABASE_URL", url.as_str())];
     let first = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
     let second = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
-    assert!(first.contains("0 migrations are applied, 4 to go"), "{first}");
-    assert!(second.contains("4 migrations are applied, 0 to go"), "{second}");
+    let all = vos_auth::database::MIGRATOR.iter().count();
+    assert!(first.contains(&format!("0 migrations are applied, {all} to go")), "{first}");
+    assert!(second.contains(&format!("{all} migrations are applied, 0 to go")), "{second}");
 }
 
 #[sqlx::test]
@@ -262,7 +284,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
     assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
 }
 
-/// The lines of a fenced block in the README that follows `heading`.
+/// The block of curl lines in the README that follows `heading`.
 fn readme_block(heading: &str) -> String {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading stands in the README");
@@ -272,7 +294,8 @@ fn readme_block(heading: &str) -> String {
     curl.split("```").next().unwrap().to_owned()
 }
 
-/// A newcomer's first minute. The port alone differs, so that the test runs beside a `make run`.
+/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so that the test runs
+/// beside a `make run`.
 #[sqlx::test(migrations = false)]
 async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let url = database::url(&pool);
@@ -283,32 +306,36 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     program.line_with("relay is usable");
     let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
     let block = readme_block("First five minutes").replace("localhost:8080", &format!("localhost:{port}"));
-    let mut answers = Vec::new();
-    for line in block.replace("\\\n", " ").lines().filter(|line| line.starts_with("curl")) {
-        // The mail follows the answer within moments; the program says when it does not.
-        if line.contains("mailbox.json") {
-            mailbox_has(&client, 1).await;
-        }
-        let output = Command::new("bash").args(["-c", line]).output().unwrap();
-        assert!(output.status.success(), "{line}");
-        answers.push(String::from_utf8(output.stdout).unwrap());
-    }
-    assert!(
-        answers[0].starts_with("HTTP/1.1 200") && answers[0].contains("set-cookie: __Host-vos_recovery="),
-        "{answers:?}"
-    );
-    assert!(answers[0].ends_with(r#"{"status":"code_sent"}"#));
-    assert!(answers[1].contains("trader.vi@example.com"), "{answers:?}");
+    let folder = format!("{}/readme-{port}", env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let bash = |lines: &str| {
+        let output = Command::new("bash").args(["-ec", lines]).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // The mail follows the answer within moments; a newcomer takes longer than that to the next line.
+    let (start, rest) = block.split_once('\n').unwrap();
+    assert_eq!(bash(start), r#"{"status":"code_sent"}"#);
+    mailbox_has(&client, 1).await;
+    let answers = bash(rest);
+    let signed_in = answers.strip_prefix(r#"{"status":"verified"}"#).expect("verified");
+    let signed_in: Value = serde_json::from_str(signed_in).unwrap();
+    assert_eq!(signed_in["identity"]["traits"]["email"], "trader.vi@example.com");
+    assert_eq!(signed_in["jwt"].as_str().unwrap().split('.').count(), 3);
+    let mut owner = client.clone();
+    owner.token = Some(signed_in["sessionToken"].as_str().unwrap().to_owned());
+    assert!(owner.refreshes().await.is_signed_in());
+    let mails = mailbox_has(&client, 2).await;
+    assert_eq!(mails[0]["subject"], "Mật khẩu Vero OMS của bạn đã được thay đổi");
 
-    let mails = mailbox_has(&client, 1).await;
-    let mail = mails[0].as_object().unwrap();
+    let mail = mails[1].as_object().unwrap();
     let mut members: Vec<_> = mail.keys().map(String::as_str).collect();
     members.sort_unstable();
     assert_eq!(members, ["from", "html", "received_at", "subject", "text", "to"]);
     assert_eq!(mail["to"], serde_json::json!(["trader.vi@example.com"]));
     // The other account, in its language; the newest stands first.
     Client::clone(&client).starts_recovery("trader.en@example.com").await;
-    let mails = mailbox_has(&client, 2).await;
+    let mails = mailbox_has(&client, 3).await;
     assert_eq!(mails[0]["subject"], "Your Vero OMS recovery code");
     for (path, content_type) in [
         ("/dev/mailbox", "text/html; charset=utf-8"),

@@ -110,6 +110,15 @@ async fn e1_simple_cross_site_requests_do_nothing(pool: PgPool) {
         let answer = service.client().with(name, value).post_json(START, body).await;
         assert_eq!(answer.error(), (400, "origin_refused"), "{name}: {value}");
     }
+    for path in [
+        "/api/auth/recovery/verify",
+        "/api/auth/recovery/reset-password",
+        "/api/auth/login",
+        "/api/auth/password",
+    ] {
+        let answer = service.client().with("origin", "https://evil.example").post_json(path, "{}").await;
+        assert_eq!(answer.error(), (400, "origin_refused"), "{path}");
+    }
     let both = service.client().with("origin", "https://evil.example").with("sec-fetch-site", "same-origin");
     assert_eq!(both.post_json(START, body).await.error(), (400, "origin_refused"));
     assert_eq!(service.count("recovery_session").await, 0);
@@ -225,6 +234,16 @@ async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
         assert_eq!(answer.error(), (405, "method_not_allowed"), "{method}");
         assert_eq!(answer.header("allow"), Some("POST"));
     }
+    for (path, allowed) in [
+        ("/api/auth/session", "GET,HEAD"),
+        ("/api/auth/sessions", "GET,HEAD,DELETE"),
+        ("/api/auth/sessions/x", "DELETE"),
+        ("/.well-known/jwks.json", "GET,HEAD"),
+    ] {
+        let answer = Client::answer(service.client().request(Method::PUT, path)).await;
+        assert_eq!(answer.error(), (405, "method_not_allowed"), "{path}");
+        assert_eq!(answer.header("allow"), Some(allowed), "{path}");
+    }
     for (language, expected) in
         [("vi-VN,vi;q=0.9", "Không có gì"), ("fr", "There is nothing"), ("en,vi;q=0.1", "There is nothing")]
     {
@@ -249,6 +268,11 @@ async fn e6_nothing_is_cached_sniffed_or_referred(pool: PgPool) {
         client.get(START).await,
         client.get("/healthz").await,
         client.get("/readyz").await,
+        client.verifies("12345678").await,
+        client.resets("x").await,
+        client.logs_in("trader@example.com", "x").await,
+        client.refreshes().await,
+        client.logs_out().await,
     ] {
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));

@@ -1,4 +1,4 @@
-//! A client of the API, with the cookie that it was given.
+//! A client of the API that keeps cookies as a browser does, and the session token as the login page does.
 
 use std::net::SocketAddr;
 
@@ -6,11 +6,19 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
+const RECOVERY: &str = "__Host-vos_recovery";
+const DEVICE: &str = "__Host-vos_device";
+
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     address: SocketAddr,
+    /// The recovery cookie, as `name=value`.
     pub cookie: Option<String>,
+    /// The device cookie, as `name=value`.
+    pub device: Option<String>,
+    /// The session token.
+    pub token: Option<String>,
     pub headers: HeaderMap,
 }
 
@@ -26,7 +34,7 @@ pub struct Answer {
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        Self { http, address, cookie: None, headers: HeaderMap::new() }
+        Self { http, address, cookie: None, device: None, token: None, headers: HeaderMap::new() }
     }
 
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -34,11 +42,53 @@ impl Client {
         self
     }
 
+    /// The same client, at another replica.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
     /// Asks for a recovery code and keeps the cookie.
     pub async fn starts_recovery(&mut self, email: &str) -> Answer {
-        let answer = self.post_json("/api/auth/recovery/start", &json!({ "email": email }).to_string()).await;
-        if let Some((cookie, _)) = answer.set_cookie().and_then(|cookie| cookie.split_once(';')) {
-            self.cookie = Some(cookie.to_owned());
+        self.posts("/api/auth/recovery/start", json!({ "email": email })).await
+    }
+
+    /// Enters a code, and keeps the rotated cookie.
+    pub async fn verifies(&mut self, code: &str) -> Answer {
+        self.posts("/api/auth/recovery/verify", json!({ "code": code })).await
+    }
+
+    /// Chooses a new password, and is signed in.
+    pub async fn resets(&mut self, password: &str) -> Answer {
+        self.posts("/api/auth/recovery/reset-password", json!({ "password": password })).await
+    }
+
+    pub async fn logs_in(&mut self, identifier: &str, password: &str) -> Answer {
+        self.posts("/api/auth/login", json!({ "identifier": identifier, "password": password })).await
+    }
+
+    pub async fn changes_password(&mut self, current: &str, new: &str) -> Answer {
+        self.posts("/api/auth/password", json!({ "currentPassword": current, "newPassword": new })).await
+    }
+
+    pub async fn refreshes(&self) -> Answer {
+        self.get("/api/auth/session").await
+    }
+
+    pub async fn logs_out(&self) -> Answer {
+        self.post_json("/api/auth/logout", "{}").await
+    }
+
+    /// Posts, and keeps what the answer gives.
+    async fn posts(&mut self, path: &str, body: Value) -> Answer {
+        let answer = self.post_json(path, &body.to_string()).await;
+        for (name, kept) in [(RECOVERY, &mut self.cookie), (DEVICE, &mut self.device)] {
+            if let Some(cookie) = answer.cookie(name) {
+                let pair = cookie.split_once(';').unwrap().0.to_owned();
+                *kept = Some(pair).filter(|_| !cookie.contains("Max-Age=0"));
+            }
+        }
+        if let Some(token) = answer.body["sessionToken"].as_str() {
+            self.token = Some(token.to_owned());
         }
         answer
     }
@@ -52,13 +102,19 @@ impl Client {
         Self::answer(self.request(Method::GET, path)).await
     }
 
+    pub async fn delete(&self, path: &str) -> Answer {
+        Self::answer(self.request(Method::DELETE, path)).await
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut request = self.http.request(method, format!("http://{}{path}", self.address));
         request = request.headers(self.headers.clone());
-        match &self.cookie {
-            Some(cookie) => request.header("cookie", cookie),
-            None => request,
+        if let Some(token) = &self.token {
+            request = request.header("x-session-token", token);
         }
+        let cookies: Vec<_> =
+            [&self.cookie, &self.device].into_iter().flatten().map(String::as_str).collect();
+        if cookies.is_empty() { request } else { request.header("cookie", cookies.join("; ")) }
     }
 
     pub async fn answer(request: RequestBuilder) -> Answer {
@@ -71,14 +127,29 @@ impl Client {
 }
 
 impl Answer {
+    /// The recovery cookie, with its attributes.
     pub fn set_cookie(&self) -> Option<&str> {
-        self.header("set-cookie")
+        self.cookie(RECOVERY)
+    }
+
+    /// The device cookie, with its attributes.
+    pub fn device_cookie(&self) -> Option<&str> {
+        self.cookie(DEVICE)
+    }
+
+    fn cookie(&self, name: &str) -> Option<&str> {
+        let cookies = self.headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap());
+        let mut named =
+            cookies.filter(|cookie| cookie.split_once('=').is_some_and(|(known, _)| known == name));
+        let cookie = named.next();
+        assert_eq!(named.next(), None, "{name} is set once");
+        cookie
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().map(|value| value.to_str().unwrap());
-        assert!(values.next().is_none(), "{name} stands once");
+        assert!(values.next().is_none() || name == "set-cookie", "{name} stands once");
         value
     }
 
@@ -88,7 +159,14 @@ impl Answer {
         assert_eq!(self.body["status"], self.status, "{}", self.text);
         assert!(self.body["message"].as_str().is_some_and(|message| message.len() > 10), "{}", self.text);
         assert!(self.header("x-request-id").is_some_and(|id| id.len() == 36));
+        assert_eq!(self.header("www-authenticate").is_some(), self.status == 401);
         (self.status, self.body["error"].as_str().expect("an error has a code"))
+    }
+
+    /// A wrong code, and how many may still be tried.
+    pub fn attempts_left(&self) -> u64 {
+        assert_eq!(self.error(), (400, "code_invalid"));
+        self.body["attempts_left"].as_u64().expect("attempts_left")
     }
 
     pub fn retry_after(&self) -> u64 {
@@ -99,7 +177,16 @@ impl Answer {
         self.status == 200 && self.text == r#"{"status":"code_sent"}"#
     }
 
-    /// `Max-Age` of the cookie, in seconds.
+    pub fn is_verified(&self) -> bool {
+        self.status == 200 && self.text == r#"{"status":"verified"}"#
+    }
+
+    /// Whether it is a whole AuthLoginResponse.
+    pub fn is_signed_in(&self) -> bool {
+        self.status == 200 && self.body["session"]["active"] == true && self.body["sessionToken"].is_string()
+    }
+
+    /// `Max-Age` of the recovery cookie, in seconds.
     pub fn cookie_life(&self) -> u64 {
         let cookie = self.set_cookie().expect("a cookie");
         cookie.rsplit_once("Max-Age=").expect("Max-Age").1.parse().unwrap()

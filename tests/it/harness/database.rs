@@ -24,6 +24,8 @@ pub enum Way {
     Cut,
     /// Connections stand, and nothing comes through.
     Stalled,
+    /// Those that stand stay so, silent for ever, as when a machine is gone; new ones come through.
+    Lost,
 }
 
 /// A TCP forwarder before PostgreSQL.
@@ -32,31 +34,43 @@ pub struct Proxy {
     way: watch::Sender<Way>,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Where PostgreSQL listens.
+#[derive(Clone)]
+pub enum Server {
+    Socket(PathBuf),
+    Tcp(String, u16),
+}
+
+impl Server {
+    pub fn of(pool: &PgPool) -> Self {
+        let options = pool.connect_options();
+        match options.get_socket() {
+            Some(folder) => Self::Socket(folder.join(format!(".s.PGSQL.{}", options.get_port()))),
+            None => Self::Tcp(options.get_host().to_owned(), options.get_port()),
+        }
+    }
+
+    pub async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Socket(path) => Box::new(UnixStream::connect(path).await?),
+            Self::Tcp(host, port) => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
+        })
+    }
+}
 
 impl Proxy {
     pub async fn before(pool: &PgPool) -> Self {
-        let options = pool.connect_options();
-        let socket = options.get_socket().map(|folder| {
-            let mut path = PathBuf::from(folder);
-            path.push(format!(".s.PGSQL.{}", options.get_port()));
-            path
-        });
-        let host = (options.get_host().to_owned(), options.get_port());
+        let server = Server::of(pool);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (way, watching) = watch::channel(Way::Open);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (watching, socket, host) = (watching.clone(), socket.clone(), host.clone());
-                tokio::spawn(async move {
-                    let server: Box<dyn Stream> = match socket {
-                        Some(path) => Box::new(UnixStream::connect(path).await.unwrap()),
-                        None => Box::new(TcpStream::connect(host).await.unwrap()),
-                    };
-                    forward(client, server, watching).await;
-                });
+                let (watching, server) = (watching.clone(), server.clone());
+                tokio::spawn(async move { forward(client, server.connect().await.unwrap(), watching).await });
             }
         });
         Self { address, way }
@@ -79,11 +93,15 @@ impl Proxy {
 /// Copies both ways while the way is open. A stall keeps both ends and moves nothing; it ends with the conversation, as
 /// bytes that were under way when a network failed do not come out of it later.
 async fn forward(mut client: TcpStream, mut server: Box<dyn Stream>, mut watching: watch::Receiver<Way>) {
-    if *watching.borrow_and_update() == Way::Open {
+    let way = *watching.borrow_and_update();
+    if way == Way::Open || way == Way::Lost {
         tokio::select! {
             _ = copy_bidirectional(&mut client, &mut server) => return,
             _ = watching.changed() => {}
         }
+    }
+    if *watching.borrow() == Way::Lost {
+        std::future::pending::<()>().await;
     }
     if *watching.borrow_and_update() == Way::Stalled {
         let _ = watching.changed().await;

@@ -1,9 +1,11 @@
 //! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
 
 pub mod client;
+pub mod cluster;
 pub mod database;
 pub mod program;
 pub mod relay;
+pub mod tripwire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +22,8 @@ use vos_auth::clock::{Clock, ManualClock};
 use vos_auth::config::{Config, Secrets};
 use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
-use vos_auth::secret::CodeKey;
+use vos_auth::password::{Cost, Password};
+use vos_auth::secret::Key;
 use vos_auth::server::{Server, TaskEnded};
 
 use self::client::Client;
@@ -44,7 +47,7 @@ pub struct Service {
     pub relay: Relay,
     pub pool: PgPool,
     pub app: Arc<App>,
-    pub keys: CodeKey,
+    pub keys: Key,
     stop: CancellationToken,
     running: JoinHandle<Result<(), TaskEnded>>,
 }
@@ -57,7 +60,7 @@ pub struct Setup {
     pub relay: Option<Relay>,
     /// Relays after the first, by their URLs.
     pub further_relays: Vec<String>,
-    pub keys: Option<CodeKey>,
+    pub keys: Option<Key>,
     pub clock: Option<ManualClock>,
 }
 
@@ -76,10 +79,11 @@ impl Service {
             Some(relay) => relay,
             None => Relay::start().await,
         };
-        let keys = setup.keys.unwrap_or_else(|| CodeKey::random("test"));
+        let keys = setup.keys.unwrap_or_else(|| Key::random("test"));
         let secrets = Secrets {
             database_url: setup.database_url.unwrap_or_else(|| database::url(pool)),
             code_keys: keys.clone().into(),
+            device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
         };
         let usual = [
@@ -90,6 +94,9 @@ impl Service {
             "--smtp-probe-interval=20ms",
             "--outbox-poll-interval=20ms",
             "--drain-delay=0s",
+            "--login-failure-time=10ms",
+            "--argon2-memory-kib=7168",
+            "--argon2-passes=1",
         ];
         let settings = usual.into_iter().map(str::to_owned).chain(setup.settings);
         let config = Settings::parse_from(settings).config;
@@ -103,6 +110,18 @@ impl Service {
             Self { address, metrics_address, clock, relay, pool: pool.clone(), app, keys, stop, running };
         service.until_mail_is("ok").await;
         service
+    }
+
+    /// Another replica, with the same database, relay, secrets and time.
+    pub async fn replica(&self, settings: &[&str]) -> Self {
+        let setup = Setup {
+            settings: settings.iter().map(ToString::to_string).collect(),
+            clock: Some(self.clock.clone()),
+            keys: Some(self.keys.clone()),
+            relay: Some(self.relay.clone()),
+            ..Setup::default()
+        };
+        Self::start_with(&self.pool, setup).await
     }
 
     /// A new client, without a cookie.
@@ -119,6 +138,44 @@ impl Service {
         let email = EmailAddress::parse(email).unwrap();
         let new = NewAccount { email, locale, traits: serde_json::Map::new(), password: None };
         account::create(&mut connection, now(), new).await.unwrap();
+    }
+
+    /// An account with a password, hashed as cheaply as may be.
+    pub async fn has_trader(&self, email: &str, password: &str) {
+        self.has_account(email).await;
+        let hash = Password::new(password).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });
+        self.has_hash(email, &hash).await;
+    }
+
+    /// Puts a hash in the place of an account's, as an import does.
+    pub async fn has_hash(&self, email: &str, hash: &str) {
+        let stored =
+            sqlx::query("UPDATE account SET password_hash = $2 WHERE email = $1").bind(email).bind(hash);
+        assert_eq!(stored.execute(&self.pool).await.unwrap().rows_affected(), 1);
+    }
+
+    /// A client whose recovery of `email` is verified: the next thing it needs is a password.
+    pub async fn verified(&self, email: &str) -> Client {
+        let mut client = self.client();
+        self.verifies_from(&mut client, email).await;
+        client
+    }
+
+    /// Takes a client through start and verify, with the code from the mail.
+    pub async fn verifies_from(&self, client: &mut Client, email: &str) {
+        let code = self.mails_code_to(client, email).await;
+        assert!(client.verifies(&code).await.is_verified());
+    }
+
+    /// Takes a client through start, and gives the code from the mail.
+    pub async fn mails_code_to(&self, client: &mut Client, email: &str) -> String {
+        self.until_outbox_has(0).await;
+        let before = self.relay.mails().len();
+        assert!(client.starts_recovery(email).await.is_code_sent());
+        let mail = self.relay.mail(before + 1).await;
+        self.until_outbox_has(0).await;
+        assert_eq!(mail.recipients, [email]);
+        mail.code()
     }
 
     /// Waits for a condition that some other task brings about, looking again whenever others have had their turn.

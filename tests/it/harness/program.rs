@@ -10,6 +10,46 @@ use super::PATIENCE;
 /// 32 bytes in base64 that are not all alike, for tests alone.
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
+const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
+const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
+
+/// A folder with a key for JWTs, made by the program once for all tests.
+fn keys_folder() -> &'static str {
+    static FOLDER: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let folder = format!("{}/jwt-keys-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+        let made = run(&["key", "generate", "--jwt-keys", &folder], &[]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        folder
+    });
+    &FOLDER
+}
+
+/// `serve` with a whole environment, less or more what a test changes.
+pub fn serve_environment<'a>(
+    database_url: &'a str,
+    relay: &'a str,
+    changes: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
+    let mut environment = vec![
+        ORIGIN,
+        ("DATABASE_URL", database_url),
+        ("RECOVERY_SECRETS", SECRET),
+        ("DEVICE_SECRETS", SECRET),
+        ("JWT_KEYS", keys_folder()),
+        ("SMTP_RELAYS", relay),
+        ("DRAIN_DELAY", "0s"),
+        ("LOG_FORMAT", "json"),
+    ];
+    environment.extend(ANY_PORTS);
+    for (name, value) in changes {
+        environment.retain(|(known, _)| known != name);
+        if !value.is_empty() {
+            environment.push((name, value));
+        }
+    }
+    environment
+}
+
 /// The program with an environment of its own: nothing of the suite's reaches it unless it is given.
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vos-auth"));
@@ -83,6 +123,16 @@ impl Program {
     pub fn address(&mut self) -> std::net::SocketAddr {
         let line: serde_json::Value = serde_json::from_str(&self.line_with("\"serving\"")).unwrap();
         line["http_addr"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as the kernel ends a process: without a word.
+    pub fn is_killed(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn signal(&self, name: &str) {

@@ -102,6 +102,13 @@ impl Relay {
         self.mails()[count - 1].clone()
     }
 
+    /// Waits until `count` mails to an address have arrived, and gives the last of them.
+    pub async fn mail_to(&self, address: &str, count: usize) -> Mail {
+        let to = |mail: &&Mail| mail.recipients == [address];
+        self.until(|state| state.mails.iter().filter(to).count() >= count).await;
+        self.mails().iter().filter(to).nth(count - 1).unwrap().clone()
+    }
+
     /// Waits until a recipient was named for the `count`th time, whatever was answered.
     pub async fn until_asked(&self, count: usize) {
         self.until(|state| state.recipients_asked >= count).await;

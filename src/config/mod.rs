@@ -2,6 +2,8 @@
 //!
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
+mod secrets;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-use crate::secret::CodeKeys;
+pub use self::secrets::{Secrets, database_url};
 
 /// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
@@ -19,6 +21,16 @@ pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
 /// A resend keeps a session that has at least this long to live; with less, `start` begins a new one.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
+/// How long a verified recovery session may be used to choose a password.
+pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
+/// How long a JWT lives. So long at most an ended session goes on at the REST API, which asks nobody.
+pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
+/// How long a browser counts as known after its last sign-in.
+pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
+/// How long the mail about a changed password is owed.
+pub const NOTICE_LIFETIME: Duration = Duration::from_hours(7 * 24);
+/// The most characters of a new password. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
+pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
 pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
 /// The longest request body that is read, in octets.
@@ -90,7 +102,65 @@ pub struct Config {
     #[arg(long, env, value_name = "ADDRESS_PER_DAY", default_value = "10", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..=10))]
     pub address_per_day: u32,
 
-    /// Connections to PostgreSQL beside the one of `start` and the two of the courier
+    /// The fewest characters (Unicode code points) of a new password. NIST SP 800-63B-4 asks for 15 where the password is
+    /// the only factor
+    #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(8..=64))]
+    pub password_min_chars: u16,
+
+    /// Memory of one Argon2id hash in KiB. What it is changed from is rehashed at the next login
+    #[arg(long, env, value_name = "ARGON2_MEMORY_KIB", default_value = "19456", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(7168..=1_048_576))]
+    pub argon2_memory_kib: u32,
+
+    /// Passes of one Argon2id hash over its memory
+    #[arg(long, env, value_name = "ARGON2_PASSES", default_value = "2", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub argon2_passes: u32,
+
+    /// Lanes of one Argon2id hash
+    #[arg(long, env, value_name = "ARGON2_LANES", default_value = "1", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub argon2_lanes: u32,
+
+    /// Passwords that are hashed at once. Default: one a core
+    #[arg(long, env, value_name = "HASHING_THREADS", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub hashing_threads: Option<u16>,
+
+    /// Requests that may wait for a hash; further ones are answered 503 at once. At 25 ms a hash and 2 threads, 32 wait
+    /// 400 ms
+    #[arg(long, env, value_name = "HASHING_QUEUE", default_value = "32", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub hashing_queue: u16,
+
+    /// When a failed login is answered, counted from its arrival: whatever the cause, so that the time says nothing.
+    /// Must be longer than twice the dearest hash and its wait; a metric counts the failures that were late
+    #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", help_heading = "Sessions", value_parser = |text: &str| between(text, 10 * MILLISECOND, 10_000 * MILLISECOND))]
+    pub login_failure_time: Duration,
+
+    /// How long a session lasts that nobody refreshes
+    #[arg(long, env, value_name = "SESSION_IDLE", default_value = "30min", help_heading = "Sessions", value_parser = |text: &str| between(text, MINUTE, 30 * DAY))]
+    pub session_idle: Duration,
+
+    /// How long a session lasts at most, however often it is refreshed
+    #[arg(long, env, value_name = "SESSION_LIFETIME", default_value = "12h", help_heading = "Sessions", value_parser = |text: &str| between(text, MINUTE, 30 * DAY))]
+    pub session_lifetime: Duration,
+
+    /// The folder with the keys that sign JWTs, as `vos-auth key generate` makes them; it is read again every minute.
+    /// Required by `serve`
+    #[arg(long, env, value_name = "JWT_KEYS", help_heading = "JWT")]
+    pub jwt_keys: Option<PathBuf>,
+
+    /// Who a JWT says it is from (iss). Default: PUBLIC_ORIGIN
+    #[arg(long, env, value_name = "JWT_ISSUER", help_heading = "JWT")]
+    pub jwt_issuer: Option<String>,
+
+    /// Whom a JWT is for (aud): the REST API
+    #[arg(
+        long,
+        env,
+        value_name = "JWT_AUDIENCE",
+        default_value = "https://api-oms.verolabs.co",
+        help_heading = "JWT"
+    )]
+    pub jwt_audience: String,
+
+    /// Connections to PostgreSQL beside the one of `start`, the two of the courier and the one of /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 
@@ -191,77 +261,6 @@ pub struct Config {
     /// How long requests and mails under way may take to finish after that
     #[arg(long, env, value_name = "STOP_TIMEOUT", default_value = "25s", help_heading = "Stopping", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub stop_timeout: Duration,
-}
-
-/// What must not be seen: where it is stored, what codes are derived from, who may send mail.
-#[derive(Clone)]
-pub struct Secrets {
-    /// `DATABASE_URL`.
-    pub database_url: String,
-    /// `RECOVERY_SECRETS`.
-    pub code_keys: CodeKeys,
-    /// `SMTP_RELAYS`, in order of preference.
-    pub smtp_relays: Vec<String>,
-}
-
-impl Secrets {
-    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS` and `SMTP_RELAYS`, or the files that their `_FILE` forms name.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that names the variable that is missing, doubled, unreadable or too weak.
-    pub fn from_environment() -> Result<Self, ConfigError> {
-        let code_keys = required(
-            "RECOVERY_SECRETS",
-            "give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`",
-        )?
-        .parse()
-        .map_err(|why| ConfigError::new("RECOVERY_SECRETS", why))?;
-        let relays =
-            required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
-        Ok(Self {
-            database_url: database_url()?,
-            code_keys,
-            smtp_relays: relays
-                .split([',', '\n', ' '])
-                .filter(|url| !url.is_empty())
-                .map(str::to_owned)
-                .collect(),
-        })
-    }
-}
-
-/// `DATABASE_URL` alone, for commands that need nothing else.
-///
-/// # Errors
-///
-/// A sentence that names the variable if it is missing, doubled or unreadable.
-pub fn database_url() -> Result<String, ConfigError> {
-    required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
-}
-
-fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {
-    match secret(name)? {
-        Some(value) => Ok(value),
-        None => Err(ConfigError::new(
-            name,
-            format!("is missing: {hint}, or name a file that holds it in {name}_FILE"),
-        )),
-    }
-}
-
-fn secret(name: &'static str) -> Result<Option<String>, ConfigError> {
-    let value = std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let Some(path) = std::env::var_os(format!("{name}_FILE")).filter(|path| !path.is_empty()) else {
-        return Ok(value.map(|value| value.trim().to_owned()));
-    };
-    if value.is_some() {
-        return Err(ConfigError::new(name, format!("is given twice: drop it or {name}_FILE")));
-    }
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        ConfigError::new(name, format!("cannot be read from the file in {name}_FILE: {error}"))
-    })?;
-    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
 
 /// A setting that the service cannot start with, as one sentence that names its variable.

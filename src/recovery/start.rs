@@ -1,47 +1,27 @@
-//! Owns `recovery_session`: the way of a trader who lost the password.
-//!
-//! [`Recovery::start`] is blind (promise 1): it never reads `account` and writes the same rows for any address, so
-//! neither its answer nor its time says who has an account. The courier finds out later whether there is somebody to
-//! write to.
+//! `start`: blind (promise 1). It never reads `account` and writes the same rows for any address, so neither its answer
+//! nor its time says who has an account. The courier finds out later whether there is somebody to write to.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::Recovery;
 use crate::app::App;
-use crate::clock::{first_id_of, new_id};
+use crate::client::Client;
+use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, RESEND_LIFE, STORAGE_DEADLINE};
-use crate::database::{KeptConnection, cause, is_statements_fault};
+use crate::database::{KeptConnection, OUTAGE_RETRY_AFTER, cause, is_statements_fault};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
-use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
+use crate::group_commit::{Arrivals, Batch};
+use crate::known_device::DeviceId;
 use crate::locale::Locale;
 use crate::secret::{Token, TokenHash};
-use crate::throttle::{Budget, recovery_key};
-
-/// How long a verified session may be used to choose a password.
-const RESET_LIFETIME: Duration = Duration::from_mins(15);
-/// How long a session is kept after its end, for whoever has to find out what happened.
-const KEPT_AFTER_END: Duration = Duration::from_hours(24);
-/// What a client is told to wait when mail or storage is away: about as long as a probe takes to notice a change.
-const OUTAGE_RETRY_AFTER: Duration = Duration::from_secs(10);
-
-/// Who asks: what is stored of a client beside a session.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// Its address, as seen through trusted proxies.
-    pub ip: IpAddr,
-    /// Its User-Agent, cut to 200 characters.
-    pub user_agent: String,
-    /// The language it asks for, if it is one of ours.
-    pub locale: Option<Locale>,
-}
+use crate::throttle::{Budget, Key, interval, recovery_key};
 
 /// An accepted start: what the cookie has to hold.
 #[derive(Debug)]
@@ -52,54 +32,42 @@ pub struct Started {
     pub lifetime: Duration,
 }
 
-/// The recovery flow.
-#[derive(Clone, Debug)]
-pub struct Recovery {
-    app: Arc<App>,
-    starts: GroupCommit<Start, Outcome>,
-}
-
+/// A start that waits to be committed.
 #[derive(Debug)]
-struct Start {
+pub(super) struct Start {
     session_id: Uuid,
     outbox_id: Uuid,
     token_hash: TokenHash,
     presented: Option<TokenHash>,
     email: EmailAddress,
-    budget_key: [u8; 32],
+    budget_key: Key,
     client: Client,
 }
 
+/// What became of one.
 #[derive(Clone, Copy, Debug)]
-enum Outcome {
+pub(super) enum Outcome {
     New { expires_at: OffsetDateTime },
     Kept { expires_at: OffsetDateTime },
     Refused { retry_at: OffsetDateTime },
 }
 
 impl Recovery {
-    /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
-    #[must_use]
-    pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
-        let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
-        let (starts, arrivals) = group_commit::channel(queue, batch);
-        let committing = tokio::spawn(commit_starts(Arc::clone(&app), arrivals));
-        (Self { app, starts }, committing)
-    }
-
     /// Begins a recovery for any address, or goes on with the one that `presented` belongs to: the same address, a
     /// code that was sent, attempts left and at least 3 minutes to live. Then code, attempts and lifetime stay, and one
-    /// more mail is owed unless one is unsent. Returns when session and mail are durable.
+    /// more mail is owed unless one is unsent. It draws on the budget of the address, or on that of a `device` that has
+    /// signed in with it before. Returns when session and mail are durable.
     ///
     /// # Errors
     ///
     /// `MailUnavailable` if no relay is usable, decided before anything about the address is looked at;
-    /// `AddressThrottled` if the address's budget is spent; `StorageUnavailable` if PostgreSQL does not answer within
+    /// `AddressThrottled` if the budget is spent; `StorageUnavailable` if PostgreSQL does not answer within
     /// 2 s or too many wait for it.
     pub async fn start(
         &self,
         email: EmailAddress,
         presented: Option<Token>,
+        device: Option<DeviceId>,
         client: Client,
     ) -> Result<Started, Error> {
         if !self.app.gateway.is_up() {
@@ -112,7 +80,7 @@ impl Recovery {
             outbox_id: new_id(now),
             token_hash: token.hash(),
             presented: presented.as_ref().map(Token::hash),
-            budget_key: recovery_key(&email),
+            budget_key: recovery_key(&email, device),
             email,
             client,
         };
@@ -135,7 +103,7 @@ impl Recovery {
 }
 
 /// Commits what arrives, batch after batch, over a connection of its own.
-async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
+pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
     let mut database = KeptConnection::new(&app.database);
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
@@ -303,26 +271,4 @@ async fn insert(
             row => Outcome::New { expires_at: row.expires_at },
         })
         .collect())
-}
-
-fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
-    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
-}
-
-/// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no
-/// session lives longer than code and reset together.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
-pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
-    let oldest = first_id_of(now - KEPT_AFTER_END - RESET_LIFETIME - CODE_LIFETIME);
-    let done = sqlx::query!(
-        "DELETE FROM recovery_session
-         WHERE id IN (SELECT id FROM recovery_session WHERE id < $1 ORDER BY id LIMIT $2)",
-        oldest,
-        limit
-    );
-    Ok(done.execute(pool).await?.rows_affected())
 }

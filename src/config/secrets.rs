@@ -1,0 +1,79 @@
+//! Secrets: from the environment or from a file, never from a flag.
+
+use crate::config::ConfigError;
+use crate::secret::Keys;
+
+/// What must not be seen: where it is stored, what codes are derived from, who may send mail.
+#[derive(Clone)]
+pub struct Secrets {
+    /// `DATABASE_URL`.
+    pub database_url: String,
+    /// `RECOVERY_SECRETS`: what codes are derived from.
+    pub code_keys: Keys,
+    /// `DEVICE_SECRETS`: what device cookies are made with.
+    pub device_keys: Keys,
+    /// `SMTP_RELAYS`, in order of preference.
+    pub smtp_relays: Vec<String>,
+}
+
+impl Secrets {
+    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS` and `SMTP_RELAYS`, or the files that their `_FILE` forms
+    /// name.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the variable that is missing, doubled, unreadable or too weak.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        let relays =
+            required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
+        Ok(Self {
+            database_url: database_url()?,
+            code_keys: keys("RECOVERY_SECRETS")?,
+            device_keys: keys("DEVICE_SECRETS")?,
+            smtp_relays: relays
+                .split([',', '\n', ' '])
+                .filter(|url| !url.is_empty())
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+}
+
+/// `DATABASE_URL` alone, for commands that need nothing else.
+///
+/// # Errors
+///
+/// A sentence that names the variable if it is missing, doubled or unreadable.
+pub fn database_url() -> Result<String, ConfigError> {
+    required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
+}
+
+fn keys(name: &'static str) -> Result<Keys, ConfigError> {
+    required(name, "give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
+        .parse()
+        .map_err(|why| ConfigError::new(name, why))
+}
+
+fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {
+    match secret(name)? {
+        Some(value) => Ok(value),
+        None => Err(ConfigError::new(
+            name,
+            format!("is missing: {hint}, or name a file that holds it in {name}_FILE"),
+        )),
+    }
+}
+
+fn secret(name: &'static str) -> Result<Option<String>, ConfigError> {
+    let value = std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let Some(path) = std::env::var_os(format!("{name}_FILE")).filter(|path| !path.is_empty()) else {
+        return Ok(value.map(|value| value.trim().to_owned()));
+    };
+    if value.is_some() {
+        return Err(ConfigError::new(name, format!("is given twice: drop it or {name}_FILE")));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        ConfigError::new(name, format!("cannot be read from the file in {name}_FILE: {error}"))
+    })?;
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+}

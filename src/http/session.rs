@@ -1,0 +1,271 @@
+//! `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout`, `/api/auth/password`
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::serde::rfc3339;
+use tower_cookies::Cookies;
+use uuid::Uuid;
+
+use crate::account::Account;
+use crate::client::Client;
+use crate::email_address::EmailAddress;
+use crate::error::{Error, Problem};
+use crate::http::extract::{SessionToken, StrictJson};
+use crate::http::{Site, cookie};
+use crate::password::Password;
+use crate::password_change;
+use crate::session::{self, Authenticated, Caller, Session, SignedIn};
+
+/// The contract's `AuthLoginRequest`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    identifier: String,
+    password: String,
+}
+
+/// The body of `POST /api/auth/password`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ChangePasswordRequest {
+    current_password: String,
+    new_password: String,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// One word.
+    pub status: &'static str,
+}
+
+/// The contract's `AuthLoginResponse`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthLoginResponse {
+    session_token: String,
+    jwt: String,
+    session: TokenizedSession,
+    tokenized_session: TokenizedSession,
+    identity: Identity,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct TokenizedSession {
+    #[serde(flatten)]
+    session: SessionFacts,
+    active: bool,
+    identity: Identity,
+    tokenized: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct SessionFacts {
+    id: Uuid,
+    #[serde(with = "rfc3339")]
+    authenticated_at: OffsetDateTime,
+    #[serde(with = "rfc3339")]
+    expires_at: OffsetDateTime,
+    devices: [Device; 1],
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Device {
+    ip_address: String,
+    /// Always empty: we look no place up.
+    location: &'static str,
+    user_agent: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Identity {
+    id: Uuid,
+    traits: Value,
+}
+
+/// The answer of `GET /api/auth/sessions`.
+#[derive(Debug, Serialize)]
+pub struct SessionList {
+    sessions: Vec<ListedSession>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListedSession {
+    #[serde(flatten)]
+    session: SessionFacts,
+    #[serde(with = "rfc3339")]
+    last_seen_at: OffsetDateTime,
+    current: bool,
+}
+
+impl AuthLoginResponse {
+    /// The answer to somebody who has just signed in, with the cookie that makes the browser known.
+    pub fn to(signed_in: SignedIn, cookies: &Cookies) -> Json<Self> {
+        if let Some(value) = signed_in.device_cookie {
+            cookie::set_device(cookies, value);
+        }
+        Json(Self::new(signed_in.token.expose(), signed_in.by, signed_in.jwt))
+    }
+
+    fn new(session_token: String, by: Authenticated, jwt: String) -> Self {
+        let identity = Identity::from(by.account);
+        let session = TokenizedSession {
+            session: by.session.into(),
+            active: true,
+            identity: identity.clone(),
+            tokenized: jwt.clone(),
+        };
+        Self { session_token, jwt, tokenized_session: session.clone(), session, identity }
+    }
+}
+
+impl From<Session> for SessionFacts {
+    fn from(session: Session) -> Self {
+        Self {
+            id: session.id,
+            authenticated_at: session.authenticated_at,
+            expires_at: session.expires_at,
+            devices: [Device {
+                ip_address: session.client_ip.to_string(),
+                location: "",
+                user_agent: session.user_agent,
+            }],
+        }
+    }
+}
+
+impl From<Account> for Identity {
+    fn from(account: Account) -> Self {
+        Self { id: account.id, traits: account.traits }
+    }
+}
+
+/// `POST /api/auth/login`: opens a session for whoever knows the password.
+///
+/// # Errors
+///
+/// 400 for what has to be corrected, 401 for every other failure alike, 429, 502, 503 when too many passwords wait to be
+/// hashed.
+pub async fn login(
+    State(site): State<Site>,
+    client: Client,
+    cookies: Cookies,
+    headers: HeaderMap,
+    StrictJson(request): StrictJson<LoginRequest>,
+) -> Result<Json<AuthLoginResponse>, Error> {
+    let email = EmailAddress::parse(&request.identifier)
+        .map_err(|_| Error::in_field(Problem::EmailInvalid, "identifier"))?;
+    let password = Password::new(&request.password);
+    let device = cookie::known_device(&headers, &site.app);
+    let signed_in =
+        session::login(&site.app, &email, &password, Caller { client: &client, device: device.as_ref() })
+            .await?;
+    Ok(AuthLoginResponse::to(signed_in, &cookies))
+}
+
+/// `GET /api/auth/session`: the session of the token, with a fresh JWT; slides its idle limit.
+///
+/// # Errors
+///
+/// 401 if there is no such session or it has ended, 502.
+pub async fn session(
+    State(site): State<Site>,
+    SessionToken(token): SessionToken,
+) -> Result<Json<AuthLoginResponse>, Error> {
+    let text = token.as_ref().map(crate::secret::Token::expose).unwrap_or_default();
+    let by = session::authenticate(&site.app, token).await?;
+    let jwt = by.jwt(&site.app, site.app.clock.now());
+    Ok(Json(AuthLoginResponse::new(text, by, jwt)))
+}
+
+/// `POST /api/auth/logout`: ends the session of the token. A body is not looked at.
+///
+/// # Errors
+///
+/// 401 if there is no such session or it has ended, 502.
+pub async fn logout(
+    State(site): State<Site>,
+    client: Client,
+    SessionToken(token): SessionToken,
+) -> Result<Json<Status>, Error> {
+    session::logout(&site.app, token, &client).await?;
+    Ok(Json(Status { status: "signed_out" }))
+}
+
+/// `GET /api/auth/sessions`: where the owner of the token is signed in.
+///
+/// # Errors
+///
+/// 401 if there is no such session or it has ended, 502.
+pub async fn sessions(
+    State(site): State<Site>,
+    SessionToken(token): SessionToken,
+) -> Result<Json<SessionList>, Error> {
+    let by = session::authenticate(&site.app, token).await?;
+    let sessions = session::list(&site.app, &by).await?.into_iter().map(|session| ListedSession {
+        last_seen_at: session.last_seen_at,
+        current: session.id == by.session.id,
+        session: session.into(),
+    });
+    Ok(Json(SessionList { sessions: sessions.collect() }))
+}
+
+/// `DELETE /api/auth/sessions/{id}`: ends one of them.
+///
+/// # Errors
+///
+/// 401 as above, 404 if the owner of the token has no such session, 502.
+pub async fn end(
+    State(site): State<Site>,
+    client: Client,
+    SessionToken(token): SessionToken,
+    id: Result<Path<Uuid>, PathRejection>,
+) -> Result<Json<Status>, Error> {
+    let by = session::authenticate(&site.app, token).await?;
+    let Path(id) = id.map_err(|_| Problem::NotFound)?;
+    session::end(&site.app, &by, id, &client).await?;
+    Ok(Json(Status { status: "signed_out" }))
+}
+
+/// `DELETE /api/auth/sessions`: ends all of them but the one that asks.
+///
+/// # Errors
+///
+/// 401 as above, 502.
+pub async fn end_others(
+    State(site): State<Site>,
+    client: Client,
+    SessionToken(token): SessionToken,
+) -> Result<Json<Status>, Error> {
+    let by = session::authenticate(&site.app, token).await?;
+    session::end_others(&site.app, &by, &client).await?;
+    Ok(Json(Status { status: "signed_out" }))
+}
+
+/// `POST /api/auth/password`: a new password for whoever gives the current one; every session ends, and a new one is
+/// opened. The session comes first: without one the answer is 401 whatever the body says.
+///
+/// # Errors
+///
+/// 401 as above, 400 for a password that is refused or wrong or what else has to be corrected, 429, 502, 503.
+pub async fn change_password(
+    State(site): State<Site>,
+    client: Client,
+    cookies: Cookies,
+    headers: HeaderMap,
+    SessionToken(token): SessionToken,
+    body: Result<StrictJson<ChangePasswordRequest>, Error>,
+) -> Result<Json<AuthLoginResponse>, Error> {
+    let by = session::authenticate(&site.app, token).await?;
+    let StrictJson(request) = body?;
+    let (current, new) = (Password::new(&request.current_password), Password::new(&request.new_password));
+    let device = cookie::known_device(&headers, &site.app);
+    let caller = Caller { client: &client, device: device.as_ref() };
+    let signed_in = password_change::change(&site.app, by, &current, &new, caller).await?;
+    Ok(AuthLoginResponse::to(signed_in, &cookies))
+}

@@ -1,0 +1,133 @@
+//! Owns `recovery_session`: the way of a trader who lost the password, in three steps.
+//!
+//! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password. A session
+//! goes `code_sent` → `verified` → `consumed`. One that another change of the password has `revoked` goes on like a live
+//! one, and so does one whose address nobody owns: it counts down, resends and expires alike; only its code never
+//! verifies, so nobody can tell.
+
+mod reset;
+mod start;
+mod verify;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+pub use self::start::Started;
+pub use self::verify::Verified;
+use crate::app::App;
+use crate::clock::first_id_of;
+use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
+use crate::error::Problem;
+use crate::group_commit::{self, GroupCommit};
+use crate::secret::TokenHash;
+
+/// How long a session is kept after its end, for whoever has to find out what happened.
+const KEPT_AFTER_END: Duration = Duration::from_hours(24);
+
+/// The recovery flow.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    app: Arc<App>,
+    starts: GroupCommit<start::Start, start::Outcome>,
+}
+
+impl Recovery {
+    /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
+        let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
+        let (starts, arrivals) = group_commit::channel(queue, batch);
+        let committing = tokio::spawn(start::commit_starts(Arc::clone(&app), arrivals));
+        (Self { app, starts }, committing)
+    }
+}
+
+/// What a session is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The code.
+    Verify,
+    /// The new password.
+    Reset,
+}
+
+/// A session that can do its next step.
+#[derive(Debug)]
+struct Usable {
+    id: Uuid,
+    email: String,
+}
+
+/// Looks up the session of a token and whether it can do `step`.
+///
+/// Inside: why it cannot; each is a 401, and the trader starts again.
+async fn usable(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    token: &TokenHash,
+    step: Step,
+) -> Result<Result<Usable, Problem>, sqlx::Error> {
+    let session = sqlx::query!(
+        "SELECT id, email, state, attempts_left, expires_at FROM recovery_session WHERE token_hash = $1",
+        token.as_bytes()
+    );
+    let Some(session) = session.fetch_optional(pool).await? else {
+        return Ok(Err(Problem::RecoverySessionMissing));
+    };
+    // A revoked session answers as if its code had just not been entered yet.
+    let waits_for_code = matches!(session.state.as_str(), "code_sent" | "revoked");
+    Ok(match (step, session.state.as_str()) {
+        _ if session.expires_at <= now => Err(Problem::RecoverySessionExpired),
+        _ if waits_for_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
+        (Step::Reset, _) if waits_for_code => Err(Problem::RecoverySessionUnverified),
+        (Step::Verify, _) if waits_for_code => Ok(Usable { id: session.id, email: session.email }),
+        (Step::Reset, "verified") => Ok(Usable { id: session.id, email: session.email }),
+        _ => Err(Problem::RecoverySessionUsed),
+    })
+}
+
+/// Ends every pending recovery of an address but `but`: its password has just been changed. One whose code was not
+/// entered yet becomes a decoy; one whose code was has nothing left to hide from its owner.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub(crate) async fn revoke_pending(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    email: &str,
+    but: Option<Uuid>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END
+         WHERE email = $1 AND state IN ('code_sent', 'verified') AND expires_at > $2 AND id IS DISTINCT FROM $3",
+        email,
+        now,
+        but,
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no
+/// session lives longer than code and reset together.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
+    let oldest = first_id_of(now - KEPT_AFTER_END - RESET_LIFETIME - CODE_LIFETIME);
+    let done = sqlx::query!(
+        "DELETE FROM recovery_session
+         WHERE id = ANY(ARRAY(SELECT id FROM recovery_session WHERE id < $1 ORDER BY id LIMIT $2))",
+        oldest,
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
+}

@@ -1,0 +1,70 @@
+//! `reset`: sets the new password of a verified recovery.
+//!
+//! The policy is checked and the hash made before the transaction, so that a refused password costs the trader nothing
+//! and no lock waits for Argon2. Everything that follows from a new password is one transaction, which locks the
+//! account's row first: of many parallel resets one consumes the session, and a kill at any point leaves either the old
+//! password or the whole of the new one.
+
+use super::{Recovery, Step, revoke_pending, usable};
+use crate::client::Client;
+use crate::database::within_deadline;
+use crate::error::{Error, Problem};
+use crate::known_device::KnownDevice;
+use crate::password::{Password, context};
+use crate::secret::Token;
+use crate::session::{self, Caller, NewPassword, SignedIn};
+use crate::{account, audit};
+
+impl Recovery {
+    /// Sets the password of the account whose verified session `presented` belongs to, ends every other session and
+    /// pending recovery of it, owes its owner a mail about that, and signs them in. What was not read as a password
+    /// (`Err`) is answered only if there is a session.
+    ///
+    /// # Errors
+    ///
+    /// `RecoverySession…` without a verified session; the error in `password`; `Password…` for one that the policy
+    /// refuses, and the session goes on; `HashingBusy`, with nothing spent; `StorageUnavailable`.
+    pub async fn reset(
+        &self,
+        presented: Option<Token>,
+        password: Result<Password, Error>,
+        device: Option<KnownDevice>,
+        client: &Client,
+    ) -> Result<SignedIn, Error> {
+        let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
+        let (app, pool) = (&self.app, &self.app.pool);
+        let session = within_deadline(usable(pool, app.clock.now(), &presented, Step::Reset)).await??;
+        let password = password?;
+        let place = app.hasher.place()?;
+        let password_hash =
+            place.hash_new(&password, context(&session.email, &app.config.mail_brand)).await?;
+        drop(place);
+        let caller = Caller { client, device: device.as_ref() };
+        let now = app.clock.now();
+        let opened = within_deadline(async {
+            let Some(account) = account::active_by_email(pool, &session.email).await? else {
+                return Ok(Err(Problem::RecoverySessionUsed));
+            };
+            let mut transaction = pool.begin().await?;
+            let Some(account) = account::lock(&mut transaction, account.id, None).await? else {
+                return Ok(Err(Problem::RecoverySessionUsed));
+            };
+            let consumed = sqlx::query!(
+                "UPDATE recovery_session SET state = 'consumed' WHERE id = $1 AND state = 'verified' AND expires_at > $2",
+                session.id,
+                now,
+            );
+            if consumed.execute(&mut *transaction).await?.rows_affected() == 0 {
+                return Ok(Err(Problem::RecoverySessionUsed));
+            }
+            revoke_pending(&mut transaction, now, &account.email, Some(session.id)).await?;
+            let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordReset };
+            let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
+            transaction.commit().await?;
+            Ok(Ok(opened))
+        })
+        .await??;
+        app.bell.ring();
+        Ok(opened.signed_in(app, now))
+    }
+}

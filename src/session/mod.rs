@@ -1,0 +1,331 @@
+//! Owns `session`: who is signed in, where, and for how long.
+//!
+//! A session ends when nobody has used it for `SESSION_IDLE`, at the latest `SESSION_LIFETIME` after it began, or when it
+//! is revoked: by logout, by its owner from elsewhere, by a changed password. Whatever presents its token slides the idle
+//! limit.
+
+mod login;
+mod open;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+pub use self::login::login;
+pub use self::open::{Caller, Opened, SignedIn};
+pub(crate) use self::open::{NewPassword, replace_password};
+use crate::account::{self, Account};
+use crate::app::App;
+use crate::audit;
+use crate::client::Client;
+use crate::clock::{first_id_of, new_id};
+use crate::config::JWT_LIFETIME;
+use crate::database::within_deadline;
+use crate::error::{Error, Problem};
+use crate::jwt::Claims;
+use crate::secret::{Token, TokenHash};
+
+/// How long a session is kept after its end, for whoever has to find out what happened.
+const KEPT_AFTER_END: Duration = Duration::from_hours(24);
+/// Sessions of one account that are kept, the newest: whoever signs in for every call must not fill the table, nor make
+/// the end of all sessions a long one.
+const KEPT_PER_ACCOUNT: i64 = 100;
+/// How exact the time is at which a session was last seen. Not every call that presents a token has to write.
+const SEEN_EVERY: Duration = Duration::from_secs(10);
+
+/// A session that has not ended.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Its id; not a secret.
+    pub id: Uuid,
+    /// When its owner gave a password.
+    pub authenticated_at: OffsetDateTime,
+    /// When its token was last presented.
+    pub last_seen_at: OffsetDateTime,
+    /// When it ends if nobody presents its token again.
+    pub expires_at: OffsetDateTime,
+    /// When it ends in any case.
+    pub ends_at: OffsetDateTime,
+    /// Where it was begun.
+    pub client_ip: IpAddr,
+    /// With what.
+    pub user_agent: String,
+}
+
+/// A session and whose it is.
+#[derive(Clone, Debug)]
+pub struct Authenticated {
+    /// The session.
+    pub session: Session,
+    /// Its owner.
+    pub account: Account,
+}
+
+impl Authenticated {
+    /// A JWT for the REST API: 10 minutes, and never past the session's end.
+    #[must_use]
+    pub fn jwt(&self, app: &App, now: OffsetDateTime) -> String {
+        let claims = Claims {
+            iss: app.jwt_issuer.clone(),
+            sub: self.account.id,
+            aud: app.config.jwt_audience.clone(),
+            iat: now.unix_timestamp(),
+            exp: self.session.ends_at.min(now + JWT_LIFETIME).unix_timestamp(),
+            jti: new_id(now),
+            sid: self.session.id,
+        };
+        app.jwt_keys.sign(&claims, now)
+    }
+}
+
+/// The session of a token, with its idle limit slid.
+///
+/// # Errors
+///
+/// `SessionInvalid` if there is none, it has ended, or its account is no longer active; `StorageUnavailable`.
+pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authenticated, Error> {
+    let token = presented.ok_or(Problem::SessionInvalid)?.hash();
+    let (now, idle) = (app.clock.now(), app.config.session_idle);
+    within_deadline(async {
+        let Some((account_id, session)) = touch(&app.pool, now, idle, &token).await? else {
+            return Ok(None);
+        };
+        let account = account::active(&app.pool, account_id).await?;
+        Ok(account.map(|account| Authenticated { session, account }))
+    })
+    .await?
+    .ok_or_else(|| Problem::SessionInvalid.into())
+}
+
+/// A row of the table, as far as it is shown.
+struct Row {
+    id: Uuid,
+    account_id: Uuid,
+    authenticated_at: OffsetDateTime,
+    last_seen_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    client_ip: IpAddr,
+    user_agent: String,
+}
+
+impl Row {
+    fn session(self, idle: Duration) -> Session {
+        Session {
+            id: self.id,
+            authenticated_at: self.authenticated_at,
+            last_seen_at: self.last_seen_at,
+            expires_at: self.expires_at.min(self.last_seen_at + idle),
+            ends_at: self.expires_at,
+            client_ip: self.client_ip,
+            user_agent: self.user_agent,
+        }
+    }
+}
+
+async fn touch(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    idle: Duration,
+    token: &TokenHash,
+) -> Result<Option<(Uuid, Session)>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"SELECT id, account_id, authenticated_at, last_seen_at, expires_at, client_ip AS "client_ip: IpAddr",
+               user_agent
+           FROM session
+           WHERE token_hash = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3"#,
+        token.as_bytes(),
+        now,
+        now - idle,
+    );
+    let Some(mut row) = row.fetch_optional(pool).await? else { return Ok(None) };
+    if row.last_seen_at < now - SEEN_EVERY {
+        let seen = sqlx::query!(
+            "UPDATE session SET last_seen_at = greatest(last_seen_at, $2) WHERE id = $1 AND revoked_at IS NULL",
+            row.id,
+            now
+        );
+        if seen.execute(pool).await?.rows_affected() == 0 {
+            return Ok(None);
+        }
+        row.last_seen_at = now;
+    }
+    Ok(Some((row.account_id, row.session(idle))))
+}
+
+/// Whether a session of a locked account has not ended yet.
+pub(crate) async fn is_open(
+    app: &App,
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+) -> Result<bool, sqlx::Error> {
+    let open = sqlx::query_scalar!(
+        r#"SELECT id FROM session WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3"#,
+        id,
+        now,
+        now - app.config.session_idle,
+    );
+    Ok(open.fetch_optional(transaction).await?.is_some())
+}
+
+/// Ends the session of a token, whatever became of its account.
+///
+/// # Errors
+///
+/// `SessionInvalid` if there is none or it has ended; `StorageUnavailable`.
+pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Result<(), Error> {
+    let token = presented.ok_or(Problem::SessionInvalid)?.hash();
+    let now = app.clock.now();
+    within_deadline(async {
+        let mut transaction = app.pool.begin().await?;
+        let ended = sqlx::query_scalar!(
+            "UPDATE session SET revoked_at = $2
+             WHERE token_hash = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3
+             RETURNING account_id",
+            token.as_bytes(),
+            now,
+            now - app.config.session_idle,
+        );
+        let account_id = ended.fetch_optional(&mut *transaction).await?;
+        if let Some(id) = account_id {
+            audit::record(&mut *transaction, now, audit::Event::SignedOut, id, Some(client.into())).await?;
+        }
+        transaction.commit().await?;
+        Ok(account_id.map(|_| ()))
+    })
+    .await?
+    .ok_or_else(|| Problem::SessionInvalid.into())
+}
+
+/// The sessions of an account that have not ended, the newest first; at most 100 are kept.
+///
+/// # Errors
+///
+/// `StorageUnavailable`.
+pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
+    let (now, idle) = (app.clock.now(), app.config.session_idle);
+    let rows = sqlx::query_as!(
+        Row,
+        r#"SELECT id, account_id, authenticated_at, last_seen_at, expires_at, client_ip AS "client_ip: IpAddr",
+               user_agent
+           FROM session
+           WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3
+           ORDER BY account_id, id DESC LIMIT $4"#,
+        by.account.id,
+        now,
+        now - idle,
+        KEPT_PER_ACCOUNT,
+    );
+    let rows = within_deadline(rows.fetch_all(&app.pool)).await?;
+    Ok(rows.into_iter().map(|row| row.session(idle)).collect())
+}
+
+/// Ends one session of the same account, which may be the one that asks.
+///
+/// # Errors
+///
+/// `SessionInvalid` if the asking one has ended meanwhile; `NotFound` if the account has no such session that is alive;
+/// `StorageUnavailable`.
+pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
+    let now = app.clock.now();
+    within_deadline(async {
+        let mut transaction = app.pool.begin().await?;
+        if !may_end(app, &mut transaction, now, by).await? {
+            return Ok(Err(Problem::SessionInvalid));
+        }
+        let ended = sqlx::query!(
+            "UPDATE session SET revoked_at = $3
+             WHERE id = $1 AND account_id = $2 AND revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4",
+            id,
+            by.account.id,
+            now,
+            now - app.config.session_idle,
+        );
+        if ended.execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(Err(Problem::NotFound));
+        }
+        let own = id == by.session.id;
+        let event = if own { audit::Event::SignedOut } else { audit::Event::SessionsEnded };
+        audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+        transaction.commit().await?;
+        Ok(Ok(()))
+    })
+    .await?
+    .map_err(Error::from)
+}
+
+/// Ends every session of the account but the one that asks.
+///
+/// # Errors
+///
+/// `SessionInvalid` if the asking one has ended meanwhile; `StorageUnavailable`.
+pub async fn end_others(app: &App, by: &Authenticated, client: &Client) -> Result<(), Error> {
+    let now = app.clock.now();
+    within_deadline(async {
+        let mut transaction = app.pool.begin().await?;
+        if !may_end(app, &mut transaction, now, by).await? {
+            return Ok(None);
+        }
+        revoke_all(&mut transaction, now, by.account.id, Some(by.session.id)).await?;
+        let event = audit::Event::SessionsEnded;
+        audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+        transaction.commit().await?;
+        Ok(Some(()))
+    })
+    .await?
+    .ok_or_else(|| Problem::SessionInvalid.into())
+}
+
+/// Locks the account and looks at the asking session again: a reset may have ended it since it was presented, and then it
+/// must not end what the reset has opened.
+async fn may_end(
+    app: &App,
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    by: &Authenticated,
+) -> Result<bool, sqlx::Error> {
+    let locked = account::lock(transaction, by.account.id, None).await?;
+    Ok(locked.is_some() && is_open(app, transaction, now, by.session.id).await?)
+}
+
+async fn revoke_all(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    account_id: Uuid,
+    but: Option<Uuid>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE session SET revoked_at = $2
+         WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND id IS DISTINCT FROM $3",
+        account_id,
+        now,
+        but,
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` sessions that are over for 24 hours at least. The primary key is the order of creation, and no
+/// session outlasts `lifetime`.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn sweep(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    lifetime: Duration,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "DELETE FROM session WHERE id = ANY(ARRAY(SELECT id FROM session WHERE id < $1 ORDER BY id LIMIT $2))",
+        first_id_of(now - lifetime - KEPT_AFTER_END),
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
+}
