@@ -80,15 +80,22 @@ async fn a_silent_postgresql_is_502_within_two_and_a_half_seconds(pool: PgPool) 
 /// connection of the pools is lost for good, no row stays locked, and mails go out again.
 #[sqlx::test]
 async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
-    let (service, proxy) = behind_a_proxy(&pool).await;
-    service.has_trader("trader@example.com", "morning boat on a green river").await;
+    let proxy = Proxy::before(&pool).await;
+    let setup = Setup {
+        database_url: Some(proxy.url(&pool)),
+        settings: vec!["--network-burst=1000".to_owned()],
+        ..Setup::default()
+    };
+    let service = Service::start_with(&pool, setup).await;
+    // Each its own: a login that was cut off has spent one of its account's failures.
+    for n in 0..5 {
+        service.has_trader(&format!("trader{n}@example.com"), "morning boat on a green river").await;
+    }
     let at_once = || {
         let mut logins = tokio::task::JoinSet::new();
-        for _ in 0..5 {
-            let mut client = service.client();
-            logins.spawn(async move {
-                client.logs_in("trader@example.com", "morning boat on a green river").await.status
-            });
+        for n in 0..5 {
+            let (mut client, email) = (service.client(), format!("trader{n}@example.com"));
+            logins.spawn(async move { client.logs_in(&email, "morning boat on a green river").await.status });
         }
         logins
     };
@@ -103,7 +110,7 @@ async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
     assert_eq!(logins.join_all().await, [502; 5]);
     holding.rollback().await.unwrap();
     service.until("they log in", async || at_once().join_all().await == [200; 5]).await;
-    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    assert!(service.client().starts_recovery("trader0@example.com").await.is_code_sent());
     service.relay.mail(1).await;
     proxy.is(Way::Open);
     service.stops().await;
