@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
@@ -60,12 +61,18 @@ impl Cluster {
     /// Kills every process of it at once, and starts it again.
     pub fn is_killed_and_restarted(&mut self) {
         let postmaster = self.server.id();
+        // Stopped, it forks no child that the list would lack; one that lives on keeps the shared memory, and the next
+        // start is refused.
+        signal("-STOP", &[postmaster]);
         let children = children_of(postmaster);
-        let all: Vec<_> = std::iter::once(postmaster).chain(children).map(|pid| pid.to_string()).collect();
-        let killed =
-            Command::new("bash").args(["-c", &format!("kill -9 {}", all.join(" "))]).status().unwrap();
-        assert!(killed.success());
+        signal("-KILL", &children);
+        signal("-KILL", &[postmaster]);
         self.server.wait().unwrap();
+        let began = Instant::now();
+        while children.iter().any(|pid| is_alive(*pid)) {
+            assert!(began.elapsed() < PATIENCE, "a killed process of PostgreSQL lives on");
+            std::thread::yield_now();
+        }
         self.server = serve(&self.home);
     }
 }
@@ -74,7 +81,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let pid = self.server.id();
         // Immediate: nothing of it is needed any more.
-        let _ = Command::new("bash").args(["-c", &format!("kill -QUIT {pid}")]).status();
+        signal("-QUIT", &[self.server.id()]);
         let _ = self.server.wait();
         let _ = std::fs::remove_dir_all(&self.home);
     }
@@ -107,15 +114,28 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
+fn signal(name: &str, processes: &[u32]) {
+    let processes: Vec<_> = processes.iter().map(ToString::to_string).collect();
+    // One that has ended by itself meanwhile needs no signal.
+    let _ = Command::new("bash").args(["-c", &format!("kill {name} {} 2>&-", processes.join(" "))]).status();
+}
+
 fn children_of(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let is_child = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name in parentheses: state, parent.
-        let rest = stat.rsplit_once(')').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
-        rest.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()) == Some(parent)
-    };
+    let is_child = |pid: &u32| stat(*pid).is_some_and(|(_, its)| its == parent);
     processes.filter(is_child).collect()
+}
+
+fn is_alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != "Z")
+}
+
+/// State and parent of a process.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // They follow the name, which stands in parentheses.
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((rest.next()?.to_owned(), rest.next()?.parse().ok()?))
 }
