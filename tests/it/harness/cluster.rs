@@ -79,7 +79,6 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let pid = self.server.id();
         // Immediate: nothing of it is needed any more.
         signal("-QUIT", &[self.server.id()]);
         let _ = self.server.wait();
