@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
+use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
 use crate::courier::{Bell, Courier};
-use crate::database;
+use crate::database::{self, Health};
+use crate::error::{Error, Problem};
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::Composer;
@@ -129,5 +131,23 @@ impl App {
             metrics,
         };
         Ok((app, courier))
+    }
+
+    /// The present, for what a request asks.
+    ///
+    /// # Errors
+    ///
+    /// `StorageUnavailable` while the clocks of this machine and of PostgreSQL are not known to agree.
+    pub fn time(&self) -> Result<OffsetDateTime, Error> {
+        self.clock
+            .trusted_now()
+            .ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, database::OUTAGE_RETRY_AFTER))
+    }
+
+    /// Asks PostgreSQL how it is, and compares its clock with this machine's.
+    pub async fn database_health(&self) -> Health {
+        let health = database::health(&self.health_pool, &self.clock).await;
+        self.metrics.clock_skewed.set(i64::from(health == Health::ClockSkewed));
+        health
     }
 }

@@ -1,14 +1,17 @@
 //! The courier: takes mails out of the outbox and hands them to a relay.
 //!
 //! It wakes at once after a commit of this process, and looks through the whole outbox at every poll interval for what
-//! another process left. A mail is never sent inside a transaction. Senders are counted before mails are claimed, so a
-//! claimed mail starts at once and its lease covers its conversation three times over.
+//! another process left. A mail is never sent inside a transaction. No more mails are claimed than the relays have free
+//! slots, so a claimed mail starts at once.
+//!
+//! A lease outlives what is done under it: see [`lease`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -18,15 +21,24 @@ use crate::clock::Clock;
 use crate::config::{Config, STORAGE_DEADLINE};
 use crate::database::{cause, in_time};
 use crate::locale::Locale;
-use crate::mail::gateway::{Gateway, Sender};
+use crate::mail::gateway::{Gateway, NotSent, Slot, Stage};
 use crate::mail::message::{About, Composer, Mail};
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, ClaimedMail, Content, Reach};
+use crate::outbox::{self, Claim, ClaimedMail, Content, Reach};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
 /// wait for each other's flush.
 const PACE: Duration = Duration::from_millis(10);
+
+/// How long a claimed mail is its claimer's: one deadline for the wait that the relay's rate may impose, one for the
+/// conversation, each enforced by [`Gateway::send`]; and ten of PostgreSQL's, of which the claim takes one at most and
+/// the end of the mail the rest ([`Courier::finish`] stops with the lease). So as long as the clocks of the replicas
+/// agree, no two of them hold one mail; when they do not, a replica claims nothing ([`Clock::trusted_now`]).
+#[must_use]
+pub fn lease(smtp_deadline: Duration) -> Duration {
+    2 * smtp_deadline + 10 * STORAGE_DEADLINE
+}
 
 /// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
 #[derive(Clone, Debug, Default)]
@@ -62,34 +74,25 @@ impl Courier {
     /// Works until `stop`; then sends what this service owed at that time, as far as it can be sent at once, and ends.
     /// Dropping the future drops the connections of mails under way; their leases end by themselves.
     pub async fn run(self, config: &Config, stop: CancellationToken) {
-        let lease = 3 * config.smtp_deadline;
+        let lease = lease(config.smtp_deadline);
         let courier = Arc::new(self);
-        let senders = (0..config.smtp_connections).map(|_| Sender::new(&courier.gateway));
-        let mut idle: Vec<Sender> = senders.collect();
-        let mut busy: JoinSet<Sender> = JoinSet::new();
-        // A sender that panicked took its connection with it; its mail's lease will end.
-        let back = |sender: Result<Sender, _>| sender.unwrap_or_else(|_| Sender::new(&courier.gateway));
+        let mut busy: JoinSet<()> = JoinSet::new();
         let mut poll = tokio::time::interval(config.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reach = Reach::All;
         let mut stopped_at = None;
         loop {
-            while let Some(sender) = busy.try_join_next() {
-                idle.push(back(sender));
-            }
-            // With no sender idle or no relay up, rows that need no mail are still finished.
-            let free = if courier.gateway.is_up() { idle.len() } else { 0 };
-            let (claimed_at, now) = (Instant::now(), courier.clock.now());
+            while busy.try_join_next().is_some() {}
+            let claimed_at = Instant::now();
             let mut more = false;
-            let claiming = outbox::claim(&courier.pool, now, reach, stopped_at, free, lease);
-            match in_time(claiming).await {
+            match courier.claim(reach, stopped_at, lease).await {
                 Ok(claim) => {
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
                     more = claim.more && claim.no_recipient + claim.expired > 0;
                     for mail in claim.mails {
-                        let sender = idle.pop().unwrap_or_else(|| Sender::new(&courier.gateway));
-                        busy.spawn(Arc::clone(&courier).deliver(sender, mail, lease));
+                        let slot = courier.gateway.slot(mail.attempts);
+                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, claimed_at + lease));
                     }
                 }
                 Err(error) => {
@@ -110,27 +113,38 @@ impl Courier {
                     stopped_at = Some(courier.clock.now());
                     Reach::All
                 }
-                Some(sender) = busy.join_next() => {
-                    idle.push(back(sender));
-                    Reach::All
-                }
+                // A mail whose task panicked stays owed: its lease will end.
+                Some(_) = busy.join_next() => Reach::All,
                 () = courier.bell.0.notified(), if stopped_at.is_none() => Reach::Recent,
                 _ = poll.tick() => Reach::All,
             };
         }
     }
 
-    async fn deliver(self: Arc<Self>, mut sender: Sender, owed: ClaimedMail, lease: Duration) -> Sender {
-        let lease_ends = Instant::now() + lease;
+    /// With no slot free, rows that need no mail are still finished.
+    async fn claim(
+        &self,
+        reach: Reach,
+        owed_by: Option<OffsetDateTime>,
+        lease: Duration,
+    ) -> Result<Claim, sqlx::Error> {
+        let Some(now) = self.clock.trusted_now() else { return Ok(Claim::default()) };
+        in_time(outbox::claim(&self.pool, now, reach, owed_by, self.gateway.free(), lease)).await
+    }
+
+    async fn deliver(self: Arc<Self>, slot: Option<Slot>, owed: ClaimedMail, lease_ends: Instant) {
         tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
         let Some(mail) = self.compose(&owed) else {
             // Another replica may have the secret that this one lacks, in the middle of a rotation.
             tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
             let next = outbox::backoff(self.clock.now(), &owed, 1.0);
-            self.put_off(&owed, lease_ends, next, "compose", "compose").await;
-            return sender;
+            return self.put_off(&owed, lease_ends, next, "compose", "compose").await;
         };
-        let outcome = sender.send(&mail).await;
+        let outcome = match &slot {
+            Some(slot) => self.gateway.send(slot, &mail).await,
+            // The relay was found down between the claim and now.
+            None => Err(NotSent::just(Stage::NoRelay)),
+        };
         let now = self.clock.now();
         match outcome {
             Ok(()) => {
@@ -145,14 +159,13 @@ impl Courier {
                 self.put_off(&owed, lease_ends, next, why.stage.as_str(), &why.to_string()).await;
             }
         }
-        sender
     }
 
     async fn put_off(
         &self,
         owed: &ClaimedMail,
         lease_ends: Instant,
-        next: Option<time::OffsetDateTime>,
+        next: Option<OffsetDateTime>,
         stage: &'static str,
         why: &str,
     ) {
@@ -211,6 +224,6 @@ impl Courier {
 #[derive(Clone, Copy, Debug)]
 enum Finish<'a> {
     Sent,
-    Retry(time::OffsetDateTime, &'a str),
+    Retry(OffsetDateTime, &'a str),
     GiveUp(&'a str),
 }

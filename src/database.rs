@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
-use time::OffsetDateTime;
 
+use crate::clock::{Clock, MAX_SKEW};
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::error::{Error, Problem};
 
@@ -183,22 +183,24 @@ pub enum Health {
     ClockSkewed,
 }
 
-/// Asks PostgreSQL for its schema's version and its clock. The one statement that reads the server's time.
-pub async fn health(pool: &PgPool, now: OffsetDateTime) -> Health {
-    let asked = Instant::now();
+/// Asks PostgreSQL for its schema's version and its time, and tells `clock` whether the two agree. The one statement that
+/// reads the server's time.
+pub async fn health(pool: &PgPool, clock: &Clock) -> Health {
+    let (now, asked) = (clock.now(), Instant::now());
     let query = sqlx::query!(
         r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!" FROM _sqlx_migrations WHERE success"#
     );
     match tokio::time::timeout(STORAGE_DEADLINE, query.fetch_one(pool)).await {
         Ok(Ok(row)) => {
-            let skew = (row.clock - now).abs() - asked.elapsed();
-            if row.read_only {
+            let skewed = (row.clock - now).abs() - asked.elapsed() > MAX_SKEW;
+            clock.was_compared(now, asked, !skewed);
+            if skewed {
+                Health::ClockSkewed
+            } else if row.read_only {
                 Health::ReadOnly
             } else if row.version < MIGRATOR.iter().map(|step| step.version).max() {
                 Health::MigrationsMissing
-            } else if skew > time::Duration::SECOND {
-                Health::ClockSkewed
             } else {
                 Health::Ok
             }

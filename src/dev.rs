@@ -59,7 +59,7 @@ pub async fn run(
     let smtp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let smtp_address = smtp.local_addr()?;
     let mailbox = Mailbox::default();
-    tokio::spawn(mailbox.clone().serve(smtp, Clock::System));
+    tokio::spawn(mailbox.clone().serve(smtp, Clock::system()));
 
     config.http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     config.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -72,7 +72,7 @@ pub async fn run(
         device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
     };
-    let (app, courier) = App::new(config, &secrets, Clock::System, limits)?;
+    let (app, courier) = App::new(config, &secrets, Clock::system(), limits)?;
     let server = Server::bind(app, courier).await?;
     println!("{}", welcome(port, server.metrics_address()?, limits));
     Ok(server.run_with(routes(mailbox), stop).await?)
@@ -83,7 +83,7 @@ pub async fn run(
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");
-        let (now, password) = (Clock::System.now(), Password::new(password));
+        let (now, password) = (Clock::system().now(), Password::new(password));
         if let Some(known) = account::candidate(&mut *connection, &email).await? {
             let hash = password.hash(Cost::default());
             account::set_password(connection, now, known.account.id, &hash).await?;

@@ -11,6 +11,11 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use time::OffsetDateTime;
+
+use crate::mail::message::MailKind;
+use crate::outbox::inspect::Backlog;
+
 /// An answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Answer {
@@ -28,6 +33,13 @@ pub struct MailOutcome {
     /// Where the conversation ended ([`crate::mail::gateway::Stage`]), or `compose` if there was none because the mail
     /// could not be built; `none` if it ended well or was not needed.
     pub stage: &'static str,
+}
+
+/// Mails by what they are for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// What they are for.
+    pub kind: MailKind,
 }
 
 /// A relay by its place in `SMTP_RELAYS`, from 0.
@@ -82,6 +94,12 @@ pub struct Metrics {
     pub start_batch: Histogram,
     /// Mails by what became of them.
     pub mails: Family<MailOutcome, Counter>,
+    /// Mails that all replicas together owe, those that were given up left out.
+    pub outbox_owed: Family<KindLabel, Gauge>,
+    /// Notices that were given up and are kept for an operator.
+    pub outbox_given_up: Family<KindLabel, Gauge>,
+    /// For how long the oldest of those that are owed has been.
+    pub outbox_oldest: Family<KindLabel, Gauge>,
     /// From the accepted start to the relay's 250.
     pub mail_latency: Histogram,
     /// Entered codes: many wrong ones over all are somebody guessing.
@@ -114,6 +132,9 @@ impl Default for Metrics {
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
+            outbox_owed: Family::default(),
+            outbox_given_up: Family::default(),
+            outbox_oldest: Family::default(),
             mail_latency: Histogram::new(exponential_buckets(0.002, 2.0, 19)),
             codes: Family::default(),
             logins: Family::default(),
@@ -137,6 +158,12 @@ impl Default for Metrics {
         );
         registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
+        let help = "Mails that all replicas together owe";
+        registry.register("outbox_owed", help, metrics.outbox_owed.clone());
+        let help = "Notices that were given up and are kept for an operator";
+        registry.register("outbox_given_up", help, metrics.outbox_given_up.clone());
+        let help = "Age of the oldest mail that is owed";
+        registry.register_with_unit("outbox_oldest", help, Unit::Seconds, metrics.outbox_oldest.clone());
         let help = "Time from the accepted request to the relay's 250";
         registry.register_with_unit("mail_latency", help, Unit::Seconds, metrics.mail_latency.clone());
         registry.register("codes", "Entered codes by outcome", metrics.codes.clone());
@@ -163,6 +190,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Takes over what is owed; of a kind that `backlog` leaves out, nothing is.
+    pub fn outbox_is(&self, backlog: &[Backlog], now: OffsetDateTime) {
+        for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {
+            let label = KindLabel { kind };
+            let of_kind = backlog.iter().find(|of| of.kind == kind);
+            self.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
+            self.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
+            let oldest = of_kind.and_then(|of| of.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
+            self.outbox_oldest.get_or_create(&label).set(oldest.max(0));
+        }
+    }
+
     /// Everything as OpenMetrics text.
     #[must_use]
     pub fn render(&self) -> String {

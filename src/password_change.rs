@@ -25,7 +25,7 @@ pub async fn change(
     caller: Caller<'_>,
 ) -> Result<SignedIn, Error> {
     let place = app.hasher.place()?;
-    let (pool, now) = (&app.pool, app.clock.now());
+    let (pool, now) = (&app.pool, app.time()?);
     let (budget_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
     throttle::draw(pool, now, &budget_key, budget, Problem::PasswordThrottled).await?;
     let stored = within_deadline(account::password_hash(pool, by.account.id)).await?;
@@ -42,7 +42,7 @@ pub async fn change(
         }
     };
     drop(place);
-    let now = app.clock.now();
+    let now = app.time()?;
     let opened = within_deadline(async {
         let mut transaction = pool.begin().await?;
         let locked = account::lock(&mut transaction, by.account.id, Some(&stored)).await?;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -18,16 +18,21 @@ use tower::ServiceExt as _;
 use crate::app::App;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
-use crate::database;
+use crate::database::{Health, in_time};
 use crate::http::guard::Peer;
 use crate::http::{self, Site};
+use crate::outbox::inspect;
 use crate::recovery::Recovery;
 use crate::sweeper::Sweeper;
 
 /// How often the folder of JWT keys is read again.
 const KEYS_REREAD: Duration = Duration::from_mins(1);
+/// How often the outbox is counted.
+const OUTBOX_LOOK: Duration = Duration::from_secs(5);
 /// How often the clock is compared with PostgreSQL's.
 const CLOCK_CHECK: Duration = Duration::from_mins(1);
+/// How often the clock is looked at: whether it was moved since.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// A service that is bound to its addresses and not yet running.
 #[derive(Debug)]
@@ -93,7 +98,9 @@ impl Server {
     pub async fn run_with(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
-        let mut probes = app.gateway.watch(config.smtp_probe_interval, &app.metrics).await;
+        // Both first: until they are known, every request is answered 502.
+        let (mut probes, _) =
+            tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.database_health());
         let (recovery, mut committing) = Recovery::new(Arc::clone(&app));
         let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
         let draining = Arc::clone(&site.draining);
@@ -107,6 +114,7 @@ impl Server {
             tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
+        let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
         let mut clock = tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
         let mut courier = tokio::spawn({
             let (app, ending) = (Arc::clone(&app), ending.clone());
@@ -119,6 +127,7 @@ impl Server {
             _ = &mut metrics => Some("metrics"),
             _ = &mut sweeper => Some("sweeper"),
             _ = &mut clock => Some("clock"),
+            _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
             _ = &mut courier => Some("courier"),
             _ = &mut committing => Some("group commit"),
@@ -201,17 +210,26 @@ fn serve(
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
 }
 
-/// Compares the clock with PostgreSQL's at boot and every minute: every rule of time rests on it.
+/// Compares the clock with PostgreSQL's every minute, and every second while the two are not known to agree: every rule
+/// of time rests on it.
 async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
-    loop {
-        let health = database::health(&app.health_pool, app.clock.now()).await;
-        let skewed = health == database::Health::ClockSkewed;
-        app.metrics.clock_skewed.set(i64::from(skewed));
-        if skewed {
+    let mut compared = Instant::now();
+    while stop.run_until_cancelled(tokio::time::sleep(CLOCK_LOOK)).await.is_some() {
+        if app.clock.is_trusted() && compared.elapsed() < CLOCK_CHECK {
+            continue;
+        }
+        compared = Instant::now();
+        if app.database_health().await == Health::ClockSkewed {
             tracing::error!("this machine's clock is over a second from PostgreSQL's: check NTP on both");
         }
-        if stop.run_until_cancelled(tokio::time::sleep(CLOCK_CHECK)).await.is_none() {
-            return;
+    }
+}
+
+/// Sees how much is owed, for the figures. All replicas see the same.
+async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_LOOK)).await.is_some() {
+        if let Ok(backlog) = in_time(inspect::backlog(&app.health_pool)).await {
+            app.metrics.outbox_is(&backlog, app.clock.now());
         }
     }
 }

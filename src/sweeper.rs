@@ -45,7 +45,7 @@ impl Sweeper {
         let networks = app.network_limiter.sweep();
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
         for _ in 0..ROUNDS {
-            let now = app.clock.now();
+            let Some(now) = app.clock.trusted_now() else { return };
             let sessions =
                 self.count("recovery_session", in_time(recovery::sweep(&app.pool, now, ROWS)).await);
             let lifetime = app.config.session_lifetime;
@@ -59,7 +59,8 @@ impl Sweeper {
             }
         }
         for _ in 0..ROUNDS {
-            let page = in_time(throttle::sweep(&app.pool, app.clock.now(), &self.last_budget, ROWS)).await;
+            let Some(now) = app.clock.trusted_now() else { return };
+            let page = in_time(throttle::sweep(&app.pool, now, &self.last_budget, ROWS)).await;
             let (deleted, last) =
                 page.map_or_else(|error| (Err(error), None), |(rows, last)| (Ok(rows), last));
             self.count("throttle", deleted);

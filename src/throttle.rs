@@ -259,7 +259,7 @@ impl NetworkLimiter {
     /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self { limiter: None, clock: Clock::System }
+        Self { limiter: None, clock: Clock::system() }
     }
 
     /// Counts a request.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-pub use self::secrets::{Secrets, database_url};
+pub use self::secrets::{Secrets, database_url, smtp_relays};
 
 /// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
@@ -228,14 +228,20 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_CA_FILE", help_heading = "Relays")]
     pub smtp_ca_file: Option<PathBuf>,
 
-    /// Mails that are sent at once, each over a connection of its own
+    /// Mails that one relay is sent at once, each over a connection of its own; the probe has one more. A relay's own
+    /// `connections=N` in its URL goes before
     #[arg(long, env, value_name = "SMTP_CONNECTIONS", default_value = "8", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub smtp_connections: u32,
 
-    /// How long one mail may take, from connecting to the relay's last answer. A claimed mail is leased for three times
-    /// as long, so that no two workers hold one
+    /// How long one mail may take, from connecting to the relay's last answer. A claimed mail is leased for twice as long
+    /// and 20 s, so that no two workers hold one
     #[arg(long, env, value_name = "SMTP_DEADLINE", default_value = "20s", help_heading = "Relays", value_parser = |text: &str| between(text, 100 * MILLISECOND, MINUTE))]
     pub smtp_deadline: Duration,
+
+    /// How long a connection is kept for the next mail. Shorter than the relay's own limit (RFC 5321 §4.5.3.2 asks for 5
+    /// minutes, some close after 10 s), or it is often found closed
+    #[arg(long, env, value_name = "SMTP_IDLE", default_value = "8s", help_heading = "Relays", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
+    pub smtp_idle: Duration,
 
     /// How often each relay is asked whether it is usable
     #[arg(long, env, value_name = "SMTP_PROBE_INTERVAL", default_value = "10s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]

@@ -24,17 +24,11 @@ impl Secrets {
     ///
     /// A sentence that names the variable that is missing, doubled, unreadable or too weak.
     pub fn from_environment() -> Result<Self, ConfigError> {
-        let relays =
-            required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
         Ok(Self {
             database_url: database_url()?,
             code_keys: keys("RECOVERY_SECRETS")?,
             device_keys: keys("DEVICE_SECRETS")?,
-            smtp_relays: relays
-                .split([',', '\n', ' '])
-                .filter(|url| !url.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            smtp_relays: smtp_relays()?,
         })
     }
 }
@@ -46,6 +40,17 @@ impl Secrets {
 /// A sentence that names the variable if it is missing, doubled or unreadable.
 pub fn database_url() -> Result<String, ConfigError> {
     required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
+}
+
+/// `SMTP_RELAYS` alone.
+///
+/// # Errors
+///
+/// A sentence that names the variable if it is missing, doubled or unreadable.
+pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
+    let relays =
+        required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
+    Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
 fn keys(name: &'static str) -> Result<Keys, ConfigError> {

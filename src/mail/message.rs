@@ -2,22 +2,48 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
-use std::time::Duration;
+use std::fmt;
 
 use askama::Template;
+use clap::ValueEnum;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use lettre::address::Envelope;
 use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
+use prometheus_client::encoding::EncodeLabelValue;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::config::{Config, ConfigError};
+use crate::clock::new_id;
+use crate::config::{CODE_LIFETIME, Config, ConfigError};
 use crate::locale::Locale;
 use crate::mail::device;
-use crate::secret::Code;
+use crate::secret::{Code, Key};
+
+/// What a mail is for. The outbox holds the first two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, EncodeLabelValue, sqlx::Type)]
+#[value(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum MailKind {
+    /// It brings a recovery code.
+    RecoveryCode,
+    /// It says that the password was changed.
+    PasswordChanged,
+    /// It tries the relays.
+    Test,
+}
+
+impl fmt::Display for MailKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::RecoveryCode => "recovery_code",
+            Self::PasswordChanged => "password_changed",
+            Self::Test => "test",
+        })
+    }
+}
 
 /// Whom a mail goes to, and what it is about.
 #[derive(Debug)]
@@ -103,14 +129,35 @@ impl Composer {
     }
 
     fn build_every_mail(&self) -> Result<(), Unbuildable> {
-        let code = crate::secret::Key::random("sample").code(Uuid::nil());
         for locale in [Locale::Vi, Locale::En] {
-            let at = OffsetDateTime::UNIX_EPOCH;
-            let about = About { id: Uuid::nil(), to: "sample@example.com", locale, user_agent: "" };
-            self.recovery_code(&about, &code, at, at + Duration::from_mins(10), at)?;
-            self.password_changed(&about, at, at)?;
+            for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged, MailKind::Test] {
+                self.sample(kind, locale, "sample@example.com", OffsetDateTime::UNIX_EPOCH)?;
+            }
         }
         Ok(())
+    }
+
+    /// A mail that is about nothing: with a made-up code, if it is of the kind that has one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn sample(
+        &self,
+        kind: MailKind,
+        locale: Locale,
+        to: &str,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        let about = About { id: new_id(now), to, locale, user_agent: "" };
+        match kind {
+            MailKind::RecoveryCode => {
+                let code = Key::random("sample").code(about.id);
+                self.recovery_code(&about, &code, now, now + CODE_LIFETIME, now)
+            }
+            MailKind::PasswordChanged => self.password_changed(&about, now, now),
+            MailKind::Test => self.test(&about, now),
+        }
     }
 
     /// The mail with a recovery code, asked for and valid at these times; `now` becomes its Date.
@@ -160,6 +207,18 @@ impl Composer {
             match about.locale {
                 Locale::Vi => (Page::ChangedViText { mail: words }, Page::ChangedViHtml { mail: words }),
                 Locale::En => (Page::ChangedEnText { mail: words }, Page::ChangedEnHtml { mail: words }),
+            },
+        )
+    }
+
+    fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {
+        let words = &self.words(about, now);
+        self.build(
+            about,
+            now,
+            match about.locale {
+                Locale::Vi => (Page::TestViText { mail: words }, Page::TestViHtml { mail: words }),
+                Locale::En => (Page::TestEnText { mail: words }, Page::TestEnHtml { mail: words }),
             },
         )
     }
@@ -245,6 +304,14 @@ enum Page<'a> {
     ChangedEnText { mail: &'a Words<'a> },
     #[template(path = "password_changed.en.html")]
     ChangedEnHtml { mail: &'a Words<'a> },
+    #[template(path = "test.vi.txt")]
+    TestViText { mail: &'a Words<'a> },
+    #[template(path = "test.vi.html")]
+    TestViHtml { mail: &'a Words<'a> },
+    #[template(path = "test.en.txt")]
+    TestEnText { mail: &'a Words<'a> },
+    #[template(path = "test.en.html")]
+    TestEnHtml { mail: &'a Words<'a> },
 }
 
 /// `Auto-Submitted: auto-generated` (RFC 3834 §5): no holiday notice answers this mail.

@@ -4,3 +4,4 @@
 pub mod device;
 pub mod gateway;
 pub mod message;
+mod relay;

@@ -33,14 +33,14 @@ impl Recovery {
     ) -> Result<SignedIn, Error> {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
-        let session = within_deadline(usable(pool, app.clock.now(), &presented, Step::Reset)).await??;
+        let session = within_deadline(usable(pool, app.time()?, &presented, Step::Reset)).await??;
         let password = password?;
         let place = app.hasher.place()?;
         let password_hash =
             place.hash_new(&password, context(&session.email, &app.config.mail_brand)).await?;
         drop(place);
         let caller = Caller { client, device: device.as_ref() };
-        let now = app.clock.now();
+        let now = app.time()?;
         let opened = within_deadline(async {
             let Some(account) = account::active_by_email(pool, &session.email).await? else {
                 return Ok(Err(Problem::RecoverySessionUsed));

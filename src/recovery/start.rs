@@ -73,7 +73,7 @@ impl Recovery {
         if !self.app.gateway.is_up() {
             return Err(Error::retry_after(Problem::MailUnavailable, OUTAGE_RETRY_AFTER));
         }
-        let now = self.app.clock.now();
+        let now = self.app.time()?;
         let token = Token::random();
         let start = Start {
             session_id: new_id(now),
@@ -144,10 +144,11 @@ async fn commit(
     batch: &Batch<Start, Outcome>,
 ) -> Result<Vec<Outcome>, sqlx::Error> {
     let committed = timeout(STORAGE_DEADLINE, async {
+        let clock_moved = || sqlx::Error::Configuration("this machine's clock was moved".into());
         let mut connection = database.take().await?;
         let key_id = app.code_keys.newest().id();
-        let result =
-            insert(&mut connection, app.clock.now(), key_id, app.address_budget, &batch.requests).await;
+        let now = app.clock.trusted_now().ok_or_else(clock_moved)?;
+        let result = insert(&mut connection, now, key_id, app.address_budget, &batch.requests).await;
         // After a failed statement the connection itself is still good if PostgreSQL said so.
         if result.as_ref().map_or_else(is_statements_fault, |_| true) {
             database.put(connection);

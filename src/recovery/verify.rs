@@ -53,7 +53,7 @@ impl Recovery {
         client: &Client,
     ) -> Result<Verified, Error> {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
-        let (pool, now) = (&self.app.pool, self.app.clock.now());
+        let (pool, now) = (&self.app.pool, self.app.time()?);
         let code = match code {
             Ok(code) => code,
             Err(error) => {

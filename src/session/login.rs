@@ -39,7 +39,7 @@ pub async fn login(
         app.metrics.logins.get_or_create(&LoginLabel { outcome }).inc();
     };
     let place = app.hasher.place().inspect_err(|_| count(LoginOutcome::Busy))?;
-    let now = app.clock.now();
+    let now = app.time()?;
     let budget_key = throttle::login_key(email, caller.device.and_then(|device| device.of(email)));
     throttle::draw(&app.pool, now, &budget_key, app.failure_budget, Problem::LoginThrottled)
         .await
@@ -94,7 +94,7 @@ async fn attempt(
         return Ok(Attempted::Failed);
     };
     let passed = Passed { account, verified, rehashed, budget_key };
-    let opened = within_deadline(passed.open(app, app.clock.now(), caller)).await?;
+    let opened = within_deadline(passed.open(app, app.time()?, caller)).await?;
     Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
 }
 

@@ -88,7 +88,7 @@ impl Authenticated {
 /// `SessionInvalid` if there is none, it has ended, or its account is no longer active; `StorageUnavailable`.
 pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authenticated, Error> {
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
-    let (now, idle) = (app.clock.now(), app.config.session_idle);
+    let (now, idle) = (app.time()?, app.config.session_idle);
     within_deadline(async {
         let Some((account_id, session)) = touch(&app.pool, now, idle, &token).await? else {
             return Ok(None);

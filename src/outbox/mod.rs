@@ -3,6 +3,8 @@
 //! Accepted is kept (promise 2): a row goes only when the relay took its mail, when its code is too old to be of use, or
 //! when there is nobody to write to. The loop that sends is `courier.rs`.
 
+pub mod inspect;
+
 use std::net::IpAddr;
 use std::time::Duration;
 

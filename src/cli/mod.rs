@@ -1,28 +1,26 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `healthcheck`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `healthcheck`.
+
+mod account;
+mod key;
+mod mail;
+mod outbox;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use serde_json::{Map, Value};
 use sqlx::migrate::Migrate as _;
 use sqlx::{Connection as _, PgConnection};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::account::{self, NewAccount};
 use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Secrets};
-use crate::email_address::EmailAddress;
-use crate::jwt::{self, KeyRing};
-use crate::locale::Locale;
-use crate::password::Password;
 use crate::server::Server;
 use crate::{database, dev};
 
@@ -63,61 +61,22 @@ enum Command {
     Migrate,
     /// Look after accounts
     #[command(subcommand)]
-    Account(AccountCommand),
+    Account(account::AccountCommand),
     /// Look after the keys that sign JWTs
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(key::KeyCommand),
+    /// See which mails are owed, and send a notice again
+    #[command(subcommand)]
+    Outbox(outbox::OutboxCommand),
+    /// Try the relays, and see what mails look like
+    #[command(subcommand)]
+    Mail(mail::MailCommand),
     /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
     Healthcheck {
         /// The address that `serve` listens on
         #[arg(long, env, value_name = "HTTP_ADDR", default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum AccountCommand {
-    /// Create an account; without a password its owner recovers by mail first
-    Create {
-        /// The address; recovery codes go there
-        email: String,
-        /// The language of its mails. Default: that of each request
-        #[arg(long)]
-        locale: Option<Locale>,
-        /// What is known of the person, as a JSON object
-        #[arg(long, default_value = "{}")]
-        traits: String,
-        /// Read a password from standard input, up to the first line's end
-        #[arg(long)]
-        password_stdin: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum KeyCommand {
-    /// Make the first key of the folder JWT_KEYS; it signs from now on
-    Generate(KeyFolder),
-    /// Add a key that is published at once and signs in 20 minutes, and delete those whose JWTs have all died. A running
-    /// service notices within a minute. Can be run at any time, and again
-    Rotate(KeyFolder),
-    /// Read a JWT from standard input and say what is in it, or why it is refused
-    Verify {
-        #[command(flatten)]
-        folder: KeyFolder,
-        /// Who it has to be from: JWT_ISSUER, or PUBLIC_ORIGIN, of the service
-        #[arg(long, env, value_name = "JWT_ISSUER")]
-        jwt_issuer: String,
-        /// Whom it has to be for
-        #[arg(long, env, value_name = "JWT_AUDIENCE", default_value = "https://api-oms.verolabs.co")]
-        jwt_audience: String,
-    },
-}
-
-#[derive(Debug, Args)]
-struct KeyFolder {
-    /// The folder of the keys
-    #[arg(long, env, value_name = "JWT_KEYS")]
-    jwt_keys: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -183,7 +142,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Healthcheck { http_addr } => return healthcheck(http_addr),
-        Command::Key(command) => return key(command),
+        Command::Key(command) => return key::run(command),
+        Command::Mail(mail::MailCommand::Preview(preview)) => return mail::preview(&preview),
         _ => {}
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
@@ -202,10 +162,12 @@ fn run(command: Command) -> Result<(), Failure> {
                 dev::run(*config, port, limits, stop_signal()?).await
             }
             Command::Migrate => migrate().await,
-            Command::Account(AccountCommand::Create { email, locale, traits, password_stdin }) => {
-                create_account(&email, locale, &traits, password_stdin).await
+            Command::Account(command) => account::run(command).await,
+            Command::Outbox(command) => outbox::run(command).await,
+            Command::Mail(mail::MailCommand::Test(test)) => mail::test(&test).await,
+            Command::Mail(mail::MailCommand::Preview(_)) | Command::Healthcheck { .. } | Command::Key(_) => {
+                Ok(())
             }
-            Command::Healthcheck { .. } | Command::Key(_) => Ok(()),
         }
     })
 }
@@ -223,7 +185,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         return Err(ConfigError::new("JWT_KEYS", why).into());
     }
     let secrets = Secrets::from_environment()?;
-    let (app, courier) = App::new(config, &secrets, Clock::System, Limits::On)?;
+    let (app, courier) = App::new(config, &secrets, Clock::system(), Limits::On)?;
     let server = Server::bind(app, courier).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -250,69 +212,6 @@ async fn migrate() -> Result<(), Failure> {
     println!("{applied} migrations are applied, {waiting} to go");
     database::MIGRATOR.run(&mut connection).await?;
     println!("the schema is up to date");
-    Ok(())
-}
-
-async fn create_account(
-    email: &str,
-    locale: Option<Locale>,
-    traits: &str,
-    password_stdin: bool,
-) -> Result<(), Failure> {
-    let email = EmailAddress::parse(email)?;
-    let traits: Map<String, Value> =
-        serde_json::from_str(traits).map_err(|error| format!("--traits is not a JSON object: {error}"))?;
-    let password = if password_stdin {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        let typed = line.trim_end_matches(['\r', '\n']);
-        if typed.is_empty() {
-            return Err("--password-stdin found no password on standard input".into());
-        }
-        Some(Password::new(typed))
-    } else {
-        None
-    };
-    let mut connection = connect().await?;
-    let new = NewAccount { email, locale, traits, password };
-    let id = account::create(&mut connection, Clock::System.now(), new).await?;
-    println!("{id}");
-    Ok(())
-}
-
-fn key(command: KeyCommand) -> Result<(), Failure> {
-    let now = Clock::System.now();
-    let named = |folder: &KeyFolder, why: jwt::KeysUnusable| {
-        ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.jwt_keys.display()))
-    };
-    match command {
-        KeyCommand::Generate(folder) => {
-            let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
-            println!("{id} signs from now on");
-        }
-        KeyCommand::Rotate(folder) => {
-            let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
-            for id in &rotation.deleted {
-                println!("{id} is deleted: all that it signed has died");
-            }
-            let minutes = ((rotation.waiting_until - now).as_seconds_f64() / 60.0).ceil();
-            match rotation.added {
-                Some(id) => println!("{id} is published now and signs in {minutes} minutes"),
-                None => {
-                    println!("a key is waiting already and signs in {minutes} minutes; no other is added");
-                }
-            }
-        }
-        KeyCommand::Verify { folder, jwt_issuer, jwt_audience } => {
-            let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| named(&folder, why))?;
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
-            let claims = keys
-                .verify(text.trim(), &jwt_issuer, &jwt_audience, now)
-                .map_err(|why| format!("the JWT is refused: {why}"))?;
-            println!("{}", serde_json::to_string_pretty(&claims)?);
-        }
-    }
     Ok(())
 }
 

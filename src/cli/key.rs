@@ -1,0 +1,74 @@
+//! `vos-auth key`: the keys that sign JWTs.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+use crate::clock::Clock;
+use crate::config::ConfigError;
+use crate::jwt::{self, KeyRing};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make the first key of the folder JWT_KEYS; it signs from now on
+    Generate(KeyFolder),
+    /// Add a key that is published at once and signs in 20 minutes, and delete those whose JWTs have all died. A running
+    /// service notices within a minute. Can be run at any time, and again
+    Rotate(KeyFolder),
+    /// Read a JWT from standard input and say what is in it, or why it is refused
+    Verify {
+        #[command(flatten)]
+        folder: KeyFolder,
+        /// Who it has to be from: JWT_ISSUER, or PUBLIC_ORIGIN, of the service
+        #[arg(long, env, value_name = "JWT_ISSUER")]
+        jwt_issuer: String,
+        /// Whom it has to be for
+        #[arg(long, env, value_name = "JWT_AUDIENCE", default_value = "https://api-oms.verolabs.co")]
+        jwt_audience: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeyFolder {
+    /// The folder of the keys
+    #[arg(long, env, value_name = "JWT_KEYS")]
+    jwt_keys: PathBuf,
+}
+
+pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
+    let now = Clock::system().now();
+    let named = |folder: &KeyFolder, why: jwt::KeysUnusable| {
+        ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.jwt_keys.display()))
+    };
+    match command {
+        KeyCommand::Generate(folder) => {
+            let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
+            println!("{id} signs from now on");
+        }
+        KeyCommand::Rotate(folder) => {
+            let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
+            for id in &rotation.deleted {
+                println!("{id} is deleted: all that it signed has died");
+            }
+            let minutes = ((rotation.waiting_until - now).as_seconds_f64() / 60.0).ceil();
+            match rotation.added {
+                Some(id) => println!("{id} is published now and signs in {minutes} minutes"),
+                None => {
+                    println!("a key is waiting already and signs in {minutes} minutes; no other is added");
+                }
+            }
+        }
+        KeyCommand::Verify { folder, jwt_issuer, jwt_audience } => {
+            let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| named(&folder, why))?;
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text)?;
+            let claims = keys
+                .verify(text.trim(), &jwt_issuer, &jwt_audience, now)
+                .map_err(|why| format!("the JWT is refused: {why}"))?;
+            println!("{}", serde_json::to_string_pretty(&claims)?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! `vos-auth mail`: whether the relays take mails, and what the mails look like.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::email_address::EmailAddress;
+use crate::locale::Locale;
+use crate::mail::gateway::Gateway;
+use crate::mail::message::{Composer, MailKind};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MailCommand {
+    /// Send a test mail by each relay of SMTP_RELAYS, and say how far each came
+    Test(Box<Test>),
+    /// Write a mail as a relay would get it, with a made-up code
+    Preview(Box<Preview>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Test {
+    /// Where to
+    #[arg(long, value_name = "EMAIL")]
+    to: String,
+    /// The language of the mail
+    #[arg(long, default_value = "vi")]
+    locale: Locale,
+    #[command(flatten)]
+    config: Config,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Preview {
+    /// Which mail
+    #[arg(long, value_enum, default_value = "recovery_code")]
+    kind: MailKind,
+    /// Its language
+    #[arg(long, default_value = "vi")]
+    locale: Locale,
+    /// Where to write it. Default: standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    config: Config,
+}
+
+pub(super) async fn test(test: &Test) -> Result<(), Failure> {
+    let (config, to) = (&test.config, EmailAddress::parse(&test.to)?);
+    let gateway = Gateway::new(config, &config::smtp_relays()?)?;
+    let mail =
+        Composer::new(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
+    let mut failed = 0;
+    for relay in gateway.relays() {
+        print!("relay {relay}: ");
+        std::io::stdout().flush()?;
+        match gateway.try_out(relay.place, &mail).await {
+            Ok(()) => println!("took the mail"),
+            Err(why) => {
+                failed += 1;
+                println!("did not take it: {why}");
+            }
+        }
+    }
+    if failed > 0 {
+        return Err(format!("{failed} of {} relays did not take the mail", gateway.relays().count()).into());
+    }
+    Ok(())
+}
+
+pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
+    let composer = Composer::new(&preview.config)?;
+    let mail = composer.sample(preview.kind, preview.locale, "trader@example.com", Clock::system().now())?;
+    match &preview.out {
+        Some(file) => std::fs::write(file, mail.bytes())
+            .map_err(|error| format!("{} cannot be written: {error}", file.display()))?,
+        None => std::io::stdout().write_all(mail.bytes())?,
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! `vos-auth outbox`: which mails are owed, and why they are not out yet.
+
+use clap::{Args, Subcommand};
+use humantime::format_duration;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Failure, connect};
+use crate::clock::Clock;
+use crate::mail::message::MailKind;
+use crate::outbox::inspect::{self, Entry, Standing};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum OutboxCommand {
+    /// List the mails that have been owed for the longest, without their addresses
+    List {
+        /// How many at most
+        #[arg(long, default_value = "50", value_parser = clap::value_parser!(i64).range(1..=100_000))]
+        limit: i64,
+    },
+    /// Show one mail, with the address that it goes to
+    Show {
+        /// Its id, as `list` and the service's log give it
+        id: Uuid,
+    },
+    /// Have notices of changed passwords sent again. Codes are retried by themselves as long as they live
+    Retry(Retry),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Retry {
+    /// The id of the notice
+    id: Option<Uuid>,
+    /// All that were given up
+    #[arg(long)]
+    given_up: bool,
+}
+
+pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
+    let mut connection = connect().await?;
+    let now = Clock::system().now();
+    match command {
+        OutboxCommand::List { limit } => {
+            let entries = inspect::list(&mut connection, limit).await?;
+            if entries.is_empty() {
+                println!("nothing is owed");
+                return Ok(());
+            }
+            println!(
+                "{:36}  {:16}  {:9}  {:>8}  {:>7}  LAST ERROR",
+                "ID", "KIND", "STANDING", "ATTEMPTS", "AGE"
+            );
+            for entry in entries {
+                let Entry { id, kind, attempts, .. } = &entry;
+                let (standing, age) = (entry.standing(now), span(now - entry.created_at));
+                let last_error = entry.last_error.as_deref().unwrap_or("-");
+                println!("{id}  {kind:16}  {standing:9}  {attempts:>8}  {age:>7}  {last_error}");
+            }
+        }
+        OutboxCommand::Show { id } => {
+            let (entry, to) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
+            for (name, value) in described(&entry, to.as_deref(), now) {
+                println!("{name:13} {value}");
+            }
+        }
+        OutboxCommand::Retry(Retry { id, .. }) => {
+            let retried = inspect::retry(&mut connection, now, id).await?;
+            if let (true, Some(id)) = (retried.is_empty(), id) {
+                let (entry, _) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
+                return Err(refusal(&entry, now).into());
+            }
+            println!("{} sent again by the next replica that looks", mails(retried.len()));
+        }
+    }
+    Ok(())
+}
+
+fn unknown(id: Uuid) -> String {
+    format!("no mail {id} is owed: it was sent, was of no more use, or never was")
+}
+
+fn refusal(entry: &Entry, now: OffsetDateTime) -> &'static str {
+    match (entry.kind, entry.standing(now)) {
+        (MailKind::RecoveryCode, _) => {
+            "this is a code: it is retried by itself while it lives, and after that its owner asks for another"
+        }
+        (_, Standing::UnderWay) => "a replica has this mail in hand: see again in a minute",
+        _ => "this notice has expired",
+    }
+}
+
+fn mails(count: usize) -> String {
+    if count == 1 { "1 mail is".into() } else { format!("{count} mails are") }
+}
+
+fn described(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
+    let since = |at: OffsetDateTime| {
+        let (later, span) = (at > now, span((at - now).abs()));
+        if later { format!("{at}, in {span}") } else { format!("{at}, {span} ago") }
+    };
+    let lease = entry.lease_until.map_or_else(|| "nobody".into(), |until| format!("until {}", since(until)));
+    [
+        ("id", entry.id.to_string()),
+        ("kind", entry.kind.to_string()),
+        ("to", to.unwrap_or("nobody: no active account, so it will be struck off").into()),
+        ("standing", entry.standing(now).to_string()),
+        ("attempts", entry.attempts.to_string()),
+        ("owed since", since(entry.created_at)),
+        ("next attempt", since(entry.next_attempt_at)),
+        ("in hand", lease),
+        ("of use until", since(entry.expires_at)),
+        ("last error", entry.last_error.clone().unwrap_or_else(|| "-".into())),
+    ]
+}
+
+/// The two largest units: `2h 5m`.
+fn span(time: time::Duration) -> String {
+    let whole = std::time::Duration::from_secs(time.whole_seconds().unsigned_abs());
+    format_duration(whole).to_string().split(' ').take(2).collect::<Vec<_>>().join(" ")
+}

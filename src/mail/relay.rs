@@ -1,0 +1,307 @@
+//! One relay: how to reach it, what it may be asked to bear, and its connections.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
+use percent_encoding::percent_decode_str;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use url::Url;
+
+use crate::config::{Config, ConfigError, is_local};
+use crate::mail::gateway::{NotSent, Stage};
+
+/// A relay of `SMTP_RELAYS`.
+pub(super) struct Relay {
+    host: String,
+    port: u16,
+    tls: Tls,
+    credentials: Option<Credentials>,
+    /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
+    /// change what the next `start` answers, and tell.
+    up: AtomicBool,
+    /// One for each mail that may be under way at once.
+    slots: Arc<Semaphore>,
+    pace: Option<DefaultDirectRateLimiter>,
+    /// Connections whose last mail was taken, the last used at the end.
+    idle: Mutex<Vec<Idle>>,
+    max_idle: Duration,
+}
+
+struct Idle {
+    connection: AsyncSmtpConnection,
+    since: Instant,
+}
+
+#[expect(clippy::enum_variant_names, reason = "STARTTLS is called so")]
+enum Tls {
+    Plain,
+    StartTls(TlsParameters),
+    Implicit(TlsParameters),
+}
+
+/// Host and port alone: the rest holds a password.
+impl fmt::Display for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+/// The options of a relay's URL, with what the settings give those it does not name.
+struct Options {
+    plain: bool,
+    connections: u32,
+    per_second: Option<NonZeroU32>,
+}
+
+impl Options {
+    fn parse(url: &Url, config: &Config) -> Result<Self, String> {
+        let mut options = Self { plain: false, connections: config.smtp_connections, per_second: None };
+        for (name, value) in url.query_pairs() {
+            match (&*name, &*value) {
+                ("tls", "none") => options.plain = true,
+                ("connections", number) => {
+                    options.connections = number
+                        .parse()
+                        .ok()
+                        .filter(|number| (1..=256).contains(number))
+                        .ok_or("has an entry whose connections= is not between 1 and 256")?;
+                }
+                ("per_second", number) => {
+                    let number = number.parse().map_err(
+                        |_| "has an entry whose per_second= is not a whole number of mails, at least 1",
+                    )?;
+                    options.per_second = Some(number);
+                }
+                _ => {
+                    return Err("has an entry with an option that is none of tls=none, connections=N and per_second=N".into());
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+impl Relay {
+    /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
+    /// for this machine alone. `connections=N` and `per_second=N` bound what it is asked to bear.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
+    pub(super) fn parse(text: &str, config: &Config, ca: Option<&Certificate>) -> Result<Self, String> {
+        let url = Url::parse(text)
+            .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
+        let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
+        let options = Options::parse(&url, config)?;
+        let tls = || {
+            let mut builder = TlsParameters::builder(host.trim_matches(['[', ']']).to_owned());
+            if let Some(ca) = ca {
+                builder = builder.add_root_certificate(ca.clone());
+            }
+            builder.build().map_err(|_| format!("names {host}, which no certificate can be checked for"))
+        };
+        let (tls, port) = match (url.scheme(), options.plain) {
+            ("smtps", false) => (Tls::Implicit(tls()?), 465),
+            ("smtp", false) => (Tls::StartTls(tls()?), 587),
+            ("smtp", true) if is_local(url.host()) || is_local_name(&host) => (Tls::Plain, 25),
+            ("smtp", true) => {
+                return Err(format!(
+                    "would send codes to {host} in plain text: drop tls=none, or use smtps://"
+                ));
+            }
+            ("smtps", true) => return Err("has an entry with both smtps:// and tls=none".into()),
+            _ => return Err("has an entry that begins with neither smtp:// nor smtps://".into()),
+        };
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
+        let credentials = match (url.username(), url.password()) {
+            ("", None) => None,
+            (user, Some(password)) if !user.is_empty() => Some(
+                decoded(user)
+                    .and_then(|user| Ok(Credentials::new(user, decoded(password)?)))
+                    .map_err(|_| "has a user or password that is not UTF-8 when percent-decoded")?,
+            ),
+            _ => return Err("has an entry with a user or a password, but not both".into()),
+        };
+        Ok(Self {
+            host,
+            port: url.port().unwrap_or(port),
+            tls,
+            credentials,
+            up: AtomicBool::new(false),
+            slots: Arc::new(Semaphore::new(options.connections as usize)),
+            // No burst: a relay that counts by the second must never see more in any.
+            pace: options
+                .per_second
+                .map(|mails| RateLimiter::direct(Quota::per_second(mails).allow_burst(NonZeroU32::MIN))),
+            idle: Mutex::default(),
+            max_idle: config.smtp_idle,
+        })
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the probe found, and says whether that is news.
+    pub(super) fn is_found(&self, up: bool) -> bool {
+        self.up.swap(up, Ordering::Relaxed) != up
+    }
+
+    pub(super) fn free(&self) -> usize {
+        self.slots.available_permits()
+    }
+
+    pub(super) fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    /// Waits until the relay may be given another mail.
+    pub(super) async fn ready(&self) {
+        if let Some(pace) = &self.pace {
+            pace.until_ready().await;
+        }
+    }
+
+    /// The connection that was used last. It may be dead: relays close idle ones, and say nothing.
+    pub(super) fn kept(&self) -> Option<AsyncSmtpConnection> {
+        self.fresh_idle().pop().map(|idle| idle.connection)
+    }
+
+    /// Keeps a connection whose mail was taken: only such a one is known to stand between two mails.
+    pub(super) fn keep(&self, connection: AsyncSmtpConnection) {
+        self.fresh_idle().push(Idle { connection, since: Instant::now() });
+    }
+
+    /// Drops the connections that have idled for too long.
+    pub(super) fn drop_stale(&self) {
+        drop(self.fresh_idle());
+    }
+
+    fn fresh_idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|idle| idle.since.elapsed() < self.max_idle);
+        idle
+    }
+
+    /// A connection of its own: connected, encrypted, signed in.
+    pub(super) async fn connect(
+        &self,
+        hello: &ClientId,
+        timeout: Duration,
+    ) -> Result<AsyncSmtpConnection, NotSent> {
+        let implicit = match &self.tls {
+            Tls::Implicit(parameters) => Some(parameters.clone()),
+            Tls::Plain | Tls::StartTls(_) => None,
+        };
+        let server = (self.host.trim_matches(['[', ']']), self.port);
+        let mut connection =
+            AsyncSmtpConnection::connect_tokio1(server, Some(timeout), hello, implicit, None).await.map_err(
+                |error| {
+                    let stage = if error.is_tls() { Stage::Tls } else { Stage::Connect };
+                    NotSent::explained(stage, &error)
+                },
+            )?;
+        if let Tls::StartTls(parameters) = &self.tls {
+            let encrypted = connection.starttls(parameters.clone(), hello).await;
+            encrypted.map_err(|error| NotSent::explained(Stage::Tls, &error))?;
+        }
+        if let Some(credentials) = &self.credentials {
+            let mechanisms = [Mechanism::Plain, Mechanism::Login];
+            connection.auth(&mechanisms, credentials).await.map_err(NotSent::at(Stage::Auth))?;
+        }
+        Ok(connection)
+    }
+}
+
+fn is_local_name(host: &str) -> bool {
+    // The url crate leaves the host of a scheme it does not know as text.
+    is_local(url::Host::parse(host).ok())
+}
+
+/// Reads `SMTP_CA_FILE`.
+pub(super) fn read_ca(path: &Path) -> Result<Certificate, ConfigError> {
+    let pem = std::fs::read(path).map_err(|error| {
+        ConfigError::new("SMTP_CA_FILE", format!("names a file that cannot be read: {error}"))
+    })?;
+    // lettre takes a file without any for a list of none.
+    let any = pem.windows(11).any(|part| part == b"CERTIFICATE");
+    let certificate = Certificate::from_pem(&pem).ok().filter(|_| any);
+    certificate
+        .ok_or_else(|| ConfigError::new("SMTP_CA_FILE", "names a file that holds no certificate in PEM form"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Settings {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn relays_are_read_and_plain_text_stays_on_this_machine() {
+        let config = Settings::parse_from(["test"]).config;
+        let parse = |text: &str| Relay::parse(text, &config, None);
+        assert!(matches!(
+            parse("smtps://u:p%40@mx.example.com").unwrap(),
+            Relay { port: 465, tls: Tls::Implicit(_), .. }
+        ));
+        assert!(matches!(
+            parse("smtp://mx.example.com:2525").unwrap(),
+            Relay { port: 2525, tls: Tls::StartTls(_), .. }
+        ));
+        for local in
+            ["smtp://127.0.0.1:2525?tls=none", "smtp://[::1]:2525?tls=none", "smtp://localhost?tls=none"]
+        {
+            assert!(matches!(parse(local).unwrap().tls, Tls::Plain), "{local}");
+        }
+        for bad in [
+            "smtp://10.0.0.1?tls=none",
+            "smtp://mx.example.com?tls=none",
+            "smtp://mx.example.com?tls=maybe",
+            "smtps://127.0.0.1?tls=none",
+            "smtps://mx.example.com?connections=0",
+            "smtps://mx.example.com?connections=257",
+            "smtps://mx.example.com?per_second=0",
+            "smtps://mx.example.com?per_second=a",
+            "http://x",
+            "x",
+            "smtp://alice@x.vn",
+        ] {
+            let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
+            assert!(!why.contains("alice"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_relay_says_itself_what_it_bears() {
+        let config = Settings::parse_from(["test", "--smtp-connections=5"]).config;
+        let parse = |text: &str| Relay::parse(text, &config, None).unwrap();
+        let (usual, own) =
+            (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
+        assert_eq!((usual.free(), usual.pace.is_some()), (5, false));
+        assert_eq!((own.free(), own.pace.is_some()), (2, true));
+        let held = (own.slot(), own.slot());
+        assert!(held.1.is_some() && own.slot().is_none());
+        drop(held);
+        assert_eq!(own.free(), 2);
+    }
+}
