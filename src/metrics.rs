@@ -38,8 +38,8 @@ pub struct MailOutcome {
 /// Mails by what they are for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
-    /// What they are for.
-    pub kind: MailKind,
+    /// `recovery_code` or `password_changed`.
+    pub kind: &'static str,
 }
 
 /// A relay by its place in `SMTP_RELAYS`, from 0.
@@ -193,7 +193,7 @@ impl Metrics {
     /// Takes over what is owed; of a kind that `backlog` leaves out, nothing is.
     pub fn outbox_is(&self, backlog: &[Backlog], now: OffsetDateTime) {
         for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {
-            let label = KindLabel { kind };
+            let label = KindLabel { kind: kind.as_str() };
             let of_kind = backlog.iter().find(|of| of.kind == kind);
             self.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
             self.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));

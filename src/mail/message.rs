@@ -12,7 +12,6 @@ use lettre::address::Envelope;
 use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
-use prometheus_client::encoding::EncodeLabelValue;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -23,7 +22,7 @@ use crate::mail::device;
 use crate::secret::{Code, Key};
 
 /// What a mail is for. The outbox holds the first two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, EncodeLabelValue, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, sqlx::Type)]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum MailKind {
@@ -35,13 +34,21 @@ pub enum MailKind {
     Test,
 }
 
-impl fmt::Display for MailKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl MailKind {
+    /// The name in the outbox, on the command line and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::RecoveryCode => "recovery_code",
             Self::PasswordChanged => "password_changed",
             Self::Test => "test",
-        })
+        }
+    }
+}
+
+impl fmt::Display for MailKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 

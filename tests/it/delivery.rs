@@ -340,28 +340,3 @@ async fn a_mail_whose_secret_is_unknown_here_is_left_for_another_replica(pool: P
     knowing.until_outbox_has(0).await;
     knowing.stops().await;
 }
-
-/// Relays are used in order of preference, and the next one when the first is away.
-#[sqlx::test]
-async fn the_second_relay_takes_over(pool: PgPool) {
-    let second = Relay::start().await;
-    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
-    let service = Service::start_with(&pool, setup).await;
-    let up =
-        async |place: usize| service.metric(&format!("vos_auth_relay_up{{relay=\"{place}\"}}")).await > 0.5;
-    for email in ["one@example.com", "two@example.com", "three@example.com"] {
-        service.has_account(email).await;
-    }
-    service.client().starts_recovery("one@example.com").await;
-    service.relay.mail(1).await;
-    service.relay.goes_down().await;
-    service.until("the probe's finding", async || !up(0).await).await;
-    assert!(service.client().starts_recovery("two@example.com").await.is_code_sent());
-    second.mail(1).await;
-    service.relay.comes_back().await;
-    service.until("the probe's finding", async || up(0).await).await;
-    service.client().starts_recovery("three@example.com").await;
-    service.relay.mail(2).await;
-    assert_eq!((service.relay.mails().len(), second.mails().len()), (2, 1));
-    service.stops().await;
-}

@@ -2,6 +2,7 @@
 //! real HTTP, the built program where the program matters. Time is moved, never waited for.
 
 mod abuse;
+mod clock;
 mod contract;
 mod delivery;
 mod faults;
@@ -10,10 +11,12 @@ mod hashing;
 mod jwt;
 mod login;
 mod mail;
+mod operator;
 mod outage;
 mod program;
 mod races;
 mod refusals;
+mod relays;
 mod reset;
 mod session;
 mod start;

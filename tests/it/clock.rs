@@ -1,0 +1,102 @@
+//! A replica whose clock is moved while it runs, by Debian's libfaketime: the program itself has no switch for it.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use sqlx::PgPool;
+
+use crate::harness::client::Client;
+use crate::harness::database;
+use crate::harness::program::{Program, serve_environment};
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{PATIENCE, now};
+
+/// The program under a clock that a file moves.
+struct Moved {
+    program: Program,
+    file: String,
+}
+
+impl Moved {
+    fn start(name: &str, pool: &PgPool, relay: &Relay) -> Self {
+        let file = format!("{}/faketime-{name}", env!("CARGO_TARGET_TMPDIR"));
+        std::fs::write(&file, "+0").unwrap();
+        let library = library();
+        let (url, relay) = (database::url(pool), relay.url());
+        let changes = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", &file),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("DONT_FAKE_MONOTONIC", "1"),
+            ("OUTBOX_POLL_INTERVAL", "20ms"),
+            ("NETWORK_BURST", "100000"),
+        ];
+        let program = Program::start(&["serve"], &serve_environment(&url, &relay, &changes));
+        Self { program, file }
+    }
+
+    /// By how many seconds its clock is off from now on.
+    fn is_moved(&self, by: &str) {
+        // As a whole: a file that is written in place is empty for a moment.
+        let next = format!("{}.next", self.file);
+        std::fs::write(&next, by).unwrap();
+        std::fs::rename(next, &self.file).unwrap();
+    }
+}
+
+/// Where Debian's package puts it depends on the machine.
+fn library() -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").unwrap();
+    let mut found = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
+    found.find(|path| path.exists()).expect("libfaketime is installed: see make test")
+}
+
+/// Ahead by more than a code's life it would strike off every mail as too late; behind, it would let dead codes pass.
+#[sqlx::test]
+async fn a_replica_whose_clock_was_moved_does_nothing_until_it_is_right_again(pool: PgPool) {
+    let relay = Relay::start().await;
+    let mut moved = Moved::start("moved", &pool, &relay);
+    let address = moved.program.address();
+    let mut connection = pool.acquire().await.unwrap();
+    vos_auth::account::create(
+        &mut connection,
+        now(),
+        vos_auth::account::NewAccount {
+            email: vos_auth::email_address::EmailAddress::parse("trader@example.com").unwrap(),
+            locale: None,
+            traits: serde_json::Map::new(),
+            password: None,
+        },
+    )
+    .await
+    .unwrap();
+    drop(connection);
+    let mut client = Client::new(address);
+    // Put off, so that it is owed while the clock is wrong.
+    relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));
+    assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+    relay.until_asked(1).await;
+    let owed =
+        async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap() };
+    for by in ["+1h", "-30m"] {
+        moved.is_moved(by);
+        let answer = client.starts_recovery("trader@example.com").await;
+        assert_eq!(answer.error(), (502, "storage_unavailable"), "{by}");
+        let answer = client.get("/api/auth/session").await;
+        assert_eq!(answer.error(), (401, "session_invalid"), "without a token no time is needed");
+        let ready = client.get("/readyz").await;
+        assert_eq!((ready.status, &ready.body["parts"]["database"]), (503, &json!("clock_skewed")), "{by}");
+        assert_eq!(client.get("/healthz").await.status, 200);
+        assert_eq!(owed().await, 1, "{by}");
+        assert_eq!(relay.mails().len(), 0);
+    }
+    relay.is_in_mood(Mood::Takes);
+    moved.is_moved("+0");
+    relay.mail(1).await;
+    let back = async {
+        while !client.starts_recovery("trader@example.com").await.is_code_sent() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.expect("it works again");
+}

@@ -1,0 +1,155 @@
+//! What an operator does at three in the morning: the outbox and the relays, seen with the built program.
+
+use std::time::Duration;
+
+use mail_parser::MessageParser;
+use sqlx::PgPool;
+use uuid::Uuid;
+use vos_auth::outbox;
+
+use crate::harness::program::run;
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{Service, database, now};
+
+/// The program's two outputs, and whether it ended well.
+fn vos_auth(arguments: &[&str], environment: &[(&str, &str)]) -> (String, String, bool) {
+    let ended = run(arguments, environment);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(ended.stdout), text(ended.stderr), ended.status.success())
+}
+
+async fn owes_notice(service: &Service, email: &str) -> Uuid {
+    let account: Uuid = sqlx::query_scalar("SELECT id FROM account WHERE email = $1")
+        .bind(email)
+        .fetch_one(&service.pool)
+        .await
+        .unwrap();
+    let mut connection = service.pool.acquire().await.unwrap();
+    outbox::owe_notice(&mut connection, now(), account, None, "curl").await.unwrap();
+    let newest = "SELECT id FROM outbox ORDER BY id DESC LIMIT 1";
+    sqlx::query_scalar(newest).fetch_one(&mut *connection).await.unwrap()
+}
+
+#[sqlx::test]
+async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let url = database::url(&pool);
+    let environment = [("DATABASE_URL", url.as_str())];
+    let list = || vos_auth(&["outbox", "list"], &environment).0;
+    assert_eq!(list().trim(), "nothing is owed");
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user"));
+    let id = owes_notice(&service, "trader@example.com").await;
+    service.clock.advance(Duration::from_mins(1));
+    service
+        .until("it is given up", async || service.count("outbox WHERE last_error = 'rcpt 550'").await == 1)
+        .await;
+
+    let listed = list();
+    let row = listed.lines().find(|line| line.starts_with(&id.to_string())).unwrap();
+    for part in ["password_changed", "given up", "rcpt 550"] {
+        assert!(row.contains(part), "{row}");
+    }
+    assert!(!listed.contains("example.com"), "a list is pasted into chats: {listed}");
+    let shown = vos_auth(&["outbox", "show", &id.to_string()], &environment).0;
+    for part in ["trader@example.com", "given up", "rcpt 550"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let given_up = "vos_auth_outbox_given_up{kind=\"password_changed\"}";
+    service.until("the metric", async || service.metric(given_up).await > 0.5).await;
+
+    service.relay.is_in_mood(Mood::Takes);
+    let (said, _, well) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
+    assert!(well && said.starts_with("1 mail is sent again"), "{said}");
+    service.clock.advance(Duration::from_mins(1));
+    service.relay.mail(1).await;
+    service.until_outbox_has(0).await;
+    let (said, _, _) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
+    assert!(said.starts_with("0 mails"), "{said}");
+    let (_, why, well) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
+    assert!(!well && why.contains("was sent"), "{why}");
+    service.stops().await;
+}
+
+/// A code lives for minutes and is retried by itself: an operator's hand would only send it when it is dead.
+#[sqlx::test]
+async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let url = database::url(&pool);
+    let environment = [("DATABASE_URL", url.as_str())];
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));
+    service.client().starts_recovery("trader@example.com").await;
+    service
+        .until("the retry is noted", async || {
+            service.count("outbox WHERE last_error = 'rcpt 450'").await == 1
+        })
+        .await;
+    let owed = "vos_auth_outbox_owed{kind=\"recovery_code\"}";
+    service.until("the metric", async || service.metric(owed).await > 0.5).await;
+    let id: Uuid = sqlx::query_scalar("SELECT id FROM outbox").fetch_one(&pool).await.unwrap();
+    let listed = vos_auth(&["outbox", "list"], &environment).0;
+    assert!(listed.contains(&id.to_string()) && listed.contains("recovery_code"), "{listed}");
+    let before: (i32, time::OffsetDateTime) =
+        sqlx::query_as("SELECT attempts, next_attempt_at FROM outbox").fetch_one(&pool).await.unwrap();
+    let (_, why, well) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
+    assert!(!well && why.contains("this is a code"), "{why}");
+    let after: (i32, time::OffsetDateTime) =
+        sqlx::query_as("SELECT attempts, next_attempt_at FROM outbox").fetch_one(&pool).await.unwrap();
+    assert_eq!(before, after);
+    service.stops().await;
+}
+
+#[tokio::test]
+async fn mail_test_says_which_relay_took_it_and_which_did_not() {
+    let (good, bad) = (Relay::start().await, Relay::start().await);
+    bad.is_in_mood(Mood::RefusesRecipient("550 5.7.1 trader@example.com may not"));
+    let gone = Relay::start().await;
+    let relays = format!("{},{},{}", good.url(), bad.url(), gone.url());
+    gone.goes_down().await;
+    let test = tokio::task::spawn_blocking(move || {
+        vos_auth(
+            &["mail", "test", "--to", "trader@example.com", "--locale", "en"],
+            &[("SMTP_RELAYS", relays.as_str())],
+        )
+    });
+    let (said, why, well) = test.await.unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("took the mail"), "{said}");
+    assert!(lines[1].contains("did not take it: rcpt 550"), "{said}");
+    assert!(lines[2].contains("did not take it: connect (") && lines[2].contains("refused"), "{said}");
+    assert!(!well && why.contains("2 of 3 relays"), "{why}");
+    let mail = good.mail(1).await;
+    assert_eq!(mail.recipients, ["trader@example.com"]);
+    assert!(mail.text().contains("There is nothing to do"));
+}
+
+/// No database, no relay, no secret: the mail as a relay would get it.
+#[test]
+fn mail_preview_writes_the_exact_mail() {
+    for (kind, locale, words) in [
+        ("recovery_code", "vi", "Mã khôi phục"),
+        ("recovery_code", "en", "recovery code"),
+        ("password_changed", "vi", "đã được thay đổi"),
+        ("password_changed", "en", "was changed"),
+        ("test", "vi", "Email kiểm tra"),
+        ("test", "en", "Test mail"),
+    ] {
+        let file = format!("{}/preview-{kind}-{locale}.eml", env!("CARGO_TARGET_TMPDIR"));
+        let arguments = ["mail", "preview", "--kind", kind, "--locale", locale];
+        let (said, why, well) = vos_auth(&[&arguments[..], &["--out", &file]].concat(), &[]);
+        assert!(well && said.is_empty(), "{why}");
+        let written = std::fs::read(&file).unwrap();
+        let mail = MessageParser::default().parse(&written).unwrap();
+        assert!(
+            mail.subject().unwrap().to_lowercase().contains(&words.to_lowercase()),
+            "{:?}",
+            mail.subject()
+        );
+        assert!(
+            mail.body_text(0).is_some() && mail.body_html(0).unwrap().contains(&format!("lang=\"{locale}\""))
+        );
+        let (printed, _, _) = vos_auth(&arguments, &[]);
+        assert_eq!(printed.lines().count(), written.split(|byte| *byte == b'\n').count() - 1);
+    }
+}

@@ -1,0 +1,127 @@
+//! Several relays: which takes a mail, and how much each is asked to bear.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{Service, Setup};
+
+/// Relays are used in order of preference, and the next one when the first is away.
+#[sqlx::test]
+async fn the_second_relay_takes_over(pool: PgPool) {
+    let second = Relay::start().await;
+    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    let up =
+        async |place: usize| service.metric(&format!("vos_auth_relay_up{{relay=\"{place}\"}}")).await > 0.5;
+    for email in ["one@example.com", "two@example.com", "three@example.com"] {
+        service.has_account(email).await;
+    }
+    service.client().starts_recovery("one@example.com").await;
+    service.relay.mail(1).await;
+    service.relay.goes_down().await;
+    service.until("the probe's finding", async || !up(0).await).await;
+    assert!(service.client().starts_recovery("two@example.com").await.is_code_sent());
+    second.mail(1).await;
+    service.relay.comes_back().await;
+    service.until("the probe's finding", async || up(0).await).await;
+    service.client().starts_recovery("three@example.com").await;
+    service.relay.mail(2).await;
+    assert_eq!((service.relay.mails().len(), second.mails().len()), (2, 1));
+    service.stops().await;
+}
+
+/// A relay that greets the probe and refuses every mail is up, and would hold mails until their codes are dead.
+#[sqlx::test]
+async fn a_mail_that_one_relay_puts_off_goes_to_the_next(pool: PgPool) {
+    let second = Relay::start().await;
+    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesMessage("452 4.3.1 disk full"));
+    service.client().starts_recovery("trader@example.com").await;
+    service
+        .until("the retry is noted", async || {
+            service.count("outbox WHERE last_error = 'message 452'").await == 1
+        })
+        .await;
+    assert_eq!(second.mails().len(), 0);
+    service.clock.advance(Duration::from_secs(2));
+    second.mail(1).await;
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 0);
+    service.stops().await;
+}
+
+/// Mails beyond what the preferred relay bears at once do not wait for it.
+#[sqlx::test]
+async fn a_relay_has_no_more_connections_than_it_bears_and_the_next_takes_the_rest(pool: PgPool) {
+    let (narrow, wide) = (Relay::start().await, Relay::start().await);
+    let further_relays = vec![format!("{}&connections=2", narrow.url()), wide.url()];
+    let setup = Setup { further_relays, ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    service.relay.goes_down().await;
+    let first_is_up = "vos_auth_relay_up{relay=\"0\"}";
+    service.until("the probe's finding", async || service.metric(first_is_up).await < 0.5).await;
+    narrow.is_in_mood(Mood::HoldsAtRecipient);
+    for n in 0..5 {
+        let email = format!("trader{n}@example.com");
+        service.has_account(&email).await;
+        service.client().starts_recovery(&email).await;
+    }
+    wide.mail(3).await;
+    narrow.until_asked(2).await;
+    service.until_outbox_has(2).await;
+    narrow.is_in_mood(Mood::Takes);
+    narrow.mail(2).await;
+    service.until_outbox_has(0).await;
+    assert_eq!(wide.mails().len(), 3);
+    service.stops().await;
+}
+
+/// Four mails at 10 a second are at least 300 ms apart in all, however fast the relay is.
+#[sqlx::test]
+async fn a_relay_is_sent_no_more_mails_a_second_than_it_bears(pool: PgPool) {
+    let slow = Relay::start().await;
+    let further_relays = vec![format!("{}&per_second=10", slow.url())];
+    let setup = Setup { further_relays, ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    service.relay.goes_down().await;
+    let first_is_up = "vos_auth_relay_up{relay=\"0\"}";
+    service.until("the probe's finding", async || service.metric(first_is_up).await < 0.5).await;
+    for n in 0..4 {
+        service.has_account(&format!("trader{n}@example.com")).await;
+    }
+    let began = Instant::now();
+    for n in 0..4 {
+        service.client().starts_recovery(&format!("trader{n}@example.com")).await;
+    }
+    slow.mail(4).await;
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    service.until_outbox_has(0).await;
+    service.stops().await;
+}
+
+/// A mail that waits for the rate longer than a conversation may take is put off, not held.
+#[sqlx::test]
+async fn the_wait_for_a_rate_is_bounded(pool: PgPool) {
+    let slow = Relay::start().await;
+    let further_relays = vec![format!("{}&per_second=1", slow.url())];
+    let settings = vec!["--smtp-deadline=200ms".to_owned()];
+    let setup = Setup { settings, further_relays, ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    service.relay.goes_down().await;
+    let first_is_up = "vos_auth_relay_up{relay=\"0\"}";
+    service.until("the probe's finding", async || service.metric(first_is_up).await < 0.5).await;
+    for n in 0..2 {
+        let email = format!("trader{n}@example.com");
+        service.has_account(&email).await;
+        service.client().starts_recovery(&email).await;
+    }
+    slow.mail(1).await;
+    service
+        .until("the wait is noted", async || service.count("outbox WHERE last_error = 'rate'").await == 1)
+        .await;
+    service.stops().await;
+}
