@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench
+.PHONY: help run test prepare bench courier
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -25,3 +25,7 @@ prepare: ## write .sqlx anew after a query or a migration was changed (needs car
 bench: ## measure `start` beside pgbench with the same statement (needs wrk)
 	@cargo build --release
 	@scripts/with-postgres bench scripts/bench-start
+
+courier: ## measure the courier: replicas on one outbox, a stalling relay, what an outage left
+	@cargo bench --bench courier --no-run
+	@scripts/with-postgres courier cargo bench --bench courier

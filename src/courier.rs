@@ -33,7 +33,7 @@ const PACE: Duration = Duration::from_millis(10);
 
 /// How long a claimed mail is its claimer's: one deadline for the wait that the relay's rate may impose, one for the
 /// conversation, each enforced by [`Gateway::send`]; and ten of PostgreSQL's, of which the claim takes one at most and
-/// the end of the mail the rest ([`Courier::finish`] stops with the lease). So as long as the clocks of the replicas
+/// the end of the mail the rest (`Courier::finish` stops with the lease). So as long as the clocks of the replicas
 /// agree, no two of them hold one mail; when they do not, a replica claims nothing ([`Clock::trusted_now`]).
 #[must_use]
 pub fn lease(smtp_deadline: Duration) -> Duration {
@@ -83,16 +83,18 @@ impl Courier {
         let mut stopped_at = None;
         loop {
             while busy.try_join_next().is_some() {}
+            courier.metrics.courier_rounds.inc();
             let claimed_at = Instant::now();
             let mut more = false;
             match courier.claim(reach, stopped_at, lease).await {
-                Ok(claim) => {
+                Ok((now, claim)) => {
+                    let held = Held { now, claimed_at, lease };
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
                     more = claim.more && claim.no_recipient + claim.expired > 0;
                     for mail in claim.mails {
                         let slot = courier.gateway.slot(mail.attempts);
-                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, claimed_at + lease));
+                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held));
                     }
                 }
                 Err(error) => {
@@ -127,55 +129,46 @@ impl Courier {
         reach: Reach,
         owed_by: Option<OffsetDateTime>,
         lease: Duration,
-    ) -> Result<Claim, sqlx::Error> {
-        let Some(now) = self.clock.trusted_now() else { return Ok(Claim::default()) };
-        in_time(outbox::claim(&self.pool, now, reach, owed_by, self.gateway.free(), lease)).await
+    ) -> Result<(OffsetDateTime, Claim), sqlx::Error> {
+        let Some(now) = self.clock.trusted_now() else { return Ok((self.clock.now(), Claim::default())) };
+        let claim =
+            in_time(outbox::claim(&self.pool, now, reach, owed_by, self.gateway.free(), lease)).await?;
+        Ok((now, claim))
     }
 
-    async fn deliver(self: Arc<Self>, slot: Option<Slot>, owed: ClaimedMail, lease_ends: Instant) {
+    async fn deliver(self: Arc<Self>, slot: Option<Slot>, owed: ClaimedMail, held: Held) {
         tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
-        let Some(mail) = self.compose(&owed) else {
-            // Another replica may have the secret that this one lacks, in the middle of a rotation.
-            tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
-            let next = outbox::backoff(self.clock.now(), &owed, 1.0);
-            return self.put_off(&owed, lease_ends, next, "compose", "compose").await;
-        };
-        let outcome = match &slot {
-            Some(slot) => self.gateway.send(slot, &mail).await,
+        let outcome = match (self.compose(&owed, held.now()), &slot) {
+            (Some(mail), Some(slot)) => self.gateway.send(slot, &mail).await,
             // The relay was found down between the claim and now.
-            None => Err(NotSent::just(Stage::NoRelay)),
+            (Some(_), None) => Err(NotSent::just(Stage::NoRelay)),
+            (None, _) => {
+                // Another replica may have the secret that this one lacks, in the middle of a rotation.
+                tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
+                Err(NotSent::just(Stage::Compose))
+            }
         };
-        let now = self.clock.now();
         match outcome {
             Ok(()) => {
                 self.count("sent", "none", 1);
-                self.metrics.mail_latency.observe((now - owed.created_at).as_seconds_f64());
-                self.finish(&owed, lease_ends, Finish::Sent).await;
+                self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
+                self.finish(&owed, held, Finish::Sent).await;
             }
             Err(why) => {
-                let next = outbox::backoff(now, &owed, rand::rng().random()).filter(|_| !why.is_final());
+                let next =
+                    outbox::backoff(held.now(), &owed, rand::rng().random()).filter(|_| !why.is_final());
                 let outcome = if next.is_some() { "retried" } else { "given_up" };
                 tracing::warn!(outbox_id = %owed.id, attempts = owed.attempts, %why, outcome, "mail was not taken");
-                self.put_off(&owed, lease_ends, next, why.stage.as_str(), &why.to_string()).await;
+                self.count(outcome, why.stage.as_str(), 1);
+                let why = why.to_string();
+                let finish = next.map_or(Finish::GiveUp(&why), |at| Finish::Retry(at, &why));
+                self.finish(&owed, held, finish).await;
             }
         }
     }
 
-    async fn put_off(
-        &self,
-        owed: &ClaimedMail,
-        lease_ends: Instant,
-        next: Option<OffsetDateTime>,
-        stage: &'static str,
-        why: &str,
-    ) {
-        self.count(if next.is_some() { "retried" } else { "given_up" }, stage, 1);
-        let finish = next.map_or(Finish::GiveUp(why), |at| Finish::Retry(at, why));
-        self.finish(owed, lease_ends, finish).await;
-    }
-
     /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
-    fn compose(&self, owed: &ClaimedMail) -> Option<Mail> {
+    fn compose(&self, owed: &ClaimedMail, now: OffsetDateTime) -> Option<Mail> {
         let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
         let about = About {
             id: owed.id,
@@ -183,7 +176,6 @@ impl Courier {
             locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
             user_agent: &owed.user_agent,
         };
-        let now = self.clock.now();
         match &owed.content {
             Content::RecoveryCode { recovery_session_id, key_id, asked_at, .. } => {
                 let code = self.code_keys.by_id(key_id)?.code(*recovery_session_id);
@@ -196,17 +188,17 @@ impl Courier {
 
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
     /// was taken and not struck off is sent twice.
-    async fn finish(&self, owed: &ClaimedMail, lease_ends: Instant, finish: Finish<'_>) {
+    async fn finish(&self, owed: &ClaimedMail, held: Held, finish: Finish<'_>) {
         loop {
             let written = match finish {
-                Finish::Sent => in_time(outbox::sent(&self.pool, self.clock.now(), owed)).await,
+                Finish::Sent => in_time(outbox::sent(&self.pool, held.now(), owed)).await,
                 Finish::Retry(at, why) => in_time(outbox::retry_at(&self.pool, at, owed, why)).await,
                 Finish::GiveUp(why) => in_time(outbox::give_up(&self.pool, owed, why)).await,
             };
             let Err(error) = written else { return };
             tracing::warn!(cause = cause(&error), outbox_id = %owed.id, "the outbox cannot be written");
             let pause = Duration::from_millis(500);
-            if Instant::now() + pause >= lease_ends {
+            if held.claimed_at.elapsed() + pause >= held.lease {
                 return;
             }
             tokio::time::sleep(pause).await;
@@ -217,6 +209,22 @@ impl Courier {
         if mails > 0 {
             self.metrics.mails.get_or_create(&MailOutcome { outcome, stage }).inc_by(mails);
         }
+    }
+}
+
+/// A claim that holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    now: OffsetDateTime,
+    claimed_at: Instant,
+    lease: Duration,
+}
+
+impl Held {
+    /// The present, counted from the claim's: a clock that is moved during a conversation must not decide whether the
+    /// code is dead.
+    fn now(&self) -> OffsetDateTime {
+        self.now + self.claimed_at.elapsed()
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Metrics {
     pub start_batch: Histogram,
     /// Mails by what became of them.
     pub mails: Family<MailOutcome, Counter>,
+    /// Rounds of the courier: one that stands still for a minute hangs.
+    pub courier_rounds: Counter,
     /// Mails that all replicas together owe, those that were given up left out.
     pub outbox_owed: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
@@ -132,6 +134,7 @@ impl Default for Metrics {
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
+            courier_rounds: Counter::default(),
             outbox_owed: Family::default(),
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
@@ -158,6 +161,8 @@ impl Default for Metrics {
         );
         registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
+        let help = "Rounds of the courier; it hangs if they stand still";
+        registry.register("courier_rounds", help, metrics.courier_rounds.clone());
         let help = "Mails that all replicas together owe";
         registry.register("outbox_owed", help, metrics.outbox_owed.clone());
         let help = "Notices that were given up and are kept for an operator";

@@ -52,10 +52,11 @@ pub struct Slot {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Where a conversation ended that did not end well.
+/// Where an attempt ended that did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the SMTP step of that name")]
+#[expect(missing_docs, reason = "each is the step of that name, most of them of SMTP")]
 pub enum Stage {
+    Compose,
     NoRelay,
     Rate,
     Connect,
@@ -73,6 +74,7 @@ impl Stage {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Compose => "compose",
             Self::NoRelay => "no_relay",
             Self::Rate => "rate",
             Self::Connect => "connect",

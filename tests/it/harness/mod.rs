@@ -207,10 +207,7 @@ impl Service {
     }
 
     pub async fn metric(&self, line_start: &str) -> f64 {
-        let url = format!("http://{}/metrics", self.metrics_address);
-        let page = reqwest::get(url).await.unwrap().text().await.unwrap();
-        let line = page.lines().find(|line| line.starts_with(line_start));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        metric(self.metrics_address, line_start).await
     }
 
     /// What SIGTERM does.
@@ -227,6 +224,13 @@ impl Service {
             .unwrap()
             .expect("every part lasted");
     }
+}
+
+/// The figure in the first line that begins so; 0 if there is none.
+pub async fn metric(address: SocketAddr, line_start: &str) -> f64 {
+    let page = reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
+    let line = page.lines().find(|line| line.starts_with(line_start));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
 }
 
 /// The real time, for what PostgreSQL compares with its own.

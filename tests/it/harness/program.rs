@@ -119,10 +119,19 @@ impl Program {
         }
     }
 
-    /// The address that a JSON log line names.
+    /// The address of the API, as a JSON log line names it.
     pub fn address(&mut self) -> std::net::SocketAddr {
+        self.address_of("http_addr")
+    }
+
+    /// The address of the figures.
+    pub fn metrics_address(&mut self) -> std::net::SocketAddr {
+        self.address_of("metrics_addr")
+    }
+
+    fn address_of(&mut self, name: &str) -> std::net::SocketAddr {
         let line: serde_json::Value = serde_json::from_str(&self.line_with("\"serving\"")).unwrap();
-        line["http_addr"].as_str().unwrap().parse().unwrap()
+        line[name].as_str().unwrap().parse().unwrap()
     }
 
     pub fn pid(&self) -> u32 {

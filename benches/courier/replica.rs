@@ -1,0 +1,88 @@
+//! One `vos-auth serve`, ended when it is dropped.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use crate::Failure;
+
+/// 32 bytes in base64, for measurements alone.
+const SECRET: &str = "bench:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+pub struct Replica {
+    child: Child,
+    pub address: SocketAddr,
+    metrics_address: SocketAddr,
+}
+
+/// A folder with a key for JWTs.
+pub fn keys() -> Result<String, Failure> {
+    let folder = format!("{}/courier-jwt-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let made = vos_auth().args(["key", "generate", "--jwt-keys", &folder]).stdout(Stdio::null()).status()?;
+    if !made.success() {
+        return Err("no key for JWTs could be made".into());
+    }
+    Ok(folder)
+}
+
+fn vos_auth() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vos-auth"));
+    command.env_clear();
+    command
+}
+
+impl Replica {
+    pub async fn start(environment: &[(&str, &str)]) -> Result<Self, Failure> {
+        let usual = [
+            ("PUBLIC_ORIGIN", "https://platform.verolabs.co"),
+            ("HTTP_ADDR", "127.0.0.1:0"),
+            ("METRICS_ADDR", "127.0.0.1:0"),
+            ("RECOVERY_SECRETS", SECRET),
+            ("DEVICE_SECRETS", SECRET),
+            ("DRAIN_DELAY", "0s"),
+            ("NETWORK_BURST", "1000000"),
+            ("NETWORK_PER_MINUTE", "1000000"),
+            ("LOG_FORMAT", "json"),
+            ("LOG_LEVEL", "error,vos_auth::cli=info"),
+        ];
+        let mut command = vos_auth();
+        command.arg("serve").envs(usual).envs(environment.iter().copied());
+        let mut child = command.stderr(Stdio::piped()).spawn()?;
+        let log = child.stderr.take().ok_or("no log")?;
+        let (sender, serving) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut sender = Some(sender);
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                match sender.take_if(|_| line.contains("\"serving\"")) {
+                    Some(sender) => drop(sender.send(line)),
+                    None => eprintln!("{line}"),
+                }
+            }
+        });
+        let serving: serde_json::Value = serde_json::from_str(&serving.await?)?;
+        let address = |name: &str| serving[name].as_str().unwrap_or_default().parse();
+        let (address, metrics_address) = (address("http_addr")?, address("metrics_addr")?);
+        Ok(Self { child, address, metrics_address })
+    }
+
+    /// Resident memory in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_default()
+    }
+
+    /// The figure in the first line that begins so; 0 if there is none.
+    pub async fn metric(&self, line_start: &str) -> Result<usize, Failure> {
+        let page = reqwest::get(format!("http://{}/metrics", self.metrics_address)).await?.text().await?;
+        let line = page.lines().find(|line| line.starts_with(line_start));
+        Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
