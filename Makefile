@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier
+.PHONY: help run test prepare bench courier chaos
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -29,3 +29,9 @@ bench: ## measure `start` beside pgbench with the same statement (needs wrk)
 courier: ## measure the courier: replicas on one outbox, a stalling relay, what an outage left
 	@cargo bench --bench courier --no-run
 	@scripts/with-postgres courier cargo bench --bench courier
+
+chaos: ## break everything around two replicas under load, and count what was lost (ARGS="--seed 1 …"; needs root)
+	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || scripts/apt-install libfaketime faketime
+	@[ -x /usr/sbin/postfix ] || scripts/apt-install Postfix postfix
+	@cargo build --quiet --bench chaos
+	@scripts/with-postgres chaos cargo test --quiet --bench chaos -- $(ARGS)

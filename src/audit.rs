@@ -15,6 +15,10 @@ use crate::clock::{first_id_of, new_id};
 pub enum Event {
     /// An operator created the account.
     AccountCreated,
+    /// An operator filled the budgets of the account's address.
+    AccountUnblocked,
+    /// An operator printed a recovery ticket.
+    RecoveryTicketIssued,
     /// A recovery code was handed to a relay.
     RecoverySent,
     /// Somebody signed in with the password.
@@ -39,6 +43,8 @@ impl Event {
     const fn as_str(self) -> &'static str {
         match self {
             Self::AccountCreated => "account_created",
+            Self::AccountUnblocked => "account_unblocked",
+            Self::RecoveryTicketIssued => "recovery_ticket_issued",
             Self::RecoverySent => "recovery_sent",
             Self::SignedIn => "signed_in",
             Self::SignInFailed => "sign_in_failed",

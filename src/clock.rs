@@ -65,10 +65,16 @@ impl Clock {
         }
     }
 
-    /// The present as the time since 1970, for the limiter in memory.
+    /// How long some moment of the past is ago, by a clock that nobody can move: for the limiter in memory, which would
+    /// refuse everybody for an hour after the machine's clock was an hour ahead.
     #[must_use]
-    pub fn since_epoch(&self) -> Duration {
-        Duration::try_from(self.now() - OffsetDateTime::UNIX_EPOCH).unwrap_or_default()
+    pub fn elapsed(&self) -> Duration {
+        match self {
+            Self::System(clock) => clock.began.elapsed(),
+            Self::Manual(clock) => {
+                Duration::try_from(clock.now() - OffsetDateTime::UNIX_EPOCH).unwrap_or_default()
+            }
+        }
     }
 }
 

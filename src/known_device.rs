@@ -4,6 +4,9 @@
 //! It is checked without a table: a name of 16 bytes that says since when, 16 of a MAC over it, and 16 of a MAC over it and
 //! the address that signed in, under a key of `DEVICE_SECRETS`. The first MAC says that it is ours before a request is parsed, the second
 //! for whom it speaks.
+//!
+//! A recovery ticket is the same for a victim on a new device: an operator prints it, it lives 15 minutes, and it stands
+//! for a device cookie at one `start`.
 
 use std::time::Duration;
 
@@ -14,13 +17,26 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::{first_id_of, new_id};
-use crate::config::DEVICE_LIFETIME;
+use crate::config::{DEVICE_LIFETIME, TICKET_LIFETIME};
 use crate::email_address::EmailAddress;
 use crate::secret::{Key, Keys};
 
 const PART: usize = 16;
 
-/// The name of a browser that has signed in: a UUIDv7, so that it says since when.
+/// What a value is for: one cannot be used as the other.
+#[derive(Debug)]
+pub struct Purpose {
+    issued: &'static str,
+    owned: &'static str,
+    lifetime: Duration,
+}
+
+/// The cookie of a browser that has signed in.
+pub const COOKIE: Purpose = Purpose { issued: "device/1", owned: "device-of/1", lifetime: DEVICE_LIFETIME };
+/// The ticket of an operator.
+pub const TICKET: Purpose = Purpose { issued: "ticket/1", owned: "ticket-of/1", lifetime: TICKET_LIFETIME };
+
+/// The name of a browser that has signed in, or of a ticket: a UUIDv7, so that it says since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceId(Uuid);
 
@@ -43,23 +59,24 @@ impl DeviceId {
     }
 }
 
-/// A device cookie that was issued here. Whose it is shows [`KnownDevice::of`].
+/// A device cookie or a ticket that was issued here. Whose it is shows [`KnownDevice::of`].
 #[derive(Clone)]
 pub struct KnownDevice {
     id: DeviceId,
     owner: [u8; PART],
+    purpose: &'static Purpose,
     key: Key,
 }
 
 impl KnownDevice {
-    /// Reads a cookie's value: 64 characters of base64url, made under one of `keys` within the last year.
+    /// Reads a value: 64 characters of base64url, made for `purpose` under one of `keys` within its lifetime.
     #[must_use]
-    pub fn read(keys: &Keys, value: &str, now: OffsetDateTime) -> Option<Self> {
+    pub fn read(purpose: &'static Purpose, keys: &Keys, value: &str, now: OffsetDateTime) -> Option<Self> {
         let bytes: [u8; 3 * PART] = URL_SAFE_NO_PAD.decode(value).ok()?.try_into().ok()?;
         let (id, ours, owner) = (part(&bytes, 0), part(&bytes, 1), part(&bytes, 2));
-        let key = keys.iter().find(|key| bool::from(issued(key, id).ct_eq(&ours)))?;
+        let key = keys.iter().find(|key| bool::from(name_mac(key, purpose.issued, id).ct_eq(&ours)))?;
         let id = DeviceId(Uuid::from_bytes(id));
-        id.is_within(DEVICE_LIFETIME, now).then(|| Self { id, owner, key: key.clone() })
+        id.is_within(purpose.lifetime, now).then(|| Self { id, owner, purpose, key: key.clone() })
     }
 
     /// The device, whoever signed in on it.
@@ -74,10 +91,13 @@ impl KnownDevice {
         !self.id.is_within(DEVICE_LIFETIME / 2, now)
     }
 
-    /// The device, if the last one who signed in on it has this address.
+    /// The device, if the last one who signed in on it has this address; the ticket, if it is for this address.
     #[must_use]
     pub fn of(&self, address: &EmailAddress) -> Option<DeviceId> {
-        bool::from(owned(&self.key, *self.id.0.as_bytes(), address).ct_eq(&self.owner)).then_some(self.id)
+        bool::from(
+            owner_mac(&self.key, self.purpose.owned, *self.id.0.as_bytes(), address).ct_eq(&self.owner),
+        )
+        .then_some(self.id)
     }
 }
 
@@ -87,19 +107,20 @@ impl std::fmt::Debug for KnownDevice {
     }
 }
 
-/// The value of a cookie that says that `address` has signed in on this device.
+/// The value of a cookie that says that `address` has signed in on this device, or of a ticket for `address`.
 #[must_use]
-pub fn issue(keys: &Keys, device: DeviceId, address: &EmailAddress) -> String {
+pub fn issue(purpose: &Purpose, keys: &Keys, device: DeviceId, address: &EmailAddress) -> String {
     let (key, id) = (keys.newest(), *device.0.as_bytes());
-    URL_SAFE_NO_PAD.encode([id, issued(key, id), owned(key, id, address)].concat())
+    let (ours, owner) = (name_mac(key, purpose.issued, id), owner_mac(key, purpose.owned, id, address));
+    URL_SAFE_NO_PAD.encode([id, ours, owner].concat())
 }
 
-fn issued(key: &Key, id: [u8; PART]) -> [u8; PART] {
-    part(&key.mac("device/1", &[&id]), 0)
+fn name_mac(key: &Key, label: &'static str, id: [u8; PART]) -> [u8; PART] {
+    part(&key.mac(label, &[&id]), 0)
 }
 
-fn owned(key: &Key, id: [u8; PART], address: &EmailAddress) -> [u8; PART] {
-    part(&key.mac("device-of/1", &[&id, address.as_str().as_bytes()]), 0)
+fn owner_mac(key: &Key, label: &'static str, id: [u8; PART], address: &EmailAddress) -> [u8; PART] {
+    part(&key.mac(label, &[&id, address.as_str().as_bytes()]), 0)
 }
 
 fn part(bytes: &[u8], place: usize) -> [u8; PART] {
@@ -118,29 +139,42 @@ mod tests {
     fn a_cookie_speaks_for_the_address_that_signed_in_and_nobody_else() {
         let (keys, alice) = (Keys::from(Key::random("a")), EmailAddress::parse("alice@example.com").unwrap());
         let (now, device) = (now(), DeviceId::new(now()));
-        let value = issue(&keys, device, &alice);
+        let value = issue(&COOKIE, &keys, device, &alice);
         assert_eq!(value.len(), 64);
-        let known = KnownDevice::read(&keys, &value, now).unwrap();
+        let known = KnownDevice::read(&COOKIE, &keys, &value, now).unwrap();
         assert_eq!((known.id(), known.of(&alice)), (device, Some(device)));
         assert_eq!(known.of(&EmailAddress::parse("bob@example.com").unwrap()), None);
-        assert!(KnownDevice::read(&Keys::from(Key::random("a")), &value, now).is_none(), "another secret");
+        assert!(
+            KnownDevice::read(&COOKIE, &Keys::from(Key::random("a")), &value, now).is_none(),
+            "another secret"
+        );
         assert!(!known.is_ageing(now) && known.is_ageing(now + DEVICE_LIFETIME));
         let later = now + DEVICE_LIFETIME + Duration::from_secs(1);
-        assert!(KnownDevice::read(&keys, &value, later).is_none(), "a year later");
+        assert!(KnownDevice::read(&COOKIE, &keys, &value, later).is_none(), "a year later");
+    }
+
+    #[test]
+    fn a_ticket_is_no_cookie_and_lives_15_minutes() {
+        let (keys, alice) = (Keys::from(Key::random("a")), EmailAddress::parse("alice@example.com").unwrap());
+        let ticket = issue(&TICKET, &keys, DeviceId::new(now()), &alice);
+        let read = |purpose, after| KnownDevice::read(purpose, &keys, &ticket, now() + after);
+        assert!(read(&TICKET, TICKET_LIFETIME).and_then(|ticket| ticket.of(&alice)).is_some());
+        assert!(read(&TICKET, TICKET_LIFETIME + Duration::from_secs(1)).is_none());
+        assert!(read(&COOKIE, Duration::ZERO).is_none());
     }
 
     #[test]
     fn a_changed_cookie_is_none() {
         let (keys, alice) = (Keys::from(Key::random("a")), EmailAddress::parse("alice@example.com").unwrap());
-        let value = issue(&keys, DeviceId::new(now()), &alice);
+        let value = issue(&COOKIE, &keys, DeviceId::new(now()), &alice);
         for place in 0..value.len() {
             let mut changed = value.clone().into_bytes();
             changed[place] = if changed[place] == b'A' { b'B' } else { b'A' };
-            let known = KnownDevice::read(&keys, std::str::from_utf8(&changed).unwrap(), now());
+            let known = KnownDevice::read(&COOKIE, &keys, std::str::from_utf8(&changed).unwrap(), now());
             assert!(known.and_then(|known| known.of(&alice)).is_none(), "{place}");
         }
         for bad in ["", "A", &value[1..], &format!("{value}A"), "é"] {
-            assert!(KnownDevice::read(&keys, bad, now()).is_none());
+            assert!(KnownDevice::read(&COOKIE, &keys, bad, now()).is_none());
         }
     }
 }

@@ -213,15 +213,17 @@ fn serve(
 /// Compares the clock with PostgreSQL's every minute, and every second while the two are not known to agree: every rule
 /// of time rests on it.
 async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
-    let mut compared = Instant::now();
+    let (mut compared, mut was_skewed) = (Instant::now(), false);
     while stop.run_until_cancelled(tokio::time::sleep(CLOCK_LOOK)).await.is_some() {
         if app.clock.is_trusted() && compared.elapsed() < CLOCK_CHECK {
             continue;
         }
         compared = Instant::now();
-        if app.database_health().await == Health::ClockSkewed {
+        let is_skewed = app.database_health().await == Health::ClockSkewed;
+        if is_skewed && !was_skewed {
             tracing::error!("this machine's clock is over a second from PostgreSQL's: check NTP on both");
         }
+        was_skewed = is_skewed;
     }
 }
 

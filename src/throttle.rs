@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
@@ -69,6 +69,12 @@ impl Budget {
         Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 10, long_refill: DAY / 10 }
     }
 
+    /// A ticket: once for as long as it lives.
+    #[must_use]
+    pub fn of_a_ticket() -> Self {
+        Self { short_burst: 1, short_refill: TICKET_LIFETIME, long_burst: 1, long_refill: TICKET_LIFETIME }
+    }
+
     /// No bound worth the name, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -103,6 +109,12 @@ pub fn password_key(account_id: Uuid) -> Key {
 #[must_use]
 pub fn device_key(address: &EmailAddress) -> Key {
     key_of("new-device", address, None)
+}
+
+/// The use of a ticket.
+#[must_use]
+pub fn ticket_key(ticket: DeviceId) -> Key {
+    Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
 }
 
 fn key_of(purpose: &str, address: &EmailAddress, device: Option<DeviceId>) -> Key {
@@ -185,6 +197,19 @@ pub async fn refund(executor: impl PgExecutor<'_>, key: &Key, budget: Budget) ->
 #[must_use]
 pub fn interval(duration: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}
+
+/// Fills the budgets of an address again: its recoveries, its failed logins, and the browsers that become known with it.
+/// Those of browsers that are known already are their own. Gives how many had been drawn on.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn lift(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Result<u64, sqlx::Error> {
+    let keys = [recovery_key(address, None), login_key(address, None), device_key(address)];
+    let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
+    let lifted = sqlx::query!("DELETE FROM throttle WHERE key = ANY($1)", &keys as _);
+    Ok(lifted.execute(executor).await?.rows_affected())
 }
 
 /// Looks through the `limit` rows that follow `after`, and deletes those whose buckets are both full: they say nothing
@@ -293,7 +318,7 @@ impl GovernorClock for Clock {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
-        self.since_epoch()
+        self.elapsed()
     }
 }
 

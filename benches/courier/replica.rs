@@ -25,9 +25,10 @@ pub fn keys() -> Result<String, Failure> {
     Ok(folder)
 }
 
+/// The program, which ends with this process however that ends.
 fn vos_auth() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vos-auth"));
-    command.env_clear();
+    let mut command = Command::new("/usr/bin/setpriv");
+    command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_vos-auth")]).env_clear();
     command
 }
 

@@ -2,13 +2,18 @@
 
 use clap::Subcommand;
 use serde_json::{Map, Value};
+use sqlx::{Connection as _, PgConnection};
 
 use super::{Failure, connect};
-use crate::account::{self, NewAccount};
+use crate::account::{self, Account, NewAccount};
+use crate::audit::{self, Event};
 use crate::clock::Clock;
+use crate::config::{self, TICKET_LIFETIME};
 use crate::email_address::EmailAddress;
+use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::Locale;
 use crate::password::Password;
+use crate::throttle;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -26,11 +31,27 @@ pub(super) enum AccountCommand {
         #[arg(long)]
         password_stdin: bool,
     },
+    /// Fill an address's budgets again, after strangers have spent them: recoveries, failed logins, new browsers
+    Unblock {
+        /// The address of an account
+        email: String,
+    },
+    /// Print a ticket that lets its holder start one recovery for the address although its budget is spent. Needs
+    /// DEVICE_SECRETS
+    Recover {
+        /// The address of an active account
+        email: String,
+    },
 }
 
 pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
-    let AccountCommand::Create { email, locale, traits, password_stdin } = command;
-    create(&email, locale, &traits, password_stdin).await
+    match command {
+        AccountCommand::Create { email, locale, traits, password_stdin } => {
+            create(&email, locale, &traits, password_stdin).await
+        }
+        AccountCommand::Unblock { email } => unblock(&email).await,
+        AccountCommand::Recover { email } => recover(&email).await,
+    }
 }
 
 async fn create(
@@ -58,4 +79,39 @@ async fn create(
     let id = account::create(&mut connection, Clock::system().now(), new).await?;
     println!("{id}");
     Ok(())
+}
+
+async fn unblock(email: &str) -> Result<(), Failure> {
+    let email = EmailAddress::parse(email)?;
+    let mut connection = connect().await?;
+    let mut transaction = connection.begin().await?;
+    let account = owner(&mut transaction, &email).await?;
+    let lifted = throttle::lift(&mut *transaction, &email).await?;
+    audit::record(&mut *transaction, Clock::system().now(), Event::AccountUnblocked, account.id, None)
+        .await?;
+    transaction.commit().await?;
+    println!("{lifted} budgets were drawn on, and are full again");
+    Ok(())
+}
+
+/// The ticket goes to standard output alone, so that it can be piped to where it is needed.
+async fn recover(email: &str) -> Result<(), Failure> {
+    let email = EmailAddress::parse(email)?;
+    let keys = config::device_secrets()?;
+    let mut connection = connect().await?;
+    let account = owner(&mut connection, &email).await?;
+    let now = Clock::system().now();
+    audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
+    println!("{}", known_device::issue(&TICKET, &keys, DeviceId::new(now), &email));
+    eprintln!(
+        "It is good for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code goes by mail, as always.",
+        TICKET_LIFETIME.as_secs() / 60
+    );
+    Ok(())
+}
+
+async fn owner(connection: &mut PgConnection, email: &EmailAddress) -> Result<Account, Failure> {
+    account::active_by_email(connection, email.as_str())
+        .await?
+        .ok_or_else(|| "nobody has an active account with this address".into())
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-pub use self::secrets::{Secrets, database_url, smtp_relays};
+pub use self::secrets::{Secrets, database_url, device_secrets, smtp_relays};
 
 /// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
@@ -27,6 +27,8 @@ pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
 pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a browser counts as known after its last sign-in.
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
+/// How long a recovery ticket of an operator can be used.
+pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
 /// How long the mail about a changed password is owed.
 pub const NOTICE_LIFETIME: Duration = Duration::from_hours(7 * 24);
 /// The most characters of a new password. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.

@@ -27,7 +27,7 @@ impl Secrets {
         Ok(Self {
             database_url: database_url()?,
             code_keys: keys("RECOVERY_SECRETS")?,
-            device_keys: keys("DEVICE_SECRETS")?,
+            device_keys: device_secrets()?,
             smtp_relays: smtp_relays()?,
         })
     }
@@ -40,6 +40,15 @@ impl Secrets {
 /// A sentence that names the variable if it is missing, doubled or unreadable.
 pub fn database_url() -> Result<String, ConfigError> {
     required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
+}
+
+/// `DEVICE_SECRETS` alone.
+///
+/// # Errors
+///
+/// A sentence that names the variable if it is missing, doubled, unreadable or too weak.
+pub fn device_secrets() -> Result<Keys, ConfigError> {
+    keys("DEVICE_SECRETS")
 }
 
 /// `SMTP_RELAYS` alone.

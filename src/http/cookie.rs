@@ -15,7 +15,7 @@ use tower_cookies::{Cookie, Cookies};
 use crate::app::App;
 use crate::config::DEVICE_LIFETIME;
 use crate::http::error::whole_seconds;
-use crate::known_device::KnownDevice;
+use crate::known_device::{self, KnownDevice};
 use crate::secret::Token;
 
 const RECOVERY: &str = "__Host-vos_recovery";
@@ -30,7 +30,7 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
 /// The browser that a request comes from, if somebody has signed in on it before.
 #[must_use]
 pub fn known_device(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
-    KnownDevice::read(&app.device_keys, value(headers, DEVICE)?, app.clock.now())
+    KnownDevice::read(&known_device::COOKIE, &app.device_keys, value(headers, DEVICE)?, app.clock.now())
 }
 
 fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -16,10 +16,12 @@ use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::app::App;
 use crate::client::Client;
 use crate::config::{MAX_BODY, MAX_USER_AGENT};
 use crate::error::{Error, Problem};
 use crate::http::Site;
+use crate::known_device::{KnownDevice, TICKET};
 use crate::locale::Locale;
 use crate::secret::Token;
 
@@ -58,11 +60,7 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let only = |name: &str| {
-            let mut values = parts.headers.get_all(name).iter();
-            let value = values.next()?.to_str().ok()?.trim();
-            values.next().is_none().then_some(value)
-        };
+        let only = |name: &str| only(&parts.headers, name);
         let bearer = || {
             let (scheme, token) = only("authorization")?.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
@@ -71,6 +69,19 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
             if parts.headers.contains_key("x-session-token") { only("x-session-token") } else { bearer() };
         Ok(Self(text.and_then(Token::parse)))
     }
+}
+
+/// The ticket that a victim on a new device got from an operator (`vos-auth account recover`), in `X-Recovery-Ticket`.
+#[must_use]
+pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
+    KnownDevice::read(&TICKET, &app.device_keys, only(headers, "x-recovery-ticket")?, app.clock.now())
+}
+
+/// A header that was sent once.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?.trim();
+    values.next().is_none().then_some(value)
 }
 
 /// A JSON object whose members are all strings, read into `T` with nothing unknown, missing, doubled or mistyped. Every

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::clock::new_id;
 use crate::config::Config;
 use crate::error::{Error, Problem};
-use crate::http::extract::ClientIp;
+use crate::http::extract::{ClientIp, ticket};
 use crate::http::{ROUTES, Site, cookie};
 use crate::metrics::Answer;
 use crate::throttle::Source;
@@ -55,10 +55,11 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
 }
 
 /// Lets a POST through that costs a mail or a hash: first the budget of its network (or of its browser, if it is a known
-/// one), then its origin; both before anything is parsed.
+/// one, or of its ticket), then its origin; both before anything is parsed.
 pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
     let client = request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
     let source = cookie::known_device(request.headers(), &site.app)
+        .or_else(|| ticket(request.headers(), &site.app))
         .map_or(Source::Network(client), |device| Source::Device(device.id()));
     if let Err(wait) = site.app.network_limiter.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();

@@ -123,6 +123,7 @@ fn cors(config: &Config) -> CorsLayer {
             AUTHORIZATION,
             CONTENT_TYPE,
             HeaderName::from_static("x-session-token"),
+            HeaderName::from_static("x-recovery-ticket"),
         ])
         .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
         .max_age(Duration::from_mins(10))

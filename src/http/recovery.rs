@@ -9,10 +9,12 @@ use tower_cookies::Cookies;
 use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
-use crate::http::extract::StrictJson;
+use crate::http::extract::{StrictJson, ticket};
 use crate::http::session::{AuthLoginResponse, Status};
 use crate::http::{Site, cookie};
+use crate::known_device::KnownDevice;
 use crate::password::Password;
+use crate::recovery::Standing;
 use crate::secret::Code;
 
 /// The contract's `AuthRecoveryStartRequest`.
@@ -51,8 +53,12 @@ pub async fn start(
 ) -> Result<Json<Status>, Error> {
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
-    let device = cookie::known_device(&headers, &site.app).and_then(|known| known.of(&email));
-    let started = site.recovery.start(email, cookie::recovery_token(&headers), device, client).await?;
+    let of_email = |known: Option<KnownDevice>| known.and_then(|known| known.of(&email));
+    let standing = Standing {
+        device: of_email(cookie::known_device(&headers, &site.app)),
+        ticket: of_email(ticket(&headers, &site.app)),
+    };
+    let started = site.recovery.start(email, cookie::recovery_token(&headers), standing, client).await?;
     cookie::set_recovery(&cookies, &started.token, started.lifetime);
     Ok(Json(Status { status: "code_sent" }))
 }

@@ -279,7 +279,7 @@ impl Gateway {
         // lettre takes any 2xx or 3xx for a yes; only these two are.
         let go_on = connection.command(Data).await.map_err(NotSent::at(Stage::Data))?;
         exactly(&go_on, 354, Stage::Data)?;
-        let taken = connection.message(&mail.bytes).await.map_err(NotSent::at(Stage::Message))?;
+        let taken = connection.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
         exactly(&taken, 250, Stage::Message)?;
         relay.keep(connection);
         Ok(())

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-pub use self::start::Started;
+pub use self::start::{Standing, Started};
 pub use self::verify::Verified;
 use crate::app::App;
 use crate::clock::first_id_of;

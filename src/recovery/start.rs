@@ -21,7 +21,7 @@ use crate::group_commit::{Arrivals, Batch};
 use crate::known_device::DeviceId;
 use crate::locale::Locale;
 use crate::secret::{Token, TokenHash};
-use crate::throttle::{Budget, Key, interval, recovery_key};
+use crate::throttle::{self, Budget, Key, interval, recovery_key, ticket_key};
 
 /// An accepted start: what the cookie has to hold.
 #[derive(Debug)]
@@ -52,11 +52,20 @@ pub(super) enum Outcome {
     Refused { retry_at: OffsetDateTime },
 }
 
+/// On whose budget a start draws.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standing {
+    /// A browser that has signed in with the address before.
+    pub device: Option<DeviceId>,
+    /// An operator's ticket for the address.
+    pub ticket: Option<DeviceId>,
+}
+
 impl Recovery {
     /// Begins a recovery for any address, or goes on with the one that `presented` belongs to: the same address, a
     /// code that was sent, attempts left and at least 3 minutes to live. Then code, attempts and lifetime stay, and one
-    /// more mail is owed unless one is unsent. It draws on the budget of the address, or on that of a `device` that has
-    /// signed in with it before. Returns when session and mail are durable.
+    /// more mail is owed unless one is unsent. It draws on the budget of the address, or on that of a device that has
+    /// signed in with it before; once that is spent, a ticket is good for one. Returns when session and mail are durable.
     ///
     /// # Errors
     ///
@@ -67,22 +76,42 @@ impl Recovery {
         &self,
         email: EmailAddress,
         presented: Option<Token>,
-        device: Option<DeviceId>,
+        standing: Standing,
         client: Client,
     ) -> Result<Started, Error> {
         if !self.app.gateway.is_up() {
             return Err(Error::retry_after(Problem::MailUnavailable, OUTAGE_RETRY_AFTER));
         }
+        let started = self.commit(&email, presented.as_ref(), standing.device, &client).await;
+        match (started, standing.ticket) {
+            (Err(refused), Some(ticket)) if refused.problem == Problem::AddressThrottled => {
+                let (now, key) = (self.app.time()?, ticket_key(ticket));
+                throttle::draw(&self.app.pool, now, &key, Budget::of_a_ticket(), refused.problem)
+                    .await
+                    .map_err(|error| if error.problem == refused.problem { refused } else { error })?;
+                self.commit(&email, presented.as_ref(), Some(ticket), &client).await
+            }
+            (started, _) => started,
+        }
+    }
+
+    async fn commit(
+        &self,
+        email: &EmailAddress,
+        presented: Option<&Token>,
+        device: Option<DeviceId>,
+        client: &Client,
+    ) -> Result<Started, Error> {
         let now = self.app.time()?;
         let token = Token::random();
         let start = Start {
             session_id: new_id(now),
             outbox_id: new_id(now),
             token_hash: token.hash(),
-            presented: presented.as_ref().map(Token::hash),
-            budget_key: recovery_key(&email, device),
-            email,
-            client,
+            presented: presented.map(Token::hash),
+            budget_key: recovery_key(email, device),
+            email: email.clone(),
+            client: client.clone(),
         };
         let outcome = timeout(STORAGE_DEADLINE, self.starts.submit(start)).await;
         let answered = self.app.clock.now();
@@ -90,7 +119,7 @@ impl Recovery {
         match (outcome, presented) {
             (Ok(Ok(Outcome::New { expires_at })), _) => Ok(Started { token, lifetime: lifetime(expires_at) }),
             (Ok(Ok(Outcome::Kept { expires_at })), Some(token)) => {
-                Ok(Started { token, lifetime: lifetime(expires_at) })
+                Ok(Started { token: token.clone(), lifetime: lifetime(expires_at) })
             }
             (Ok(Ok(Outcome::Refused { retry_at })), _) => {
                 Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))

@@ -122,7 +122,7 @@ async fn make_known(
         }
         DeviceId::new(now)
     };
-    Ok(Some(known_device::issue(&app.device_keys, id, &address)))
+    Ok(Some(known_device::issue(&known_device::COOKIE, &app.device_keys, id, &address)))
 }
 
 /// A password that takes the place of another.

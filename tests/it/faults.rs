@@ -164,7 +164,7 @@ async fn r3_a_service_killed_at_any_step_of_a_reset_leaves_no_mixture(pool: PgPo
 #[tokio::test]
 async fn r3_a_postgres_killed_at_any_step_of_a_reset_leaves_no_mixture() {
     let mut cluster = Cluster::start().await;
-    let stage = Stage::before(cluster.server(), "postgres").await;
+    let stage = Stage::before(Server::Socket(cluster.socket()), "postgres").await;
     let mut program = stage.program();
     let (mut steps, mut seen) = (0, Vec::new());
     'steps: for pair in breaks() {

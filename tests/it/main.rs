@@ -9,6 +9,7 @@ mod faults;
 mod harness;
 mod hashing;
 mod jwt;
+mod lockout;
 mod login;
 mod mail;
 mod operator;

@@ -1,15 +1,15 @@
-//! A PostgreSQL of a test's own, which may be killed.
+//! A PostgreSQL of one's own, which may be killed. `make chaos` uses it, too.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 
-use super::PATIENCE;
-use super::database::Server;
+/// How long it may take to come up or to go.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Cluster {
     home: PathBuf,
@@ -40,8 +40,8 @@ impl Cluster {
         cluster
     }
 
-    pub fn server(&self) -> Server {
-        Server::Socket(self.home.join(".s.PGSQL.5432"))
+    pub fn socket(&self) -> PathBuf {
+        self.home.join(".s.PGSQL.5432")
     }
 
     /// Connects, as soon as it is up.
@@ -58,8 +58,24 @@ impl Cluster {
         tokio::time::timeout(PATIENCE, connecting).await.expect("PostgreSQL comes up")
     }
 
-    /// Kills every process of it at once, and starts it again.
     pub fn is_killed_and_restarted(&mut self) {
+        self.is_killed();
+        self.starts_again();
+    }
+
+    /// What `pg_ctl stop -m immediate` does: it ends without a checkpoint, and recovers at its next start.
+    #[allow(dead_code, reason = "`make chaos` does it, no test")]
+    pub fn stops_at_once(&mut self) {
+        signal("-QUIT", &[self.server.id()]);
+        self.server.wait().unwrap();
+    }
+
+    pub fn starts_again(&mut self) {
+        self.server = serve(&self.home);
+    }
+
+    /// Kills every process of it at once.
+    pub fn is_killed(&mut self) {
         let postmaster = self.server.id();
         // Stopped, it forks no child that the list would lack; one that lives on keeps the shared memory, and the next
         // start is refused.
@@ -73,7 +89,6 @@ impl Cluster {
             assert!(began.elapsed() < PATIENCE, "a killed process of PostgreSQL lives on");
             std::thread::yield_now();
         }
-        self.server = serve(&self.home);
     }
 }
 
@@ -90,7 +105,7 @@ fn serve(home: &Path) -> Child {
     as_owner("postgres")
         .arg("-D")
         .arg(home.join("data"))
-        .args(["-c", "listen_addresses=", "-c", "max_connections=50", "-c", "shared_buffers=16MB"])
+        .args(["-c", "listen_addresses=", "-c", "max_connections=100", "-c", "shared_buffers=16MB"])
         .args(["-c", &format!("unix_socket_directories={}", home.display())])
         .current_dir(home)
         .stdout(Stdio::null())

@@ -1,0 +1,190 @@
+//! A Postfix of one's own: takes every mail for `chaos.test` and keeps it in a maildir. Its queue is a small file system
+//! in memory, so that it can be full.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Failure;
+
+/// What the queue holds at most, in MiB.
+const QUEUE_MIB: usize = 48;
+/// How long it may take to come up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Postfix {
+    home: PathBuf,
+    pub port: u16,
+    master: Child,
+    /// Whether its disk can be filled: mounting takes rights that not everybody has.
+    pub can_be_full: bool,
+}
+
+impl Postfix {
+    /// Needs root, as Postfix does.
+    pub fn start() -> Result<Self, Failure> {
+        let home = std::env::temp_dir().join("vos-auth-chaos-postfix");
+        unmount(&home);
+        let _ = fs::remove_dir_all(&home);
+        for folder in ["etc", "queue", "data", "log", "mail"] {
+            fs::create_dir_all(home.join(folder))?;
+        }
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let queue = home.join("queue");
+        let size = format!("size={QUEUE_MIB}m,mode=755");
+        let can_be_full =
+            runs(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&queue)).is_ok();
+        let owner = String::from_utf8(Command::new("id").args(["-u", "postfix"]).output()?.stdout)?;
+        fs::write(home.join("etc/main.cf"), main_cf(&home, owner.trim()))?;
+        fs::write(home.join("etc/master.cf"), master_cf(port))?;
+        for folder in ["data", "mail"] {
+            runs(Command::new("chown").arg("postfix").arg(home.join(folder)))?;
+        }
+        let master = serve(&home)?;
+        let postfix = Self { home, port, master, can_be_full };
+        postfix.is_up()?;
+        Ok(postfix)
+    }
+
+    /// Where it keeps what it has delivered.
+    pub fn mails(&self) -> PathBuf {
+        self.home.join("mail/all/new")
+    }
+
+    /// Kills every process of it at once.
+    pub fn is_killed(&mut self) {
+        let group = format!("kill -KILL -- -{}", self.master.id());
+        let _ = Command::new("bash").args(["-c", &group]).status();
+        let _ = self.master.wait();
+    }
+
+    pub fn starts_again(&mut self) -> Result<(), Failure> {
+        self.master = serve(&self.home)?;
+        self.is_up()
+    }
+
+    pub fn disk_is_full(&self) -> Result<(), Failure> {
+        // Fails when nothing more fits, which is the aim.
+        let _ = runs(Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(self.filler()));
+        if self.filler_path().exists() { Ok(()) } else { Err("the relay's disk could not be filled".into()) }
+    }
+
+    pub fn disk_has_room(&self) -> Result<(), Failure> {
+        Ok(fs::remove_file(self.filler_path())?)
+    }
+
+    fn filler(&self) -> String {
+        format!("of={}", self.filler_path().display())
+    }
+
+    fn filler_path(&self) -> PathBuf {
+        self.home.join("queue/filler")
+    }
+
+    /// How many mails it still owes its mailbox; it tries again every 3 s.
+    pub fn owes(&self) -> usize {
+        let queue = ["maildrop", "incoming", "active", "deferred"];
+        queue.iter().map(|folder| files(&self.home.join("queue").join(folder))).sum()
+    }
+
+    fn is_up(&self) -> Result<(), Failure> {
+        let began = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            if began.elapsed() > PATIENCE {
+                return Err("Postfix does not come up; is it installed, and is this root?".into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.is_killed();
+        unmount(&self.home);
+        let _ = fs::remove_dir_all(&self.home);
+    }
+}
+
+fn serve(home: &Path) -> Result<Child, Failure> {
+    // It makes what its queue lacks.
+    runs(Command::new("postfix").arg("-c").arg(home.join("etc")).arg("check"))?;
+    let mut master = Command::new("setpriv");
+    master.args(["--pdeathsig", "KILL", "/usr/lib/postfix/sbin/master", "-d", "-c"]).arg(home.join("etc"));
+    Ok(master.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+fn runs(command: &mut Command) -> Result<(), Failure> {
+    let ended = command.output()?;
+    if ended.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&ended.stderr).into()) }
+}
+
+fn unmount(home: &Path) {
+    let _ = Command::new("umount").arg("--lazy").arg(home.join("queue")).stderr(Stdio::null()).status();
+}
+
+/// Files in a folder and its folders.
+fn files(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
+}
+
+fn main_cf(home: &Path, owner: &str) -> String {
+    let home = home.display();
+    format!(
+        "compatibility_level = 3.6
+queue_directory = {home}/queue
+data_directory = {home}/data
+maillog_file = {home}/log/mail.log
+maillog_file_prefixes = {home}
+command_directory = /usr/sbin
+daemon_directory = /usr/lib/postfix/sbin
+mail_owner = postfix
+setgid_group = postdrop
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+myhostname = relay.chaos.test
+mydestination =
+mynetworks = 127.0.0.0/8
+smtpd_relay_restrictions = permit_mynetworks, reject
+virtual_mailbox_domains = chaos.test
+virtual_mailbox_base = {home}/mail
+virtual_mailbox_maps = static:all/
+virtual_uid_maps = static:{owner}
+virtual_gid_maps = static:{owner}
+virtual_minimum_uid = 1
+virtual_mailbox_limit = 0
+message_size_limit = 1048576
+queue_run_delay = 3s
+minimal_backoff_time = 3s
+maximal_backoff_time = 3s
+in_flow_delay = 0
+"
+    )
+}
+
+fn master_cf(port: u16) -> String {
+    format!(
+        "127.0.0.1:{port} inet n - n - - smtpd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+flush unix n - n 1000? 0 flush
+proxymap unix - - n - - proxymap
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+virtual unix - n n - - virtual
+anvil unix - - n - 1 anvil
+showq unix n - n - - showq
+postlog unix-dgram n - n - 1 postlogd
+"
+    )
+}

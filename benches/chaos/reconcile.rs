@@ -1,0 +1,146 @@
+//! Every 200 that a client saw beside every mail that the relay kept.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use mail_parser::MessageParser;
+use time::OffsetDateTime;
+use vos_auth::config::CODE_LIFETIME;
+
+use crate::Failure;
+use crate::faults::{Kind, Window};
+use crate::load::{Start, address_of, number_of};
+
+/// Postfix notes the second at which it took a mail, and a fault is not over in the moment in which it is mended.
+const BLUR: Duration = Duration::from_secs(3);
+
+/// A mail that the relay took.
+pub struct Kept {
+    message_id: String,
+    /// Postfix's own name for it: the same mail delivered twice by Postfix has it twice.
+    queue_id: String,
+    to: String,
+    taken_at: OffsetDateTime,
+}
+
+/// Reads a maildir.
+pub fn kept(folder: &Path) -> Result<Vec<Kept>, Failure> {
+    let mails = std::fs::read_dir(folder)?.map(|entry| -> Result<Kept, Failure> {
+        let raw = std::fs::read(entry?.path())?;
+        let mail = MessageParser::default().parse_headers(&raw).ok_or("a mail without headers")?;
+        let received = mail.received().ok_or("a mail that says not when it came")?;
+        let taken_at = received.date().ok_or("a Received without a date")?.to_timestamp();
+        Ok(Kept {
+            message_id: mail.message_id().ok_or("a mail without Message-ID")?.to_owned(),
+            queue_id: received.id().ok_or("a Received without an id")?.to_owned(),
+            to: mail.header_raw("X-Original-To").ok_or("a mail to nobody")?.trim().to_owned(),
+            taken_at: OffsetDateTime::from_unix_timestamp(taken_at)?,
+        })
+    });
+    mails.collect()
+}
+
+/// What came of it all.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    answers: BTreeMap<String, usize>,
+    mails: usize,
+    lost: Vec<String>,
+    late: usize,
+    beyond: usize,
+    unasked: usize,
+    sessions_twice: usize,
+    twice: BTreeMap<Kind, usize>,
+    twice_unexplained: Vec<String>,
+    by_postfix: usize,
+    p50: Duration,
+    p99: Duration,
+}
+
+impl Verdict {
+    pub fn of(starts: &[Start], kept: &[Kept], windows: &[Window]) -> Self {
+        let mut verdict = Self::default();
+        let by_number: HashMap<usize, &Start> = starts.iter().map(|start| (start.number, start)).collect();
+        let mut took = Vec::new();
+        let arrived: HashSet<&str> = kept.iter().map(|mail| mail.to.as_str()).collect();
+        for start in starts {
+            let answer = start.status.map_or("none".into(), |status| status.to_string());
+            *verdict.answers.entry(answer).or_default() += 1;
+            if start.status == Some(200) {
+                took.push(start.took);
+                let address = address_of(start.number);
+                if !arrived.contains(address.as_str()) {
+                    verdict.lost.push(address);
+                }
+            }
+        }
+        took.sort_unstable();
+        if let Some(last) = took.len().checked_sub(1) {
+            (verdict.p50, verdict.p99) = (took[last / 2], took[last * 99 / 100]);
+        }
+        let mut mails: HashMap<&str, BTreeMap<&str, &Kept>> = HashMap::new();
+        for mail in kept {
+            match number_of(&mail.to).and_then(|number| by_number.get(&number)) {
+                Some(start) if start.status == Some(200) => {
+                    verdict.late += usize::from(mail.taken_at > start.ended_at + CODE_LIFETIME);
+                }
+                Some(_) => verdict.beyond += 1,
+                None => verdict.unasked += 1,
+            }
+            let again = mails.entry(&mail.message_id).or_default().insert(&mail.queue_id, mail);
+            verdict.by_postfix += usize::from(again.is_some());
+        }
+        verdict.mails = mails.len();
+        verdict.sessions_twice = mails.len().saturating_sub(arrived.len());
+        for (id, takes) in mails.iter().filter(|(_, takes)| takes.len() > 1) {
+            match takes.values().find_map(|mail| explains(windows, mail.taken_at)) {
+                Some(kind) => *verdict.twice.entry(kind).or_default() += takes.len() - 1,
+                None => verdict.twice_unexplained.push((*id).to_owned()),
+            }
+        }
+        verdict
+    }
+
+    /// Prints the table. An error if a promise was broken.
+    pub fn is_told(&self, windows: &[Window], drained: Duration, took: Duration) -> Result<(), Failure> {
+        println!("\nfault              injected   mails sent again");
+        let mut injected: BTreeMap<Kind, usize> = BTreeMap::new();
+        for window in windows {
+            *injected.entry(window.kind).or_default() += 1;
+        }
+        for (kind, count) in &injected {
+            let again = self.twice.get(kind).copied().unwrap_or_default();
+            println!("{:18} {count:8}   {again:16}", format!("{kind:?}"));
+        }
+        println!("{:18} {:8}   {:16}\n", "together", windows.len(), self.twice.values().sum::<usize>());
+        let answers: Vec<_> =
+            self.answers.iter().map(|(answer, count)| format!("{answer}: {count}")).collect();
+        println!("answers            {}", answers.join(", "));
+        println!("200 after          p50 {:.1?}, p99 {:.1?}", self.p50, self.p99);
+        println!("mails kept         {}", self.mails);
+        println!("  of no 200        {} (the answer was lost, and the start was kept)", self.beyond);
+        println!("  doubled inside   {} (by the relay itself, when it was killed)", self.by_postfix);
+        println!("drained            {drained:.1?} after the last fault and the last start");
+        println!("in all             {took:.0?}\n");
+        println!("sent again, and no fault explains it   {}", self.twice_unexplained.len());
+        println!("two mails of one start                 {}", self.sessions_twice);
+        println!("mails that nobody asked for            {}", self.unasked);
+        println!("mails after the code's death           {}", self.late);
+        for lost in self.lost.iter().take(10) {
+            println!("lost: {lost}");
+        }
+        for id in self.twice_unexplained.iter().take(10) {
+            println!("sent again: {id}");
+        }
+        println!("lost {}", self.lost.len());
+        let broken =
+            self.lost.len() + self.twice_unexplained.len() + self.sessions_twice + self.unasked + self.late;
+        if broken == 0 { Ok(()) } else { Err("a promise was broken".into()) }
+    }
+}
+
+fn explains(windows: &[Window], taken_at: OffsetDateTime) -> Option<Kind> {
+    let near = |window: &&Window| (window.from - BLUR..=window.to + BLUR).contains(&taken_at);
+    windows.iter().filter(|window| window.kind.may_duplicate()).find(near).map(|window| window.kind)
+}
