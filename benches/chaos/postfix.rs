@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -87,7 +88,7 @@ impl Postfix {
     /// How many mails it still owes its mailbox; it tries again every 3 s.
     pub fn owes(&self) -> usize {
         let queue = ["maildrop", "incoming", "active", "deferred"];
-        queue.iter().map(|folder| files(&self.home.join("queue").join(folder))).sum()
+        queue.iter().map(|folder| mails(&self.home.join("queue").join(folder))).sum()
     }
 
     fn is_up(&self) -> Result<(), Failure> {
@@ -127,10 +128,14 @@ fn unmount(home: &Path) {
     let _ = Command::new("umount").arg("--lazy").arg(home.join("queue")).stderr(Stdio::null()).status();
 }
 
-/// Files in a folder and its folders.
-fn files(folder: &Path) -> usize {
+/// Mails in a folder and its folders. One whose file cannot be executed was never taken: Postfix sets that bit before it
+/// answers 250, and leaves the others to be removed some day.
+fn mails(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
+    let is_taken = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|file| file.mode() & 0o100 != 0);
+    entries
+        .map(|entry| if entry.path().is_dir() { mails(&entry.path()) } else { usize::from(is_taken(&entry)) })
+        .sum()
 }
 
 fn main_cf(home: &Path, owner: &str) -> String {

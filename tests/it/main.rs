@@ -14,6 +14,7 @@ mod login;
 mod mail;
 mod operator;
 mod outage;
+mod postfix;
 mod program;
 mod races;
 mod refusals;

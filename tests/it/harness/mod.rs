@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod postfix;
 pub mod program;
 pub mod relay;
 pub mod tripwire;

@@ -1,0 +1,236 @@
+//! A Postfix of a test's own, with SASL and TLS: takes every mail for `example.com` and keeps it in a maildir.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::PATIENCE;
+
+pub const USER: &str = "courier";
+pub const PASSWORD: &str = "a relay's password";
+
+/// Whether Postfix can run at all: it has processes of several users.
+pub fn is_root() -> bool {
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !root {
+        eprintln!("Postfix needs root, so this was not tested");
+    }
+    root
+}
+
+pub struct Postfix {
+    home: PathBuf,
+    pub port: u16,
+    master: Child,
+}
+
+/// How it differs from one that takes no mail without TLS and a password.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    /// What it offers for AUTH.
+    pub mechanisms: &'a str,
+    /// TLS from the first byte.
+    pub implicit: bool,
+    /// The name in its certificate.
+    pub name: &'a str,
+    /// Lines for main.cf.
+    pub settings: &'a str,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { mechanisms: "PLAIN LOGIN", implicit: false, name: "localhost", settings: "" }
+    }
+}
+
+impl Postfix {
+    pub fn start(setup: Setup<'_>) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Not under target/: its users may not reach that.
+        let home = std::env::temp_dir().join(format!("vos-auth-postfix-{}-{number}", std::process::id()));
+        let _ = fs::remove_dir_all(&home);
+        for folder in ["etc", "queue", "data", "log", "mail", "etc/sasl", "tls"] {
+            fs::create_dir_all(home.join(folder)).unwrap();
+        }
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        make_certificates(&home.join("tls"), setup.name);
+        make_password(&home.join("etc/sasl"), setup.mechanisms);
+        let owner = output(Command::new("id").args(["-u", "postfix"]));
+        fs::write(home.join("etc/main.cf"), main_cf(&home, owner.trim(), &setup)).unwrap();
+        fs::write(home.join("etc/master.cf"), master_cf(port, setup.implicit)).unwrap();
+        for folder in ["data", "mail", "etc/sasl/sasldb2"] {
+            output(Command::new("chown").arg("postfix").arg(home.join(folder)));
+        }
+        let master = serve(&home);
+        let postfix = Self { home, port, master };
+        postfix.is_up();
+        postfix
+    }
+
+    /// Its URL, with the right password.
+    pub fn url(&self) -> String {
+        self.url_with(PASSWORD)
+    }
+
+    pub fn url_with(&self, password: &str) -> String {
+        let scheme = if self.is_implicit() { "smtps" } else { "smtp" };
+        let password = password.replace(' ', "%20").replace('\'', "%27");
+        format!("{scheme}://{USER}:{password}@localhost:{}", self.port)
+    }
+
+    fn is_implicit(&self) -> bool {
+        fs::read_to_string(self.home.join("etc/master.cf")).unwrap().contains("wrappermode")
+    }
+
+    /// The certificate of its authority.
+    pub fn ca(&self) -> String {
+        self.home.join("tls/ca.pem").display().to_string()
+    }
+
+    /// Waits until it keeps so many mails, and gives them as they came.
+    pub fn mails(&self, count: usize) -> Vec<String> {
+        let folder = self.home.join("mail/all/new");
+        let kept = || fs::read_dir(&folder).into_iter().flatten().flatten().collect::<Vec<_>>();
+        until("the mails", || kept().len() >= count);
+        kept().into_iter().map(|mail| fs::read_to_string(mail.path()).unwrap()).collect()
+    }
+
+    /// What it logged, with every line that clients sent it outside TLS and inside.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.join("log/mail.log")).unwrap_or_default()
+    }
+
+    pub fn until_it_logs(&self, part: &str) {
+        until(part, || self.log().contains(part));
+    }
+
+    pub fn is_killed(&mut self) {
+        let group = format!("kill -KILL -- -{}", self.master.id());
+        let _ = Command::new("bash").args(["-c", &group]).status();
+        self.master.wait().unwrap();
+    }
+
+    pub fn starts_again(&mut self) {
+        self.master = serve(&self.home);
+        self.is_up();
+    }
+
+    fn is_up(&self) {
+        until("Postfix is up", || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.is_killed();
+        let _ = fs::remove_dir_all(&self.home);
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn output(command: &mut Command) -> String {
+    let ended = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+fn serve(home: &Path) -> Child {
+    // It makes what its queue lacks.
+    output(Command::new("postfix").arg("-c").arg(home.join("etc")).arg("check"));
+    let mut master = Command::new("/usr/lib/postfix/sbin/master");
+    master.arg("-d").arg("-c").arg(home.join("etc")).process_group(0);
+    master.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// An authority of its own, and a certificate by it.
+fn make_certificates(folder: &Path, name: &str) {
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \
+            -keyout ca.key -out ca.pem
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=relay -keyout key.pem -out request.pem
+        openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
+            -extfile <(printf 'subjectAltName=DNS:%s' \"$0\")";
+    output(Command::new("bash").args(["-c", script, name]).current_dir(folder));
+}
+
+fn make_password(folder: &Path, mechanisms: &str) {
+    let database = folder.join("sasldb2");
+    let config = format!(
+        "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nsasldb_path: {}\nmech_list: {mechanisms}\n",
+        database.display()
+    );
+    fs::write(folder.join("smtpd.conf"), config).unwrap();
+    let script = "printf %s \"$1\" | saslpasswd2 -p -c -f \"$0\" -u example.com courier";
+    output(Command::new("bash").args(["-c", script]).arg(database).arg(PASSWORD));
+}
+
+fn main_cf(home: &Path, owner: &str, setup: &Setup<'_>) -> String {
+    let (home, settings) = (home.display(), setup.settings);
+    format!(
+        "compatibility_level = 3.6
+queue_directory = {home}/queue
+data_directory = {home}/data
+maillog_file = {home}/log/mail.log
+maillog_file_prefixes = {home}
+command_directory = /usr/sbin
+daemon_directory = /usr/lib/postfix/sbin
+mail_owner = postfix
+setgid_group = postdrop
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+myhostname = relay.example.com
+mydestination =
+virtual_mailbox_domains = example.com
+virtual_mailbox_base = {home}/mail
+virtual_mailbox_maps = static:all/
+virtual_uid_maps = static:{owner}
+virtual_gid_maps = static:{owner}
+virtual_minimum_uid = 1
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_local_domain = example.com
+smtpd_sasl_authenticated_header = yes
+smtpd_tls_security_level = may
+smtpd_tls_auth_only = yes
+smtpd_tls_received_header = yes
+smtpd_tls_cert_file = {home}/tls/cert.pem
+smtpd_tls_key_file = {home}/tls/key.pem
+debug_peer_list = 127.0.0.1
+{settings}
+"
+    )
+}
+
+fn master_cf(port: u16, implicit: bool) -> String {
+    let options = if implicit { " -o smtpd_tls_wrappermode=yes" } else { "" };
+    format!(
+        "127.0.0.1:{port} inet n - n - - smtpd{options}
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+tlsmgr unix - - n 1000? 1 tlsmgr
+proxymap unix - - n - - proxymap
+error unix - - n - - error
+retry unix - - n - - error
+virtual unix - n n - - virtual
+anvil unix - - n - 1 anvil
+postlog unix-dgram n - n - 1 postlogd
+"
+    )
+}
