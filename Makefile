@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos
+.PHONY: help run test prepare bench courier chaos catalogue
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -20,6 +20,9 @@ test: ## run every test against a database of their own
 	  || scripts/apt-install Postfix postfix sasl2-bin libsasl2-modules openssl
 	@cargo test --no-run
 	@scripts/with-postgres test cargo test
+
+catalogue: ## run every test, and write what became of each requirement into docs/catalogue.md
+	@scripts/with-postgres test cargo test --no-fail-fast -- --format=pretty | tee /dev/stderr | scripts/catalogue
 
 prepare: ## write .sqlx anew after a query or a migration was changed (needs cargo-sqlx)
 	@scripts/with-postgres prepare scripts/sqlx-prepare

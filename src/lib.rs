@@ -17,7 +17,7 @@
 //! | a new password while signed in | [`password_change`] | |
 //! | hashing on a bounded pool, the policy, foreign hashes | [`password`] | |
 //! | JWTs, their keys and JWKS | [`jwt`] | |
-//! | the cookie of a browser that has signed in before | [`known_device`] | |
+//! | the cookie of a browser that has signed in before, the ticket of an operator | [`known_device`] | |
 //! | many callers, one flush | [`group_commit`] | |
 //! | budgets of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | mails that are owed: claim, lease, retry, give up | [`outbox`] | `outbox` |

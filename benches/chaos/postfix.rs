@@ -168,6 +168,7 @@ queue_run_delay = 3s
 minimal_backoff_time = 3s
 maximal_backoff_time = 3s
 in_flow_delay = 0
+notify_classes =
 "
     )
 }
