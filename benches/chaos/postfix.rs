@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::Failure;
 
+/// How the folders of all runs begin.
+const PREFIX: &str = "vos-auth-chaos-postfix-";
 /// What the queue holds at most, in MiB.
 const QUEUE_MIB: usize = 48;
 /// How long it may take to come up.
@@ -27,9 +29,8 @@ pub struct Postfix {
 impl Postfix {
     /// Needs root, as Postfix does.
     pub fn start() -> Result<Self, Failure> {
-        let home = std::env::temp_dir().join("vos-auth-chaos-postfix");
-        unmount(&home);
-        let _ = fs::remove_dir_all(&home);
+        remove_leftovers()?;
+        let home = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         for folder in ["etc", "queue", "data", "log", "mail"] {
             fs::create_dir_all(home.join(folder))?;
         }
@@ -106,9 +107,20 @@ impl Postfix {
 impl Drop for Postfix {
     fn drop(&mut self) {
         self.is_killed();
-        unmount(&self.home);
-        let _ = fs::remove_dir_all(&self.home);
+        remove(&self.home);
     }
+}
+
+/// What runs that were killed have left: their processes have ended with them.
+fn remove_leftovers() -> Result<(), Failure> {
+    for entry in fs::read_dir(std::env::temp_dir())?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 fn serve(home: &Path) -> Result<Child, Failure> {
@@ -124,8 +136,9 @@ fn runs(command: &mut Command) -> Result<(), Failure> {
     if ended.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&ended.stderr).into()) }
 }
 
-fn unmount(home: &Path) {
+fn remove(home: &Path) {
     let _ = Command::new("umount").arg("--lazy").arg(home.join("queue")).stderr(Stdio::null()).status();
+    let _ = fs::remove_dir_all(home);
 }
 
 /// Mails in a folder and its folders. One whose file cannot be executed was never taken: Postfix sets that bit before it
