@@ -20,6 +20,8 @@ use crate::replica::Replica;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Kind {
+    // First: where several could have had a mail sent again, it is this one.
+    RelayAnswerLost,
     ReplicaKilled,
     PostgresKilled,
     PostgresStopped,
@@ -31,7 +33,6 @@ pub enum Kind {
     RelaySlow,
     RelayReset,
     RelayPutsOff,
-    RelayAnswerLost,
     RelayDiskFull,
     ClockAhead,
     ClockBehind,

@@ -36,7 +36,7 @@ use self::reconcile::Verdict;
 type Failure = Box<dyn std::error::Error>;
 
 /// Between two faults.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(5);
 /// How long what is owed may take to go out once all is well.
 const DRAIN: Duration = Duration::from_mins(5);
 

@@ -94,7 +94,7 @@ impl Verdict {
         verdict.mails = mails.len();
         verdict.sessions_twice = mails.len().saturating_sub(arrived.len());
         for (id, takes) in mails.iter().filter(|(_, takes)| takes.len() > 1) {
-            match takes.values().find_map(|mail| explains(windows, mail.taken_at)) {
+            match takes.values().filter_map(|mail| explains(windows, mail.taken_at)).min() {
                 Some(kind) => *verdict.twice.entry(kind).or_default() += takes.len() - 1,
                 None => verdict.twice_unexplained.push((*id).to_owned()),
             }
@@ -142,5 +142,6 @@ impl Verdict {
 
 fn explains(windows: &[Window], taken_at: OffsetDateTime) -> Option<Kind> {
     let near = |window: &&Window| (window.from - BLUR..=window.to + BLUR).contains(&taken_at);
-    windows.iter().filter(|window| window.kind.may_duplicate()).find(near).map(|window| window.kind)
+    let kinds = windows.iter().filter(near).map(|window| window.kind);
+    kinds.filter(|kind| kind.may_duplicate()).min()
 }
