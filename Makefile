@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos catalogue
+.PHONY: help run test prepare bench courier chaos blind catalogue
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -40,3 +40,7 @@ chaos: ## break everything around two replicas under load, and count what was lo
 	@[ -x /usr/sbin/postfix ] || scripts/apt-install Postfix postfix
 	@cargo build --quiet --bench chaos
 	@scripts/with-postgres chaos cargo test --quiet --bench chaos -- $(ARGS)
+
+blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --seed 1")
+	@cargo bench --bench blind --no-run
+	@scripts/with-postgres blind cargo bench --bench blind -- $(ARGS)

@@ -79,7 +79,8 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     println!("chaos: seed {seed}; setting up…");
     let began = Instant::now();
-    let addresses = options.accepted * 5;
+    // More than can be asked for: by those that are accepted and refused, and while a fault lasts.
+    let addresses = 3 * options.accepted + options.faults * 30 * usize::try_from(options.rate)?;
     let world = world(addresses).await?;
     let mut kinds = Kind::value_variants().to_vec();
     if !world.postfix.lock().await.can_be_full {

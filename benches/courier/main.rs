@@ -135,6 +135,7 @@ impl Bench {
         for stalls in [false, true] {
             self.is_empty().await?;
             self.owes(0, 1.0).await?;
+            self.sink.stall_every.store(10, Ordering::Relaxed);
             self.sink.stalls.store(stalls, Ordering::Relaxed);
             let replica = self.serve(&[("SMTP_CONNECTIONS", "64")]).await?;
             let accounts = "INSERT INTO account (id, email, created_at, updated_at)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long every tenth mail is held when the relay stalls: longer than a conversation may take.
+/// How long a mail is held when the relay stalls: longer than a conversation may take.
 const STALL: Duration = Duration::from_secs(30);
 
 /// What became of an address's mails.
@@ -31,6 +31,8 @@ pub struct Sink {
     mails: AtomicUsize,
     taken: AtomicUsize,
     pub stalls: AtomicBool,
+    /// Which of the mails are held then: every so many.
+    pub stall_every: AtomicUsize,
 }
 
 impl Sink {
@@ -71,9 +73,9 @@ impl Sink {
             if in_data {
                 if line == ".\r\n" {
                     in_data = false;
-                    if self.mails.fetch_add(1, Ordering::Relaxed) % 10 == 9
-                        && self.stalls.load(Ordering::Relaxed)
-                    {
+                    let number = self.mails.fetch_add(1, Ordering::Relaxed) + 1;
+                    let every = self.stall_every.load(Ordering::Relaxed).max(1);
+                    if number.is_multiple_of(every) && self.stalls.load(Ordering::Relaxed) {
                         self.note(&address, |seen| seen.stalled = true);
                         // One that hangs up meanwhile has not heard that the mail was taken, so it was not.
                         let silence = tokio::time::timeout(STALL, stream.read_line(&mut line)).await;
