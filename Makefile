@@ -16,7 +16,7 @@ run: ## run the service on PORT (default 8080) with a database, accounts and a m
 test: ## run every test against a database of their own
 	@/usr/bin/python3 -c 'import jwt, cryptography' 2>/dev/null || scripts/apt-install PyJWT python3-jwt python3-cryptography
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || scripts/apt-install libfaketime faketime
-	@command -v saslpasswd2 openssl >/dev/null && [ -x /usr/sbin/postfix ] \
+	@ls /usr/sbin/postfix /usr/sbin/saslpasswd2 /usr/lib/*/sasl2/libplain.so /usr/bin/openssl >/dev/null 2>&1 \
 	  || scripts/apt-install Postfix postfix sasl2-bin libsasl2-modules openssl
 	@cargo test --no-run
 	@scripts/with-postgres test cargo test
