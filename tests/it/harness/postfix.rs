@@ -58,7 +58,7 @@ impl Postfix {
         for folder in ["etc", "queue", "data", "log", "mail", "etc/sasl", "tls"] {
             fs::create_dir_all(home.join(folder)).unwrap();
         }
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port(number);
         make_certificates(&home.join("tls"), setup.name);
         make_password(&home.join("etc/sasl"), setup.mechanisms);
         let owner = output(Command::new("id").args(["-u", "postfix"]));
@@ -145,6 +145,15 @@ fn output(command: &mut Command) -> String {
     let ended = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
     String::from_utf8(ended.stdout).unwrap()
+}
+
+/// Below the ports that the kernel gives to those who ask for any: between this look and Postfix's own, nobody is given
+/// it.
+fn free_port(number: usize) -> u16 {
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap_or_default() * 100;
+    let first = first + u16::try_from(number % 50).unwrap_or_default() * 2;
+    (first..32_000).step_by(100).find(is_free).expect("a free port")
 }
 
 fn serve(home: &Path) -> Child {
