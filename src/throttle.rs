@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use governor::clock::Clock as GovernorClock;
@@ -265,11 +266,20 @@ pub enum Source {
     Device(DeviceId),
 }
 
+type Limiter = RateLimiter<Source, DashMapStateStore<Source>, Clock, NoOpMiddleware<Duration>>;
+
+/// Sources that are remembered at most, in some 10 MB.
+const MAX_SOURCES: usize = 100_000;
+
 /// The budget of each source, in memory and therefore of one replica.
 #[derive(Debug)]
 pub struct NetworkLimiter {
-    limiter: Option<RateLimiter<Source, DashMapStateStore<Source>, Clock, NoOpMiddleware<Duration>>>,
+    limiter: Option<Limiter>,
     clock: Clock,
+    /// Requests since the last sweep: no more sources can be new since.
+    since_sweep: AtomicUsize,
+    /// Whether half of the room was still taken after it.
+    is_full: AtomicBool,
 }
 
 impl NetworkLimiter {
@@ -278,16 +288,21 @@ impl NetworkLimiter {
     pub fn new(burst: u32, per_minute: u32, clock: Clock) -> Self {
         let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
-        Self { limiter: Some(RateLimiter::dashmap_with_clock(quota, clock.clone())), clock }
+        Self::of(Some(RateLimiter::dashmap_with_clock(quota, clock.clone())), clock)
     }
 
     /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self { limiter: None, clock: Clock::system() }
+        Self::of(None, Clock::system())
     }
 
-    /// Counts a request.
+    fn of(limiter: Option<Limiter>, clock: Clock) -> Self {
+        Self { limiter, clock, since_sweep: AtomicUsize::new(0), is_full: AtomicBool::new(false) }
+    }
+
+    /// Counts a request. While tens of thousands of sources ask at once, everybody passes: the budget would have to
+    /// forget somebody or to refuse strangers, and the bound on codes does not rest on it.
     ///
     /// # Errors
     ///
@@ -296,6 +311,12 @@ impl NetworkLimiter {
         let Some(limiter) = &self.limiter else {
             return Ok(());
         };
+        if self.since_sweep.fetch_add(1, Ordering::Relaxed) == MAX_SOURCES / 2 {
+            let _ = self.sweep();
+        }
+        if self.is_full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let source = match source {
             Source::Network(ip) => Source::Network(network_of(ip)),
             device @ Source::Device(_) => device,
@@ -306,11 +327,12 @@ impl NetworkLimiter {
     /// Forgets the networks whose budget is full again, and says how many are left.
     #[must_use]
     pub fn sweep(&self) -> usize {
-        self.limiter.as_ref().map_or(0, |limiter| {
-            limiter.retain_recent();
-            limiter.shrink_to_fit();
-            limiter.len()
-        })
+        let Some(limiter) = &self.limiter else { return 0 };
+        self.since_sweep.store(0, Ordering::Relaxed);
+        limiter.retain_recent();
+        limiter.shrink_to_fit();
+        self.is_full.store(limiter.len() >= MAX_SOURCES / 2, Ordering::Relaxed);
+        limiter.len()
     }
 }
 
@@ -340,6 +362,20 @@ mod tests {
         assert_eq!(limiter.sweep(), 1);
         clock.advance(Duration::from_mins(1));
         assert_eq!(limiter.sweep(), 0);
+    }
+
+    #[test]
+    fn so_many_networks_that_memory_would_run_out_are_let_through() {
+        let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
+        let limiter = NetworkLimiter::new(1, 60, Clock::Manual(clock.clone()));
+        let source = |n: u32| Source::Network(IpAddr::from(n.to_be_bytes()));
+        assert!((0..300_000).all(|n| limiter.admit(source(n)).is_ok()));
+        assert!(limiter.sweep() <= MAX_SOURCES);
+        assert!((0..100).all(|_| limiter.admit(source(0)).is_ok()), "it counts nobody while it is full");
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(limiter.sweep(), 0);
+        assert!(limiter.admit(source(0)).is_ok());
+        assert_eq!(limiter.admit(source(0)), Err(Duration::from_secs(1)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `make blind`: can a stopwatch tell who has an account? Calls for known, disabled, passwordless and unknown addresses at
 //! random order, on one connection and on sixteen, quiet and under load, with an idle relay and with one that stalls.
-//! Exits with an error if the answer is yes, twice.
+//! Exits with an error if the answer is yes, twice. `--leak` plants a look-up of accounts into `start`: then it must.
 
 mod auc;
+mod calls;
 #[path = "../courier/replica.rs"]
 #[expect(dead_code, reason = "the courier's measurement uses more of it")]
 mod replica;
@@ -11,7 +12,7 @@ mod replica;
 mod sink;
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use rand::rngs::SmallRng;
@@ -21,6 +22,7 @@ use sqlx::PgPool;
 use vos_auth::password::{Cost, Password};
 
 use self::auc::{Auc, median};
+use self::calls::{Call, KINDS, Subject, UNKNOWN, begins, in_parallel, one_by_one, prefix, strangers};
 use self::replica::Replica;
 use self::sink::Sink;
 
@@ -29,27 +31,28 @@ type Failure = Box<dyn std::error::Error>;
 /// Measures whether time tells who has an account.
 #[derive(Parser)]
 struct Options {
-    /// Calls of each kind in each cell; of login a twentieth
+    /// Calls of each kind in each cell of start and verify; of the others, a share of it
     #[arg(long, default_value = "20000")]
     calls: usize,
     /// Default: a random one
     #[arg(long)]
     seed: Option<u64>,
+    /// Measure these calls alone; may be given several times
+    #[arg(long)]
+    call: Vec<Call>,
+    /// Measure on so many connections alone
+    #[arg(long)]
+    connections: Option<usize>,
+    /// Measure without load and with a relay that does not stall, alone
+    #[arg(long)]
+    quiet: bool,
+    /// Have `start` look accounts up for 200 µs, to see that it is found
+    #[arg(long)]
+    leak: bool,
     /// What cargo gives to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
-    Start,
-    Verify,
-    Login,
-}
-
-/// Whose address a call is for.
-const KINDS: [&str; 4] = ["unknown", "known", "disabled", "nopassword"];
-const UNKNOWN: usize = 0;
 
 #[derive(Clone, Copy, Debug)]
 struct Cell {
@@ -59,19 +62,26 @@ struct Cell {
     stalled: bool,
 }
 
-/// Starts a second of strangers while a cell is loaded.
-const LOAD: u32 = 300;
-
-fn cells() -> Vec<Cell> {
-    let mut cells = Vec::new();
-    for (call, all) in [(Call::Start, &[1, 16][..]), (Call::Verify, &[1, 16]), (Call::Login, &[16])] {
-        for &connections in all {
-            for (loaded, stalled) in [(false, false), (true, false), (false, true), (true, true)] {
-                cells.push(Cell { call, connections, loaded, stalled });
+impl Options {
+    fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for call in Call::ALL {
+            for &connections in call.connections() {
+                for (loaded, stalled) in [(false, false), (true, false), (false, true), (true, true)] {
+                    cells.push(Cell { call, connections, loaded, stalled });
+                }
             }
         }
+        cells.retain(|cell| {
+            (self.call.is_empty() || self.call.contains(&cell.call))
+                && self.connections.is_none_or(|only| only == cell.connections)
+                && !(self.quiet && (cell.loaded || cell.stalled))
+                // What is about another call than the measured one hides behind load.
+                && !(cell.loaded && matches!(cell.call, Call::Resend | Call::Later | Call::AtOnce))
+                && !(cell.stalled && cell.call == Call::AtOnce)
+        });
+        cells
     }
-    cells
 }
 
 #[tokio::main]
@@ -82,15 +92,18 @@ async fn main() -> Result<(), Failure> {
     let pool = PgPool::connect(&url).await?;
     sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await?;
     vos_auth::database::MIGRATOR.run(&pool).await?;
-    let cells = cells();
+    if options.leak {
+        sqlx::raw_sql(LEAK).execute(&pool).await?;
+    }
+    let cells = options.cells();
     println!(
-        "seed {seed}; {} calls of each kind in each of {} cells; medians in ms",
+        "seed {seed}; {} calls of each kind in each of {} cells, of a resend a quarter, of a late or next call a tenth, of login a twentieth; medians in ms",
         options.calls,
         cells.len()
     );
     println!("call    conns  load   relay     unknown  kind             median    AUC  interval");
-    let blind =
-        Blind { url, pool, keys: replica::keys()?, calls: options.calls, comparisons: cells.len() * 3 };
+    let comparisons = cells.len() * (KINDS.len() - 1);
+    let blind = Blind { url, pool, keys: replica::keys()?, calls: options.calls, comparisons };
     let mut tells = 0;
     for (number, cell) in cells.into_iter().enumerate() {
         let seed = seed + number as u64 * 2;
@@ -103,6 +116,19 @@ async fn main() -> Result<(), Failure> {
     if tells == 0 { Ok(()) } else { Err("time may tell who has an account".into()) }
 }
 
+/// What promise 1 forbids: `start` reads `account`, and takes 200 µs longer if somebody is there.
+const LEAK: &str = "
+    CREATE FUNCTION looks_accounts_up() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE began timestamptz := clock_timestamp();
+    BEGIN
+        IF EXISTS (SELECT FROM account WHERE email = NEW.email) THEN
+            WHILE clock_timestamp() < began + interval '200 microseconds' LOOP END LOOP;
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER looks_accounts_up BEFORE INSERT ON recovery_session
+        FOR EACH ROW EXECUTE FUNCTION looks_accounts_up()";
+
 struct Blind {
     url: String,
     pool: PgPool,
@@ -114,7 +140,7 @@ struct Blind {
 impl Blind {
     /// Measures one cell and prints its rows.
     async fn tells(&self, cell: Cell, seed: u64) -> Result<bool, Failure> {
-        let calls = if cell.call == Call::Login { self.calls / 20 } else { self.calls };
+        let calls = self.calls / cell.call.share();
         self.has_accounts(calls).await?;
         let (sink, relay) = Sink::start().await;
         sink.stalls.store(cell.stalled, Ordering::Relaxed);
@@ -130,15 +156,14 @@ impl Blind {
         let load = tokio::spawn(strangers(base.clone(), cell.loaded));
         let mut calls: Vec<_> =
             order.into_iter().map(|n| Subject::new(n % KINDS.len(), n / KINDS.len())).collect();
-        if cell.call == Call::Verify {
+        if matches!(cell.call, Call::Verify | Call::Resend) {
             calls = in_parallel(16, &calls, |share| begins(base.clone(), share)).await?;
             // The mails of known addresses take time of this machine. That shows, and is said in docs/security.md.
             self.until_mails_are_out(cell.stalled).await?;
         }
         let mut took: [Vec<f64>; 4] = Default::default();
         for (kind, seconds) in
-            in_parallel(cell.connections, &calls, |share| calls_one_by_one(cell.call, base.clone(), share))
-                .await?
+            in_parallel(cell.connections, &calls, |share| one_by_one(cell.call, base.clone(), share)).await?
         {
             took[kind].push(seconds);
         }
@@ -147,11 +172,12 @@ impl Blind {
     }
 
     fn is_told(&self, cell: Cell, took: &[Vec<f64>; 4], random: &mut SmallRng) -> bool {
-        let bound = if cell.call == Call::Login { 0.05 } else { 0.02 };
+        let bound = if cell.call.share() > 1 { 0.05 } else { 0.02 };
+        let is_residual = cell.call == Call::AtOnce;
         let mut tells = false;
         for kind in 1..KINDS.len() {
             let auc = Auc::of(&took[kind], &took[UNKNOWN], errors(self.comparisons), random);
-            tells |= auc.tells() || auc.is_wide(bound);
+            tells |= !is_residual && (auc.tells() || auc.is_wide(bound));
             println!(
                 "{:7} {:5}  {:5}  {:7}  {:8.3}  {:14} {:8.3}  {:.3}  {:.3} to {:.3}{}",
                 format!("{:?}", cell.call).to_lowercase(),
@@ -164,7 +190,9 @@ impl Blind {
                 auc.at,
                 auc.low,
                 auc.high,
-                if auc.tells() {
+                if is_residual {
+                    "  (left over)"
+                } else if auc.tells() {
                     "  TELLS"
                 } else if auc.is_wide(bound) {
                     "  too wide"
@@ -197,13 +225,11 @@ impl Blind {
         let accounts = "INSERT INTO account (id, email, state, password_hash, created_at, updated_at)
             SELECT gen_random_uuid(), $2 || n || '@example.com', $3, $4, clock_timestamp(), clock_timestamp()
             FROM generate_series(0, $1) AS n";
-        for (kind, state, hash) in [
-            ("known", "active", Some(&hash)),
-            ("disabled", "disabled", Some(&hash)),
-            ("nopassword", "active", None),
-        ] {
-            let insert = sqlx::query(accounts).bind(i64::try_from(calls)?).bind(kind).bind(state).bind(hash);
-            insert.execute(&self.pool).await?;
+        for (kind, (state, hash)) in
+            (UNKNOWN + 1..).zip([("active", Some(&hash)), ("disabled", Some(&hash)), ("active", None)])
+        {
+            let insert = sqlx::query(accounts).bind(i64::try_from(calls)?).bind(prefix(kind));
+            insert.bind(state).bind(hash).execute(&self.pool).await?;
         }
         sqlx::raw_sql("VACUUM ANALYZE").execute(&self.pool).await?;
         Ok(())
@@ -218,106 +244,5 @@ fn errors(comparisons: usize) -> f64 {
         21..=40 => 3.23,
         41..=60 => 3.34,
         _ => 3.48,
-    }
-}
-
-/// Whom a call is about.
-#[derive(Clone)]
-struct Subject {
-    kind: usize,
-    email: String,
-    /// Of the recovery that was begun for it.
-    cookie: String,
-}
-
-impl Subject {
-    fn new(kind: usize, number: usize) -> Self {
-        Self { kind, email: format!("{}{number}@example.com", KINDS[kind]), cookie: String::new() }
-    }
-}
-
-/// Has so many connections work through their shares at once.
-async fn in_parallel<T: Send + 'static, W>(
-    connections: usize,
-    subjects: &[Subject],
-    work: impl Fn(Vec<Subject>) -> W,
-) -> Result<Vec<T>, Failure>
-where
-    W: Future<Output = Result<Vec<T>, reqwest::Error>> + Send + 'static,
-{
-    let mut working = tokio::task::JoinSet::new();
-    for share in subjects.chunks(subjects.len().div_ceil(connections)) {
-        working.spawn(work(share.to_vec()));
-    }
-    let mut all = Vec::new();
-    while let Some(ended) = working.join_next().await {
-        all.extend(ended??);
-    }
-    Ok(all)
-}
-
-/// Begins a recovery for each.
-async fn begins(base: String, share: Vec<Subject>) -> Result<Vec<Subject>, reqwest::Error> {
-    let client = reqwest::Client::new();
-    let mut begun = Vec::new();
-    for subject in share {
-        let body = serde_json::json!({ "email": subject.email });
-        let started = post(&client, &base, "/recovery/start", &body).send().await?.error_for_status()?;
-        let cookie = started.headers()["set-cookie"].to_str().unwrap_or_default();
-        let cookie = cookie.split(';').next().unwrap_or_default().to_owned();
-        begun.push(Subject { cookie, ..subject });
-    }
-    Ok(begun)
-}
-
-/// One connection, one call after the other. Gives the kind of each, and how long its answer took.
-async fn calls_one_by_one(
-    call: Call,
-    base: String,
-    share: Vec<Subject>,
-) -> Result<Vec<(usize, f64)>, reqwest::Error> {
-    let client = reqwest::Client::builder().pool_max_idle_per_host(1).build()?;
-    let mut took = Vec::new();
-    for Subject { kind, email, cookie } in share {
-        let (path, body, status) = match call {
-            Call::Start => ("/recovery/start", serde_json::json!({ "email": email }), 200),
-            Call::Verify => ("/recovery/verify", serde_json::json!({ "code": "00000000" }), 400),
-            Call::Login => (
-                "/login",
-                serde_json::json!({ "identifier": email, "password": "a guess that is wrong" }),
-                401,
-            ),
-        };
-        let request = post(&client, &base, path, &body).header("cookie", cookie);
-        let began = Instant::now();
-        let answer = request.send().await?;
-        assert_eq!(answer.status().as_u16(), status, "{call:?} of {email}");
-        answer.bytes().await?;
-        took.push((kind, began.elapsed().as_secs_f64()));
-    }
-    Ok(took)
-}
-
-fn post(
-    client: &reqwest::Client,
-    base: &str,
-    path: &str,
-    body: &serde_json::Value,
-) -> reqwest::RequestBuilder {
-    client.post(format!("{base}{path}")).header("content-type", "application/json").body(body.to_string())
-}
-
-/// Others who ask for codes meanwhile.
-async fn strangers(base: String, are_there: bool) {
-    let client = reqwest::Client::new();
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / LOAD);
-    for number in 0_u64.. {
-        tick.tick().await;
-        if are_there {
-            let body = serde_json::json!({ "email": format!("stranger{number}@example.com") }).to_string();
-            let start =
-                client.post(format!("{base}/recovery/start")).header("content-type", "application/json");
-            tokio::spawn(start.body(body).send());
-        }
     }
 }
