@@ -92,8 +92,9 @@ fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
 }
 
 /// The last address that a trusted proxy vouches for: X-Forwarded-For is read from its end, as long as the one who
-/// wrote it is trusted. Anything that is no address ends the walk.
-fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+/// wrote it is trusted. Anything that is no address ends the walk. Pure, so that it can be fuzzed.
+#[must_use]
+pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer;
     let lines = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
     let hops = lines.iter().rev().flat_map(|line| line.to_str().unwrap_or("-").rsplit(','));

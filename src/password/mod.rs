@@ -5,7 +5,7 @@
 //! further requests are refused before anything was spent on them.
 
 mod policy;
-mod stored;
+pub mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -125,7 +125,7 @@ impl Default for Cost {
 
 /// What Argon2 works in, kept from one hash to the next: a thread never holds more than its dearest hash took.
 #[derive(Debug, Default)]
-struct Memory(Vec<Block>);
+pub struct Memory(Vec<Block>);
 
 impl Memory {
     fn blocks(&mut self, count: usize) -> &mut [Block] {

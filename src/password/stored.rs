@@ -8,28 +8,53 @@ use subtle::ConstantTimeEq as _;
 use super::Memory;
 
 /// The dearest hashes that are still computed: a stored string must not be able to stop the service.
-const MAX_MEMORY_KIB: u32 = 1 << 20;
+const DEAREST: Effort = Effort { memory_kib: 1 << 20, steps: 4 << 20 };
 /// Memory that a thread keeps from one hash to the next, at most, for hashes of other systems.
 const KEPT_KIB: u32 = 64 << 10;
-/// Memory times passes: a second or two.
-const MAX_WORK_KIB: u32 = 4 << 20;
 const MAX_LANES: u32 = 64;
-const MAX_PBKDF2_ROUNDS: u32 = 2_000_000;
-const MAX_BCRYPT_COST: u32 = 16;
 /// Lengths of salts and hashes, in octets.
 const LENGTHS: std::ops::RangeInclusive<usize> = 10..=1024;
 
-/// Whether `stored` was made of `password`. A string that is of no known scheme, broken, or too dear to compute is of no
-/// password.
-pub(super) fn matches(stored: &str, password: &[u8], memory: &mut Memory) -> bool {
-    if let Some(cost) = ["$2a$", "$2b$", "$2y$"].iter().find_map(|version| stored.strip_prefix(version)) {
-        let cost = cost.split('$').next().and_then(|cost| cost.parse::<u32>().ok());
-        return cost.is_some_and(|cost| cost <= MAX_BCRYPT_COST)
-            && bcrypt::verify(password, stored).unwrap_or(false);
+/// What it takes to compute a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Memory in KiB.
+    pub memory_kib: u64,
+    /// Steps of about a microsecond: a KiB that Argon2 fills, half of one that scrypt fills, an HMAC of PBKDF2, a 64th of
+    /// a round of bcrypt.
+    pub steps: u64,
+}
+
+/// What it takes to compute `stored`; `None` if it is of no known scheme, broken, or too dear to compute.
+#[must_use]
+pub fn effort(stored: &str) -> Option<Effort> {
+    let effort = match after_bcrypt(stored) {
+        Some(rest) => {
+            let cost = rest.split('$').next()?.parse::<u32>().ok().filter(|cost| *cost < 32)?;
+            Effort { memory_kib: 4, steps: 64 << cost }
+        }
+        None => Phc::parse(stored)?.effort()?,
+    };
+    (effort.memory_kib <= DEAREST.memory_kib && effort.steps <= DEAREST.steps).then_some(effort)
+}
+
+/// Whether `stored` was made of `password`. One that has no [`effort`] is of no password.
+#[must_use]
+pub fn matches(stored: &str, password: &[u8], memory: &mut Memory) -> bool {
+    if effort(stored).is_none() {
+        return false;
+    }
+    if after_bcrypt(stored).is_some() {
+        return bcrypt::verify(password, stored).unwrap_or(false);
     }
     let Some(hash) = Phc::parse(stored) else { return false };
     let mut computed = vec![0; hash.output.len()];
     hash.compute(password, &mut computed, memory).is_some_and(|()| computed.ct_eq(&hash.output).into())
+}
+
+/// What follows the name of bcrypt, if that is the scheme.
+fn after_bcrypt(stored: &str) -> Option<&str> {
+    ["$2a$", "$2b$", "$2y$"].iter().find_map(|version| stored.strip_prefix(version))
 }
 
 /// The parts of a PHC string: `$id[$v=version]$name=value,…$salt$output`, base64 without padding.
@@ -67,6 +92,36 @@ impl<'a> Phc<'a> {
         self.params.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
+    fn effort(&self) -> Option<Effort> {
+        let param = |name| self.param(name).map(u64::from);
+        let (memory_kib, steps) = match self.id {
+            "argon2i" | "argon2d" | "argon2id" => (param("m")?, param("m")?.saturating_mul(param("t")?)),
+            "pbkdf2-sha1" => (0, self.pbkdf2_steps(20)?),
+            "pbkdf2-sha256" => (0, self.pbkdf2_steps(32)?),
+            "pbkdf2-sha512" => (0, self.pbkdf2_steps(64)?),
+            "scrypt" => {
+                let (n, r, p) = (1u64 << self.scrypt_log_n()?, param("r")?, param("p")?);
+                (r.saturating_mul(n + p) / 8, r.saturating_mul(n).saturating_mul(p) / 4)
+            }
+            _ => return None,
+        };
+        Some(Effort { memory_kib, steps })
+    }
+
+    /// Every block of the output costs all the rounds.
+    fn pbkdf2_steps(&self, block: usize) -> Option<u64> {
+        let blocks = u64::try_from(self.output.len().div_ceil(block)).ok()?;
+        Some(u64::from(self.param("i")?).saturating_mul(blocks))
+    }
+
+    /// The binary logarithm of scrypt's N, which `ln` is. The incumbent writes N itself there, which no logarithm can be.
+    fn scrypt_log_n(&self) -> Option<u32> {
+        match self.param("ln")? {
+            log_n if log_n < 32 => Some(log_n),
+            n => n.is_power_of_two().then(|| n.ilog2()),
+        }
+    }
+
     fn compute(&self, password: &[u8], output: &mut [u8], memory: &mut Memory) -> Option<()> {
         match self.id {
             "argon2i" | "argon2d" | "argon2id" => self.argon2(password, output, memory),
@@ -85,7 +140,7 @@ impl<'a> Phc<'a> {
             Some(_) => return None,
         };
         let (kib, passes, lanes) = (self.param("m")?, self.param("t")?, self.param("p")?);
-        if kib > MAX_MEMORY_KIB || kib.saturating_mul(passes) > MAX_WORK_KIB || lanes > MAX_LANES {
+        if lanes > MAX_LANES {
             return None;
         }
         let params = Params::new(kib, passes, lanes, Some(output.len())).ok()?;
@@ -99,7 +154,7 @@ impl<'a> Phc<'a> {
     }
 
     fn pbkdf2(&self, password: &[u8], output: &mut [u8]) -> Option<()> {
-        let rounds = self.param("i").filter(|rounds| (1..=MAX_PBKDF2_ROUNDS).contains(rounds))?;
+        let rounds = self.param("i").filter(|rounds| *rounds > 0)?;
         match self.id {
             "pbkdf2-sha1" => pbkdf2::pbkdf2_hmac::<sha1::Sha1>(password, &self.salt, rounds, output),
             "pbkdf2-sha256" => pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password, &self.salt, rounds, output),
@@ -109,15 +164,8 @@ impl<'a> Phc<'a> {
     }
 
     fn scrypt(&self, password: &[u8], output: &mut [u8]) -> Option<()> {
-        // `ln` is the binary logarithm of N. The incumbent writes N itself there, which no logarithm can be.
-        let log_n = match self.param("ln")? {
-            log_n if log_n < 32 => log_n,
-            n if n.is_power_of_two() => n.ilog2(),
-            _ => return None,
-        };
-        let (r, p) = (self.param("r")?, self.param("p")?);
-        let memory_kib = (u64::from(r) << log_n) / 8;
-        if memory_kib > u64::from(MAX_MEMORY_KIB) || p > MAX_LANES {
+        let (log_n, r, p) = (self.scrypt_log_n()?, self.param("r")?, self.param("p")?);
+        if p > MAX_LANES {
             return None;
         }
         let params = scrypt::Params::new(u8::try_from(log_n).ok()?, r, p).ok()?;
@@ -172,6 +220,10 @@ mod tests {
             "$scrypt$ln=31,r=4000000000,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$scrypt$ln=16385,r=8,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$scrypt$ln=0,r=8,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            // Within bounds by rounds or by memory alone: 52 blocks of output, 64 lanes, 32 GiB beside V.
+            &format!("$pbkdf2-sha1$i=2000000$AAAAAAAAAAAAAAAAAAAAAA${}", "A".repeat(1364)),
+            "$scrypt$ln=20,r=8,p=64$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            "$scrypt$ln=1,r=4194304,p=64$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$md5$x=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
         ] {
             assert!(!matches(stored, b"password", &mut Memory::default()), "{stored}");

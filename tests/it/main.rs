@@ -16,6 +16,7 @@ mod operator;
 mod outage;
 mod postfix;
 mod program;
+mod properties;
 mod races;
 mod refusals;
 mod relays;

@@ -96,6 +96,11 @@ impl Relay {
         self.state.lock().unwrap().mails.clone()
     }
 
+    /// The mails that have arrived since the last call, in order; they are forgotten.
+    pub fn takes_mails(&self) -> Vec<Mail> {
+        std::mem::take(&mut self.state.lock().unwrap().mails)
+    }
+
     /// Waits until `count` mails have arrived, and gives the last of them.
     pub async fn mail(&self, count: usize) -> Mail {
         self.until(|state| state.mails.len() >= count).await;

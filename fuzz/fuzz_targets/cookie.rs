@@ -1,0 +1,28 @@
+//! A recovery cookie is read if it stands there exactly once, and as it stands there.
+#![no_main]
+
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
+use libfuzzer_sys::fuzz_target;
+use vos_auth::http::cookie::recovery_token;
+use vos_auth::secret::TOKEN_CHARS;
+
+// Every line of the input is a header.
+fuzz_target!(|input: &[u8]| {
+    let mut headers = HeaderMap::new();
+    for line in input.split(|byte| *byte == b'\n').take(16) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append(COOKIE, value);
+        }
+    }
+    let Some(token) = recovery_token(&headers) else { return };
+    let text = token.expose();
+    assert!(text.len() == TOKEN_CHARS && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    let pair = format!("__Host-vos_recovery={text}");
+    assert!(input.windows(pair.len()).any(|part| part == pair.as_bytes()), "it was sent");
+
+    headers.append(COOKIE, HeaderValue::from_static("a=b; __host-vos_recovery=c; d"));
+    assert_eq!(recovery_token(&headers).map(|token| token.expose()), Some(text), "others say nothing");
+    headers.append(COOKIE, HeaderValue::from_str(&pair).expect("ASCII"));
+    assert!(recovery_token(&headers).is_none(), "twice is not at all");
+});

@@ -1,0 +1,42 @@
+//! A device cookie or a ticket that was not issued here, to the letter, speaks for nobody.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use time::{Duration, OffsetDateTime};
+use vos_auth::email_address::EmailAddress;
+use vos_auth::known_device::{COOKIE, DeviceId, KnownDevice, TICKET, issue};
+use vos_auth::secret::{Key, Keys};
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::weeks(3_000));
+
+struct Issued {
+    keys: Keys,
+    owner: EmailAddress,
+    cookie: String,
+}
+
+static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
+    let keys = Keys::from(Key::random("fuzz"));
+    let owner = EmailAddress::parse("trader@example.com").expect("an address");
+    let cookie = issue(&COOKIE, &keys, DeviceId::new(NOW), &owner);
+    Issued { keys, owner, cookie }
+});
+
+// The input is a value, and then what is changed in an issued one: a bit that is set is turned over.
+fuzz_target!(|input: &[u8]| {
+    let Issued { keys, owner, cookie } = &*ISSUED;
+    if let Ok(text) = std::str::from_utf8(input) {
+        assert!(KnownDevice::read(&COOKIE, keys, text, NOW).is_none());
+        assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none());
+    }
+    let changes = input.iter().chain(std::iter::repeat(&0));
+    let changed: Vec<u8> = cookie.bytes().zip(changes).map(|(byte, change)| byte ^ change).collect();
+    let Ok(changed) = String::from_utf8(changed) else { return };
+    let read = KnownDevice::read(&COOKIE, keys, &changed, NOW);
+    assert_eq!(read.is_some_and(|known| known.of(owner).is_some()), changed == *cookie);
+    let longer = format!("{cookie}{}", String::from_utf8_lossy(input));
+    assert_eq!(KnownDevice::read(&COOKIE, keys, &longer, NOW).is_some(), input.is_empty());
+    assert!(KnownDevice::read(&TICKET, keys, &changed, NOW).is_none());
+});

@@ -1,0 +1,42 @@
+//! X-Forwarded-For says something only through trusted hops, and then the last word is theirs.
+#![no_main]
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderValue};
+use ipnet::IpNet;
+use libfuzzer_sys::fuzz_target;
+use vos_auth::http::guard::client_ip;
+
+const NAME: &str = "x-forwarded-for";
+
+// Every line of the input is a header.
+fuzz_target!(|input: &[u8]| {
+    let trusted: [IpNet; 2] = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a network"));
+    let (proxy, stranger) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([203, 0, 113, 9]));
+    let mut headers = HeaderMap::new();
+    for line in input.split(|byte| *byte == b'\n').take(16) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append(NAME, value);
+        }
+    }
+    assert_eq!(client_ip(proxy, &headers, &[]), proxy, "nobody is trusted");
+    assert_eq!(client_ip(stranger, &headers, &trusted), stranger, "a stranger is believed nothing");
+    let client = client_ip(proxy, &headers, &trusted);
+    let sent = String::from_utf8_lossy(input);
+    let named = |hop: &str| {
+        let plain = hop.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|with_port| with_port.ip()));
+        plain.is_ok_and(|ip| ip.to_canonical() == client)
+    };
+    assert!(client == proxy || sent.split([',', '\n']).any(|hop| named(hop.trim())), "somebody named it");
+
+    // What the proxy itself appends decides, whatever stood there before.
+    let after = |last: &'static str| {
+        let mut headers = headers.clone();
+        headers.append(NAME, HeaderValue::from_static(last));
+        client_ip(proxy, &headers, &trusted)
+    };
+    assert_eq!(after("203.0.113.9"), stranger);
+    assert_eq!(after("x, 203.0.113.9, 10.1.1.1"), stranger);
+    assert_eq!(after("203.0.113.9, unknown"), proxy);
+});

@@ -1,0 +1,344 @@
+//! What a recovery is, in the plainest words: no database, no HTTP, no mail.
+
+use std::collections::HashMap;
+
+use time::OffsetDateTime;
+use vos_auth::app::App;
+use vos_auth::config::{CODE_LIFETIME, RESEND_LIFE, RESET_LIFETIME};
+use vos_auth::throttle::Budget;
+
+use crate::properties::throttle::{Buckets, whole_seconds};
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Nobody,
+    WithoutPassword,
+    WithPassword,
+}
+
+/// What is typed as a code.
+#[derive(Clone, Copy, Debug)]
+pub enum Typed {
+    Mailed,
+    /// The code that another browser's session was sent.
+    MailedTo(usize),
+    Wrong,
+    Malformed,
+}
+
+/// What an answer has to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    pub status: u16,
+    pub error: Option<String>,
+    pub attempts_left: Option<u64>,
+    /// Of the recovery cookie that is set; 0 if it is cleared.
+    pub cookie_life: Option<u64>,
+    pub retry_after: Option<u64>,
+    /// Whether a device cookie is set.
+    pub knows_browser: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    CodeSent,
+    Revoked,
+    Verified,
+    Consumed,
+}
+
+#[derive(Debug)]
+struct Session {
+    address: usize,
+    /// Counted up at every step: a browser that has an older one has none.
+    token: u64,
+    state: State,
+    attempts_left: i16,
+    expires_at: OffsetDateTime,
+    code: Option<String>,
+}
+
+/// A name of a browser, and the address that signed in on it last.
+type Device = (u64, usize);
+
+#[derive(Debug, Default)]
+struct Browser {
+    token: Option<u64>,
+    device: Option<Device>,
+}
+
+#[derive(Debug)]
+struct Account {
+    exists: bool,
+    active: bool,
+    password: Option<u64>,
+    last_password: u64,
+}
+
+#[derive(Debug)]
+pub struct Model {
+    budgets: (Budget, Budget),
+    begin: OffsetDateTime,
+    accounts: Vec<Account>,
+    browsers: Vec<Browser>,
+    /// Where the owner of each address is signed in.
+    signed_in: Vec<Browser>,
+    sessions: Vec<Session>,
+    /// What is left to strangers and to each device, by address.
+    mails: HashMap<(usize, Option<u64>), Buckets>,
+    /// What is left of new devices, by address.
+    devices: HashMap<usize, Buckets>,
+    counted: u64,
+}
+
+impl Model {
+    pub fn new(app: &App, owners: [Owner; 2], browsers: usize) -> Self {
+        let account = |owner| Account {
+            exists: owner != Owner::Nobody,
+            active: true,
+            password: (owner == Owner::WithPassword).then_some(0),
+            last_password: 0,
+        };
+        Self {
+            budgets: (app.address_budget, app.device_budget),
+            begin: app.clock.now(),
+            accounts: owners.map(account).into(),
+            browsers: (0..browsers).map(|_| Browser::default()).collect(),
+            signed_in: owners.iter().map(|_| Browser::default()).collect(),
+            sessions: Vec::new(),
+            mails: HashMap::new(),
+            devices: HashMap::new(),
+            counted: 0,
+        }
+    }
+
+    pub fn start(&mut self, now: OffsetDateTime, browser: usize, address: usize) -> Expected {
+        let device = self.browsers[browser].device.filter(|(_, owner)| *owner == address);
+        let full = Buckets::full(self.budgets.0, self.begin);
+        let budget = self.mails.entry((address, device.map(|(name, _)| name))).or_insert(full);
+        if let Err(at) = budget.spend(now) {
+            let retry_after = Some(whole_seconds(at - now));
+            return Expected { retry_after, ..Expected::error(429, "address_throttled") };
+        }
+        let kept = self.session_of(browser).filter(|session| {
+            session.address == address
+                && session.waits_for_code()
+                && session.attempts_left > 0
+                && session.expires_at >= now + RESEND_LIFE
+        });
+        let expires_at = match kept {
+            Some(session) => session.expires_at,
+            None => self.open(now, browser, address),
+        };
+        Expected::cookie(expires_at - now)
+    }
+
+    fn open(&mut self, now: OffsetDateTime, browser: usize, address: usize) -> OffsetDateTime {
+        let (token, expires_at) = (self.count(), now + CODE_LIFETIME);
+        let (state, attempts_left) = (State::CodeSent, 5);
+        self.sessions.push(Session { address, token, state, attempts_left, expires_at, code: None });
+        self.browsers[browser].token = Some(token);
+        expires_at
+    }
+
+    pub fn verify(&mut self, now: OffsetDateTime, browser: usize, typed: Typed) -> Expected {
+        let typed_code = match typed {
+            Typed::Mailed => self.mailed_code(browser).map(str::to_owned),
+            Typed::MailedTo(other) => self.mailed_code(other).map(str::to_owned),
+            Typed::Wrong | Typed::Malformed => None,
+        };
+        let token = self.count();
+        let Some(session) = self.session_of(browser) else { return Expected::missing() };
+        if let Some(error) = session.ended(now) {
+            return error;
+        }
+        if !session.waits_for_code() {
+            return Expected::error(401, "recovery_session_used");
+        }
+        if matches!(typed, Typed::Malformed) {
+            return Expected::error(400, "code_malformed");
+        }
+        session.attempts_left -= 1;
+        let right = typed_code.is_some() && typed_code == session.code && session.state == State::CodeSent;
+        let (address, attempts_left) = (session.address, u64::try_from(session.attempts_left).ok());
+        if !right || !self.accounts[address].is_there() {
+            return Expected { attempts_left, ..Expected::error(400, "code_invalid") };
+        }
+        let expires_at = now + RESET_LIFETIME;
+        let session = self.session_of(browser).expect("it was there");
+        (session.state, session.token, session.expires_at) = (State::Verified, token, expires_at);
+        self.browsers[browser].token = Some(token);
+        Expected::cookie(time::Duration::try_from(RESET_LIFETIME).unwrap())
+    }
+
+    /// With a good password; beside the answer, the address whose password it is now.
+    pub fn reset(&mut self, now: OffsetDateTime, browser: usize, password: u64) -> (Expected, Option<usize>) {
+        let address = match self.may_reset(now, browser) {
+            Ok(address) => address,
+            Err(error) => return (error, None),
+        };
+        if !self.accounts[address].is_there() {
+            return (Expected::error(401, "recovery_session_used"), None);
+        }
+        let session = self.session_of(browser).expect("it may reset");
+        session.state = State::Consumed;
+        self.browsers[browser].token = None;
+        self.password_is_new(now, address, password);
+        let device = self.browsers[browser].device;
+        let known = self.sign_in(now, address, device);
+        self.browsers[browser].device = known.or(device);
+        let cookie_life = Some(0);
+        (
+            Expected { status: 200, cookie_life, knows_browser: known.is_some(), ..Expected::default() },
+            Some(address),
+        )
+    }
+
+    /// With one that is refused as `refusal`, if there is a session.
+    pub fn refused_password(&mut self, now: OffsetDateTime, browser: usize, refusal: &str) -> Expected {
+        self.may_reset(now, browser).map_or_else(|error| error, |_| Expected::error(400, refusal))
+    }
+
+    fn may_reset(&mut self, now: OffsetDateTime, browser: usize) -> Result<usize, Expected> {
+        let session = self.session_of(browser).ok_or_else(Expected::missing)?;
+        match session.ended(now) {
+            Some(error) => Err(error),
+            None if session.waits_for_code() => Err(Expected::error(401, "recovery_session_unverified")),
+            None if session.state == State::Verified => Ok(session.address),
+            None => Err(Expected::error(401, "recovery_session_used")),
+        }
+    }
+
+    pub fn change_elsewhere(&mut self, now: OffsetDateTime, address: usize, password: u64) {
+        for _signed_in in ["by the login", "by the change"] {
+            let device = self.signed_in[address].device;
+            self.signed_in[address].device = self.sign_in(now, address, device).or(device);
+        }
+        self.password_is_new(now, address, password);
+    }
+
+    /// Every other recovery of the address that lives has ended; one without its code does not say so.
+    fn password_is_new(&mut self, now: OffsetDateTime, address: usize, password: u64) {
+        let account = &mut self.accounts[address];
+        (account.password, account.last_password) = (Some(password), password);
+        for session in &mut self.sessions {
+            if session.address == address && session.expires_at > now {
+                session.state = match session.state {
+                    State::CodeSent => State::Revoked,
+                    State::Verified => State::Consumed,
+                    ended => ended,
+                };
+            }
+        }
+    }
+
+    /// The device cookie that is set.
+    fn sign_in(&mut self, now: OffsetDateTime, address: usize, device: Option<Device>) -> Option<Device> {
+        if let Some(kept) = device.filter(|(_, owner)| *owner == address) {
+            return Some(kept);
+        }
+        let full = Buckets::full(self.budgets.1, self.begin);
+        let spent = self.devices.entry(address).or_insert(full).spend(now);
+        spent.is_ok().then(|| (self.count(), address))
+    }
+
+    pub fn take_cookie(&mut self, browser: usize, from: usize) {
+        self.browsers[browser].token = self.browsers[from].token;
+    }
+
+    pub fn account_becomes(&mut self, address: usize, active: bool) {
+        self.accounts[address].active = active;
+    }
+
+    pub fn mailed_code(&self, browser: usize) -> Option<&str> {
+        let token = self.browsers[browser].token?;
+        self.sessions.iter().find(|session| session.token == token)?.code.as_deref()
+    }
+
+    /// Whether a start that was accepted ends in a mail.
+    pub fn is_mailed(&mut self, browser: usize) -> bool {
+        let session = self.session_of(browser).expect("it has just started");
+        let (address, live) = (session.address, session.state == State::CodeSent);
+        live && self.accounts[address].is_there()
+    }
+
+    /// A session has one code for as long as it lives.
+    pub fn code_is_mailed(&mut self, browser: usize, code: &str) {
+        let session = self.session_of(browser).expect("it has just started");
+        assert_eq!(*session.code.get_or_insert(code.to_owned()), code);
+    }
+
+    pub fn password_that_logs_in(&self, address: usize) -> Option<u64> {
+        self.accounts[address].password.filter(|_| self.accounts[address].is_there())
+    }
+
+    pub fn last_password(&self, address: usize) -> u64 {
+        self.accounts[address].last_password
+    }
+
+    /// As they are stored, in order.
+    pub fn sessions_of(&self, address: usize) -> Vec<(String, i16, OffsetDateTime)> {
+        let of_address = self.sessions.iter().filter(|session| session.address == address);
+        let mut stored: Vec<_> = of_address
+            .map(|session| (session.state.stored().to_owned(), session.attempts_left, session.expires_at))
+            .collect();
+        stored.sort();
+        stored
+    }
+
+    fn session_of(&mut self, browser: usize) -> Option<&mut Session> {
+        let token = self.browsers[browser].token?;
+        self.sessions.iter_mut().find(|session| session.token == token)
+    }
+
+    fn count(&mut self) -> u64 {
+        self.counted += 1;
+        self.counted
+    }
+}
+
+impl Account {
+    fn is_there(&self) -> bool {
+        self.exists && self.active
+    }
+}
+
+impl Session {
+    fn waits_for_code(&self) -> bool {
+        matches!(self.state, State::CodeSent | State::Revoked)
+    }
+
+    fn ended(&self, now: OffsetDateTime) -> Option<Expected> {
+        if self.expires_at <= now {
+            return Some(Expected::error(401, "recovery_session_expired"));
+        }
+        let spent = self.waits_for_code() && self.attempts_left == 0;
+        spent.then(|| Expected::error(401, "recovery_session_spent"))
+    }
+}
+
+impl State {
+    fn stored(self) -> &'static str {
+        match self {
+            Self::CodeSent => "code_sent",
+            Self::Revoked => "revoked",
+            Self::Verified => "verified",
+            Self::Consumed => "consumed",
+        }
+    }
+}
+
+impl Expected {
+    fn error(status: u16, error: &str) -> Self {
+        Self { status, error: Some(error.into()), ..Self::default() }
+    }
+
+    fn missing() -> Self {
+        Self::error(401, "recovery_session_missing")
+    }
+
+    fn cookie(life: time::Duration) -> Self {
+        Self { status: 200, cookie_life: Some(whole_seconds(life)), ..Self::default() }
+    }
+}
