@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos blind catalogue fuzz
+.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -47,3 +47,7 @@ blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --se
 
 fuzz: ## try the parsers with made-up input, each for so long (seconds=600; needs nightly Rust, which it installs)
 	@scripts/fuzz $(or $(seconds),600)
+
+hostile: ## measure what clients notice of 10,000 idle connections and 200 slow writers
+	@cargo bench --bench hostile --no-run
+	@scripts/with-postgres hostile cargo bench --bench hostile

@@ -25,6 +25,13 @@ pub struct Answer {
     pub status: u16,
 }
 
+/// An address that is listened on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabel {
+    /// `api` or `metrics`.
+    pub listener: &'static str,
+}
+
 /// A mail that left the outbox, or that failed once more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MailOutcome {
@@ -86,6 +93,10 @@ pub struct LoginLabel {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Connections of clients that are open.
+    pub connections: Family<ListenerLabel, Gauge>,
+    /// How often all places were taken when one more came, so that those who waited were closed.
+    pub connections_crowded: Family<ListenerLabel, Counter>,
     /// Answered requests.
     pub http_answers: Family<Answer, Counter>,
     /// From a request's headers having been read to its answer.
@@ -130,6 +141,8 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vos_auth");
         let metrics = Self {
+            connections: Family::default(),
+            connections_crowded: Family::default(),
             http_answers: Family::default(),
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
@@ -152,6 +165,9 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         registry.register("build", "What is running", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("connections", "Open connections of clients", metrics.connections.clone());
+        let help = "Times that waiting connections were closed to make room for one more";
+        registry.register("connections_crowded", help, metrics.connections_crowded.clone());
         registry.register("http_answers", "Answered requests", metrics.http_answers.clone());
         registry.register_with_unit(
             "http_duration",

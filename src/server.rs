@@ -1,5 +1,8 @@
 //! Listens, runs the API beside the courier and the sweeper, and stops without losing anything.
 
+mod listener;
+mod stream;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,24 +10,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
 
+use self::listener::{Listener, affordable_connections};
 use crate::app::App;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
 use crate::database::{Health, in_time};
-use crate::http::guard::Peer;
 use crate::http::{self, Site};
+use crate::metrics::ListenerLabel;
 use crate::outbox::inspect;
 use crate::recovery::Recovery;
 use crate::sweeper::Sweeper;
 
+/// Connections to the figures at once: a few scrapers.
+const METRICS_CONNECTIONS: u32 = 64;
 /// How often the folder of JWT keys is read again.
 const KEYS_REREAD: Duration = Duration::from_mins(1);
 /// How often the outbox is counted.
@@ -39,8 +39,8 @@ const CLOCK_LOOK: Duration = Duration::from_secs(1);
 pub struct Server {
     app: Arc<App>,
     courier: Courier,
-    listener: TcpListener,
-    metrics_listener: TcpListener,
+    listener: Listener,
+    metrics_listener: Listener,
 }
 
 impl Server {
@@ -50,8 +50,12 @@ impl Server {
     ///
     /// A sentence that names the variable whose address cannot be had.
     pub async fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
-        let listener = bind("HTTP_ADDR", app.config.http_addr).await?;
-        let metrics_listener = bind("METRICS_ADDR", app.config.metrics_addr).await?;
+        let connections = affordable_connections(app.config.max_connections);
+        let api = ListenerLabel { listener: "api" };
+        let listener = Listener::bind("HTTP_ADDR", app.config.http_addr, api, connections)?;
+        let metrics = ListenerLabel { listener: "metrics" };
+        let metrics_listener =
+            Listener::bind("METRICS_ADDR", app.config.metrics_addr, metrics, METRICS_CONNECTIONS)?;
         Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
     }
 
@@ -61,7 +65,7 @@ impl Server {
     ///
     /// What the operating system answers.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.address()
     }
 
     /// Where the figures are.
@@ -70,7 +74,7 @@ impl Server {
     ///
     /// What the operating system answers.
     pub fn metrics_address(&self) -> io::Result<SocketAddr> {
-        self.metrics_listener.local_addr()
+        self.metrics_listener.address()
     }
 
     /// The application's parts.
@@ -108,10 +112,9 @@ impl Server {
         drop(site);
         let (closing, ending, over) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let mut api = tokio::spawn(accept(listener, api, config.header_timeout, closing.clone()));
+        let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), closing.clone()));
         let metrics = http::metrics_router(Arc::clone(&app));
-        let mut metrics =
-            tokio::spawn(accept(metrics_listener, metrics, config.header_timeout, over.clone()));
+        let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), over.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
@@ -165,49 +168,8 @@ impl Server {
 #[error("the {0} has ended by itself; see the log before this line")]
 pub struct TaskEnded(&'static str);
 
-async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
-    TcpListener::bind(address).await.map_err(|error| {
-        ConfigError::new(variable, format!("is {address}, which cannot be listened on: {error}"))
-    })
-}
-
-/// Accepts connections until `stop`, then waits for their requests to finish.
-async fn accept(listener: TcpListener, routes: Router, header_timeout: Duration, stop: CancellationToken) {
-    let graceful = GracefulShutdown::new();
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, peer)) => {
-                let connection = graceful.watch(serve(stream, peer, routes.clone(), header_timeout));
-                // A connection ends with an error whenever a client goes away; that is its business.
-                tokio::spawn(async move { drop(connection.await) });
-            }
-            Err(error) => {
-                // Out of file descriptors, mostly: connections that end give some back.
-                tracing::warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
-    graceful.shutdown().await;
-}
-
-fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    routes: Router,
-    header_timeout: Duration,
-) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
-    let _ = stream.set_nodelay(true);
-    let service = routes.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        request.map(axum::body::Body::new)
-    });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: CancellationToken) {
+    listener.accept(routes, &app.config, &app.metrics, stop).await;
 }
 
 /// Compares the clock with PostgreSQL's every minute, and every second while the two are not known to agree: every rule

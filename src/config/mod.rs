@@ -262,6 +262,20 @@ pub struct Config {
     #[arg(long, env, value_name = "BODY_TIMEOUT", default_value = "10s", help_heading = "Limits", value_parser = |text: &str| between(text, 10 * MILLISECOND, HOUR))]
     pub body_timeout: Duration,
 
+    /// How long a client may take to read an answer, or what of it did not fit into the kernel's buffer
+    #[arg(long, env, value_name = "ANSWER_TIMEOUT", default_value = "10s", help_heading = "Limits", value_parser = |text: &str| between(text, 10 * MILLISECOND, HOUR))]
+    pub answer_timeout: Duration,
+
+    /// Octets that a request line and its headers may have together; longer ones are answered 431. Cookies of sibling
+    /// hosts count
+    #[arg(long, env, value_name = "MAX_HEADER", default_value = "16384", help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    pub max_header: u32,
+
+    /// Connections of clients that are open at once, or fewer if RLIMIT_NOFILE does not allow for them. When one more
+    /// comes, those that wait for a request are closed to make room
+    #[arg(long, env, value_name = "MAX_CONNECTIONS", default_value = "16384", help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+
     /// How long to go on serving after SIGTERM with /readyz red, so that a load balancer notices first
     #[arg(long, env, value_name = "DRAIN_DELAY", default_value = "5s", help_heading = "Stopping", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub drain_delay: Duration,

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod database;
 pub mod postfix;
 pub mod program;
+pub mod raw;
 pub mod relay;
 pub mod tripwire;
 
@@ -134,8 +135,17 @@ impl Service {
         self.has_account_in(email, None).await;
     }
 
+    /// An account of a service that is not of this process.
+    pub async fn has_account_at(pool: &PgPool, email: &str) {
+        Self::make_account(pool, email, None).await;
+    }
+
     pub async fn has_account_in(&self, email: &str, locale: Option<Locale>) {
-        let mut connection = self.pool.acquire().await.unwrap();
+        Self::make_account(&self.pool, email, locale).await;
+    }
+
+    async fn make_account(pool: &PgPool, email: &str, locale: Option<Locale>) {
+        let mut connection = pool.acquire().await.unwrap();
         let email = EmailAddress::parse(email).unwrap();
         let new = NewAccount { email, locale, traits: serde_json::Map::new(), password: None };
         account::create(&mut connection, now(), new).await.unwrap();

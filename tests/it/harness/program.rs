@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use super::PATIENCE;
+use super::client::Client;
 
 /// 32 bytes in base64 that are not all alike, for tests alone.
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -50,10 +51,13 @@ pub fn serve_environment<'a>(
     environment
 }
 
-/// The program with an environment of its own: nothing of the suite's reaches it unless it is given.
-fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vos-auth"));
-    command.args(arguments).env_clear().envs(environment.iter().copied());
+/// The program with an environment of its own: nothing of the suite's reaches it unless it is given. `under` is what
+/// runs it, such as `prlimit --nofile=600`; nothing, mostly.
+fn command(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut line =
+        under.iter().copied().chain([env!("CARGO_BIN_EXE_vos-auth")]).chain(arguments.iter().copied());
+    let mut command = Command::new(line.next().expect("the program at least"));
+    command.args(line).env_clear().envs(environment.iter().copied());
     command
 }
 
@@ -61,9 +65,16 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     run_with_input(arguments, environment, "")
 }
 
-/// Runs it to its end. One that does not end is ended, and so has failed.
+pub fn run_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    run_to_its_end(command(under, arguments, environment), "")
+}
+
 pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
-    let mut command = command(arguments, environment);
+    run_to_its_end(command(&[], arguments, environment), input)
+}
+
+/// One that does not end is ended, and so has failed.
+fn run_to_its_end(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A program that reads nothing may be gone already.
@@ -78,6 +89,12 @@ pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &
     child.wait_with_output().unwrap()
 }
 
+/// Waits until a program finds a relay usable that is a task of the test.
+pub async fn has_relay(client: &Client) {
+    let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
+    tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
+}
+
 /// A running program. Killed when dropped.
 pub struct Program {
     child: Child,
@@ -88,7 +105,12 @@ pub struct Program {
 impl Program {
     /// Starts it and follows both of its outputs.
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = command(arguments, environment);
+        Self::start_under(&[], arguments, environment)
+    }
+
+    /// The same, run by another program.
+    pub fn start_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = command(under, arguments, environment);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let outputs: [Box<dyn Read + Send>; 2] =

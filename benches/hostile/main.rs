@@ -1,0 +1,171 @@
+//! `make hostile`: what ordinary clients notice of 10,000 idle connections and 200 slow writers, and what those cost.
+//! Quiet and crowded rounds take turns, with the release binary, its usual limits and a real PostgreSQL. Exits with an
+//! error if the crowd makes the slowest hundredth of the starts more than three times as slow, twice, or if memory passes
+//! its bound.
+
+mod crowd;
+#[path = "../courier/replica.rs"]
+#[expect(dead_code, reason = "the courier's measurement uses more of it")]
+mod replica;
+#[path = "../courier/sink.rs"]
+#[expect(dead_code, reason = "the courier's measurement uses more of it")]
+mod sink;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use self::crowd::{Crowd, IDLE, SLOW};
+use self::replica::Replica;
+use self::sink::Sink;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Quiet rounds of one measurement, and as many crowded ones.
+const ROUNDS: usize = 3;
+/// How long a round is. A crowded one outlasts BODY_TIMEOUT, so that slow writers are cut off in it.
+const ROUND: Duration = Duration::from_secs(11);
+/// Ordinary clients, and what each waits between an answer and its next start.
+const CLIENTS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(5);
+/// A client opens a connection of its own for every so many starts.
+const STARTS_A_CONNECTION: usize = 16;
+/// How much slower the slowest hundredth may become.
+const MAX_RATIO: f64 = 3.0;
+/// Resident memory with the crowd in MiB.
+const MAX_MEMORY: f64 = 256.0;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let url = std::env::var("DATABASE_URL").map_err(|_| "DATABASE_URL is missing: run `make hostile`")?;
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
+    if descriptors < (IDLE + SLOW + 100) as u64 {
+        return Err(format!("{descriptors} descriptors are too few: raise RLIMIT_NOFILE").into());
+    }
+    let pool = PgPool::connect(&url).await?;
+    sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await?;
+    vos_auth::database::MIGRATOR.run(&pool).await?;
+    let (_sink, relay) = Sink::start().await;
+    let relay = format!("smtp://{relay}?tls=none");
+    let keys = replica::keys()?;
+    let environment = [("DATABASE_URL", url.as_str()), ("SMTP_RELAYS", &relay), ("JWT_KEYS", &keys)];
+    let replica = Replica::start(&environment).await?;
+    // The first connections, pages and plans are nobody's measurement.
+    starts(&replica, Duration::from_secs(2)).await?;
+    println!(
+        "{IDLE} idle connections, {SLOW} slow writers; {CLIENTS} ordinary clients; times in ms, memory in MiB"
+    );
+    println!("          starts     p50     p99  resident    open   cut off");
+    // Noise of the machine is not there twice.
+    let mut measured = measure(&replica).await?;
+    if measured.ratio > MAX_RATIO {
+        measured = measure(&replica).await?;
+    }
+    if measured.ratio > MAX_RATIO {
+        return Err(format!("the slowest hundredth is {:.2} times as slow", measured.ratio).into());
+    }
+    if measured.memory > MAX_MEMORY {
+        return Err(format!("{:.0} MiB are over the bound of {MAX_MEMORY}", measured.memory).into());
+    }
+    Ok(())
+}
+
+struct Measured {
+    ratio: f64,
+    memory: f64,
+}
+
+/// Quiet and crowded rounds by turns, and the row of each kind.
+async fn measure(replica: &Replica) -> Result<Measured, Failure> {
+    let (mut quiet, mut crowded) = (Vec::new(), Vec::new());
+    let (mut memory, mut open, mut cut) = ([0.0; 2], 0, 0);
+    for _ in 0..ROUNDS {
+        memory[0] = resident(replica);
+        quiet.extend(starts(replica, ROUND).await?);
+        let crowd = Crowd::gathers(replica.address).await?;
+        crowded.extend(starts(replica, ROUND).await?);
+        open = open.max(connections(replica).await?);
+        memory[1] = memory[1].max(resident(replica));
+        cut += crowd.cut.load(Ordering::Relaxed);
+        drop(crowd);
+        until_alone(replica).await?;
+    }
+    let (quiet, crowded) = (Times::of(quiet), Times::of(crowded));
+    row("quiet", &quiet, memory[0], 0, 0);
+    row("crowd", &crowded, memory[1], open, cut);
+    let ratio = crowded.p99 / quiet.p99;
+    println!(
+        "p99 with the crowd is {ratio:.2} times the quiet one; {:.1} MiB after they left",
+        resident(replica)
+    );
+    Ok(Measured { ratio, memory: memory[1] })
+}
+
+fn row(name: &str, times: &Times, memory: f64, open: usize, cut: usize) {
+    let Times { count, p50, p99 } = times;
+    println!("{name:8} {count:7} {p50:7.2} {p99:7.2} {memory:9.1} {open:7} {cut:9}");
+}
+
+struct Times {
+    count: usize,
+    p50: f64,
+    p99: f64,
+}
+
+impl Times {
+    fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        let at = |percent: usize| seconds[(seconds.len() - 1) * percent / 100] * 1e3;
+        Self { count: seconds.len(), p50: at(50), p99: at(99) }
+    }
+}
+
+/// What ordinary clients wait for their starts, in seconds.
+async fn starts(replica: &Replica, lasting: Duration) -> Result<Vec<f64>, Failure> {
+    let url = format!("http://{}/api/auth/recovery/start", replica.address);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn(one_after_the_other(url.clone(), Instant::now() + lasting));
+    }
+    let mut took = Vec::new();
+    while let Some(ended) = clients.join_next().await {
+        took.extend(ended??);
+    }
+    Ok(took)
+}
+
+async fn one_after_the_other(url: String, until: Instant) -> Result<Vec<f64>, reqwest::Error> {
+    let client = reqwest::Client::new();
+    let mut took = Vec::new();
+    while Instant::now() < until {
+        // Everybody is new, so that no budget of an address is in the way.
+        let body = format!(r#"{{"email":"{}@example.com"}}"#, uuid::Uuid::now_v7());
+        let mut request = client.post(&url).header("content-type", "application/json").body(body);
+        if took.len() % STARTS_A_CONNECTION == 0 {
+            request = request.header("connection", "close");
+        }
+        let began = Instant::now();
+        request.send().await?.error_for_status()?.bytes().await?;
+        took.push(began.elapsed().as_secs_f64());
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(took)
+}
+
+async fn connections(replica: &Replica) -> Result<usize, Failure> {
+    replica.metric("vos_auth_connections{listener=\"api\"}").await
+}
+
+/// Waits until the crowd's connections are gone from the service, too.
+async fn until_alone(replica: &Replica) -> Result<(), Failure> {
+    while connections(replica).await? > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "KiB of a process are few enough")]
+fn resident(replica: &Replica) -> f64 {
+    replica.memory() as f64 / 1024.0
+}

@@ -1,0 +1,49 @@
+//! `serve` where nothing can be written: every file system read-only, no HOME, no TMPDIR.
+
+use sqlx::PgPool;
+
+use crate::harness::Service;
+use crate::harness::client::Client;
+use crate::harness::database;
+use crate::harness::program::{Program, has_relay, run_under, serve_environment};
+use crate::harness::relay::Relay;
+
+/// Runs what follows in a view of the file systems in which each is read-only, and ends badly if one still is not.
+const READ_ONLY: [&str; 7] = [
+    "unshare",
+    "--mount",
+    "--propagation=private",
+    "sh",
+    "-c",
+    r#"while read -r _ at _; do mount -o remount,bind,ro "$at" 2>/dev/null; done </proc/mounts
+for folder in / /tmp /var/tmp /dev/shm /run "$PWD"; do
+  if [ -d "$folder" ] && touch "$folder/vos-auth-written" 2>/dev/null; then echo "$folder can be written" >&2; exit 3; fi
+done
+exec "$@""#,
+    "sh",
+];
+
+#[sqlx::test]
+async fn serve_needs_no_place_to_write_to(pool: PgPool) {
+    let view = run_under(&READ_ONLY, &["--version"], &[]);
+    if !view.status.success() {
+        let why = String::from_utf8_lossy(&view.stderr).into_owned();
+        assert!(!why.contains("can be written"), "{why}");
+        eprintln!("a view of one's own of the file systems needs root, so this was not tested: {why}");
+        return;
+    }
+    Service::has_account_at(&pool, "trader@example.com").await;
+    let relay = Relay::start().await;
+    let (url, relay_url) = (database::url(&pool), relay.url());
+    let environment = serve_environment(&url, &relay_url, &[]);
+    let mut program = Program::start_under(&READ_ONLY, &["serve"], &environment);
+    let mut client = Client::new(program.address());
+    has_relay(&client).await;
+    assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+    let code = relay.mail(1).await.code();
+    assert!(client.verifies(&code).await.is_verified());
+    assert!(client.resets("sao hom tren doi thong gio").await.is_signed_in());
+    program.signal("-TERM");
+    let (log, well) = program.ends();
+    assert!(well && !log.iter().any(|line| line.contains("Read-only")), "{log:?}");
+}
