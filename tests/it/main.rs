@@ -14,6 +14,8 @@ mod login;
 mod mail;
 mod operator;
 mod outage;
+mod page;
+mod page_trouble;
 mod postfix;
 mod program;
 mod races;
