@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile
+.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile page-tools screenshots
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -13,7 +13,18 @@ run: ## run the service on PORT (default 8080) with a database, accounts and a m
 	@cargo build
 	@scripts/with-postgres run "$(target)/debug/vos-auth" dev || { code=$$?; [ $$code -eq 130 ] || [ $$code -eq 143 ]; }
 
-test: ## run every test against a database of their own
+page-tools: # what the tests of the pages need: Chromium, and axe from npm
+	@ls /usr/bin/chromium /usr/bin/chromedriver >/dev/null 2>&1 || scripts/apt-install Chromium chromium chromium-driver
+	@command -v npm >/dev/null || scripts/apt-install npm npm
+	@[ -e tests/page/node_modules/axe-core/axe.min.js ] || npm ci --prefix tests/page --no-audit --no-fund --silent
+
+screenshots: page-tools ## take the pictures of the pages in docs/images anew (needs pngquant)
+	@command -v pngquant >/dev/null || scripts/apt-install pngquant pngquant fonts-noto-core
+	@mkdir -p docs/images && rm -f docs/images/recovery-*.png docs/images/mailbox-*.png
+	@SCREENSHOTS="$$PWD/docs/images" scripts/with-postgres test cargo test --test it -- the_whole_journey_in dev_leads
+	@pngquant --force --ext .png --speed 1 16 docs/images/*.png
+
+test: page-tools ## run every test against a database of their own
 	@/usr/bin/python3 -c 'import jwt, cryptography' 2>/dev/null || scripts/apt-install PyJWT python3-jwt python3-cryptography
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || scripts/apt-install libfaketime faketime
 	@ls /usr/sbin/postfix /usr/sbin/saslpasswd2 /usr/lib/*/sasl2/libplain.so /usr/bin/openssl >/dev/null 2>&1 \

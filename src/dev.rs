@@ -5,7 +5,9 @@ pub mod mailbox;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use axum::http::HeaderValue;
+use askama::Template;
+use axum::extract::RawQuery;
+use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -15,6 +17,7 @@ use sqlx::Connection as _;
 use sqlx::PgConnection;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_cookies::Cookies;
 
 use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
@@ -23,6 +26,7 @@ use crate::config::{self, Config, ConfigError, Secrets};
 use crate::database;
 use crate::dev::mailbox::Mailbox;
 use crate::email_address::EmailAddress;
+use crate::http::page;
 use crate::locale::Locale;
 use crate::password::{Cost, Password};
 use crate::secret::Key;
@@ -35,7 +39,8 @@ const ACCOUNTS: [(&str, Locale, &str); 2] = [
 ];
 
 /// The page's own rules: its one script and style, and the frame that shows a mail's HTML with its inline style.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self'; \
+                           form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
 /// Runs until `stop`: migrations, demo accounts, mailbox, service.
 ///
@@ -65,6 +70,7 @@ pub async fn run(
     config.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.public_origin = Some(format!("http://localhost:{port}").parse()?);
     config.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
+    config.sign_in_url = "/dev/mailbox".parse()?;
     config.drain_delay = std::time::Duration::ZERO;
     let secrets = Secrets {
         database_url,
@@ -97,19 +103,34 @@ async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
 }
 
 fn routes(mailbox: Mailbox) -> Router {
-    let page =
-        |body: &'static str, content_type: &'static str| get(async move || static_page(body, content_type));
+    let file = |body: &'static str, content_type: &'static str| {
+        get(async move || ([(CONTENT_TYPE, content_type)], body))
+    };
     Router::new()
-        .route("/dev/mailbox", page(include_str!("dev/mailbox.html"), "text/html; charset=utf-8"))
-        .route("/dev/mailbox.css", page(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"))
-        .route("/dev/mailbox.js", page(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"))
+        .route("/dev/mailbox", get(mailbox_page))
+        .route("/dev/mailbox.css", file(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"))
+        .route("/dev/mailbox.js", file(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"))
         .route("/dev/mailbox.json", get(async move || Json(mailbox.newest_first())))
 }
 
-fn static_page(body: &'static str, content_type: &'static str) -> Response {
-    let policy = HeaderValue::from_static(PAGE_POLICY);
-    ([(CONTENT_TYPE, HeaderValue::from_static(content_type)), (CONTENT_SECURITY_POLICY, policy)], body)
-        .into_response()
+async fn mailbox_page(RawQuery(query): RawQuery, headers: HeaderMap, cookies: Cookies) -> Response {
+    if let Some(chosen) = page::choose_language(query.as_deref(), "/dev/mailbox", &cookies) {
+        return chosen;
+    }
+    let html = match page::language(&headers) {
+        Locale::Vi => MailboxPage::Vi.render(),
+        Locale::En => MailboxPage::En.render(),
+    };
+    let head = [(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, PAGE_POLICY)];
+    (head, html.expect("nothing in the template can fail")).into_response()
+}
+
+#[derive(Template)]
+enum MailboxPage {
+    #[template(path = "mailbox.vi.html")]
+    Vi,
+    #[template(path = "mailbox.en.html")]
+    En,
 }
 
 fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
@@ -117,11 +138,11 @@ fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
     let limits = if limits == Limits::Off { "\n  Budgets are lifted (DEV_NO_LIMITS=1).\n" } else { "" };
     format!(
         "
-  vos-auth is at http://localhost:{port}. Send yourself a recovery code:
+  vos-auth is at http://localhost:{port}. Recover a password at http://localhost:{port}/recovery, or with curl:
 
     curl -i http://localhost:{port}/api/auth/recovery/start --json '{{\"email\":\"{vi}\"}}'
 
-  Its mail arrives at http://localhost:{port}/dev/mailbox (for programs: /dev/mailbox.json).
+  The mail arrives at http://localhost:{port}/dev/mailbox (for programs: /dev/mailbox.json).
   {limits}
   Accounts: {vi} (Vietnamese), password \"{vi_password}\"
             {en} (English), password \"{en_password}\"

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | the routes, all of them | [`http`] | what axum touches, with [`server`] and [`dev`] |
 //! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
+//! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
 //! | what errors there are, and what they say | [`error`], [`locale`] | |

@@ -122,8 +122,8 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "A recovery code has 8 digits. Check the one in your mail and enter it again.",
         ),
         Problem::CodeInvalid => (
-            "Mã không đúng hoặc không còn hiệu lực. Hãy nhập mã trong email mới nhất, hoặc yêu cầu mã khác.",
-            "This code is wrong or no longer works. Enter the one from the newest mail, or ask for another.",
+            "Mã không đúng hoặc đã hết hạn. Hãy nhập mã trong email mới nhất, hoặc yêu cầu mã khác.",
+            "Invalid or expired code. Enter the one from the newest mail, or ask for another.",
         ),
         Problem::RecoverySessionMissing => (
             "Không tìm thấy phiên khôi phục. Hãy bắt đầu lại bằng cách yêu cầu mã mới.",
@@ -154,7 +154,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "The password is too long. Use at most 256 characters.",
         ),
         Problem::PasswordGuessable => (
-            "Mật khẩu này dễ đoán. Hãy dùng vài từ không liên quan đến nhau, đến bạn hoặc đến sản phẩm này.",
+            "Mật khẩu này dễ đoán. Hãy dùng vài từ không liên quan đến nhau, đến bạn hay đến sản phẩm này.",
             "This password is easy to guess. Use a few words that have nothing to do with each other, with you or with this product.",
         ),
         Problem::PasswordIncorrect => (
@@ -170,11 +170,11 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "There is no such session, or it has ended. Sign in again.",
         ),
         Problem::LoginThrottled => (
-            "Đã có quá nhiều lần đăng nhập sai với địa chỉ này. Hãy đợi rồi thử lại, hoặc khôi phục mật khẩu.",
+            "Địa chỉ này đã đăng nhập sai quá nhiều lần. Hãy đợi một lát rồi thử lại, hoặc khôi phục mật khẩu.",
             "There were too many failed logins with this address. Wait and try again, or recover your password.",
         ),
         Problem::PasswordThrottled => (
-            "Bạn đã nhập sai mật khẩu hiện tại quá nhiều lần. Hãy đợi rồi thử lại.",
+            "Bạn đã nhập sai mật khẩu hiện tại quá nhiều lần. Hãy đợi một lát rồi thử lại.",
             "The current password was entered wrongly too many times. Wait, then try again.",
         ),
         Problem::HashingBusy => (
@@ -190,15 +190,15 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "The request came from a site that may not send it. Open the official sign-in page and try again.",
         ),
         Problem::NetworkThrottled => (
-            "Có quá nhiều yêu cầu từ mạng của bạn. Hãy đợi một lát rồi thử lại.",
+            "Mạng của bạn đã gửi quá nhiều yêu cầu. Hãy đợi một lát rồi thử lại.",
             "Too many requests came from your network. Wait a moment, then try again.",
         ),
         Problem::AddressThrottled => (
-            "Đã có quá nhiều mã được yêu cầu cho địa chỉ này. Hãy dùng mã mới nhất bạn đã nhận, hoặc đợi rồi thử lại.",
+            "Địa chỉ này đã yêu cầu quá nhiều mã. Hãy dùng mã mới nhất bạn đã nhận được, hoặc đợi một lát rồi thử lại.",
             "Too many codes were asked for this address. Use the newest one you received, or wait and try again.",
         ),
         Problem::MailUnavailable => (
-            "Hiện chưa gửi được email. Hãy thử lại sau ít phút.",
+            "Hiện không gửi được email. Hãy thử lại sau ít phút.",
             "Email cannot be sent at the moment. Try again in a few minutes.",
         ),
         Problem::StorageUnavailable => (
@@ -226,15 +226,15 @@ pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
             ("Một hàng phím liền nhau rất dễ đoán.", "A row of keys is easy to guess.")
         }
         Warning::ShortKeyboardPatternsAreEasyToGuess => (
-            "Các phím theo hình đơn giản trên bàn phím rất dễ đoán.",
+            "Chuỗi phím theo một hình đơn giản trên bàn phím rất dễ đoán.",
             "A short pattern of keys is easy to guess.",
         ),
         Warning::RepeatsLikeAaaAreEasyToGuess => (
-            "Ký tự lặp lại như \"aaa\" rất dễ đoán.",
+            "Ký tự lặp lại kiểu \"aaa\" rất dễ đoán.",
             "A repeated character such as \"aaa\" is easy to guess.",
         ),
         Warning::RepeatsLikeAbcAbcAreOnlySlightlyHarderToGuess => (
-            "Lặp lại như \"abcabcabc\" gần như cũng dễ đoán như \"abc\".",
+            "Lặp lại kiểu \"abcabcabc\" cũng dễ đoán gần như \"abc\".",
             "A repetition such as \"abcabcabc\" is hardly better than \"abc\".",
         ),
         Warning::ThisIsATop10Password | Warning::ThisIsATop100Password | Warning::ThisIsACommonPassword => {
@@ -245,14 +245,14 @@ pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
             "This is close to a password that many people use.",
         ),
         Warning::SequencesLikeAbcAreEasyToGuess => (
-            "Dãy liên tiếp như abc hoặc 6543 rất dễ đoán.",
+            "Dãy liên tiếp kiểu abc hoặc 6543 rất dễ đoán.",
             "A sequence such as abc or 6543 is easy to guess.",
         ),
         Warning::RecentYearsAreEasyToGuess => {
             ("Những năm gần đây rất dễ đoán.", "A recent year is easy to guess.")
         }
         Warning::AWordByItselfIsEasyToGuess => {
-            ("Chỉ một từ đứng riêng thì rất dễ đoán.", "A single word is easy to guess.")
+            ("Một từ đơn lẻ rất dễ đoán.", "A single word is easy to guess.")
         }
         Warning::DatesAreOftenEasyToGuess => ("Ngày tháng thường dễ đoán.", "A date is often easy to guess."),
         Warning::NamesAndSurnamesByThemselvesAreEasyToGuess
@@ -274,7 +274,7 @@ pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str 
             ("Không cần ký hiệu, chữ số hay chữ hoa.", "Symbols, digits and capitals are not needed.")
         }
         Suggestion::AddAnotherWordOrTwo => {
-            ("Thêm một hai từ nữa; từ ít gặp thì tốt hơn.", "Add a word or two; rare ones are better.")
+            ("Thêm một hai từ nữa; từ càng ít gặp càng tốt.", "Add a word or two; rare ones are better.")
         }
         Suggestion::CapitalizationDoesntHelpVeryMuch => {
             ("Viết hoa không giúp được nhiều.", "Capital letters do not help much.")

@@ -8,7 +8,7 @@ use super::{Failure, connect};
 use crate::account::{self, Account, NewAccount};
 use crate::audit::{self, Event};
 use crate::clock::Clock;
-use crate::config::{self, TICKET_LIFETIME};
+use crate::config::{self, Origin, TICKET_LIFETIME};
 use crate::email_address::EmailAddress;
 use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::Locale;
@@ -41,6 +41,9 @@ pub(super) enum AccountCommand {
     Recover {
         /// The address of an active account
         email: String,
+        /// The origin of /recovery, for a link that holds the ticket
+        #[arg(long, env, value_name = "PUBLIC_ORIGIN")]
+        public_origin: Option<Origin>,
     },
 }
 
@@ -50,7 +53,7 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
             create(&email, locale, &traits, password_stdin).await
         }
         AccountCommand::Unblock { email } => unblock(&email).await,
-        AccountCommand::Recover { email } => recover(&email).await,
+        AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
     }
 }
 
@@ -95,18 +98,22 @@ async fn unblock(email: &str) -> Result<(), Failure> {
 }
 
 /// The ticket goes to standard output alone, so that it can be piped to where it is needed.
-async fn recover(email: &str) -> Result<(), Failure> {
+async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     let keys = config::device_secrets()?;
     let mut connection = connect().await?;
     let account = owner(&mut connection, &email).await?;
     let now = Clock::system().now();
     audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
-    println!("{}", known_device::issue(&TICKET, &keys, DeviceId::new(now), &email));
+    let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
+    println!("{ticket}");
     eprintln!(
         "It is good for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code goes by mail, as always.",
         TICKET_LIFETIME.as_secs() / 60
     );
+    if let Some(origin) = origin {
+        eprintln!("As a link: {origin}/recovery#t={ticket}");
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
 mod secrets;
+mod sign_in;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 pub use self::secrets::{Secrets, database_url, device_secrets, smtp_relays};
+pub use self::sign_in::SignInUrl;
 
 /// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
@@ -86,6 +88,16 @@ pub struct Config {
     /// nobody's
     #[arg(long, env, value_name = "TRUSTED_PROXIES", value_delimiter = ',', help_heading = "Clients")]
     pub trusted_proxies: Vec<IpNet>,
+
+    /// Whether /recovery is served: the page that takes people through a recovery. On, because the service is of use without
+    /// the OMS then; off once the OMS has a page of its own
+    #[arg(long, env, value_name = "RECOVERY_PAGE", default_value = "on", help_heading = "Page")]
+    pub recovery_page: Switch,
+
+    /// Where /recovery leads when it is done, and back: the sign-in page, a path of this host or an https URL of the same
+    /// site. A page of this host is handed the session token
+    #[arg(long, env, value_name = "SIGN_IN_URL", default_value = "/", help_heading = "Page")]
+    pub sign_in_url: SignInUrl,
 
     /// Requests that one network (an IPv4 address or an IPv6 /64) may send at once, a replica
     #[arg(long, env, value_name = "NETWORK_BURST", default_value = "30", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..))]
@@ -192,11 +204,11 @@ pub struct Config {
     #[arg(long, env, value_name = "MAIL_BOUNCES", help_heading = "Mail")]
     pub mail_bounces: Option<String>,
 
-    /// What the product is called in mails
+    /// What the product is called in mails and on /recovery
     #[arg(long, env, value_name = "MAIL_BRAND", default_value = "Vero OMS", help_heading = "Mail")]
     pub mail_brand: String,
 
-    /// Whom a worried reader of a mail writes to
+    /// Whom a worried reader of a mail or of /recovery writes to
     #[arg(
         long,
         env,
@@ -283,6 +295,15 @@ pub struct Config {
     /// How long requests and mails under way may take to finish after that
     #[arg(long, env, value_name = "STOP_TIMEOUT", default_value = "25s", help_heading = "Stopping", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub stop_timeout: Duration,
+}
+
+/// Whether a part of the service is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// A setting that the service cannot start with, as one sentence that names its variable.

@@ -1,26 +1,32 @@
 // Shows /dev/mailbox.json, and asks for it again every second. A mail's text is set as text, and its HTML stands in a
-// sandboxed frame: nothing of it runs here.
-const list = document.querySelector('#mails');
-const state = document.querySelector('#state');
-const template = document.querySelector('#mail');
+// sandboxed frame: nothing of it runs here. It also stands in for the sign-in page, and takes over the session that
+// /recovery hands over.
+const $ = (selector, root = document) => root.querySelector(selector);
+const list = $('#mails');
+const state = $('#state');
+const time = new Intl.DateTimeFormat(document.documentElement.lang, { timeStyle: 'medium' });
 let shown = '';
 
-document.querySelector('#curl').textContent =
+$('#curl').textContent =
   `curl -i ${location.origin}/api/auth/recovery/start \\\n  --json '{"email":"trader.vi@example.com"}'`;
 
 function show(mail) {
-  const node = template.content.cloneNode(true);
-  const part = (name) => node.querySelector(name);
-  part('.subject').textContent = mail.subject;
-  part('.meta').textContent =
-    `to ${mail.to.join(', ')} · from ${mail.from} · ${new Date(mail.received_at).toLocaleTimeString()}`;
-  part('.text').textContent = mail.text;
-  part('.html').srcdoc = mail.html;
+  const node = $('#mail').content.cloneNode(true);
+  $('.subject', node).textContent = mail.subject;
+  $('.to', node).textContent = mail.to.join(', ');
+  $('.from', node).textContent = mail.from;
+  $('time', node).textContent = time.format(new Date(mail.received_at));
+  $('.text', node).textContent = mail.text;
+  $('.html', node).srcdoc = mail.html;
   const code = mail.text.match(/^\s*(\d{4} \d{4})\s*$/m)?.[1];
   if (code) {
-    part('.code').hidden = false;
-    part('.code output').textContent = code;
-    part('.code button').addEventListener('click', () => navigator.clipboard.writeText(code));
+    const line = $('.code', node);
+    line.hidden = false;
+    $('output', line).textContent = code;
+    $('button', line).addEventListener('click', async () => {
+      await navigator.clipboard.writeText(code);
+      $('span', line).textContent = $('span', line).dataset.copied;
+    });
   }
   return node;
 }
@@ -33,13 +39,24 @@ async function refresh() {
       shown = text;
       const mails = JSON.parse(text);
       list.replaceChildren(...mails.map(show));
-      if (mails.length > 0) state.textContent = mails.length === 1 ? '1 mail' : `${mails.length} mails`;
+      state.textContent = mails.length === 0 ? state.dataset.none : state.dataset.some.replace('#', mails.length);
     }
   } catch {
-    state.textContent = 'vos-auth dev does not answer. Is it still running?';
+    state.textContent = state.dataset.gone;
     shown = '';
   }
   setTimeout(refresh, 1000);
 }
 
+async function takeSession() {
+  const token = sessionStorage.getItem('vos_session_token');
+  sessionStorage.removeItem('vos_session_token');
+  if (!token) return;
+  const answer = await fetch('/api/auth/session', { headers: { 'X-Session-Token': token } });
+  if (!answer.ok) return;
+  $('#session b').textContent = (await answer.json()).identity.traits.email;
+  $('#session').hidden = false;
+}
+
 refresh();
+takeSession();

@@ -1,4 +1,4 @@
-//! The cookies of a recovery and of a known device (RFC 6265bis, with the `__Host-` prefix): read strictly, written by
+//! The cookies of a recovery, of a known device and of a chosen language (RFC 6265bis, with the `__Host-` prefix): read strictly, written by
 //! tower-cookies.
 //!
 //! They are read from the raw header, because tower-cookies decodes `%5F%5FHost-…` and trims Unicode space in names, so a
@@ -16,10 +16,12 @@ use crate::app::App;
 use crate::config::DEVICE_LIFETIME;
 use crate::http::error::whole_seconds;
 use crate::known_device::{self, KnownDevice};
+use crate::locale::Locale;
 use crate::secret::Token;
 
 const RECOVERY: &str = "__Host-vos_recovery";
 const DEVICE: &str = "__Host-vos_device";
+const LANGUAGE: &str = "__Host-vos_language";
 
 /// The recovery token that a request presents: the exact name, exactly once, a well-formed token. Otherwise none.
 #[must_use]
@@ -31,6 +33,12 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
 #[must_use]
 pub fn known_device(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
     KnownDevice::read(&known_device::COOKIE, &app.device_keys, value(headers, DEVICE)?, app.clock.now())
+}
+
+/// The language that was chosen on a page in this browser.
+#[must_use]
+pub fn language(headers: &HeaderMap) -> Option<Locale> {
+    value(headers, LANGUAGE)?.parse().ok()
 }
 
 fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -59,6 +67,11 @@ pub fn clear_recovery(cookies: &Cookies) {
 /// Makes the browser known for a year.
 pub fn set_device(cookies: &Cookies, value: String) {
     set(cookies, DEVICE, value, DEVICE_LIFETIME);
+}
+
+/// Keeps the chosen language for a year.
+pub fn set_language(cookies: &Cookies, language: Locale) {
+    set(cookies, LANGUAGE, language.as_str().to_owned(), DEVICE_LIFETIME);
 }
 
 fn set(cookies: &Cookies, name: &'static str, value: String, lifetime: Duration) {

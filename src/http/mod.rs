@@ -4,6 +4,7 @@ pub mod cookie;
 pub mod error;
 pub mod extract;
 pub mod guard;
+pub mod page;
 pub mod recovery;
 pub mod session;
 pub mod well_known;
@@ -25,7 +26,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, Switch};
 use crate::error::{Error, Problem};
 use crate::recovery::Recovery;
 
@@ -41,7 +42,7 @@ pub struct Site {
 }
 
 /// The routes, by the names they have in metrics and logs.
-pub const ROUTES: [&str; 13] = [
+pub const ROUTES: [&str; 15] = [
     "/api/auth/recovery/start",
     "/api/auth/recovery/verify",
     "/api/auth/recovery/reset-password",
@@ -53,6 +54,8 @@ pub const ROUTES: [&str; 13] = [
     "/api/auth/sessions/{id}",
     "/.well-known/jwks.json",
     "/openapi.json",
+    "/recovery",
+    "/recovery/{file}",
     "/healthz",
     "/readyz",
 ];
@@ -64,6 +67,7 @@ pub const ROUTES: [&str; 13] = [
 /// hash pass a budget and the check of their origin before anything is parsed.
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
+    let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
     Router::new()
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(guarded.clone()))
@@ -81,6 +85,7 @@ pub fn router(site: Site) -> Router {
         .route("/openapi.json", get(well_known::openapi))
         .route("/healthz", get(well_known::healthz))
         .route("/readyz", get(well_known::readyz))
+        .merge(page)
         .fallback(async || Error::from(Problem::NotFound))
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
         .with_state(site)

@@ -16,6 +16,8 @@ mod login;
 mod mail;
 mod operator;
 mod outage;
+mod page;
+mod page_trouble;
 mod postfix;
 mod program;
 mod properties;

@@ -34,6 +34,8 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("JWT_KEYS", "/nowhere"),
         ("JWT_KEYS", env!("CARGO_MANIFEST_DIR")),
         ("PASSWORD_MIN_CHARS", "7"),
+        ("SIGN_IN_URL", "javascript:alert(1)"),
+        ("RECOVERY_PAGE", "maybe"),
         ("LOGIN_FAILURE_TIME", "0s"),
         ("SMTP_RELAYS", ""),
         ("SMTP_RELAYS", "smtp://u:hunter2@mx.example?tls=none"),
@@ -120,7 +122,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     assert!(dump.contains("code_sent") && dump.contains("recovery_code") && dump.contains("$argon2id$"));
     // bytea stands in hexadecimal there.
     let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
-    let raw = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    let raw = bytes.iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str());
     for secret in [code.as_str(), grouped.as_str(), token, raw.as_str(), "a password of one's own"] {
         assert!(!dump.contains(secret), "at rest");
     }
@@ -175,7 +177,7 @@ async fn whole_journey(address: std::net::SocketAddr, url: &str, relay: &Relay) 
     secrets
 }
 
-fn free_port() -> String {
+pub fn free_port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }

@@ -1,5 +1,6 @@
 //! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
 
+pub mod browser;
 pub mod client;
 pub mod cluster;
 pub mod database;

@@ -1,0 +1,156 @@
+//! `/recovery`: the page that takes a trader through the recovery while the OMS has none of its own, and the reference for
+//! that one. It is built on the public API alone; what it has to know of the settings stands in its HTML.
+
+#![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
+
+use std::sync::LazyLock;
+
+use askama::Template;
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, VARY};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use sha2::{Digest, Sha256};
+use tower_cookies::Cookies;
+
+use crate::config::{CODE_LIFETIME, PASSWORD_MAX_CHARS, RESEND_LIFE, RESET_LIFETIME};
+use crate::error::{Error, Problem};
+use crate::http::extract::locale_of;
+use crate::http::{Site, cookie};
+use crate::locale::Locale;
+
+/// Nothing but the page's own files and the API. No form is ever sent by the browser itself: its fields would stand in a
+/// URL. And no text becomes markup.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+
+/// The page's files: name, type, content.
+const FILES: [(&str, &str, &str); 3] = [
+    ("page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+    ("page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+    ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
+];
+
+/// The start of a hash over the files: a browser keeps them for as long as they are these.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
+    digest[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+});
+
+/// The page and its files.
+pub fn routes() -> Router<Site> {
+    Router::new().route("/recovery", get(page)).route("/recovery/{file}", get(file))
+}
+
+/// `GET /recovery`, in the language that was chosen in this browser, or else in the one that it asks for, or else in
+/// Vietnamese, as the mails. `?lang=` chooses one for good.
+async fn page(
+    State(site): State<Site>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    cookies: Cookies,
+) -> Response {
+    if let Some(chosen) = choose_language(query.as_deref(), "/recovery", &cookies) {
+        return chosen;
+    }
+    let config = &site.app.config;
+    let facts = &Facts {
+        brand: &config.mail_brand,
+        support: &config.mail_support,
+        sign_in: config.sign_in_url.to_string(),
+        hands_over: config.sign_in_url.is_of(config.public_origin.as_ref()),
+        min_chars: config.password_min_chars,
+        max_chars: PASSWORD_MAX_CHARS,
+        code_life: CODE_LIFETIME.as_secs(),
+        resend_life: RESEND_LIFE.as_secs(),
+        reset_life: RESET_LIFETIME.as_secs(),
+        now: site.app.clock.now().unix_timestamp(),
+        version: &VERSION,
+    };
+    let page = match language(&headers) {
+        Locale::Vi => Page::Vi { page: facts },
+        Locale::En => Page::En { page: facts },
+    };
+    let html = page.render().expect("nothing in the template can fail");
+    let head = [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (VARY, "accept-language, cookie"),
+    ];
+    (head, html).into_response()
+}
+
+/// `GET /recovery/{file}?VERSION`. One that is asked for as another version than this replica's is not kept: a roll-out
+/// is under way.
+async fn file(
+    name: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Error> {
+    let Path(name) = name.map_err(|_| Problem::NotFound)?;
+    let known = FILES.into_iter().find(|(known, ..)| *known == name);
+    let (_, content_type, content) = known.ok_or(Problem::NotFound)?;
+    let keep = if query.as_deref() == Some(VERSION.as_str()) {
+        "public, max-age=31536000, immutable"
+    } else {
+        "no-store"
+    };
+    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, keep)], content).into_response())
+}
+
+/// What `?lang=vi` or `?lang=en` is answered: the choice as a cookie, and the way back to the page at `path`. Any other query
+/// is none of ours.
+pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
+    let chosen = query?.strip_prefix("lang=")?.parse().ok()?;
+    cookie::set_language(cookies, chosen);
+    Some((StatusCode::SEE_OTHER, [(LOCATION, path)]).into_response())
+}
+
+/// The language of a page.
+#[must_use]
+pub fn language(headers: &HeaderMap) -> Locale {
+    cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
+}
+
+/// What the page knows of the service. Durations and times are in seconds.
+struct Facts<'a> {
+    brand: &'a str,
+    support: &'a str,
+    sign_in: String,
+    hands_over: bool,
+    min_chars: u16,
+    max_chars: usize,
+    code_life: u64,
+    resend_life: u64,
+    reset_life: u64,
+    now: i64,
+    version: &'a str,
+}
+
+#[derive(Template)]
+enum Page<'a> {
+    #[template(path = "recovery.vi.html")]
+    Vi { page: &'a Facts<'a> },
+    #[template(path = "recovery.en.html")]
+    En { page: &'a Facts<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn both_languages_say_everything_that_the_layout_asks_for() {
+        let blocks = |text: &'static str| -> BTreeSet<&str> {
+            text.split("{% block ").skip(1).filter_map(|rest| rest.split(' ').next()).collect()
+        };
+        let asked = blocks(include_str!("page/recovery.html"));
+        assert_eq!(blocks(include_str!("page/recovery.vi.html")), asked);
+        assert_eq!(blocks(include_str!("page/recovery.en.html")), asked);
+    }
+}

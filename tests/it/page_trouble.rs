@@ -1,0 +1,240 @@
+//! The recovery page on bad days: codes that have expired, mails that do not come, budgets that are spent, no network.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::PgPool;
+use vos_auth::email_address::EmailAddress;
+use vos_auth::known_device::{self, DeviceId, TICKET};
+
+use crate::harness::browser::Browser;
+use crate::harness::database;
+use crate::harness::now;
+use crate::harness::program::Program;
+use crate::page::{asks_for_a_code, page_of};
+
+const EMAIL: &str = "trader@example.com";
+const IS_REFUSED: &str = "document.querySelector('#start button').ariaDisabled === 'true'";
+
+#[sqlx::test]
+async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("en").await;
+    asks_for_a_code(&browser, &page).await;
+    let code = service.relay.mail(1).await.code();
+    service.clock.advance(Duration::from_secs(601));
+    browser.driver.refresh().await.unwrap();
+    browser.sees("#code-life .over").await;
+    browser.types("#digits", &code).await;
+    browser.clicks("#verify button").await;
+    browser.sees("#email").await;
+    assert!(browser.reads("#start-error").await.starts_with("The time for this recovery is over."));
+    assert_eq!(browser.value("document.querySelector('#address').value").await, EMAIL);
+    assert_eq!(browser.focus().await, "address");
+    browser.clicks("#start button").await;
+    browser.sees("#code").await;
+    browser.types("#digits", &service.relay.mail(2).await.code()).await;
+    browser.clicks("#verify button").await;
+    browser.sees("#password").await;
+    // The time to choose a password ends, too.
+    service.clock.advance(Duration::from_secs(901));
+    browser.types("#secret", "chuyen tau dem mua thu").await;
+    browser.clicks("#reset button").await;
+    browser.sees("#email").await;
+    assert!(browser.reads("#start-error").await.starts_with("The time for this recovery is over."));
+    browser.closes().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_session_without_attempts_leads_back(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("vi").await;
+    asks_for_a_code(&browser, &page).await;
+    service.relay.mail(1).await;
+    for left in ["4", "3", "2", "1", "0"] {
+        browser.types("#digits", "00000000").await;
+        browser.clicks("#verify button").await;
+        browser.until(&format!("document.querySelector('#attempts b').textContent === '{left}'")).await;
+    }
+    browser.driver.refresh().await.unwrap();
+    assert_eq!(browser.reads("#attempts").await, "Số lần thử còn lại: 0", "a reload gives none back");
+    browser.types("#digits", "00000000").await;
+    browser.clicks("#verify button").await;
+    browser.sees("#email").await;
+    assert!(browser.reads("#start-error").await.starts_with("Bạn đã nhập sai mã quá nhiều lần."));
+    browser.closes().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("en").await;
+    asks_for_a_code(&browser, &page).await;
+    let first = service.relay.mail(1).await;
+    service.until_outbox_has(0).await;
+    assert!(browser.reads("#resend-wait").await.starts_with("You can send it again in 0:"));
+    browser.clicks("#resend button").await;
+    assert_eq!(service.count("outbox").await, 0, "not before its time");
+    service.clock.advance(Duration::from_secs(120));
+    browser.driver.refresh().await.unwrap();
+    browser.until("document.querySelector('#resend button').ariaDisabled === 'false'").await;
+    browser.clicks("#resend button").await;
+    assert!(browser.reads("#resent").await.starts_with("Sent again."));
+    let second = service.relay.mail(2).await;
+    assert_eq!(first.code(), second.code());
+    let left = browser.reads("#code-life time").await;
+    assert!(left.starts_with("7:") || left == "8:00", "a resend extends nothing: {left}");
+    browser.types("#digits", &second.code()).await;
+    browser.clicks("#verify button").await;
+    browser.sees("#password").await;
+    browser.closes().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_relay_that_is_down_says_when_to_try_again(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("en").await;
+    service.relay.goes_down().await;
+    service.until_mail_is("unavailable").await;
+    browser.goes_to(&page).await;
+    browser.sees("#email").await;
+    browser.types("#address", EMAIL).await;
+    browser.clicks("#start button").await;
+    assert!(browser.reads("#start-error").await.starts_with("Email cannot be sent at the moment."));
+    assert!(browser.reads("#start .wait").await.starts_with("You can try again in 0:"));
+    browser.until(IS_REFUSED).await;
+    assert_eq!(browser.value("document.querySelector('#address').value").await, EMAIL);
+    service.relay.comes_back().await;
+    service.until_mail_is("ok").await;
+    service.clock.advance(Duration::from_secs(60));
+    browser.driver.refresh().await.unwrap();
+    browser.until(&format!("!({IS_REFUSED})")).await;
+    browser.clicks("#start button").await;
+    browser.sees("#code").await;
+    browser.closes().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) {
+    let (service, page) = page_of(&pool, &["--address-burst=1"]).await;
+    let browser = Browser::open("en").await;
+    asks_for_a_code(&browser, &page).await;
+    browser.clicks("#other-email").await;
+    browser.clicks("#start button").await;
+    assert!(browser.reads("#start-error").await.starts_with("Too many codes were asked for this address."));
+    let wait = browser.reads("#start .wait").await;
+    assert!(wait.starts_with("You can try again in 4:") || wait.contains("5:00"), "{wait}");
+    browser.until(IS_REFUSED).await;
+    browser.sees("#have-code").await;
+    // Another address need not wait.
+    browser.types("#address", "other@example.com").await;
+    browser.until(&format!("!({IS_REFUSED})")).await;
+    browser.clicks("#start button").await;
+    browser.sees("#code").await;
+
+    let email = EmailAddress::parse(EMAIL).unwrap();
+    let ticket = known_device::issue(&TICKET, &service.keys.clone().into(), DeviceId::new(now()), &email);
+    browser.goes_to(&format!("{page}#t={ticket}")).await;
+    browser.sees("#ticket").await;
+    assert_eq!(browser.value("location.href").await, page, "it leaves the address bar");
+    let kept = browser.value("JSON.stringify([sessionStorage, localStorage, history.state])").await;
+    assert!(!kept.contains(&ticket), "{kept}");
+    browser.clicks("#language").await;
+    browser.until("document.documentElement.lang === 'vi'").await;
+    browser.sees("#ticket").await;
+    assert_eq!(browser.value("location.href").await, page);
+    browser.types("#address", EMAIL).await;
+    browser.clicks("#start button").await;
+    browser.sees("#code").await;
+    browser.closes().await;
+    service.stops().await;
+}
+
+/// Two clicks at once are one request; without a network it says so, and goes on when there is one.
+#[sqlx::test]
+async fn a_double_click_and_a_lost_network_are_harmless(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("en").await;
+    browser.goes_to(&page).await;
+    browser.sees("#email").await;
+    browser.types("#address", EMAIL).await;
+    browser.is_offline(true).await;
+    assert!(browser.reads("#network").await.starts_with("You are offline."));
+    browser.clicks("#start button").await;
+    browser.until("document.querySelector('#start').ariaBusy === 'false'").await;
+    assert!(browser.reads("#network").await.starts_with("You are offline."));
+    browser.is_offline(false).await;
+    browser.until("document.querySelector('#network').innerText === ''").await;
+    browser
+        .script("const button = document.querySelector('#start button'); button.click(); button.click()")
+        .await;
+    browser.sees("#code").await;
+    browser.until("document.querySelector('#start').ariaBusy === 'false'").await;
+    assert_eq!(service.count("recovery_session").await, 1);
+    browser.closes().await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn without_scripts_it_says_what_to_do(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("vi").await;
+    browser.devtools("Emulation.setScriptExecutionDisabled", json!({ "value": true })).await;
+    browser.goes_to(&page).await;
+    let seen = browser.reads("main").await;
+    assert!(seen.starts_with("Trang này cần JavaScript"), "{seen}");
+    assert!(seen.contains("support@verolabs.co") && !seen.contains("Gửi mã"), "{seen}");
+    browser.closes().await;
+    service.stops().await;
+}
+
+/// What a newcomer sees first: the page, the mailbox with the code, and the mailbox again as the page to sign in on.
+#[sqlx::test(migrations = false)]
+async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
+    let (url, port) = (database::url(&pool), crate::program::free_port());
+    let mut program =
+        Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port), ("LOG_FORMAT", "json")]);
+    let mailbox = format!("http://localhost:{port}/dev/mailbox");
+    program.line_with(&format!("http://localhost:{port}/recovery"));
+    program.line_with("relay is usable");
+    let browser = Browser::open("en").await;
+    browser.goes_to(&mailbox).await;
+    assert_eq!(browser.reads("#state").await, "No mail yet");
+    browser.inspect("mailbox-empty-en").await;
+    browser.clicks("#hint a").await;
+    browser.sees("#email").await;
+    browser.types("#address", "trader.vi@example.com").await;
+    browser.clicks("#start button").await;
+    browser.sees("#code").await;
+    browser.goes_to(&mailbox).await;
+    let code = browser.reads(".code output").await;
+    let allowed = json!({ "permission": { "name": "clipboard-write" }, "setting": "granted" });
+    browser.devtools("Browser.setPermission", allowed).await;
+    browser.clicks(".code button").await;
+    assert_eq!(browser.reads(".code [role=status]").await, "Copied");
+    browser.inspect("mailbox-en").await;
+    browser.clicks("header a").await;
+    assert_eq!(browser.reads("h1").await, "Hộp thư");
+    browser.sees(".code button").await;
+    browser.inspect("mailbox-vi").await;
+
+    browser.goes_to(&format!("http://localhost:{port}/recovery")).await;
+    browser.sees("#code").await;
+    assert_eq!(browser.value("document.documentElement.lang").await, "vi", "one choice for both pages");
+    browser.types("#digits", &code).await;
+    browser.clicks("#verify button").await;
+    browser.sees("#password").await;
+    browser.types("#secret", "sao hom tren doi thong gio").await;
+    browser.clicks("#reset button").await;
+    browser.sees("#done").await;
+    browser.clicks("#go-on").await;
+    assert_eq!(browser.reads("#session b").await, "trader.vi@example.com");
+    assert_eq!(browser.value("sessionStorage.length").await, "0", "the token is taken out");
+    browser.closes().await;
+    program.signal("-TERM");
+    assert!(program.ends().1);
+}
