@@ -2,12 +2,14 @@
 //! real HTTP, the built program where the program matters. Time is moved, never waited for.
 
 mod abuse;
+mod accounts;
 mod clock;
 mod contract;
 mod delivery;
 mod faults;
 mod harness;
 mod hashing;
+mod import;
 mod jwt;
 mod lockout;
 mod login;
