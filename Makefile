@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos blind catalogue
+.PHONY: help run test prepare bench courier chaos blind import catalogue
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -44,3 +44,7 @@ chaos: ## break everything around two replicas under load, and count what was lo
 blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --seed 1")
 	@cargo bench --bench blind --no-run
 	@scripts/with-postgres blind cargo bench --bench blind -- $(ARGS)
+
+import: ## measure the move of a million accounts: time, memory, kill -9 in the middle, logins (ARGS="--accounts 100000")
+	@cargo build --release
+	@scripts/with-postgres import python3 benches/import/measure.py "$(target)/release/vos-auth" $(ARGS)

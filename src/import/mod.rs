@@ -28,9 +28,7 @@ use crate::clock::Clock;
 use crate::database::cause;
 use crate::password::{self, Stored, Unusable};
 
-/// Records that are read, and written, together at most.
-const BATCH: usize = 2000;
-/// Batches that are read ahead. With [`BATCH`] and the longest record this bounds the memory.
+/// Batches that are read ahead.
 const AHEAD: usize = 2;
 
 /// What is imported, and how.
@@ -173,7 +171,7 @@ async fn write(
     let read = Arc::new(AtomicU64::new(0));
     let (paths, counter) = (what.paths.clone(), Arc::clone(&read));
     // No thread of the runtime, which would wait for the end of a pipe when it has been stopped.
-    std::thread::spawn(move || source::read(file, &paths, &counter, BATCH, &sender));
+    let reading = std::thread::spawn(move || source::read(file, &paths, &counter, &sender));
     while let Some(batch) = stop.run_until_cancelled(batches.recv()).await.flatten() {
         let records = batch.map_err(unreadable)?;
         report.records += records.len() as u64;
@@ -194,6 +192,8 @@ async fn write(
     if stop.is_cancelled() {
         return Err(ImportError::Stopped(report.records));
     }
+    // It has ended, as nothing comes any more: whether at the end of the file, it has to say.
+    reading.join().map_err(|_| unreadable(io::Error::other("reading it failed")))?;
     refusals.end(report.refused)
 }
 

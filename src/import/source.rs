@@ -15,6 +15,9 @@ use super::identity::{self, Identity, Paths, Refusal};
 
 /// The longest record, in octets.
 const MAX_RECORD: usize = 1 << 20;
+/// Records that are read, and written, together at most, and their octets but those of the last one.
+const BATCH: usize = 2000;
+const BATCH_OCTETS: usize = 4 << 20;
 const TOO_LONG: &str = "the record is longer than 1 MiB";
 
 /// A record of the file, and the line on which it ends; in a CSV, begins.
@@ -25,12 +28,12 @@ pub(super) struct Record {
 
 type Batches = Sender<io::Result<Vec<Record>>>;
 
-/// Sends the file's records, `size` at a time, until nobody takes them; an error is the last that is sent.
-pub(super) fn read(file: File, paths: &Paths, counter: &AtomicU64, size: usize, batches: &Batches) {
+/// Sends the file's records, a batch at a time, until nobody takes them; an error is the last that is sent.
+pub(super) fn read(file: File, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
     let place = Rc::<Place>::default();
     let mut input =
         Input { file: BufReader::with_capacity(1 << 16, file), place: Rc::clone(&place), counter };
-    let mut records = Records { batch: Vec::new(), size, place, batches };
+    let mut records = Records { batch: Vec::new(), octets: 0, place, batches };
     let done = match input.first() {
         Ok(Some(b'[')) => arrays(input, paths, &mut records),
         Ok(Some(b'{')) => lines(input, paths, &mut records),
@@ -48,7 +51,7 @@ pub(super) fn read(file: File, paths: &Paths, counter: &AtomicU64, size: usize, 
 /// The batch that is being read.
 struct Records<'a> {
     batch: Vec<Record>,
-    size: usize,
+    octets: usize,
     place: Rc<Place>,
     batches: &'a Batches,
 }
@@ -63,13 +66,15 @@ impl From<Unwanted> for io::Error {
 }
 
 impl Records<'_> {
-    fn push(&mut self, line: u64, read: Result<Identity, Refusal>) -> Result<(), Unwanted> {
+    fn push(&mut self, line: u64, octets: usize, read: Result<Identity, Refusal>) -> Result<(), Unwanted> {
         self.place.record_began.set(self.place.octets.get());
         self.batch.push(Record { line, read });
-        if self.batch.len() < self.size { Ok(()) } else { self.send() }
+        self.octets += octets;
+        if self.batch.len() < BATCH && self.octets < BATCH_OCTETS { Ok(()) } else { self.send() }
     }
 
     fn send(&mut self) -> Result<(), Unwanted> {
+        self.octets = 0;
         if self.batch.is_empty() {
             return Ok(());
         }
@@ -143,7 +148,7 @@ fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Resu
             Ok(text) => identity::from_json(text, paths),
             Err(_) => Err(Refusal { id: None, reason: "it is not UTF-8" }),
         };
-        records.push(number, identity)?;
+        records.push(number, line.len(), identity)?;
     }
     Ok(())
 }
@@ -183,7 +188,8 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         while let Some(element) = elements.next_element::<Box<RawValue>>()? {
             let line = self.records.place.lines.get() + 1;
-            let pushed = self.records.push(line, identity::from_json(element.get(), self.paths));
+            let text = element.get();
+            let pushed = self.records.push(line, text.len(), identity::from_json(text, self.paths));
             pushed.map_err(|Unwanted| serde::de::Error::custom("nobody wants more"))?;
         }
         Ok(())
@@ -195,12 +201,12 @@ fn csv(input: Input<'_>, records: &mut Records<'_>) -> io::Result<()> {
     let columns = identity::Columns::of(reader.headers()?).map_err(io::Error::other)?;
     let mut row = csv::ByteRecord::new();
     while reader.read_byte_record(&mut row)? {
-        let line = row.position().map_or(0, csv::Position::line);
+        let (line, octets) = (row.position().map_or(0, csv::Position::line), row.as_slice().len());
         let identity = match csv::StringRecord::from_byte_record(std::mem::take(&mut row)) {
             Ok(row) => columns.identity(&row),
             Err(_) => Err(Refusal { id: None, reason: "it is not UTF-8" }),
         };
-        records.push(line, identity)?;
+        records.push(line, octets, identity)?;
     }
     Ok(())
 }

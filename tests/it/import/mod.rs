@@ -53,7 +53,7 @@ fn traders(numbers: std::ops::Range<u32>) -> Vec<Value> {
 }
 
 fn lines(identities: &[Value]) -> String {
-    identities.iter().map(|identity| format!("{identity}\n")).collect()
+    identities.iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// A file of this test's own.
