@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile page-tools screenshots
+.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile page-tools screenshots import
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -62,3 +62,7 @@ fuzz: ## try the parsers with made-up input, each for so long (seconds=600; need
 hostile: ## measure what clients notice of 10,000 idle connections and 200 slow writers
 	@cargo bench --bench hostile --no-run
 	@scripts/with-postgres hostile cargo bench --bench hostile
+
+import: ## measure the move of a million accounts: time, memory, kill -9 in the middle, logins (ARGS="--accounts 100000")
+	@cargo build --release
+	@scripts/with-postgres import python3 benches/import/measure.py "$(target)/release/vos-auth" $(ARGS)

@@ -1,9 +1,10 @@
 //! Owns `audit_event`: what happened to which account, append only. No code, token or password is ever in it.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -15,6 +16,20 @@ use crate::clock::{first_id_of, new_id};
 pub enum Event {
     /// An operator created the account.
     AccountCreated,
+    /// An operator imported accounts; each says when in `imported_at`.
+    AccountsImported,
+    /// An operator exported all accounts, with what their passwords are verified against.
+    AccountsExported,
+    /// An operator disabled the account.
+    AccountDisabled,
+    /// An operator made the account active again.
+    AccountEnabled,
+    /// An operator gave the account another address.
+    EmailChanged,
+    /// An operator ended the account's sessions.
+    SessionsRevoked,
+    /// An operator erased the account and what was stored of its owner.
+    AccountErased,
     /// An operator filled the budgets of the account's address.
     AccountUnblocked,
     /// An operator printed a recovery ticket.
@@ -43,6 +58,13 @@ impl Event {
     const fn as_str(self) -> &'static str {
         match self {
             Self::AccountCreated => "account_created",
+            Self::AccountsImported => "accounts_imported",
+            Self::AccountsExported => "accounts_exported",
+            Self::AccountDisabled => "account_disabled",
+            Self::AccountEnabled => "account_enabled",
+            Self::EmailChanged => "email_changed",
+            Self::SessionsRevoked => "sessions_revoked",
+            Self::AccountErased => "account_erased",
             Self::AccountUnblocked => "account_unblocked",
             Self::RecoveryTicketIssued => "recovery_ticket_issued",
             Self::RecoverySent => "recovery_sent",
@@ -73,7 +95,7 @@ impl<'a> From<&'a Client> for Source<'a> {
     }
 }
 
-/// Appends an event. Give it the transaction of what it tells of.
+/// Appends an event, of no account in particular if it is of many. Give it the transaction of what it tells of.
 ///
 /// # Errors
 ///
@@ -82,7 +104,7 @@ pub async fn record(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     event: Event,
-    account_id: Uuid,
+    account_id: impl Into<Option<Uuid>>,
     source: Option<Source<'_>>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
@@ -90,7 +112,7 @@ pub async fn record(
          VALUES ($1, $2, $3, $4, $5, $6)",
         new_id(now),
         event.as_str(),
-        account_id,
+        account_id.into(),
         now,
         source.map(|source| source.client_ip) as Option<IpAddr>,
         source.map(|source| source.user_agent),
@@ -117,4 +139,32 @@ pub async fn sweep(
         limit
     );
     Ok(done.execute(pool).await?.rows_affected())
+}
+
+/// Takes from the events of an account what could name its owner: network addresses and devices. The one change that an
+/// event ever sees.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn forget_clients(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE audit_event SET client_ip = NULL, user_agent = NULL WHERE account_id = $1 AND client_ip IS NOT NULL",
+        account_id
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// The accounts that were erased, for as long as events are kept.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx::Error> {
+    let ids = sqlx::query_scalar!(
+        r#"SELECT account_id AS "account_id!" FROM audit_event WHERE what = 'account_erased' AND account_id IS NOT NULL"#
+    );
+    Ok(ids.fetch_all(executor).await?.into_iter().collect())
 }

@@ -26,6 +26,8 @@
 //! | relays, their probe, one SMTP conversation | [`mail::gateway`] | what lettre touches, with [`mail::message`] and [`email_address`] |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | accounts | [`account`] | `account` |
+//! | what an operator does to one: disable, another address, erase | [`operator`] | |
+//! | the move from another system, and back | [`import`], [`export`] | |
 //! | what happened | [`audit`] | `audit_event` |
 //! | who asks: address, User-Agent, language | [`client`] | |
 //! | tokens, codes, keys | [`secret`] | the one place for secrets |
@@ -36,7 +38,7 @@
 //! | figures | [`metrics`] | |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
 //!
-//! Imports point one way: `cli` → `server` → `http` → {`recovery`, `password_change`} → `session` → `app` → {`account`,
+//! Imports point one way: `cli` → {`operator`, `import`, `export`}, `server` → `http` → {`recovery`, `password_change`} → `session` → `app` → {`account`,
 //! `throttle`, `audit`, `outbox`, `courier`} → {`mail`, `jwt`, `password`, `known_device`} → {`client`, `secret`,
 //! `email_address`, `locale`, `clock`, `config`, `error`, `metrics`}.
 //!
@@ -90,13 +92,16 @@ pub mod database;
 pub mod dev;
 pub mod email_address;
 pub mod error;
+pub mod export;
 pub mod group_commit;
 pub mod http;
+pub mod import;
 pub mod jwt;
 pub mod known_device;
 pub mod locale;
 pub mod mail;
 pub mod metrics;
+pub mod operator;
 pub mod outbox;
 pub mod password;
 pub mod password_change;

@@ -16,7 +16,7 @@ use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 use sha2::{Digest, Sha256};
 use sqlx::postgres::types::PgInterval;
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -211,6 +211,25 @@ pub async fn lift(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Resu
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let lifted = sqlx::query!("DELETE FROM throttle WHERE key = ANY($1)", &keys as _);
     Ok(lifted.execute(executor).await?.rows_affected())
+}
+
+/// Deletes the budgets of an erased account. Those of browsers have names that only the browsers know; the sweeper takes
+/// them when they are full.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn forget(
+    transaction: &mut PgConnection,
+    email: &str,
+    account_id: Uuid,
+) -> Result<(), sqlx::Error> {
+    if let Ok(address) = EmailAddress::parse(email) {
+        lift(&mut *transaction, &address).await?;
+    }
+    let key = password_key(account_id);
+    sqlx::query!("DELETE FROM throttle WHERE key = $1", &key[..]).execute(transaction).await?;
+    Ok(())
 }
 
 /// Looks through the `limit` rows that follow `after`, and deletes those whose buckets are both full: they say nothing

@@ -56,6 +56,24 @@ fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
     Err(format!("it has to be between {} and {}", show(least), show(most)))
 }
 
+/// Reads `LOGIN_FAILURE_TIME`, which `account import` has an eye on, too.
+///
+/// # Errors
+///
+/// A sentence, if it is no time or out of bounds.
+pub fn login_failure_time(text: &str) -> Result<Duration, String> {
+    between(text, 10 * MILLISECOND, 10_000 * MILLISECOND)
+}
+
+/// Reads `SESSION_IDLE`, for those who list sessions.
+///
+/// # Errors
+///
+/// A sentence, if it is no time or out of bounds.
+pub fn session_idle(text: &str) -> Result<Duration, String> {
+    between(text, MINUTE, 30 * DAY)
+}
+
 /// The settings of `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -144,11 +162,11 @@ pub struct Config {
 
     /// When a failed login is answered, counted from its arrival: whatever the cause, so that the time says nothing.
     /// Must be longer than twice the dearest hash and its wait; a metric counts the failures that were late
-    #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", help_heading = "Sessions", value_parser = |text: &str| between(text, 10 * MILLISECOND, 10_000 * MILLISECOND))]
+    #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", help_heading = "Sessions", value_parser = login_failure_time)]
     pub login_failure_time: Duration,
 
     /// How long a session lasts that nobody refreshes
-    #[arg(long, env, value_name = "SESSION_IDLE", default_value = "30min", help_heading = "Sessions", value_parser = |text: &str| between(text, MINUTE, 30 * DAY))]
+    #[arg(long, env, value_name = "SESSION_IDLE", default_value = "30min", help_heading = "Sessions", value_parser = session_idle)]
     pub session_idle: Duration,
 
     /// How long a session lasts at most, however often it is refreshed

@@ -254,6 +254,26 @@ pub async fn owe_notice(
     Ok(())
 }
 
+/// Deletes the mails that are owed to an account, or to recovery sessions of its address.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn forget(
+    transaction: &mut PgConnection,
+    account_id: Uuid,
+    recovery_sessions: &[Uuid],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
+        account_id,
+        recovery_sessions
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
 /// The relay took the mail: deletes the row and records it, if the claim still holds.
 ///
 /// # Errors

@@ -5,11 +5,11 @@
 //! further requests are refused before anything was spent on them.
 
 mod policy;
-pub mod stored;
+mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::Engine as _;
@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use unicode_normalization::UnicodeNormalization as _;
 
 pub use self::policy::context;
+pub use self::stored::{Stored, Unusable};
 use crate::config::Config;
 use crate::error::{Error, Problem};
 use crate::metrics::Metrics;
@@ -82,6 +83,14 @@ impl std::fmt::Debug for Password {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Password(redacted)")
     }
+}
+
+/// How long one verification takes on this machine, at present. Call it where blocking is allowed.
+#[must_use]
+pub fn time_of(stored: &Stored) -> Duration {
+    let began = Instant::now();
+    stored.matches(b"somebody's password", &mut Memory::default());
+    began.elapsed()
 }
 
 /// What one Argon2id hash costs.

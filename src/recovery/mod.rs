@@ -115,6 +115,20 @@ pub(crate) async fn revoke_pending(
     Ok(())
 }
 
+/// Deletes every session of an address, and gives their ids.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub(crate) async fn delete_all(
+    transaction: &mut PgConnection,
+    email: &str,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!("DELETE FROM recovery_session WHERE email = $1 RETURNING id", email)
+        .fetch_all(transaction)
+        .await
+}
+
 /// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no
 /// session lives longer than code and reset together.
 ///

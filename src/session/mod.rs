@@ -10,7 +10,7 @@ mod open;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -201,13 +201,26 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
     .ok_or_else(|| Problem::SessionInvalid.into())
 }
 
-/// The sessions of an account that have not ended, the newest first; at most 100 are kept.
+/// The sessions of the account that asks which have not ended, the newest first; at most 100 are kept.
 ///
 /// # Errors
 ///
 /// `StorageUnavailable`.
 pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
-    let (now, idle) = (app.clock.now(), app.config.session_idle);
+    within_deadline(open_of(&app.pool, app.clock.now(), app.config.session_idle, by.account.id)).await
+}
+
+/// The sessions of an account that have not ended, the newest first.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn open_of(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    idle: Duration,
+    account_id: Uuid,
+) -> Result<Vec<Session>, sqlx::Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT id, account_id, authenticated_at, last_seen_at, expires_at, client_ip AS "client_ip: IpAddr",
@@ -215,13 +228,12 @@ pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> 
            FROM session
            WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3
            ORDER BY account_id, id DESC LIMIT $4"#,
-        by.account.id,
+        account_id,
         now,
         now - idle,
         KEPT_PER_ACCOUNT,
     );
-    let rows = within_deadline(rows.fetch_all(&app.pool)).await?;
-    Ok(rows.into_iter().map(|row| row.session(idle)).collect())
+    Ok(rows.fetch_all(executor).await?.into_iter().map(|row| row.session(idle)).collect())
 }
 
 /// Ends one session of the same account, which may be the one that asks.
@@ -292,22 +304,21 @@ async fn may_end(
     Ok(locked.is_some() && is_open(app, transaction, now, by.session.id).await?)
 }
 
-async fn revoke_all(
+/// Ends the sessions of a locked account but `but`, and says how many.
+pub(crate) async fn revoke_all(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     account_id: Uuid,
     but: Option<Uuid>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+) -> Result<u64, sqlx::Error> {
+    let ended = sqlx::query!(
         "UPDATE session SET revoked_at = $2
          WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND id IS DISTINCT FROM $3",
         account_id,
         now,
         but,
-    )
-    .execute(transaction)
-    .await?;
-    Ok(())
+    );
+    Ok(ended.execute(transaction).await?.rows_affected())
 }
 
 /// Deletes at most `limit` sessions that are over for 24 hours at least. The primary key is the order of creation, and no

@@ -2,6 +2,7 @@
 //! real HTTP, the built program where the program matters. Time is moved, never waited for.
 
 mod abuse;
+mod accounts;
 mod clock;
 mod contract;
 mod delivery;
@@ -10,6 +11,7 @@ mod harness;
 mod hashing;
 mod hostile;
 mod hostile_syntax;
+mod import;
 mod jwt;
 mod lockout;
 mod login;

@@ -1,5 +1,8 @@
 //! Owns `account`: who may sign in.
 
+pub mod import;
+pub mod record;
+
 use serde_json::{Map, Value};
 use sqlx::{Connection as _, PgConnection, PgExecutor};
 use time::OffsetDateTime;

@@ -1,0 +1,325 @@
+//! An identity as Ory Kratos's admin API writes it, or a row of a CSV: what it says of an account here. And an account as
+//! such an identity.
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::account::import::Incoming;
+use crate::account::record::Record;
+use crate::email_address::EmailAddress;
+use crate::locale::Locale;
+use crate::password::{Stored, Unusable};
+
+/// Where in an identity something stands that the incumbent leaves to each installation.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The address.
+    pub email: JsonPath,
+    /// The language.
+    pub locale: JsonPath,
+}
+
+/// Names of members, or numbers of elements, with dots between them: `traits.emails.0`.
+#[derive(Clone, Debug)]
+pub struct JsonPath(String);
+
+impl JsonPath {
+    fn text<'a>(&self, value: &'a Value) -> Option<&'a str> {
+        value.pointer(&self.0)?.as_str()
+    }
+}
+
+impl std::str::FromStr for JsonPath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.split('.').any(str::is_empty) {
+            return Err("it has to be names with dots between them, such as traits.email");
+        }
+        // A JSON pointer (RFC 6901).
+        Ok(Self(format!("/{}", text.replace('~', "~0").replace('/', "~1").replace('.', "/"))))
+    }
+}
+
+/// What a record says.
+#[derive(Debug)]
+pub struct Identity {
+    /// The account.
+    pub new: Incoming,
+    /// Its password, or why it has none any more; `None` if it never had one.
+    pub password: Option<Result<Stored, Unusable>>,
+}
+
+/// Why a record is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The record's id, if it has one.
+    pub id: Option<Uuid>,
+    /// The reason; it quotes nothing of the record.
+    pub reason: &'static str,
+}
+
+/// An identity in JSON.
+///
+/// # Errors
+///
+/// [`Refusal`].
+pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
+    let identity: Value =
+        serde_json::from_str(text).map_err(|_| Refusal { id: None, reason: "it is not JSON" })?;
+    let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str);
+    let id = uuid(text("/id"))?;
+    let refused = |reason| Refusal { id, reason };
+    let traits = identity.get("traits").and_then(Value::as_object).ok_or(refused("it has no traits"))?;
+    let email = paths.email.text(&identity).ok_or(refused("it has no email where IMPORT_EMAIL_PATH says"))?;
+    Fields {
+        email,
+        state: text("/state"),
+        locale: paths.locale.text(&identity),
+        password_hash: text("/credentials/password/config/hashed_password"),
+        password_changed_at: text("/credentials/password/updated_at"),
+        created_at: text("/created_at"),
+    }
+    .identity(id, traits.clone())
+    .map_err(refused)
+}
+
+/// An account as an identity.
+#[must_use]
+pub fn to_json(account: &Record) -> Value {
+    let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+    let credentials = account.password_hash.as_ref().map(|hash| {
+        json!({
+            "type": "password",
+            "identifiers": [account.email],
+            "config": { "hashed_password": hash },
+            "updated_at": account.password_changed_at.map(time),
+        })
+    });
+    json!({
+        "id": account.id,
+        "schema_id": "default",
+        "state": if account.state == "active" { "active" } else { "inactive" },
+        "traits": account.traits,
+        "metadata_public": account.locale.as_ref().map(|locale| json!({ "locale": locale })),
+        "recovery_addresses": [{ "via": "email", "value": account.email }],
+        "credentials": credentials.map_or_else(|| json!({}), |password| json!({ "password": password })),
+        "created_at": time(account.created_at),
+        "updated_at": time(account.updated_at),
+    })
+}
+
+/// The columns of a CSV by their headers.
+pub struct Columns([Option<usize>; 6]);
+
+impl Columns {
+    const NAMES: [&'static str; 6] = ["email", "password_hash", "locale", "state", "id", "traits"];
+
+    /// Reads the headers.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if a column is unknown, or there is none for the email.
+    pub fn of(headers: &csv::StringRecord) -> Result<Self, String> {
+        let known = || Self::NAMES.join(", ");
+        let unknown = headers.iter().find(|header| !Self::NAMES.contains(header));
+        if let Some(unknown) = unknown {
+            return Err(format!("the column {unknown:?} is not known; known are {}", known()));
+        }
+        let columns = Self::NAMES.map(|name| headers.iter().position(|header| header == name));
+        match columns[0] {
+            Some(_) => Ok(Self(columns)),
+            None => Err(format!("there is no column email; known are {}", known())),
+        }
+    }
+
+    /// A row. An empty field is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`].
+    pub fn identity(&self, row: &csv::StringRecord) -> Result<Identity, Refusal> {
+        let [email, password_hash, locale, state, id, traits] =
+            self.0.map(|column| row.get(column?).map(str::trim).filter(|text| !text.is_empty()));
+        let id = uuid(id)?;
+        let refused = |reason| Refusal { id, reason };
+        let email = email.ok_or(refused("it has no email"))?;
+        let traits = match traits {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|_| refused("its traits are not a JSON object"))?
+            }
+            None => Map::from_iter([("email".to_owned(), email.into())]),
+        };
+        Fields { email, state, locale, password_hash, password_changed_at: None, created_at: None }
+            .identity(id, traits)
+            .map_err(refused)
+    }
+}
+
+/// What both formats have, as text.
+struct Fields<'a> {
+    email: &'a str,
+    state: Option<&'a str>,
+    locale: Option<&'a str>,
+    password_hash: Option<&'a str>,
+    password_changed_at: Option<&'a str>,
+    created_at: Option<&'a str>,
+}
+
+impl Fields<'_> {
+    fn identity(self, id: Option<Uuid>, traits: Map<String, Value>) -> Result<Identity, &'static str> {
+        let email =
+            EmailAddress::parse(self.email).map_err(|_| "its email is not one that mail can be sent to")?;
+        let active = match self.state {
+            None | Some("active") => true,
+            Some("inactive" | "disabled") => false,
+            Some(_) => return Err("its state is neither active nor inactive"),
+        };
+        if traits.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)) {
+            return Err("its traits hold the character U+0000, which PostgreSQL cannot store");
+        }
+        let time = |text: Option<&str>| {
+            let parsed = text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
+            parsed.map_err(|_| "one of its times is not written as 2026-01-31T12:00:00Z")
+        };
+        let (password_changed_at, created_at) = (time(self.password_changed_at)?, time(self.created_at)?);
+        let stored =
+            self.password_hash.filter(|hash| !hash.is_empty()).map(|hash| (hash, Stored::parse(hash)));
+        let kept = stored.as_ref().filter(|(_, stored)| stored.is_ok()).map(|(hash, _)| (*hash).to_owned());
+        let new = Incoming {
+            id,
+            email,
+            active,
+            locale: self.locale.and_then(Locale::preferred),
+            traits,
+            password_changed_at: kept.as_ref().and(password_changed_at),
+            password_hash: kept,
+            created_at,
+        };
+        Ok(Identity { new, password: stored.map(|(_, stored)| stored) })
+    }
+}
+
+fn uuid(text: Option<&str>) -> Result<Option<Uuid>, Refusal> {
+    let id = text.map(str::parse).transpose();
+    id.map_err(|_| Refusal { id: None, reason: "its id is not a UUID" })
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(holds_nul),
+        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BCRYPT: &str = "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO";
+    const ID: &str = "9f425a8d-7efc-4768-8f23-7647a74fdf13";
+
+    fn paths() -> Paths {
+        Paths { email: "traits.email".parse().unwrap(), locale: "metadata_public.locale".parse().unwrap() }
+    }
+
+    fn read(changes: &[(&str, Value)]) -> Result<Identity, Refusal> {
+        let mut identity = json!({
+            "id": ID,
+            "schema_id": "default",
+            "state": "active",
+            "traits": { "email": "Trader@Example.com", "name": { "first": "An" } },
+            "metadata_public": { "locale": "vi-VN" },
+            "credentials": { "password": {
+                "type": "password",
+                "identifiers": ["trader@example.com"],
+                "config": { "hashed_password": BCRYPT },
+                "updated_at": "2024-02-01T00:00:00.123456Z",
+            } },
+            "created_at": "2023-01-31T12:00:00Z",
+        });
+        for (pointer, value) in changes {
+            *identity.pointer_mut(pointer).unwrap() = value.clone();
+        }
+        from_json(&identity.to_string(), &paths())
+    }
+
+    #[test]
+    fn an_identity_says_all_that_an_account_is() {
+        let Identity { new, password } = read(&[]).unwrap();
+        assert_eq!(new.id.unwrap().to_string(), ID);
+        assert_eq!(new.email.as_str(), "trader@example.com");
+        assert!(new.active);
+        assert_eq!(new.locale, Some(Locale::Vi));
+        assert_eq!(new.traits["email"], "Trader@Example.com", "traits are as they were");
+        assert_eq!(new.password_hash.as_deref(), Some(BCRYPT));
+        assert_eq!(new.password_changed_at.unwrap().unix_timestamp(), 1_706_745_600);
+        assert_eq!(new.created_at.unwrap().unix_timestamp(), 1_675_166_400);
+        assert_eq!(password.unwrap().unwrap().kind(), "bcrypt");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_left_out_and_said() {
+        let hash = "/credentials/password/config/hashed_password";
+        for (text, found) in [
+            ("$md5$CY9rzUYh03PK3k6DJie09g==", Some(Unusable::TooWeak("md5"))),
+            ("$whirlpool$x", Some(Unusable::Unknown)),
+            ("$2b$04$short", Some(Unusable::Broken)),
+            ("", None),
+        ] {
+            let Identity { new, password } = read(&[(hash, text.into())]).unwrap();
+            assert_eq!((new.password_hash, new.password_changed_at), (None, None), "{text}");
+            assert_eq!(password.map(|password| password.unwrap_err()), found, "{text}");
+        }
+        assert!(!read(&[("/state", "inactive".into())]).unwrap().new.active);
+        assert_eq!(read(&[("/metadata_public", "de".into())]).unwrap().new.locale, None);
+    }
+
+    #[test]
+    fn what_is_no_account_is_refused_with_the_reason() {
+        for (pointer, value, part) in [
+            ("/id", json!("17"), "UUID"),
+            ("/traits", json!([]), "no traits"),
+            ("/traits/email", json!(["a@example.com"]), "IMPORT_EMAIL_PATH"),
+            ("/traits/email", json!("mıke@example.com"), "mail can be sent to"),
+            ("/state", json!("gone"), "active nor inactive"),
+            ("/created_at", json!("yesterday"), "2026-01-31"),
+            ("/traits/name/first", json!("a\0b"), "U+0000"),
+        ] {
+            let refusal = read(&[(pointer, value)]).unwrap_err();
+            assert!(refusal.reason.contains(part), "{refusal:?}");
+            assert_eq!(refusal.id.is_some(), pointer != "/id");
+        }
+        assert_eq!(from_json("{\"id\": ", &paths()).unwrap_err().reason, "it is not JSON");
+        assert_eq!(from_json("[]", &paths()).unwrap_err().reason, "it has no traits");
+    }
+
+    #[test]
+    fn the_email_may_stand_anywhere() {
+        let elsewhere = Paths { email: "traits.mails.1".parse().unwrap(), ..paths() };
+        let identity = r#"{"traits": {"mails": ["a@example.com", "b@example.com"]}}"#;
+        let new = from_json(identity, &elsewhere).unwrap().new;
+        assert_eq!((new.email.as_str(), new.id), ("b@example.com", None));
+        assert!("traits..email".parse::<JsonPath>().is_err());
+    }
+
+    #[test]
+    fn a_row_needs_an_email_alone() {
+        let columns = |names: &[&str]| Columns::of(&names.to_vec().into());
+        let row = |names: &[&str], fields: &[&str]| columns(names).unwrap().identity(&fields.to_vec().into());
+        let new = row(&["email"], &["a@example.com"]).unwrap().new;
+        assert_eq!(Value::Object(new.traits), json!({ "email": "a@example.com" }));
+        let names = ["id", "email", "password_hash", "locale", "state", "traits"];
+        let new =
+            row(&names, &[ID, "a@example.com", BCRYPT, "en", "disabled", r#"{"desk": 7}"#]).unwrap().new;
+        assert_eq!((new.active, new.locale, &new.traits["desk"]), (false, Some(Locale::En), &json!(7)));
+        assert_eq!(row(&names, &["", ""]).unwrap_err().reason, "it has no email");
+        assert!(row(&names, &["", "a@example.com", "", "", "", "7"]).unwrap_err().reason.contains("traits"));
+        assert!(columns(&["email", "pasword"]).err().unwrap().contains("\"pasword\" is not known"));
+        assert!(columns(&["id"]).err().unwrap().contains("no column email"));
+    }
+}

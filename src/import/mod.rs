@@ -1,0 +1,286 @@
+//! Takes over the accounts of another system, from Ory Kratos's identity export or from a CSV.
+//!
+//! One thread reads, parses and judges; the task that called writes what comes, a batch a transaction. Whatever is killed
+//! at whatever moment: the same file run again brings the same end, as each record says by itself what becomes of it.
+
+pub mod identity;
+mod source;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{Executor as _, PgConnection};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use self::identity::Paths;
+use self::source::Record;
+use crate::account::import::{Fate, Incoming, import};
+use crate::audit;
+use crate::clock::Clock;
+use crate::database::cause;
+use crate::password::{self, Stored, Unusable};
+
+/// Batches that are read ahead.
+const AHEAD: usize = 2;
+
+/// What is imported, and how.
+#[derive(Debug)]
+pub struct Import {
+    /// The export: a JSON array, a JSON object a line, or a CSV; its first character tells.
+    pub file: PathBuf,
+    /// Where the records go that are refused, each with its line and the reason.
+    pub refused: PathBuf,
+    /// Where in an identity what is needed stands.
+    pub paths: Paths,
+    /// Whether nothing is written to the database.
+    pub dry_run: bool,
+}
+
+/// Why an import did not come to its end. What it has written stays, and the same import run again goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The export cannot be read, from somewhere on.
+    #[error("{} cannot be read: {why}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// The file of refused records cannot be written.
+    #[error("{} cannot be written: {why}", file.display())]
+    Unwritable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// What PostgreSQL answered, as it may be shown.
+    #[error("the database failed ({}); run the same import again to go on", cause(.0))]
+    Storage(#[from] sqlx::Error),
+    /// Somebody stopped it.
+    #[error("stopped after {0} records; run the same import again to go on")]
+    Stopped(u64),
+}
+
+/// What has become of the records so far.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Records that were read.
+    pub records: u64,
+    /// Accounts that are new.
+    pub created: u64,
+    /// Accounts that an earlier import wrote, that nobody has used here since, and that have changed there.
+    pub updated: u64,
+    /// Accounts that are here, and the same.
+    pub unchanged: u64,
+    /// Accounts that differ and stay as they are, as they have been used or changed here.
+    pub kept: u64,
+    /// Records that were refused.
+    pub refused: u64,
+    /// Passwords that are verified, by kind.
+    pub passwords: BTreeMap<&'static str, u64>,
+    /// Passwords that are too weak to keep, by kind.
+    pub too_weak: BTreeMap<&'static str, u64>,
+    /// Passwords of a known kind that are broken, or dearer than is computed.
+    pub broken: u64,
+    /// Passwords of no kind that is known.
+    pub unknown: u64,
+    /// Accounts whose record has no password.
+    pub without: u64,
+    /// How much of the file was read, of 100; `None` if that has no known length.
+    pub percent: Option<u64>,
+    dearest: BTreeMap<&'static str, Stored>,
+}
+
+impl Report {
+    fn count(&mut self, fate: Fate, password: Option<Result<Stored, Unusable>>) {
+        match fate {
+            Fate::Created => self.created += 1,
+            Fate::Updated => self.updated += 1,
+            Fate::Unchanged => self.unchanged += 1,
+            Fate::Kept => self.kept += 1,
+            Fate::OtherEmail | Fate::OtherId => return self.refused += 1,
+        }
+        match password {
+            None => self.without += 1,
+            Some(Err(Unusable::TooWeak(kind))) => *self.too_weak.entry(kind).or_default() += 1,
+            Some(Err(Unusable::Broken)) => self.broken += 1,
+            Some(Err(Unusable::Unknown)) => self.unknown += 1,
+            Some(Ok(stored)) => {
+                *self.passwords.entry(stored.kind()).or_default() += 1;
+                let dearest = self.dearest.entry(stored.kind()).or_insert_with(|| stored.clone());
+                if stored.work() > dearest.work() {
+                    *dearest = stored;
+                }
+            }
+        }
+    }
+
+    /// The kind whose dearest password took longest to verify on this machine, and how long. Call it where blocking is
+    /// allowed.
+    #[must_use]
+    pub fn dearest(&self) -> Option<(&'static str, Duration)> {
+        let times = self.dearest.iter().map(|(kind, stored)| (*kind, password::time_of(stored)));
+        times.max_by_key(|(_, time)| *time)
+    }
+}
+
+/// Imports, and tells `progress` after every batch. The report is of what was done, whether it came to its end or not.
+pub async fn run(
+    connection: &mut PgConnection,
+    clock: &Clock,
+    what: &Import,
+    stop: &CancellationToken,
+    progress: impl FnMut(&Report),
+) -> (Report, Result<(), ImportError>) {
+    let mut report = Report::default();
+    let done = write(connection, clock, what, stop, &mut report, progress).await;
+    (report, done)
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    clock: &Clock,
+    what: &Import,
+    stop: &CancellationToken,
+    report: &mut Report,
+    mut progress: impl FnMut(&Report),
+) -> Result<(), ImportError> {
+    let unreadable = |why| ImportError::Unreadable { file: what.file.clone(), why };
+    let file = File::open(&what.file).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut refusals = Refusals::create(&what.refused)?;
+    // A plan that was made while the table was empty must not scan it when it holds a million.
+    connection.execute("SET enable_seqscan = off").await?;
+    if !what.dry_run {
+        // One after the other: two imports at once would wait for each other's rows.
+        connection.execute("SELECT pg_advisory_lock(hashtext('vos-auth account import'))").await?;
+        audit::record(&mut *connection, clock.now(), audit::Event::AccountsImported, None, None).await?;
+    }
+    let erased = audit::erased(&mut *connection).await?;
+    let (sender, mut batches) = mpsc::channel(AHEAD);
+    let read = Arc::new(AtomicU64::new(0));
+    let (paths, counter) = (what.paths.clone(), Arc::clone(&read));
+    // No thread of the runtime, which would wait for the end of a pipe when it has been stopped.
+    let reading = std::thread::spawn(move || source::read(file, &paths, &counter, &sender));
+    while let Some(batch) = stop.run_until_cancelled(batches.recv()).await.flatten() {
+        let records = batch.map_err(unreadable)?;
+        report.records += records.len() as u64;
+        report.percent = (read.load(Ordering::Relaxed) * 100).checked_div(length);
+        for part in distinct(records, &erased, &mut refusals, report)? {
+            let (new, others): (Vec<_>, Vec<_>) =
+                part.into_iter().map(|one| (one.new, (one.line, one.password))).unzip();
+            let fates = import(connection, clock.now(), &new, what.dry_run).await?;
+            for ((fate, new), (line, password)) in fates.into_iter().zip(new).zip(others) {
+                if let Some(reason) = refusal(fate) {
+                    refusals.write(line, new.id, reason)?;
+                }
+                report.count(fate, password);
+            }
+        }
+        progress(report);
+    }
+    if stop.is_cancelled() {
+        return Err(ImportError::Stopped(report.records));
+    }
+    // It has ended, as nothing comes any more: whether at the end of the file, it has to say.
+    reading.join().map_err(|_| unreadable(io::Error::other("reading it failed")))?;
+    refusals.end(report.refused)
+}
+
+/// A record that can be written.
+struct Candidate {
+    line: u64,
+    new: Incoming,
+    password: Option<Result<Stored, Unusable>>,
+}
+
+/// The records that were not refused, in parts in which no id and no address is twice: a later record of the file finds the
+/// earlier one written.
+fn distinct(
+    records: Vec<Record>,
+    erased: &HashSet<Uuid>,
+    refusals: &mut Refusals,
+    report: &mut Report,
+) -> Result<Vec<Vec<Candidate>>, ImportError> {
+    let mut parts = vec![Vec::new()];
+    let (mut ids, mut emails) = (HashSet::new(), HashSet::new());
+    for Record { line, read } in records {
+        let found = match read {
+            Ok(found) if found.new.id.is_some_and(|id| erased.contains(&id)) => {
+                Err(identity::Refusal { id: found.new.id, reason: "the account was erased here" })
+            }
+            read => read,
+        };
+        let identity::Identity { new, password } = match found {
+            Ok(found) => found,
+            Err(refusal) => {
+                report.refused += 1;
+                refusals.write(line, refusal.id, refusal.reason)?;
+                continue;
+            }
+        };
+        if new.id.is_some_and(|id| ids.contains(&id)) || emails.contains(&new.email) {
+            parts.push(Vec::new());
+            ids.clear();
+            emails.clear();
+        }
+        ids.extend(new.id);
+        emails.insert(new.email.clone());
+        parts.last_mut().expect("there is one").push(Candidate { line, new, password });
+    }
+    Ok(parts)
+}
+
+fn refusal(fate: Fate) -> Option<&'static str> {
+    match fate {
+        Fate::OtherEmail => Some(
+            "the account has another email here: `vos-auth account set-email` changes it, then import again",
+        ),
+        Fate::OtherId => Some("its email is that of an account with another id"),
+        Fate::Created | Fate::Updated | Fate::Unchanged | Fate::Kept => None,
+    }
+}
+
+/// The file of refused records: one JSON object a line, without anything of the record but its id.
+struct Refusals {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    line: u64,
+    id: Option<Uuid>,
+    reason: &'static str,
+}
+
+impl Refusals {
+    fn create(path: &Path) -> Result<Self, ImportError> {
+        let file = File::create(path);
+        let file = file.map_err(|why| ImportError::Unwritable { file: path.into(), why })?;
+        Ok(Self { path: path.into(), file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, line: u64, id: Option<Uuid>, reason: &'static str) -> Result<(), ImportError> {
+        let written = serde_json::to_writer(&mut self.file, &Refused { line, id, reason });
+        let written = written.map_err(io::Error::from).and_then(|()| self.file.write_all(b"\n"));
+        written.map_err(|why| ImportError::Unwritable { file: self.path.clone(), why })
+    }
+
+    /// Nothing refused, nothing left behind.
+    fn end(mut self, refused: u64) -> Result<(), ImportError> {
+        let ended = self.file.flush();
+        let ended = if refused == 0 { ended.and_then(|()| std::fs::remove_file(&self.path)) } else { ended };
+        ended.map_err(|why| ImportError::Unwritable { file: self.path, why })
+    }
+}

@@ -1,0 +1,212 @@
+//! Reads an export record by record, in memory that does not grow with it.
+
+use std::cell::Cell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc::Sender;
+
+use super::identity::{self, Identity, Paths, Refusal};
+
+/// The longest record, in octets.
+const MAX_RECORD: usize = 1 << 20;
+/// Records that are read, and written, together at most, and their octets but those of the last one.
+const BATCH: usize = 2000;
+const BATCH_OCTETS: usize = 4 << 20;
+const TOO_LONG: &str = "the record is longer than 1 MiB";
+
+/// A record of the file, and the line on which it ends; in a CSV, begins.
+pub(super) struct Record {
+    pub line: u64,
+    pub read: Result<Identity, Refusal>,
+}
+
+type Batches = Sender<io::Result<Vec<Record>>>;
+
+/// Sends the file's records, a batch at a time, until nobody takes them; an error is the last that is sent.
+pub(super) fn read(file: File, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
+    let place = Rc::<Place>::default();
+    let mut input =
+        Input { file: BufReader::with_capacity(1 << 16, file), place: Rc::clone(&place), counter };
+    let mut records = Records { batch: Vec::new(), octets: 0, place, batches };
+    let done = match input.first() {
+        Ok(Some(b'[')) => arrays(input, paths, &mut records),
+        Ok(Some(b'{')) => lines(input, paths, &mut records),
+        Ok(Some(_)) => csv(input, &mut records),
+        Ok(None) => Err(io::Error::other("it is empty")),
+        Err(error) => Err(error),
+    };
+    // What was read before an error is written, too.
+    let sent = records.send();
+    if let (Err(error), Ok(())) = (done, sent) {
+        let _ = batches.blocking_send(Err(error));
+    }
+}
+
+/// The batch that is being read.
+struct Records<'a> {
+    batch: Vec<Record>,
+    octets: usize,
+    place: Rc<Place>,
+    batches: &'a Batches,
+}
+
+/// Nobody takes records any more.
+struct Unwanted;
+
+impl From<Unwanted> for io::Error {
+    fn from(_: Unwanted) -> Self {
+        Self::from(io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl Records<'_> {
+    fn push(&mut self, line: u64, octets: usize, read: Result<Identity, Refusal>) -> Result<(), Unwanted> {
+        self.place.record_began.set(self.place.octets.get());
+        self.batch.push(Record { line, read });
+        self.octets += octets;
+        if self.batch.len() < BATCH && self.octets < BATCH_OCTETS { Ok(()) } else { self.send() }
+    }
+
+    fn send(&mut self) -> Result<(), Unwanted> {
+        self.octets = 0;
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.batches.blocking_send(Ok(std::mem::take(&mut self.batch))).map_err(|_| Unwanted)
+    }
+}
+
+/// How far a file was read.
+#[derive(Default)]
+struct Place {
+    octets: Cell<usize>,
+    lines: Cell<u64>,
+    record_began: Cell<usize>,
+}
+
+/// A file whose place is known, and that ends in an error within a record that is too long.
+struct Input<'a> {
+    file: BufReader<File>,
+    place: Rc<Place>,
+    counter: &'a AtomicU64,
+}
+
+impl Input<'_> {
+    /// The first octet that is no white space, which is left in the file.
+    fn first(&mut self) -> io::Result<Option<u8>> {
+        loop {
+            match self.file.fill_buf()?.first() {
+                Some(byte) if byte.is_ascii_whitespace() => {
+                    self.read_exact(&mut [0])?;
+                }
+                first => return Ok(first.copied()),
+            }
+        }
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(into)?;
+        let (place, new) = (&self.place, &into[..read]);
+        place.octets.set(place.octets.get() + read);
+        place.lines.set(place.lines.get() + new.split(|byte| *byte == b'\n').count() as u64 - 1);
+        self.counter.fetch_add(read as u64, Ordering::Relaxed);
+        // What a reader takes ahead is no part of the record.
+        if place.octets.get() - place.record_began.get() > MAX_RECORD + into.len() {
+            return Err(io::Error::other(format!("near line {}: {TOO_LONG}", place.lines.get() + 1)));
+        }
+        Ok(read)
+    }
+}
+
+/// One object a line. A line that cannot be read is refused, and the next one read.
+fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
+    let Input { mut file, place, counter } = input;
+    let mut line = Vec::new();
+    for number in place.lines.get() + 1.. {
+        line.clear();
+        let limit = MAX_RECORD as u64 + 1;
+        let mut read = file.by_ref().take(limit).read_until(b'\n', &mut line)? as u64;
+        let whole = read < limit || line.ends_with(b"\n");
+        if !whole {
+            read += file.skip_until(b'\n')? as u64;
+        }
+        counter.fetch_add(read, Ordering::Relaxed);
+        if read == 0 {
+            return Ok(());
+        }
+        let identity = match std::str::from_utf8(&line) {
+            _ if !whole => Err(Refusal { id: None, reason: TOO_LONG }),
+            Ok(text) if text.trim().is_empty() => continue,
+            Ok(text) => identity::from_json(text, paths),
+            Err(_) => Err(Refusal { id: None, reason: "it is not UTF-8" }),
+        };
+        records.push(number, line.len(), identity)?;
+    }
+    Ok(())
+}
+
+/// An array of objects, or several one after the other, as pages of the incumbent's API are when they are put in one file.
+fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
+    let mut json = serde_json::Deserializer::from_reader(input);
+    loop {
+        Elements { paths, records }.deserialize(&mut json)?;
+        if json.end().is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes the elements of an array one by one.
+struct Elements<'a, 'b> {
+    paths: &'a Paths,
+    records: &'a mut Records<'b>,
+}
+
+impl<'de> DeserializeSeed<'de> for Elements<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of identities")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        while let Some(element) = elements.next_element::<Box<RawValue>>()? {
+            let line = self.records.place.lines.get() + 1;
+            let text = element.get();
+            let pushed = self.records.push(line, text.len(), identity::from_json(text, self.paths));
+            pushed.map_err(|Unwanted| serde::de::Error::custom("nobody wants more"))?;
+        }
+        Ok(())
+    }
+}
+
+fn csv(input: Input<'_>, records: &mut Records<'_>) -> io::Result<()> {
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
+    let columns = identity::Columns::of(reader.headers()?).map_err(io::Error::other)?;
+    let mut row = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut row)? {
+        let (line, octets) = (row.position().map_or(0, csv::Position::line), row.as_slice().len());
+        let identity = match csv::StringRecord::from_byte_record(std::mem::take(&mut row)) {
+            Ok(row) => columns.identity(&row),
+            Err(_) => Err(Refusal { id: None, reason: "it is not UTF-8" }),
+        };
+        records.push(line, octets, identity)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What an operator does to one account. Each is one transaction under the lock of the account's row, is recorded, and
+//! does nothing when it is done again.
+
+use sqlx::{Connection as _, PgConnection};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::account::record;
+use crate::audit::{self, Event};
+use crate::email_address::EmailAddress;
+use crate::{outbox, recovery, session, throttle};
+
+/// Disables an account, which ends its sessions and its pending recoveries, or makes it active again. False: it was so
+/// already, or is gone.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn set_active(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    active: bool,
+) -> Result<bool, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let Some((email, _)) =
+        record::lock_in_any_state(&mut transaction, id).await?.filter(|(_, already)| *already != active)
+    else {
+        return Ok(false);
+    };
+    record::set_active(&mut transaction, now, id, active).await?;
+    if !active {
+        session::revoke_all(&mut transaction, now, id, None).await?;
+        recovery::revoke_pending(&mut transaction, now, &email, None).await?;
+    }
+    let event = if active { Event::AccountEnabled } else { Event::AccountDisabled };
+    audit::record(&mut *transaction, now, event, id, None).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// What became of a new address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmailSet {
+    /// It is the account's.
+    Set,
+    /// It was the account's already.
+    Already,
+    /// It is another account's.
+    Taken,
+    /// There is no such account.
+    Gone,
+}
+
+/// Gives an account another address, and ends the pending recoveries of both addresses: a code that was mailed to the old
+/// one opens the account no longer. Sessions go on; nobody is mailed.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn set_email(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    email: &EmailAddress,
+) -> Result<EmailSet, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let Some((old, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
+        return Ok(EmailSet::Gone);
+    };
+    if old == email.as_str() {
+        return Ok(EmailSet::Already);
+    }
+    if !record::set_email(&mut transaction, now, id, email).await? {
+        return Ok(EmailSet::Taken);
+    }
+    for address in [old.as_str(), email.as_str()] {
+        recovery::revoke_pending(&mut transaction, now, address, None).await?;
+    }
+    audit::record(&mut *transaction, now, Event::EmailChanged, id, None).await?;
+    transaction.commit().await?;
+    Ok(EmailSet::Set)
+}
+
+/// Ends every session of an account, and says how many there were.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn revoke_sessions(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+) -> Result<u64, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    record::lock_in_any_state(&mut transaction, id).await?;
+    let ended = session::revoke_all(&mut transaction, now, id, None).await?;
+    if ended > 0 {
+        audit::record(&mut *transaction, now, Event::SessionsRevoked, id, None).await?;
+    }
+    transaction.commit().await?;
+    Ok(ended)
+}
+
+/// Deletes everything that is stored of a person: the account, its sessions, the recoveries and budgets of its address, the
+/// mails that are owed to it. Audit events stay, as somebody has to answer for what happened; they keep the account's id,
+/// and no network address or device any more. False: it is gone already.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn erase(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+) -> Result<bool, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let Some((email, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
+        return Ok(false);
+    };
+    let recoveries = recovery::delete_all(&mut transaction, &email).await?;
+    outbox::forget(&mut transaction, id, &recoveries).await?;
+    throttle::forget(&mut transaction, &email, id).await?;
+    audit::forget_clients(&mut transaction, id).await?;
+    record::delete(&mut transaction, id).await?;
+    audit::record(&mut *transaction, now, Event::AccountErased, id, None).await?;
+    transaction.commit().await?;
+    Ok(true)
+}

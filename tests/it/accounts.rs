@@ -1,0 +1,210 @@
+//! What an operator does to one account, with the built program.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::PgPool;
+use uuid::Uuid;
+use vos_auth::outbox;
+
+use crate::harness::program::run;
+use crate::harness::{Service, database, now};
+
+const TRADER: &str = "trader@example.com";
+const OTHER: &str = "other@example.com";
+const PASSWORD: &str = "morning boat on a green river";
+const NEW: &str = "night train in autumn rain";
+
+/// What `vos-auth account …` says, or why it fails.
+fn account(pool: &PgPool, arguments: &[&str]) -> Result<String, String> {
+    let url = database::url(pool);
+    let ended = run(&[&["account"], arguments].concat(), &[("DATABASE_URL", url.as_str())]);
+    let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
+}
+
+async fn service(pool: &PgPool) -> Service {
+    let service = Service::start(pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    service
+}
+
+async fn id_of(service: &Service, email: &str) -> Uuid {
+    let id = sqlx::query_scalar("SELECT id FROM account WHERE email = $1").bind(email);
+    id.fetch_one(&service.pool).await.unwrap()
+}
+
+#[sqlx::test]
+async fn show_says_all_but_the_hash(pool: PgPool) {
+    let service = service(&pool).await;
+    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
+    let id = id_of(&service, TRADER).await.to_string();
+    for name in [TRADER, " Trader@Example.com ", &id] {
+        let shown = account(&pool, &["show", name]).unwrap();
+        for part in [id.as_str(), TRADER, "active", "argon2id", "sessions  1"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        assert!(!shown.contains("$argon2id"), "{shown}");
+    }
+    let shown = account(&pool, &["show", TRADER, "--json"]).unwrap();
+    assert!(!shown.contains("$argon2id"), "{shown}");
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(
+        (&shown["email"], &shown["password"], &shown["sessions"]),
+        (&TRADER.into(), &"argon2id".into(), &1.into())
+    );
+    for command in ["show", "disable", "enable", "sessions", "revoke", "erase"] {
+        let why = account(&pool, &[command, "nobody@example.com"]).unwrap_err();
+        assert_eq!(why, "vos-auth: there is no account with this address or id", "{command}");
+        assert!(account(&pool, &[command, "no address"]).unwrap_err().contains("not an email address"));
+    }
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
+    let service = service(&pool).await;
+    let mut client = service.client();
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    let mut recovering = service.client();
+    let code = service.mails_code_to(&mut recovering, TRADER).await;
+    let mut verified = service.verified(TRADER).await;
+    assert!(account(&pool, &["disable", TRADER]).unwrap().starts_with("the account is disabled; its"));
+    assert_eq!(account(&pool, &["disable", TRADER]).unwrap(), "the account is disabled already");
+    assert_eq!(service.count("audit_event WHERE what = 'account_disabled'").await, 1);
+    assert_eq!(client.refreshes().await.error(), (401, "session_invalid"));
+    assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
+    assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active again");
+    assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active already");
+    assert_eq!(service.count("audit_event WHERE what = 'account_enabled'").await, 1);
+    // What was pending when it was disabled does not come back: a decoy, and a recovery that is used up.
+    assert_eq!(recovering.verifies(&code).await.attempts_left(), 4);
+    assert_eq!(verified.resets(NEW).await.error(), (401, "recovery_session_used"));
+    assert_eq!(client.refreshes().await.status, 401);
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
+    let service = service(&pool).await;
+    service.has_trader(OTHER, PASSWORD).await;
+    let mut client = service.client();
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    let mut recovering = service.client();
+    let code = service.mails_code_to(&mut recovering, TRADER).await;
+    let mut verified = service.verified(TRADER).await;
+    let mails = service.relay.mails().len();
+
+    let why = account(&pool, &["set-email", TRADER, OTHER]).unwrap_err();
+    assert!(why.contains("another account has this address"), "{why}");
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in(), "nothing has changed");
+    let said = account(&pool, &["set-email", TRADER, "Moved@Example.com"]).unwrap();
+    assert!(said.starts_with("the account has the new address"), "{said}");
+    let said = account(&pool, &["set-email", "moved@example.com", "moved@example.com"]).unwrap();
+    assert_eq!(said, "the account has this address already");
+    assert_eq!(service.count("audit_event WHERE what = 'email_changed'").await, 1);
+
+    let pending =
+        "recovery_session WHERE email = 'trader@example.com' AND state IN ('code_sent', 'verified')";
+    assert_eq!(service.count(pending).await, 0);
+    assert_eq!(recovering.verifies(&code).await.attempts_left(), 4);
+    assert_eq!(verified.resets(NEW).await.error(), (401, "recovery_session_used"));
+    let session = client.refreshes().await;
+    assert_eq!(session.body["identity"]["traits"]["email"], "moved@example.com", "{}", session.text);
+    assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.status, 401);
+    assert!(service.client().logs_in("moved@example.com", PASSWORD).await.is_signed_in());
+    assert_eq!(service.relay.mails().len(), mails, "nobody is mailed");
+    // The old address is free, and the old owner's mailbox opens nothing.
+    service.has_trader(TRADER, PASSWORD).await;
+    assert_eq!(recovering.verifies(&code).await.attempts_left(), 3);
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn sessions_are_listed_and_ended(pool: PgPool) {
+    let service = service(&pool).await;
+    let mut clients = [service.client(), service.client()];
+    for client in &mut clients {
+        assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    }
+    sqlx::query("UPDATE session SET user_agent = E'Desk \\x1b[2J'").execute(&pool).await.unwrap();
+    let listed = account(&pool, &["sessions", TRADER]).unwrap();
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+    assert!(listed.contains("127.0.0.1") && !listed.contains('\u{1b}'), "{listed}");
+    assert_eq!(account(&pool, &["revoke", TRADER]).unwrap(), "2 sessions have ended");
+    for client in &clients {
+        assert_eq!(client.refreshes().await.error(), (401, "session_invalid"));
+    }
+    assert_eq!(account(&pool, &["revoke", TRADER]).unwrap(), "0 sessions have ended");
+    assert_eq!(service.count("audit_event WHERE what = 'sessions_revoked'").await, 1);
+    assert_eq!(account(&pool, &["sessions", TRADER]).unwrap(), "no session is open");
+    service.stops().await;
+}
+
+/// How many rows each table has that could name somebody.
+async fn counts(service: &Service) -> Vec<i64> {
+    let mut counts = Vec::new();
+    for table in ["account", "session", "recovery_session", "outbox", "throttle"] {
+        counts.push(service.count(table).await);
+    }
+    counts
+}
+
+/// What privacy law asks: nothing is left that names the person, in any table; what happened can still be answered for.
+#[sqlx::test]
+async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPool) {
+    let service = service(&pool).await;
+    service.has_trader(OTHER, PASSWORD).await;
+    let id = id_of(&service, TRADER).await;
+    for email in [TRADER, OTHER] {
+        let mut client = service.client();
+        assert!(client.logs_in(email, PASSWORD).await.is_signed_in());
+        assert_eq!(client.changes_password("not that one at all", NEW).await.status, 400);
+        assert_eq!(service.client().logs_in(email, "not the password").await.status, 401);
+        service.mails_code_to(&mut service.client(), email).await;
+        service.verified(email).await;
+    }
+    for email in [TRADER, OTHER] {
+        // Of later than the courier knows, so that it is owed still.
+        let (mut connection, later) = (pool.acquire().await.unwrap(), now() + Duration::from_hours(1));
+        outbox::owe_notice(&mut connection, later, id_of(&service, email).await, None, "curl").await.unwrap();
+    }
+    service
+        .until("failures are recorded", async || {
+            service.count("audit_event WHERE what = 'sign_in_failed'").await == 2
+        })
+        .await;
+    let before = counts(&service).await;
+    let said = account(&pool, &["erase", TRADER]).unwrap();
+    assert_eq!(said, format!("account {id} and all that was stored of its owner are erased"));
+    // Two like accounts did the like: half of every table is left.
+    let after = counts(&service).await;
+    assert_eq!(after, before.iter().map(|rows| rows / 2).collect::<Vec<_>>(), "{before:?}");
+    for table in ["account", "session", "recovery_session", "outbox", "audit_event"] {
+        let named = format!("{table} t WHERE to_jsonb(t)::text LIKE '%{TRADER}%'");
+        assert_eq!(service.count(&named).await, 0, "{table}");
+    }
+    let events = format!("audit_event WHERE account_id = '{id}'");
+    assert!(service.count(&events).await >= 5);
+    assert_eq!(
+        service.count(&format!("{events} AND (client_ip IS NOT NULL OR user_agent IS NOT NULL)")).await,
+        0
+    );
+    assert_eq!(service.count(&format!("{events} AND what = 'account_erased'")).await, 1);
+    let id_of_other = id_of(&service, OTHER).await;
+    assert!(
+        service
+            .count(&format!("audit_event WHERE account_id = '{id_of_other}' AND client_ip IS NOT NULL"))
+            .await
+            > 0
+    );
+    assert_eq!(
+        account(&pool, &["erase", TRADER]).unwrap_err(),
+        "vos-auth: there is no account with this address or id"
+    );
+    // From outside it is an address that nobody owns.
+    assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
+    assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
+    service.stops().await;
+}

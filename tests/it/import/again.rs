@@ -1,0 +1,154 @@
+//! An import that is cut short, done again, or done with a later export; and the way back.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use super::{
+    ARGON2ID, PASSWORD, accounts, count, hash_of, imports, lines, path_of, refusals, traders, vos_auth,
+};
+use crate::harness::program::Program;
+use crate::harness::{Service, database};
+
+const NEW: &str = "night train in autumn rain";
+
+/// The rehearsal, the real one, and the one after: a later export changes whom nobody has used here, and nobody else.
+#[sqlx::test]
+async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
+    let mut all = traders(0..4);
+    assert!(imports(&pool, &lines(&all), &[]).well);
+    let before = accounts(&pool).await;
+    let again = imports(&pool, &lines(&all), &[]);
+    assert!(
+        again.well && again.said.starts_with("4 records: 0 new, 0 changed, 4 as they were, 0 left"),
+        "{}",
+        again.said
+    );
+    assert_eq!(accounts(&pool).await, before);
+
+    let service = Service::start(&pool).await;
+    let mut owner = service.verified("trader-0@example.com").await;
+    assert!(owner.resets(NEW).await.is_signed_in());
+    assert!(service.client().logs_in("trader-1@example.com", PASSWORD).await.is_signed_in());
+    assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com"]).well);
+    let used = accounts(&pool).await;
+    // The incumbent went on meanwhile.
+    for identity in &mut all {
+        identity["credentials"]["password"]["config"]["hashed_password"] = ARGON2ID.into();
+        identity["traits"]["desk"] = json!(7);
+    }
+    let changed = imports(&pool, &lines(&all), &[]);
+    assert!(
+        changed.well && changed.said.starts_with("4 records: 0 new, 1 changed, 0 as they were, 3 left"),
+        "{}",
+        changed.said
+    );
+    let after = accounts(&pool).await;
+    assert_eq!(after[..3], used[..3]);
+    assert_eq!(after[3]["traits"]["desk"], 7);
+    assert_eq!(hash_of(&pool, "trader-3@example.com").await.as_deref(), Some(ARGON2ID));
+    assert!(service.client().logs_in("trader-0@example.com", NEW).await.is_signed_in());
+    assert_eq!(service.client().logs_in("trader-0@example.com", PASSWORD).await.status, 401);
+    service.stops().await;
+}
+
+/// Starts an import of a pipe, writes `content` into it, and waits until `rows` accounts are there. The pipe stays open.
+async fn is_under_way(pool: &PgPool, content: String, rows: i64) -> (Program, std::fs::File) {
+    let pipe = path_of(pool, "pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let url = database::url(pool);
+    let program = Program::start(&["account", "import", &pipe], &[("DATABASE_URL", url.as_str())]);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(pipe).unwrap();
+        pipe.write_all(content.as_bytes()).unwrap();
+        pipe
+    });
+    let pipe = writing.await.unwrap();
+    while count(pool, "account").await < rows {
+        tokio::task::yield_now().await;
+    }
+    (program, pipe)
+}
+
+/// Killed at whatever moment, and run again: the same accounts as of an import in one go.
+#[sqlx::test]
+async fn killed_in_the_middle_and_run_again_it_ends_the_same(pool: PgPool) {
+    let all = lines(&traders(0..5001));
+    assert!(imports(&pool, &all, &[]).well);
+    let in_one_go = accounts(&pool).await;
+    assert_eq!(in_one_go.len(), 5001);
+    sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
+
+    let (mut program, _pipe) = is_under_way(&pool, all.clone(), 4000).await;
+    program.is_killed();
+    assert_eq!(count(&pool, "account").await, 4000, "in the middle");
+    let again = imports(&pool, &all, &[]);
+    assert!(
+        again.well && again.said.starts_with("5001 records: 1001 new, 0 changed, 4000 as they were"),
+        "{}",
+        again.said
+    );
+    assert!(accounts(&pool).await == in_one_go);
+}
+
+#[sqlx::test]
+async fn ctrl_c_ends_it_after_the_batch(pool: PgPool) {
+    let (program, _pipe) = is_under_way(&pool, lines(&traders(0..3000)), 2000).await;
+    program.signal("-INT");
+    let (said, well) = program.ends();
+    assert!(
+        !well
+            && said.iter().any(|line| line.contains("stopped after 2000 records; run the same import again")),
+        "{said:?}"
+    );
+    assert_eq!(count(&pool, "account").await, 2000);
+}
+
+/// What `export` writes, `import` takes into an empty database, whatever the traits are.
+#[sqlx::test]
+async fn an_export_brings_the_same_accounts_back(pool: PgPool) {
+    let mut all = traders(0..2100);
+    all[1]["state"] = "inactive".into();
+    all[2]["metadata_public"] = json!({ "locale": "vi" });
+    all[3]["credentials"] = json!({});
+    all[4]["traits"] = json!({ "mails": ["trader-4@example.com"] });
+    let elsewhere = ["--email-path", "recovery_addresses.0.value"];
+    assert!(imports(&pool, &lines(&all), &elsewhere).well);
+    let before = accounts(&pool).await;
+    let file = path_of(&pool, "export.ndjson");
+    let ended = vos_auth(&pool, &["account", "export", "--out", &file]);
+    assert!(ended.well && ended.why.starts_with("2100 accounts"), "{}", ended.why);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(count(&pool, "audit_event WHERE what = 'accounts_exported' AND account_id IS NULL").await, 1);
+    let exported = std::fs::read_to_string(&file).unwrap();
+    let first: Value = serde_json::from_str(exported.lines().next().unwrap()).unwrap();
+    for pointer in ["/id", "/state", "/traits", "/credentials/password/config/hashed_password", "/created_at"]
+    {
+        assert_eq!(first.pointer(pointer), all[0].pointer(pointer), "{pointer}");
+    }
+    sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
+    let ended = imports(&pool, &exported, &elsewhere);
+    assert!(ended.well, "{}", ended.why);
+    assert!(accounts(&pool).await == before);
+    sqlx::query("DELETE FROM account WHERE email <> 'trader-0@example.com'").execute(&pool).await.unwrap();
+    let printed: Value = serde_json::from_str(&vos_auth(&pool, &["account", "export"]).said).unwrap();
+    assert_eq!(printed["credentials"], first["credentials"]);
+}
+
+/// Who asked to be erased does not come back with an old file.
+#[sqlx::test]
+async fn an_erased_account_is_not_imported_again(pool: PgPool) {
+    let all = lines(&traders(0..2));
+    assert!(imports(&pool, &all, &[]).well);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com"]).well);
+    let ended = imports(&pool, &all, &[]);
+    assert!(
+        !ended.well && ended.said.starts_with("2 records: 0 new, 0 changed, 1 as they were"),
+        "{}",
+        ended.said
+    );
+    assert_eq!(refusals(&pool)[0]["reason"], "the account was erased here");
+    assert_eq!(count(&pool, "account").await, 1);
+}

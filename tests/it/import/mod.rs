@@ -1,0 +1,276 @@
+//! The move from the incumbent, with the built program: what comes over, what does not, and that it can be cut short and
+//! done again.
+
+mod again;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::harness::program::run;
+use crate::harness::{Service, database};
+
+const PASSWORD: &str = "con meo treo cay cau";
+const NEW: &str = "night train in autumn rain";
+const ARGON2ID: &str =
+    "$argon2id$v=19$m=1024,t=2,p=1$AAECAwQFBgcICQoLDA0ODw$0o5OID1MxUf2ag4jaVy/3Gcgf7RyJ6Ia3jYFblKkQw0";
+const BCRYPT: &str = "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO";
+
+/// One of each kind, of [`PASSWORD`], as the incumbent spells them: the vectors of `src/password/stored`.
+fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
+    include_str!("../../hashes.tsv").lines().map(|line| line.split_once('\t').unwrap())
+}
+
+/// An identity as the incumbent's admin API writes it.
+fn identity(number: u32, email: &str, hash: &str) -> Value {
+    json!({
+        "id": Uuid::from_u128(0x9f42_0000_0000_4000_8000_0000_0000_0000 + u128::from(number)),
+        "schema_id": "default",
+        "schema_url": "http://127.0.0.1:4433/schemas/ZGVmYXVsdA",
+        "state": "active",
+        "state_changed_at": "2023-01-31T12:00:00Z",
+        "traits": { "email": email, "name": { "first": "An", "last": "Trần" } },
+        "verifiable_addresses": [{ "value": email, "verified": true, "via": "email", "status": "completed" }],
+        "recovery_addresses": [{ "value": email, "via": "email" }],
+        "metadata_public": null,
+        "metadata_admin": null,
+        "organization_id": null,
+        "credentials": { "password": {
+            "type": "password",
+            "identifiers": [email],
+            "config": { "hashed_password": hash },
+            "version": 0,
+            "created_at": "2023-01-31T12:00:00Z",
+            "updated_at": "2024-01-31T12:00:00.123456Z",
+        } },
+        "created_at": "2023-01-31T12:00:00Z",
+        "updated_at": "2024-01-31T12:00:00Z",
+    })
+}
+
+fn traders(numbers: std::ops::Range<u32>) -> Vec<Value> {
+    numbers.map(|n| identity(n, &format!("trader-{n}@example.com"), BCRYPT)).collect()
+}
+
+fn lines(identities: &[Value]) -> String {
+    identities.iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// A file of this test's own.
+fn path_of(pool: &PgPool, name: &str) -> String {
+    let database = pool.connect_options().get_database().unwrap().to_owned();
+    format!("{}/{database}-{name}", env!("CARGO_TARGET_TMPDIR"))
+}
+
+struct Ended {
+    said: String,
+    why: String,
+    well: bool,
+}
+
+fn vos_auth(pool: &PgPool, arguments: &[&str]) -> Ended {
+    let url = database::url(pool);
+    let ended = run(arguments, &[("DATABASE_URL", url.as_str())]);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { said: text(ended.stdout), why: text(ended.stderr), well: ended.status.success() }
+}
+
+/// Imports a file with this content.
+fn imports(pool: &PgPool, content: &str, more: &[&str]) -> Ended {
+    let file = path_of(pool, "import");
+    std::fs::write(&file, content).unwrap();
+    vos_auth(pool, &[&["account", "import", file.as_str()], more].concat())
+}
+
+fn refusals(pool: &PgPool) -> Vec<Value> {
+    let text = std::fs::read_to_string(path_of(pool, "import.refused.ndjson")).unwrap();
+    assert!(!text.contains("$2b$") && !text.contains('@'), "{text}");
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Everything that an account is, but the time of the import.
+async fn accounts(pool: &PgPool) -> Vec<Value> {
+    let rows = "SELECT to_jsonb(a) - 'updated_at' - 'imported_at' FROM account a ORDER BY id";
+    sqlx::query_scalar(rows).fetch_all(pool).await.unwrap()
+}
+
+async fn count(pool: &PgPool, rows: &str) -> i64 {
+    let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {rows}"));
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+async fn hash_of(pool: &PgPool, email: &str) -> Option<String> {
+    let hash = sqlx::query_scalar("SELECT password_hash FROM account WHERE email = $1");
+    hash.bind(email).fetch_one(pool).await.unwrap()
+}
+
+#[sqlx::test]
+async fn every_kind_of_password_goes_on_to_work_and_is_hashed_anew(pool: PgPool) {
+    let identities: Vec<_> = (0..)
+        .zip(kinds())
+        .map(|(n, (kind, hash))| identity(n, &format!("{kind}@example.com"), hash))
+        .collect();
+    let ended = imports(&pool, &Value::Array(identities).to_string(), &["--login-failure-time", "10ms"]);
+    assert!(ended.well, "{}", ended.why);
+    assert!(ended.said.starts_with("13 records: 13 new, 0 changed"), "{}", ended.said);
+    let counted = "passwords that go on to work: argon2d 1, argon2i 1, argon2id 1, bcrypt 3, firebase-scrypt 1, pbkdf2-sha1 1, \
+                 pbkdf2-sha256 1, pbkdf2-sha512 1, scrypt 1, sha256-crypt 1, sha512-crypt 1";
+    assert!(ended.said.contains(counted), "{}", ended.said);
+    assert!(ended.said.contains("the dearest password is "), "{}", ended.said);
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    for (kind, hash) in kinds() {
+        let email = format!("{kind}@example.com");
+        assert_eq!(hash_of(&pool, &email).await.as_deref(), Some(hash));
+        assert_eq!(service.client().logs_in(&email, "con meo treo cay chuoi").await.status, 401, "{kind}");
+        let answer = service.client().logs_in(&email, PASSWORD).await;
+        assert!(answer.is_signed_in(), "{kind}: {}", answer.text);
+        assert_eq!(answer.body["identity"]["traits"]["name"]["last"], "Trần");
+        let rehashed = hash_of(&pool, &email).await.unwrap();
+        assert!(rehashed.starts_with("$argon2id$v=19$m=7168,t=1,p=1$"), "{kind}: {rehashed}");
+        assert!(service.client().logs_in(&email, PASSWORD).await.is_signed_in(), "{kind}");
+    }
+    service.stops().await;
+}
+
+/// Kinds that fall to guessing, and those nobody can verify: the account comes over, and its owner recovers by mail.
+#[sqlx::test]
+async fn what_is_too_weak_comes_without_a_password(pool: PgPool) {
+    let hashes = [
+        "$md5$CY9rzUYh03PK3k6DJie09g==",
+        "$sha256$pf=e1NBTFR9e1BBU1NXT1JEfQ==$MTIz$oQSrEkuL0sWCuv6yXJ2lPxk0NFQ1WOdWWYaeQmBG7lU=",
+        "$hmac-sha256$YjhhZDA4YTM=$MTIzNDU=",
+        "{SSHA}czO44OTV17PcF1cRxWrLZLy9xHd7CWyVYplr1rOhuMlx",
+        "$md5-crypt$saltstring$6Kf3JjWTUOXqHsb4SSy6c0",
+        "$1$saltstring$6Kf3JjWTUOXqHsb4SSy6c0",
+        "$whirlpool$AAAA",
+        "$2b$31$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234",
+        "",
+    ];
+    let identities: Vec<_> =
+        (0..).zip(hashes).map(|(n, hash)| identity(n, &format!("weak-{n}@example.com"), hash)).collect();
+    let ended = imports(&pool, &lines(&identities), &[]);
+    assert!(ended.well, "{}", ended.why);
+    let left_out = "6 too weak to keep (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 broken or too dear to compute, 1 of an \
+                    unknown kind, 1 not in the file";
+    assert!(ended.said.contains(left_out), "{}", ended.said);
+    assert!(ended.said.contains("include_credential=password"), "{}", ended.said);
+    assert_eq!(count(&pool, "account WHERE password_hash IS NULL AND state = 'active'").await, 9);
+    let service = Service::start(&pool).await;
+    let mut owner = service.verified("weak-0@example.com").await;
+    assert!(owner.resets(NEW).await.is_signed_in());
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn all_formats_bring_the_same_accounts(pool: PgPool) {
+    let all = traders(0..3);
+    let (first, rest) = all.split_at(1);
+    let pretty = |part: &[Value]| serde_json::to_string_pretty(&part).unwrap();
+    let hashes = [BCRYPT; 3];
+    let csv = (0..3).zip(hashes).fold("traits,id,email,password_hash\n".to_owned(), |csv, (n, hash)| {
+        let (id, traits) =
+            (all[n]["id"].as_str().unwrap(), all[n]["traits"].to_string().replace('"', "\"\""));
+        csv + format!("\"{traits}\",{id},trader-{n}@example.com,{hash}\n").as_str()
+    });
+    let mut seen = Vec::new();
+    for content in [
+        lines(&all),
+        Value::Array(all.clone()).to_string(),
+        format!("\n{}\n{}\n", pretty(first), pretty(rest)),
+        lines(&all).replace('\n', "\r\n\r\n"),
+        lines(&all).trim_end().to_owned(),
+        csv,
+    ] {
+        let ended = imports(&pool, &content, &[]);
+        assert!(ended.well && ended.said.starts_with("3 records: 3 new"), "{}{}", ended.said, ended.why);
+        let mut now_here = accounts(&pool).await;
+        for account in &mut now_here {
+            // A CSV has no times.
+            account.as_object_mut().unwrap().retain(|name, _| !name.ends_with("_at"));
+        }
+        seen.push(now_here);
+        sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
+    }
+    assert_eq!(seen[0].len(), 3);
+    assert!(seen.iter().all(|accounts| accounts == &seen[0]), "{seen:#?}");
+    for (content, part) in [("", "it is empty"), ("email,pasword\na@b.vn,x\n", "\"pasword\" is not known")] {
+        let ended = imports(&pool, content, &[]);
+        assert!(!ended.well && ended.why.contains(part), "{}", ended.why);
+    }
+}
+
+#[sqlx::test]
+async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
+    assert!(imports(&pool, &lines(&traders(0..2)), &[]).well);
+    assert!(!std::fs::exists(path_of(&pool, "import.refused.ndjson")).unwrap(), "nothing refused, no file");
+    let long = json!({ "id": Uuid::nil(), "traits": { "email": "a@example.com", "x": "y".repeat(1 << 20) } });
+    let content = [
+        traders(2..3)[0].to_string(),
+        "{\"id\": \"broken".to_owned(),
+        identity(0, "trader-1@example.com", BCRYPT).to_string(),
+        identity(9, "trader-1@example.com", BCRYPT).to_string(),
+        long.to_string(),
+        identity(8, "no address", BCRYPT).to_string(),
+        identity(7, "trader-7@example.com", BCRYPT).to_string(),
+        identity(6, "trader-7@example.com", BCRYPT).to_string(),
+        identity(7, "trader-7@example.com", BCRYPT).to_string(),
+    ];
+    let ended = imports(&pool, &content.join("\n"), &[]);
+    assert!(!ended.well && ended.why.contains("6 records were refused"), "{}", ended.why);
+    assert!(
+        ended
+            .said
+            .starts_with("9 records: 2 new, 0 changed, 1 as they were, 0 left as they are here, 6 refused"),
+        "{}",
+        ended.said
+    );
+    let mut refused = refusals(&pool);
+    refused.sort_by_key(|refused| refused["line"].as_u64());
+    let found: Vec<_> =
+        refused.iter().map(|one| (one["line"].as_u64().unwrap(), one["reason"].as_str().unwrap())).collect();
+    for ((line, reason), (expected, part)) in found.iter().zip([
+        (2, "not JSON"),
+        (3, "another email here"),
+        (4, "another id"),
+        (5, "longer than 1 MiB"),
+        (6, "mail can be sent to"),
+        (8, "another id"),
+    ]) {
+        assert!(*line == expected && reason.contains(part), "{found:?}");
+    }
+    assert_eq!(found.len(), 6);
+    assert_eq!(refused[2]["id"], identity(9, "", "")["id"]);
+    assert_eq!(count(&pool, "account").await, 4);
+}
+
+/// An array whose JSON ends in the middle: what came before is in, and the sentence says where it broke.
+#[sqlx::test]
+async fn a_broken_array_is_written_up_to_where_it_breaks(pool: PgPool) {
+    let whole = Value::Array(traders(0..3)).to_string().replace("},{\"created_at\"", "},\n{\"created_at\"");
+    let ended = imports(&pool, &whole[..whole.len() - 40], &[]);
+    assert!(
+        !ended.well && ended.why.contains("cannot be read") && ended.why.contains("line 3"),
+        "{}",
+        ended.why
+    );
+    assert_eq!(count(&pool, "account").await, 2);
+    let huge = format!("[{},{{\"traits\":{{\"x\":\"{}", traders(3..4)[0], "y".repeat(3 << 20));
+    let ended = imports(&pool, &huge, &[]);
+    assert!(!ended.well && ended.why.contains("longer than 1 MiB"), "{}", ended.why);
+    assert_eq!(count(&pool, "account").await, 3);
+}
+
+#[sqlx::test]
+async fn a_dry_run_writes_nothing(pool: PgPool) {
+    assert!(imports(&pool, &lines(&traders(0..1)), &[]).well);
+    let events = count(&pool, "audit_event").await;
+    let mut all = traders(0..3);
+    all[0]["traits"]["desk"] = json!(7);
+    all.push(identity(9, "trader-0@example.com", BCRYPT));
+    let before = accounts(&pool).await;
+    let ended = imports(&pool, &lines(&all), &["--dry-run"]);
+    assert!(!ended.well && ended.why.contains("1 records were refused"), "{}", ended.why);
+    let counts = "4 records: nothing was written; it would be 2 new, 1 changed, 0 as they were, 0 left as they are here, 1 refused";
+    assert!(ended.said.starts_with(counts), "{}", ended.said);
+    assert_eq!((accounts(&pool).await, count(&pool, "audit_event").await), (before, events));
+}
