@@ -272,7 +272,8 @@ fn key_commands_say_what_they_did() {
     let environment = [("JWT_KEYS", path), ("JWT_ISSUER", ISSUER)];
     let say = |arguments: &[&str], input: &str| {
         let output = run_with_input(arguments, &environment, input);
-        let said = String::from_utf8(output.stdout).unwrap() + String::from_utf8(output.stderr).unwrap().as_str();
+        let said =
+            String::from_utf8(output.stdout).unwrap() + String::from_utf8(output.stderr).unwrap().as_str();
         (output.status.success(), said)
     };
     let (well, said) = say(&["key", "rotate"], "");
