@@ -24,19 +24,19 @@ static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
     Issued { keys, owner, cookie }
 });
 
-// The input is a value, and then what is changed in an issued one: a bit that is set is turned over.
+// The input is a value, and then what is changed in an issued one: a bit that is set is turned over. The fuzzer sees what
+// is compared, so the issued cookie itself comes up as well.
 fuzz_target!(|input: &[u8]| {
     let Issued { keys, owner, cookie } = &*ISSUED;
-    if let Ok(text) = std::str::from_utf8(input) {
-        assert!(KnownDevice::read(&COOKIE, keys, text, NOW).is_none());
-        assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none());
-    }
+    let is_taken = |text: &str| {
+        assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none(), "a cookie is no ticket");
+        KnownDevice::read(&COOKIE, keys, text, NOW).is_some_and(|known| known.of(owner).is_some())
+    };
     let changes = input.iter().chain(std::iter::repeat(&0));
     let changed: Vec<u8> = cookie.bytes().zip(changes).map(|(byte, change)| byte ^ change).collect();
-    let Ok(changed) = String::from_utf8(changed) else { return };
-    let read = KnownDevice::read(&COOKIE, keys, &changed, NOW);
-    assert_eq!(read.is_some_and(|known| known.of(owner).is_some()), changed == *cookie);
+    for text in [input, &changed].into_iter().filter_map(|bytes| std::str::from_utf8(bytes).ok()) {
+        assert_eq!(is_taken(text), text == cookie);
+    }
     let longer = format!("{cookie}{}", String::from_utf8_lossy(input));
-    assert_eq!(KnownDevice::read(&COOKIE, keys, &longer, NOW).is_some(), input.is_empty());
-    assert!(KnownDevice::read(&TICKET, keys, &changed, NOW).is_none());
+    assert_eq!(is_taken(&longer), input.is_empty());
 });
