@@ -172,3 +172,17 @@ pub(super) async fn export(out: Option<PathBuf>) -> Result<(), Failure> {
     eprintln!("{count} accounts are exported, with the hashes of their passwords");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_login_has_to_take_longer_than_the_dearest_password_twice() {
+        let advice =
+            |millis, setting| advice("scrypt", Duration::from_millis(millis), Duration::from_millis(setting));
+        assert!(advice(249, 500).ends_with("LOGIN_FAILURE_TIME (500ms) is long enough"));
+        assert!(advice(250, 500).contains("raise LOGIN_FAILURE_TIME (500ms) above 500ms"));
+        assert!(advice(310, 500).contains("raise LOGIN_FAILURE_TIME (500ms) above 700ms"));
+    }
+}

@@ -57,6 +57,8 @@ async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
 /// Starts an import of a pipe, writes `content` into it, and waits until `rows` accounts are there. The pipe stays open.
 async fn is_under_way(pool: &PgPool, content: String, rows: i64) -> (Program, std::fs::File) {
     let pipe = path_of(pool, "pipe");
+    // What an earlier run left behind.
+    let _ = std::fs::remove_file(&pipe);
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let url = database::url(pool);
     let program = Program::start(&["account", "import", &pipe], &[("DATABASE_URL", url.as_str())]);
