@@ -10,6 +10,7 @@
 //! | the routes, all of them | [`http`] | what axum touches, with [`server`] and [`dev`] |
 //! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
+//! | connections of clients: how many, how long, who makes room | [`server`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
 //! | what errors there are, and what they say | [`error`], [`locale`] | |
 //! | recovery: `start` and its one statement, `verify`, `reset` | [`recovery`] | `recovery_session` |
