@@ -3,13 +3,12 @@
 
 use sqlx::PgPool;
 
-use crate::harness::Service;
 use crate::harness::client::Client;
 use crate::harness::database;
-use crate::harness::metric;
 use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::raw::Raw;
 use crate::harness::relay::Relay;
+use crate::harness::{PATIENCE, Service, metric};
 
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 const START: &str = "POST /api/auth/recovery/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
@@ -135,7 +134,9 @@ async fn one_who_comes_when_all_places_are_taken_gets_that_of_one_who_waits(pool
     has_open(&service, 4.0).await;
     // More than there are places: each is given back.
     for _ in 0..12 {
-        assert_eq!(service.client().get("/healthz").await.status, 200);
+        let client = service.client();
+        let answer = tokio::time::timeout(PATIENCE, client.get("/healthz")).await.expect("a place");
+        assert_eq!(answer.status, 200);
     }
     for raw in waiting {
         assert_eq!(raw.hears_all().await, "");
