@@ -5,6 +5,7 @@ mod abuse;
 mod clock;
 mod contract;
 mod delivery;
+mod deploy;
 mod faults;
 mod harness;
 mod hashing;

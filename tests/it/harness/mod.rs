@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod nginx;
 pub mod postfix;
 pub mod program;
 pub mod relay;
