@@ -1,6 +1,5 @@
 //! An nginx of a test's own before two replicas: `deploy/nginx.conf` with its addresses and its certificate changed.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -71,12 +70,11 @@ impl Nginx {
 
     /// Posts all of these at once, and gives the statuses.
     pub async fn posts_at_once(&self, path: &str, bodies: &[String]) -> Vec<u16> {
-        let mut lines = "parallel\n".to_owned();
-        for body in bodies {
-            let transfer = self.transfer(path, "%{http_code}\\n");
-            let body = body.replace('"', "\\\"");
-            let _ = writeln!(lines, "{transfer}output = \"/dev/null\"\njson = \"{body}\"\nnext");
-        }
+        let transfers = bodies.iter().map(|body| {
+            let (transfer, body) = (self.transfer(path, "%{http_code}\\n"), body.replace('"', "\\\""));
+            format!("{transfer}output = \"/dev/null\"\njson = \"{body}\"\n")
+        });
+        let lines = format!("parallel\n{}", transfers.collect::<Vec<_>>().join("next\n"));
         let output = self.curl(lines, &[]).await;
         output.lines().map(|status| status.parse().unwrap()).collect()
     }
@@ -97,7 +95,7 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
         let asking = tokio::task::spawn_blocking(move || {
             let mut curl = Command::new("curl");
             curl.args(["-K", "-"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut curl = curl.spawn().unwrap();
+            let mut curl = curl.stderr(Stdio::null()).spawn().unwrap();
             curl.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
             curl.wait_with_output().unwrap().stdout
         });
