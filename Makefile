@@ -29,6 +29,8 @@ test: page-tools ## run every test against a database of their own
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || scripts/apt-install libfaketime faketime
 	@ls /usr/sbin/postfix /usr/sbin/saslpasswd2 /usr/lib/*/sasl2/libplain.so /usr/bin/openssl >/dev/null 2>&1 \
 	  || scripts/apt-install Postfix postfix sasl2-bin libsasl2-modules openssl
+	@ls /usr/sbin/nginx /usr/bin/curl >/dev/null 2>&1 || scripts/apt-install nginx nginx curl
+	@[ -x /usr/bin/promtool ] || scripts/apt-install promtool --no-install-recommends prometheus
 	@cargo test --no-run
 	@scripts/with-postgres test cargo test
 

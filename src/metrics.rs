@@ -1,9 +1,10 @@
 //! What an operator can watch. Names and units follow Prometheus' conventions; label sets are small and fixed, and no
 //! label holds anything that a client sent.
 
+use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -57,7 +58,7 @@ pub struct RelayLabel {
 }
 
 /// What became of an entered code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum CodeOutcome {
     Right,
@@ -66,13 +67,35 @@ pub enum CodeOutcome {
 }
 
 /// What became of a login.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum LoginOutcome {
     SignedIn,
     Failed,
     Throttled,
     Busy,
+}
+
+// By hand: the derived values would be the variants' names as they stand, and every other label's are in snake case.
+impl EncodeLabelValue for CodeOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Right => "right",
+            Self::Wrong => "wrong",
+            Self::Malformed => "malformed",
+        })
+    }
+}
+
+impl EncodeLabelValue for LoginOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::SignedIn => "signed_in",
+            Self::Failed => "failed",
+            Self::Throttled => "throttled",
+            Self::Busy => "busy",
+        })
+    }
 }
 
 /// The label of an entered code.
@@ -206,11 +229,26 @@ impl Default for Metrics {
             "Rows deleted because their time was over",
             metrics.swept_rows.clone(),
         );
+        metrics.begin_at_zero();
         Self { registry, ..metrics }
     }
 }
 
 impl Metrics {
+    /// A counter that came with its first event would show that one as no increase, and no alert would see it.
+    fn begin_at_zero(&self) {
+        use LoginOutcome::{Busy, Failed, SignedIn, Throttled};
+        for outcome in ["sent", "expired", "no_recipient"] {
+            drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
+        }
+        for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
+            drop(self.codes.get_or_create(&CodeLabel { outcome }));
+        }
+        for outcome in [SignedIn, Failed, Throttled, Busy] {
+            drop(self.logins.get_or_create(&LoginLabel { outcome }));
+        }
+    }
+
     /// Takes over what is owed; of a kind that `backlog` leaves out, nothing is.
     pub fn outbox_is(&self, backlog: &[Backlog], now: OffsetDateTime) {
         for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {

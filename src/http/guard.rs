@@ -1,10 +1,11 @@
 //! What stands before the handlers: request id, client address, log and figures; the network's budget; the origin.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::ORIGIN;
+use axum::http::header::{CONNECTION, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -51,6 +52,11 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let request_id_text = request_id.to_str().unwrap_or_default();
     tracing::info!(request_id = request_id_text, method, route, status, duration_ms, "answered");
     response.headers_mut().insert(REQUEST_ID, request_id);
+    if site.draining.load(Ordering::Relaxed) {
+        // A proxy must not send the next request on a connection that is closed when the drain is over: it could not
+        // tell whether a POST was read.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -6,6 +6,7 @@ mod accounts;
 mod clock;
 mod contract;
 mod delivery;
+mod deploy;
 mod faults;
 mod harness;
 mod hashing;

@@ -4,6 +4,7 @@ pub mod browser;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod nginx;
 pub mod postfix;
 pub mod program;
 pub mod raw;

@@ -149,7 +149,7 @@ fn output(command: &mut Command) -> String {
 
 /// Below the ports that the kernel gives to those who ask for any: between this look and Postfix's own, nobody is given
 /// it.
-fn free_port(number: usize) -> u16 {
+pub(super) fn free_port(number: usize) -> u16 {
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap_or_default() * 100;
     let first = first + u16::try_from(number % 50).unwrap_or_default() * 2;

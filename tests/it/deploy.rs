@@ -1,0 +1,255 @@
+//! What stands in `deploy/`: nginx before two replicas, and alerts and dashboard beside the figures that there are.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use vos_auth::account::{self, NewAccount};
+use vos_auth::email_address::EmailAddress;
+
+use crate::harness::client::Client;
+use crate::harness::nginx::{CLIENT, Nginx, is_installed};
+use crate::harness::program::{Program, serve_environment};
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{PATIENCE, Service, database, now};
+
+const TRADER: &str = "trader@example.com";
+
+/// Two replicas of the built program behind nginx.
+struct Host {
+    replicas: [Program; 2],
+    nginx: Nginx,
+    relay: Relay,
+}
+
+impl Host {
+    async fn start(pool: &PgPool) -> Self {
+        let relay = Relay::start().await;
+        let (url, relay_url) = (database::url(pool), relay.url());
+        let settings = [
+            ("TRUSTED_PROXIES", "127.0.0.1/32"),
+            ("NETWORK_BURST", "1000000"),
+            ("NETWORK_PER_MINUTE", "1000000"),
+            // As nginx.conf counts on it.
+            ("DRAIN_DELAY", ""),
+        ];
+        let environment = serve_environment(&url, &relay_url, &settings);
+        let mut replicas = [0, 1].map(|_| Program::start(&["serve"], &environment));
+        let addresses = replicas.each_mut().map(Program::address);
+        for address in addresses {
+            let client = Client::new(address);
+            let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
+            tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
+        }
+        Self { replicas, nginx: Nginx::before(addresses), relay }
+    }
+}
+
+#[sqlx::test]
+async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_themselves_is_dropped(
+    pool: PgPool,
+) {
+    if !is_installed() {
+        return;
+    }
+    let email = EmailAddress::parse(TRADER).unwrap();
+    let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
+    account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
+    let Host { nginx, relay, replicas: _replicas } = Host::start(&pool).await;
+    let said = [
+        "Host: evil.example",
+        "X-Forwarded-For: 6.6.6.6",
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Forwarded-Host: evil.example",
+        "Forwarded: for=6.6.6.6;host=evil.example",
+        "X-Real-IP: 6.6.6.6",
+    ];
+    let asks = async |path: &str, body: Option<Value>, token: &str| {
+        let (body, token) = (body.map(|body| body.to_string()), format!("X-Session-Token: {token}"));
+        let mut more: Vec<_> = said.iter().chain([&token.as_str()]).flat_map(|line| ["-H", line]).collect();
+        more.extend(body.iter().flat_map(|body| ["--json", body.as_str()]));
+        nginx.asks("browser", path, &more).await
+    };
+    let sent = asks("/api/auth/recovery/start", Some(json!({ "email": TRADER })), "").await;
+    assert_eq!(sent, (200, json!({ "status": "code_sent" })));
+    let mail = relay.mail(1).await;
+    assert!(!mail.raw.contains("evil") && !mail.raw.contains("6.6.6.6"), "{}", mail.raw);
+    let verified = asks("/api/auth/recovery/verify", Some(json!({ "code": mail.code() })), "").await;
+    assert_eq!(verified, (200, json!({ "status": "verified" })));
+    let password = json!({ "password": "morning boat on a green river" });
+    let (status, signed_in) = asks("/api/auth/recovery/reset-password", Some(password), "").await;
+    assert_eq!(status, 200, "{signed_in}");
+    assert_eq!(signed_in["session"]["devices"][0]["ip_address"], CLIENT);
+    let token = signed_in["sessionToken"].as_str().unwrap();
+    let (status, session) = asks("/api/auth/session", None, token).await;
+    assert_eq!((status, &session["session"]["active"]), (200, &json!(true)));
+    assert_eq!(asks("/api/auth/logout", Some(json!({})), token).await.0, 200);
+    assert_eq!(asks("/api/auth/session", None, token).await.0, 401);
+
+    let stored = "SELECT host(client_ip::inet) FROM recovery_session
+        UNION SELECT host(client_ip::inet) FROM session";
+    let stored: Vec<String> = sqlx::query_scalar(stored).fetch_all(&pool).await.unwrap();
+    assert_eq!(stored, [CLIENT]);
+}
+
+#[sqlx::test]
+async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let Host { nginx, mut replicas, .. } = Host::start(&pool).await;
+    for path in ["/openapi.json", "/.well-known/jwks.json"] {
+        assert_eq!(nginx.asks("any", path, &[]).await.0, 200, "{path}");
+    }
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "//metrics",
+        "/api/auth/../../metrics",
+        "/api/auth/%2e%2e/%2e%2e/healthz",
+        "/api/auth",
+        "/dev/mailbox",
+    ] {
+        let (status, body) = nginx.asks("any", path, &[]).await;
+        assert_eq!(
+            (status, &body["error"], &body["status"]),
+            (404, &json!("not_found"), &json!(404)),
+            "{path}"
+        );
+    }
+    // The first is refused by the service, the second by nginx.
+    for octets in [20_000, 40_000] {
+        let body = json!({ "email": "a".repeat(octets) }).to_string();
+        let (status, body) = nginx.asks("any", "/api/auth/recovery/start", &["--json", &body]).await;
+        assert_eq!((status, &body["error"]), (400, &json!("body_too_large")), "{octets}");
+    }
+    let in_the_clear = Client::new(([127, 0, 0, 1], nginx.plain).into());
+    assert_eq!(in_the_clear.post_json("/api/auth/login", "{}").await.status, 404);
+    for replica in &mut replicas {
+        replica.is_killed();
+    }
+    let (status, body) = nginx.asks("any", "/api/auth/recovery/start", &["--json", "{}"]).await;
+    assert_eq!((status, &body["status"]), (502, &json!(502)), "{body}");
+}
+
+/// Each accepted start is one row, so that a request that was lost or sent twice would show.
+#[sqlx::test]
+async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_is_sent_twice(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let Host { nginx, replicas: [stopping, staying], relay: _relay } = Host::start(&pool).await;
+    let mut sent = 0;
+    let mut send = async || {
+        let bodies: Vec<_> =
+            (sent..sent + 40).map(|n| json!({ "email": format!("p{n}@example.com") }).to_string()).collect();
+        let statuses = nginx.posts_at_once("/api/auth/recovery/start", &bodies).await;
+        assert_eq!(statuses, vec![200; 40]);
+        sent += 40;
+    };
+    send().await;
+    stopping.signal("-TERM");
+    let ending = std::thread::spawn(move || stopping.ends());
+    while !ending.is_finished() {
+        send().await;
+    }
+    send().await;
+    let (log, well) = ending.join().unwrap();
+    assert!(well);
+    let draining = log.iter().skip_while(|line| !line.contains("\"stopping\""));
+    assert!(draining.filter(|line| line.contains("\"answered\"")).count() > 10, "it served while it drained");
+    let rows: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM recovery_session").fetch_one(&pool).await.unwrap();
+    assert_eq!(rows, i64::from(sent));
+    drop(staying);
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Every expression of the dashboard's panels.
+fn expressions(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(members) => {
+            let own = members.get("expr").and_then(Value::as_str);
+            own.into_iter().chain(members.values().flat_map(expressions)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(expressions).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// What is asked of the label `outcome`.
+fn outcomes(text: &str) -> impl Iterator<Item = &str> {
+    let matchers = text.split("outcome=").skip(1);
+    let values =
+        matchers.map(|rest| rest.trim_start_matches(['~', '"', '\\']).split(['"', '\\']).next().unwrap());
+    values.flat_map(|values| values.split('|'))
+}
+
+#[sqlx::test]
+async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    for (email, answer, outcome) in
+        [("a@example.com", "450 4.2.1 busy", "retried"), ("b@example.com", "550 5.1.1 unknown", "given_up")]
+    {
+        service.has_account(email).await;
+        service.relay.is_in_mood(Mood::RefusesRecipient(answer));
+        assert!(service.client().starts_recovery(email).await.is_code_sent());
+        let line = format!("vos_auth_mails_total{{outcome=\"{outcome}\"");
+        service.until("a mail's end", async || service.metric(&line).await > 0.5).await;
+    }
+    // The outbox is counted every few seconds.
+    let page = format!("http://{}/metrics", service.metrics_address);
+    let page = async || reqwest::get(&page).await.unwrap().text().await.unwrap();
+    service.until("figures of the outbox", async || page().await.contains("vos_auth_outbox_owed{")).await;
+    let page = page().await;
+    let samples: BTreeSet<_> = page.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+
+    let rules = read("deploy/prometheus-rules.yml");
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana-dashboard.json")).unwrap();
+    let panels = expressions(&dashboard);
+    assert!(panels.len() > 10);
+    for text in panels.into_iter().chain([rules.as_str()]) {
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        for name in words.filter(|word| word.starts_with("vos_auth_")) {
+            assert!(samples.contains(name), "{name} is no figure");
+        }
+        for outcome in outcomes(text) {
+            assert!(page.contains(&format!("outcome=\"{outcome}\"")), "{outcome} is no outcome");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
+    let (rules, runbook) = (read("deploy/prometheus-rules.yml"), read("docs/runbook.md"));
+    let after = |text: &'static str| move |line: &str| line.trim().strip_prefix(text).map(str::to_owned);
+    let alerts: Vec<_> = rules.lines().filter_map(after("- alert: ")).collect();
+    let sections: Vec<_> = runbook.lines().filter_map(after("## VosAuth")).collect();
+    let sections: Vec<_> = sections.iter().map(|rest| format!("VosAuth{rest}")).collect();
+    assert!(alerts.len() > 10);
+    assert_eq!(alerts, sections);
+    let links: Vec<_> = rules.lines().filter_map(after("runbook: docs/runbook.md#")).collect();
+    assert_eq!(links, alerts.iter().map(|alert| alert.to_lowercase()).collect::<Vec<_>>());
+}
+
+/// Each alert is made to fire, and not to, by the series in `prometheus-rules.test.yml`.
+#[test]
+fn promtool_accepts_the_rules_and_each_fires_when_it_should() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+    if !Path::new("/usr/bin/promtool").exists() {
+        eprintln!("promtool is not installed, so this was not tested");
+        return;
+    }
+    for arguments in [["check", "config", "prometheus.yml"], ["test", "rules", "prometheus-rules.test.yml"]] {
+        let output = Command::new("/usr/bin/promtool").args(arguments).current_dir(folder).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+}

@@ -1,0 +1,153 @@
+//! An nginx of a test's own before two replicas: `deploy/nginx.conf` with its addresses and its certificate changed.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::PATIENCE;
+use super::postfix::free_port;
+
+const PROGRAM: &str = "/usr/sbin/nginx";
+/// Where clients come from: an address that is not nginx's own.
+pub const CLIENT: &str = "127.0.0.2";
+
+pub struct Nginx {
+    home: PathBuf,
+    tls: u16,
+    pub plain: u16,
+    process: Child,
+}
+
+/// Whether there is one to test with.
+pub fn is_installed() -> bool {
+    let installed = Path::new(PROGRAM).exists();
+    if !installed {
+        eprintln!("nginx is not installed, so this was not tested");
+    }
+    installed
+}
+
+impl Nginx {
+    pub fn before(replicas: [SocketAddr; 2]) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let home = std::env::temp_dir().join(format!("vos-auth-nginx-{}-{number}", std::process::id()));
+        let _ = fs::remove_dir_all(&home);
+        fs::create_dir_all(&home).unwrap();
+        make_certificate(&home);
+        // Beyond those of the Postfixes.
+        let (tls, plain) = (free_port(40 + number % 5 * 2), free_port(41 + number % 5 * 2));
+        let site = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx.conf")).unwrap();
+        let site = with_own_addresses(&site, tls, plain, replicas);
+        fs::write(home.join("site.conf"), site).unwrap();
+        fs::write(home.join("nginx.conf"), MAIN).unwrap();
+        let mut nginx = Command::new(PROGRAM);
+        nginx.arg("-p").arg(&home).arg("-c").arg(home.join("nginx.conf")).stdin(Stdio::null());
+        let process = nginx.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, tls)).is_err() {
+            let log = fs::read_to_string(home.join("error.log")).unwrap_or_default();
+            assert!(began.elapsed() < PATIENCE, "nginx is not up: {log}");
+            std::thread::yield_now();
+        }
+        Self { home, tls, plain, process }
+    }
+
+    /// What curl is answered over TLS, with the cookies of the browser of that name: the status, and the body.
+    pub async fn asks(&self, browser: &str, path: &str, more: &[&str]) -> (u16, Value) {
+        let jar = self.home.join(browser).display().to_string();
+        let cookies = format!("cookie = \"{jar}\"\ncookie-jar = \"{jar}\"\n");
+        let output = self.curl(self.transfer(path, "\\n%{http_code}") + &cookies, more).await;
+        let (body, status) = output.rsplit_once('\n').unwrap();
+        (status.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// Posts all of these at once, and gives the statuses.
+    pub async fn posts_at_once(&self, path: &str, bodies: &[String]) -> Vec<u16> {
+        let transfers = bodies.iter().map(|body| {
+            let (transfer, body) = (self.transfer(path, "%{http_code}\\n"), body.replace('"', "\\\""));
+            format!("{transfer}output = \"/dev/null\"\njson = \"{body}\"\n")
+        });
+        let lines = format!("parallel\n{}", transfers.collect::<Vec<_>>().join("next\n"));
+        let output = self.curl(lines, &[]).await;
+        output.lines().map(|status| status.parse().unwrap()).collect()
+    }
+
+    /// One transfer in the words of curl's configuration.
+    fn transfer(&self, path: &str, write_out: &str) -> String {
+        let (port, home) = (self.tls, self.home.display());
+        format!(
+            "silent\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/cert.pem\"
+resolve = \"platform.verolabs.co:{port}:127.0.0.1\"
+url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"\n"
+        )
+    }
+
+    /// Apart from the test's own thread, on which its relay runs.
+    async fn curl(&self, lines: String, more: &[&str]) -> String {
+        let more: Vec<String> = more.iter().map(ToString::to_string).collect();
+        let asking = tokio::task::spawn_blocking(move || {
+            let mut curl = Command::new("curl");
+            curl.args(["-K", "-"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut curl = curl.stderr(Stdio::null()).spawn().unwrap();
+            curl.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+            curl.wait_with_output().unwrap().stdout
+        });
+        String::from_utf8(asking.await.unwrap()).unwrap()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // SIGTERM, as a killed master leaves its workers behind.
+        let _ = Command::new("bash").args(["-c", &format!("kill {}", self.process.id())]).status();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.home);
+    }
+}
+
+const MAIN: &str = "daemon off;
+pid nginx.pid;
+error_log error.log;
+events {}
+http {
+  access_log access.log;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  include site.conf;
+}
+";
+
+/// Every change has to find what it changes.
+fn with_own_addresses(site: &str, tls: u16, plain: u16, [first, second]: [SocketAddr; 2]) -> String {
+    let changes = [
+        ("listen 80;", format!("listen 127.0.0.1:{plain};")),
+        ("listen [::]:80;", String::new()),
+        ("listen 443 ", format!("listen 127.0.0.1:{tls} ")),
+        ("listen [::]:443 ssl http2;", String::new()),
+        ("10.0.0.11:8080", first.to_string()),
+        ("10.0.0.12:8080", second.to_string()),
+        ("/etc/nginx/tls/platform.verolabs.co.pem", "cert.pem".to_owned()),
+        ("/etc/nginx/tls/platform.verolabs.co.key", "key.pem".to_owned()),
+    ];
+    changes.into_iter().fold(site.to_owned(), |site, (from, to)| {
+        assert!(site.contains(from), "{from}");
+        site.replace(from, &to)
+    })
+}
+
+fn make_certificate(home: &Path) {
+    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+        -subj /CN=platform.verolabs.co -addext subjectAltName=DNS:platform.verolabs.co -keyout key.pem -out cert.pem";
+    let made = Command::new("bash").args(["-c", script]).current_dir(home).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
