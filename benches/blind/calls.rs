@@ -43,8 +43,7 @@ impl Call {
         match self {
             Self::Start | Self::Verify => 1,
             Self::Resend => 4,
-            Self::Later | Self::AtOnce => 10,
-            Self::Login => 20,
+            Self::Later | Self::AtOnce | Self::Login => 10,
         }
     }
 }

@@ -63,7 +63,7 @@ impl Nginx {
     pub async fn asks(&self, browser: &str, path: &str, more: &[&str]) -> (u16, Value) {
         let jar = self.home.join(browser).display().to_string();
         let cookies = format!("cookie = \"{jar}\"\ncookie-jar = \"{jar}\"\n");
-        let output = self.curl(self.transfer(path, "\\n%{http_code}") + &cookies, more).await;
+        let output = self.curl(self.transfer(path, "\\n%{http_code}") + cookies.as_str(), more).await;
         let (body, status) = output.rsplit_once('\n').unwrap();
         (status.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
     }
