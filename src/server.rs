@@ -49,7 +49,7 @@ impl Server {
     /// # Errors
     ///
     /// A sentence that names the variable whose address cannot be had.
-    pub async fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
+    pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
         let connections = affordable_connections(app.config.max_connections);
         let api = ListenerLabel { listener: "api" };
         let listener = Listener::bind("HTTP_ADDR", app.config.http_addr, api, connections)?;

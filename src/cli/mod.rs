@@ -186,7 +186,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     }
     let secrets = Secrets::from_environment()?;
     let (app, courier) = App::new(config, &secrets, Clock::system(), Limits::On)?;
-    let server = Server::bind(app, courier).await?;
+    let server = Server::bind(app, courier)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         http_addr = %server.address()?,

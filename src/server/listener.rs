@@ -42,7 +42,7 @@ const FEWEST_CONNECTIONS: u64 = 16;
 /// An address that is listened on.
 #[derive(Debug)]
 pub struct Listener {
-    listener: TcpListener,
+    socket: TcpListener,
     label: ListenerLabel,
     connections: u32,
 }
@@ -59,10 +59,10 @@ impl Listener {
         label: ListenerLabel,
         connections: u32,
     ) -> Result<Self, ConfigError> {
-        let listener = listen(address).map_err(|error| {
+        let socket = listen(address).map_err(|error| {
             ConfigError::new(variable, format!("is {address}, which cannot be listened on: {error}"))
         })?;
-        Ok(Self { listener, label, connections })
+        Ok(Self { socket, label, connections })
     }
 
     /// Where it listens.
@@ -71,7 +71,7 @@ impl Listener {
     ///
     /// What the operating system answers.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.socket.local_addr()
     }
 
     /// Accepts connections until `stop`, then waits for their requests to finish.
@@ -80,14 +80,14 @@ impl Listener {
     /// those that are being answered after their answer. So clients that only sit there keep nobody out, and nobody
     /// loses an answer.
     pub async fn accept(self, routes: Router, config: &Config, metrics: &Metrics, stop: CancellationToken) {
-        let Self { listener, label, connections } = self;
+        let Self { socket, label, connections } = self;
         let (http, answer_timeout) = (http(config), config.answer_timeout);
         let open = metrics.connections.get_or_create_owned(&label);
         let crowded = metrics.connections_crowded.get_or_create_owned(&label);
         let places = Arc::new(Semaphore::new(connections as usize));
         // Who came before that time may leave; all, when the sender is gone.
         let (leave, leaving) = watch::channel(Instant::now());
-        while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -110,7 +110,7 @@ impl Listener {
                 drop(place);
             });
         }
-        drop((listener, leave));
+        drop((socket, leave));
         let _ = places.acquire_many(connections).await;
     }
 }
