@@ -163,6 +163,7 @@ async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) 
     assert_eq!(browser.value("document.querySelector('#secret').minLength").await, "20");
     browser.clicks("#reveal").await;
     assert_eq!(browser.value("document.querySelector('#secret').type").await, "text");
+    browser.clicks("#secret").await;
     // The server's count: 20 code points in NFC, whatever was typed.
     browser.pastes(&"e\u{302}\u{301}".repeat(19)).await;
     assert_eq!(browser.reads("#length").await, "Characters still needed: 1");
@@ -189,8 +190,9 @@ async fn a_reload_or_the_back_button_resumes_where_one_was(pool: PgPool) {
     asks_for_a_code(&browser, &page).await;
     browser.driver.refresh().await.unwrap();
     browser.sees("#code").await;
+    // The service's clock stands still, so its time of before the reload is that of after it, too.
     let left = browser.reads("#code-life time").await;
-    assert!(left.starts_with("9:") || left == "10:00", "{left}");
+    assert!(left.starts_with("9:") || left.starts_with("10:"), "{left}");
     browser.driver.back().await.unwrap();
     browser.sees("#have-code").await;
     assert_eq!(browser.value("document.querySelector('#address').value").await, EMAIL);

@@ -85,7 +85,7 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
     let second = service.relay.mail(2).await;
     assert_eq!(first.code(), second.code());
     let left = browser.reads("#code-life time").await;
-    assert!(left.starts_with("7:") || left == "8:00", "a resend extends nothing: {left}");
+    assert!(left.starts_with("7:") || left.starts_with("8:"), "a resend extends nothing: {left}");
     browser.types("#digits", &second.code()).await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;

@@ -40,8 +40,8 @@ const RESET_LIFE = Number(facts.resetLife);
 const RESEND_WAIT = 30;
 
 // Time is the server's, as it was when it served this page, and what has passed since by a clock that nobody sets.
-const loaded = performance.now();
-const now = () => Number(facts.now) + (performance.now() - loaded) / 1000;
+const served = performance.getEntriesByType('navigation')[0].responseStart;
+const now = () => Number(facts.now) + (performance.now() - served) / 1000;
 
 // How far this tab has come: the step, what stands in the field of the address, the address that a code was sent to, the
 // attempts left, and when things end. No code, password or token.

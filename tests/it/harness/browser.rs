@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use thirtyfour::common::log::LoggingPrefsLogLevel;
 use thirtyfour::prelude::*;
 
-use super::PATIENCE;
+
+/// How long a page may take for what is waited for. A browser shares the machine's cores with all other tests.
+const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// Widths and heights of a phone, of the narrowest screen that WCAG asks for (1.4.10), and of a desk.
 pub const PHONE: (u32, u32) = (390, 780);
@@ -86,9 +88,10 @@ impl Browser {
         self.until(&format!("document.querySelector('{selector}')?.checkVisibility()")).await;
     }
 
-    /// Waits until what is at `selector` says something, and gives it.
+    /// Waits until what is at `selector` is seen to say something, and gives it. What is hidden has an `innerText`, too.
     pub async fn reads(&self, selector: &str) -> String {
-        self.until(&format!("document.querySelector('{selector}')?.innerText")).await;
+        self.sees(selector).await;
+        self.until(&format!("document.querySelector('{selector}').innerText")).await;
         self.value(&format!("document.querySelector('{selector}').innerText")).await
     }
 
