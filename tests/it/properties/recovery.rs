@@ -101,7 +101,7 @@ async fn the_recovery_flow_is_that_of_its_model(pool: PgPool) {
     let (number, tested) = (AtomicU64::new(0), Arc::clone(&service));
     let client = service.client();
     let hash = Password::new(&password(0)).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });
-    holds(sequences, 60, async move |(owners, steps)| {
+    holds(sequences, 30, async move |(owners, steps)| {
         let number = number.fetch_add(1, Ordering::Relaxed);
         let mut world = World::new(&tested, &client, &hash, number, owners).await;
         for step in steps {
