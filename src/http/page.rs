@@ -103,6 +103,7 @@ async fn file(
 
 /// What `?lang=vi` or `?lang=en` is answered: the choice as a cookie, and the way back to the page at `path`. Any other query
 /// is none of ours.
+#[must_use]
 pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
     let chosen = query?.strip_prefix("lang=")?.parse().ok()?;
     cookie::set_language(cookies, chosen);
@@ -141,8 +142,6 @@ enum Page<'a> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use super::*;
 
     #[test]
     fn both_languages_say_everything_that_the_layout_asks_for() {

@@ -77,7 +77,7 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
     assert!(browser.reads("#resend-wait").await.starts_with("You can send it again in 0:"));
     browser.clicks("#resend button").await;
     assert_eq!(service.count("outbox").await, 0, "not before its time");
-    service.clock.advance(Duration::from_secs(120));
+    service.clock.advance(Duration::from_mins(2));
     browser.driver.refresh().await.unwrap();
     browser.until("document.querySelector('#resend button').ariaDisabled === 'false'").await;
     browser.clicks("#resend button").await;
@@ -109,7 +109,7 @@ async fn a_relay_that_is_down_says_when_to_try_again(pool: PgPool) {
     assert_eq!(browser.value("document.querySelector('#address').value").await, EMAIL);
     service.relay.comes_back().await;
     service.until_mail_is("ok").await;
-    service.clock.advance(Duration::from_secs(60));
+    service.clock.advance(Duration::from_mins(1));
     browser.driver.refresh().await.unwrap();
     browser.until(&format!("!({IS_REFUSED})")).await;
     browser.clicks("#start button").await;

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use thirtyfour::common::log::LoggingPrefsLogLevel;
 use thirtyfour::prelude::*;
 
-
 /// How long a page may take for what is waited for. A browser shares the machine's cores with all other tests.
 const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 

@@ -107,7 +107,7 @@ async fn the_recovery_flow_is_that_of_its_model(pool: PgPool) {
         for step in steps {
             world.goes(step).await;
         }
-        world.is_as_the_model_says().await;
+        world.stands_as_the_model_says().await;
     })
     .await;
     Arc::into_inner(service).unwrap().stops().await;
@@ -255,7 +255,7 @@ impl<'a> World<'a> {
     }
 
     /// The password that the model knows gets in, and the one before it does not; every session is as it should be.
-    async fn is_as_the_model_says(mut self) {
+    async fn stands_as_the_model_says(mut self) {
         for (address, email) in self.emails.iter().enumerate() {
             let right = self.model.password_that_logs_in(address);
             let last = self.model.last_password(address);
