@@ -130,7 +130,7 @@ async fn e10_a_code_is_pasted_as_it_stands_in_the_mail(pool: PgPool) {
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
     let code = service.relay.mail(1).await.code();
-    browser.pastes(&format!("    {} {}\n", &code[..4], &code[4..])).await;
+    browser.pastes(&format!("Your code: {} {}\n", &code[..4], &code[4..])).await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
     browser.pastes(PASSWORD).await;
