@@ -154,7 +154,7 @@ async fn unusual_requests_are_answered_as_usual(pool: PgPool) {
 async fn pipelined_requests_are_answered_in_their_order(pool: PgPool) {
     let service = patient(&pool).await;
     let two = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n";
-    let last = "GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let last = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let expected: Vec<u16> = [200, 404].repeat(100).into_iter().chain([200]).collect();
     assert_eq!(statuses(&service, two.repeat(100) + last).await, expected);
     is_there_for_others(service).await;
