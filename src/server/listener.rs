@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +87,8 @@ impl Listener {
         let places = Arc::new(Semaphore::new(connections as usize));
         // Who came before that time may leave; all, when the sender is gone.
         let (leave, leaving) = watch::channel(Instant::now());
-        while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+        let mut late = 0;
+        while let Some(accepted) = next(&socket, &stop, &mut late).await {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -97,11 +98,14 @@ impl Listener {
                     continue;
                 }
             };
-            if places.available_permits() == 0 {
+            let permit = if let Ok(free) = Arc::clone(&places).try_acquire_owned() {
+                free
+            } else {
                 crowded.inc();
                 leave.send_replace(Instant::now() - LEAST_STAY);
-            }
-            let Some(permit) = stop.run_until_cancelled(one_of(&places, &leave)).await else { break };
+                let Some(permit) = stop.run_until_cancelled(one_of(&places, &leave)).await else { break };
+                permit
+            };
             let place = Place::take(permit, open.clone());
             let stream = ClientStream::new(stream, answer_timeout);
             let (http, routes, leaving) = (http.clone(), routes.clone(), leaving.clone());
@@ -113,6 +117,20 @@ impl Listener {
         drop((socket, leave));
         let _ = places.acquire_many(connections).await;
     }
+}
+
+/// The next connection. After `stop`, those alone that clients believe to have already: closing the socket would reset them.
+async fn next(
+    socket: &TcpListener,
+    stop: &CancellationToken,
+    late: &mut u32,
+) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    if let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+        return Some(accepted);
+    }
+    *late += 1;
+    let accepted = tokio::time::timeout(Duration::ZERO, socket.accept()).await.ok();
+    accepted.filter(|_| *late <= BACKLOG)
 }
 
 /// Waits for a place, while those who have stayed long enough leave.
@@ -210,6 +228,10 @@ async fn serve(
         // It ends with an error whenever a client goes away; that is its business.
         _ = connection.as_mut() => return,
         _ = leaving.wait_for(|before| came < *before) => {}
+    }
+    // A client that has just connected may be sending its request: hyper would close on it.
+    if tokio::time::timeout_at(came + LEAST_STAY, connection.as_mut()).await.is_ok() {
+        return;
     }
     // What it waits for else is a request, or that a slow client reads: that may end here.
     if is_asked.load(Ordering::Relaxed) {

@@ -2,6 +2,7 @@
 //! served meanwhile.
 
 use sqlx::PgPool;
+use tokio::net::TcpStream;
 
 use crate::harness::client::Client;
 use crate::harness::database;
@@ -205,4 +206,21 @@ async fn a_process_with_few_descriptors_takes_few_connections(pool: PgPool) {
     program.signal("-TERM");
     let (log, well) = program.ends();
     assert!(well && !log.iter().any(|line| line.contains("cannot be accepted")), "{log:?}");
+}
+
+/// A proxy connects, and sends its request to a service that stops in between: whether it was accepted by then or not.
+#[sqlx::test]
+async fn who_has_just_come_is_answered_by_a_service_that_stops(pool: PgPool) {
+    let service = patient(&pool, &[]).await;
+    let mut come = Vec::new();
+    for _ in 0..50 {
+        come.push(Raw::connect(service.address).await);
+    }
+    service.is_told_to_stop();
+    service.until("it listens no more", async || TcpStream::connect(service.address).await.is_err()).await;
+    for mut raw in come {
+        assert!(raw.sends(HEALTH).await);
+        assert!(raw.hears_all().await.starts_with("HTTP/1.1 200"));
+    }
+    service.stops().await;
 }
