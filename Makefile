@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench courier chaos blind catalogue fuzz hostile page-tools screenshots import
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile page-tools screenshots import
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -40,9 +40,14 @@ catalogue: ## run every test, and write what became of each requirement into doc
 prepare: ## write .sqlx anew after a query or a migration was changed (needs cargo-sqlx)
 	@scripts/with-postgres prepare scripts/sqlx-prepare
 
-bench: ## measure `start` beside pgbench with the same statement (needs wrk)
-	@cargo build --release
-	@scripts/with-postgres bench scripts/bench-start
+bench: ## measure the service beside pgbench with the same statement (ARGS="--part closed --seconds 10")
+	@cargo bench --bench start --no-run
+	@scripts/with-postgres bench cargo bench --bench start -- $(ARGS)
+
+cost: ## count instructions, statements and WAL of a start, against the bounds of CI (ARGS="--wal 2000")
+	@command -v valgrind >/dev/null || scripts/apt-install valgrind valgrind
+	@cargo build --profile cost
+	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/cost/vos-auth" $(ARGS)
 
 courier: ## measure the courier: replicas on one outbox, a stalling relay, what an outage left
 	@cargo bench --bench courier --no-run

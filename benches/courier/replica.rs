@@ -1,8 +1,9 @@
 //! One `vos-auth serve`, ended when it is dropped.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::Failure;
 
@@ -32,22 +33,27 @@ fn vos_auth() -> Command {
     command
 }
 
+fn serve(environment: &[(&str, &str)]) -> Command {
+    let usual = [
+        ("PUBLIC_ORIGIN", "https://platform.verolabs.co"),
+        ("HTTP_ADDR", "127.0.0.1:0"),
+        ("METRICS_ADDR", "127.0.0.1:0"),
+        ("RECOVERY_SECRETS", SECRET),
+        ("DEVICE_SECRETS", SECRET),
+        ("DRAIN_DELAY", "0s"),
+        ("NETWORK_BURST", "1000000"),
+        ("NETWORK_PER_MINUTE", "1000000"),
+        ("LOG_FORMAT", "json"),
+        ("LOG_LEVEL", "error,vos_auth::cli=info"),
+    ];
+    let mut command = vos_auth();
+    command.arg("serve").envs(usual).envs(environment.iter().copied());
+    command
+}
+
 impl Replica {
     pub async fn start(environment: &[(&str, &str)]) -> Result<Self, Failure> {
-        let usual = [
-            ("PUBLIC_ORIGIN", "https://platform.verolabs.co"),
-            ("HTTP_ADDR", "127.0.0.1:0"),
-            ("METRICS_ADDR", "127.0.0.1:0"),
-            ("RECOVERY_SECRETS", SECRET),
-            ("DEVICE_SECRETS", SECRET),
-            ("DRAIN_DELAY", "0s"),
-            ("NETWORK_BURST", "1000000"),
-            ("NETWORK_PER_MINUTE", "1000000"),
-            ("LOG_FORMAT", "json"),
-            ("LOG_LEVEL", "error,vos_auth::cli=info"),
-        ];
-        let mut command = vos_auth();
-        command.arg("serve").envs(usual).envs(environment.iter().copied());
+        let mut command = serve(environment);
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = child.stderr.take().ok_or("no log")?;
         let (sender, serving) = tokio::sync::oneshot::channel();
@@ -66,6 +72,27 @@ impl Replica {
         Ok(Self { child, address, metrics_address })
     }
 
+    /// One whose log nobody reads, so that reading it costs the measurement nothing. Returns once it listens.
+    pub async fn start_unheard(environment: &[(&str, &str)]) -> Result<Self, Failure> {
+        let (address, metrics_address) = (free_address()?, free_address()?);
+        let mut command = serve(environment);
+        command.env("HTTP_ADDR", address.to_string()).env("METRICS_ADDR", metrics_address.to_string());
+        let replica = Self { child: command.stderr(Stdio::null()).spawn()?, address, metrics_address };
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if began.elapsed() > Duration::from_secs(10) {
+                return Err("the service does not listen; run it by hand to see why".into());
+            }
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        Ok(replica)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Resident memory in KiB.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
@@ -79,6 +106,10 @@ impl Replica {
         let line = page.lines().find(|line| line.starts_with(line_start));
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
     }
+}
+
+fn free_address() -> Result<SocketAddr, Failure> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 impl Drop for Replica {

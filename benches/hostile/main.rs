@@ -5,6 +5,7 @@
 
 mod crowd;
 #[path = "../courier/replica.rs"]
+#[expect(dead_code, reason = "other measurements use more of it")]
 mod replica;
 #[path = "../courier/sink.rs"]
 #[expect(dead_code, reason = "the courier's measurement uses more of it")]

@@ -1,0 +1,238 @@
+//! Loads one address with requests over kept connections, from a thread of its own: closed-loop, where each connection
+//! waits for its answer before it asks again, or open-loop, where requests go out at their time whatever became of the
+//! ones before, and an answer's time counts from when its request was meant to go.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+
+use crate::Failure;
+
+/// The requests of a load, by their numbers.
+pub type Requests = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
+
+/// One answer.
+#[derive(Clone, Copy)]
+pub struct Answer {
+    pub status: u16,
+    /// When it came, and what the client waited for it.
+    pub at: Instant,
+    pub took: Duration,
+    /// How much later than it was meant to its request went out; zero in a closed loop.
+    pub late: Duration,
+}
+
+/// What a load saw.
+pub struct Loaded {
+    pub answers: Vec<Answer>,
+    pub seconds: f64,
+}
+
+impl Loaded {
+    /// Answers of a status, a second.
+    pub fn rate(&self, status: u16) -> f64 {
+        self.of(status).count() as f64 / self.seconds
+    }
+
+    /// What clients waited at most, in ms, in all but the slowest of these answers: `share` of 1.
+    pub fn quantile(&self, status: u16, share: f64) -> f64 {
+        quantile(self.of(status).map(|answer| answer.took), share)
+    }
+
+    /// The same of how late requests went out.
+    pub fn lateness(&self, share: f64) -> f64 {
+        quantile(self.answers.iter().map(|answer| answer.late), share)
+    }
+
+    pub fn statuses(&self) -> BTreeMap<u16, usize> {
+        let mut statuses = BTreeMap::new();
+        for answer in &self.answers {
+            *statuses.entry(answer.status).or_default() += 1;
+        }
+        statuses
+    }
+
+    pub fn of(&self, status: u16) -> impl Iterator<Item = &Answer> {
+        self.answers.iter().filter(move |answer| answer.status == status)
+    }
+}
+
+pub fn quantile(times: impl Iterator<Item = Duration>, share: f64) -> f64 {
+    let mut times: Vec<_> = times.collect();
+    if times.is_empty() {
+        return f64::NAN;
+    }
+    let place = ((times.len() - 1) as f64 * share).round() as usize;
+    times.select_nth_unstable(place).1.as_secs_f64() * 1e3
+}
+
+/// Which requests were made: numbers go on from load to load, so that none is made twice.
+#[derive(Clone, Default)]
+pub struct Numbers(Arc<AtomicU64>);
+
+impl Numbers {
+    pub fn claim(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn used(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A load on one address.
+#[derive(Clone)]
+pub struct Load {
+    pub address: SocketAddr,
+    pub requests: Requests,
+    pub numbers: Numbers,
+}
+
+impl Load {
+    /// So many connections, each with one request at a time.
+    pub async fn closed(&self, connections: usize, lasting: Duration) -> Result<Loaded, Failure> {
+        let load = self.clone();
+        on_a_thread(move || async move {
+            let mut connecting = Vec::new();
+            for _ in 0..connections {
+                connecting.push(Connection::open(load.address).await?);
+            }
+            let began = Instant::now();
+            let mut asking = JoinSet::new();
+            for mut connection in connecting {
+                let load = load.clone();
+                asking.spawn(async move {
+                    let mut answers = Vec::new();
+                    while began.elapsed() < lasting {
+                        let request = (load.requests)(load.numbers.claim());
+                        answers.push(connection.asks(&request, Instant::now()).await?);
+                    }
+                    Ok(answers)
+                });
+            }
+            gather(asking, began).await
+        })
+        .await
+    }
+
+    /// So many requests a second over at most so many connections.
+    pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
+        let load = self.clone();
+        on_a_thread(move || async move {
+            let (due, queue) = mpsc::unbounded_channel();
+            let queue = Arc::new(Mutex::new(queue));
+            let mut connecting = Vec::new();
+            for _ in 0..connections {
+                connecting.push(Connection::open(load.address).await?);
+            }
+            let began = Instant::now();
+            // A thread: timers of the runtime know milliseconds alone.
+            std::thread::spawn(move || {
+                for number in 0..(lasting.as_secs_f64() * rate) as u64 {
+                    let at = began + Duration::from_secs_f64(number as f64 / rate);
+                    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+                    if due.send(at).is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut asking = JoinSet::new();
+            for mut connection in connecting {
+                let (load, queue) = (load.clone(), Arc::clone(&queue));
+                asking.spawn(async move {
+                    let mut answers = Vec::new();
+                    loop {
+                        let Some(at) = queue.lock().await.recv().await else { return Ok(answers) };
+                        let request = (load.requests)(load.numbers.claim());
+                        answers.push(connection.asks(&request, at).await?);
+                    }
+                });
+            }
+            gather(asking, began).await
+        })
+        .await
+    }
+}
+
+type Answers = Result<Vec<Answer>, std::io::Error>;
+
+async fn gather(mut asking: JoinSet<Answers>, began: Instant) -> Result<Loaded, std::io::Error> {
+    let mut answers = Vec::new();
+    while let Some(asked) = asking.join_next().await {
+        answers.extend(asked??);
+    }
+    let last = answers.iter().map(|answer| answer.at).max().unwrap_or(began);
+    Ok(Loaded { answers, seconds: (last - began).as_secs_f64() })
+}
+
+/// One thread asks and reads, as little beside the service and PostgreSQL as may be.
+async fn on_a_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, std::io::Error>>,
+{
+    let working = tokio::task::spawn_blocking(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(work())
+    });
+    Ok(working.await??)
+}
+
+/// One kept connection.
+pub struct Connection {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, read: Vec::with_capacity(4096) })
+    }
+
+    /// Sends a request that was meant to go at `due`, and reads its answer, which [`Connection::answer`] has then.
+    pub async fn asks(&mut self, request: &[u8], due: Instant) -> std::io::Result<Answer> {
+        let late = due.elapsed();
+        self.stream.write_all(request).await?;
+        self.read.clear();
+        loop {
+            if self.stream.read_buf(&mut self.read).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(status) = complete(&self.read) {
+                let at = Instant::now();
+                return Ok(Answer { status, at, took: at - due, late });
+            }
+        }
+    }
+
+    /// The last answer, head and body.
+    pub fn answer(&self) -> String {
+        String::from_utf8_lossy(&self.read).into_owned()
+    }
+}
+
+/// The status of an answer that has arrived as a whole.
+fn complete(read: &[u8]) -> Option<u16> {
+    let end = read.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&read[..end]).ok()?;
+    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "))?;
+    (read.len() >= end + 4 + length.parse::<usize>().ok()?).then(|| head.get(9..12)?.parse().ok())?
+}
+
+/// A request with a JSON body.
+pub fn post(path: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+    )
+    .into_bytes()
+}

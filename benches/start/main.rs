@@ -1,0 +1,210 @@
+//! `make bench`: what the service does a second, beside what PostgreSQL does alone with the same statement in the same
+//! run. `--part` picks parts; docs/performance.md has the figures and what they mean.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "the figures of a measurement are far from the bounds of an f64"
+)]
+
+mod boot;
+mod load;
+mod machine;
+mod million;
+mod others;
+#[path = "../courier/replica.rs"]
+#[expect(dead_code, reason = "the courier's measurement uses more of it")]
+mod replica;
+#[path = "../courier/sink.rs"]
+#[expect(dead_code, reason = "the courier's measurement uses more of it")]
+mod sink;
+mod starts;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use self::load::{Load, Numbers, post};
+use self::replica::Replica;
+use self::sink::Sink;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Measures the service beside PostgreSQL alone.
+#[derive(Parser)]
+struct Options {
+    /// How long each measurement lasts, in seconds
+    #[arg(long, default_value = "5")]
+    seconds: u64,
+    /// Measure these alone; may be given several times
+    #[arg(long)]
+    part: Vec<Part>,
+    /// Settings of the service as NAME=VALUE, to compare them
+    #[arg(long)]
+    with: Vec<String>,
+    /// Where the figures go as JSON
+    #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench.json"))]
+    json: PathBuf,
+    /// What cargo gives to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// `start`, closed-loop, beside pgbench
+    Closed,
+    /// `start`, open-loop, at half and at 90% of what it can
+    Open,
+    /// `start`, open-loop, at twice what it can, with a slow disk
+    Overload,
+    /// verify, session and login
+    Others,
+    /// From exec to the first 200
+    Boot,
+    /// A million starts, and the memory that is left
+    Memory,
+    /// A million accounts and sessions, and the sweeper
+    Million,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let options = Options::parse();
+    let url = std::env::var("DATABASE_URL").map_err(|_| "DATABASE_URL is missing: run `make bench`")?;
+    let bench = Bench::prepare(url, &options).await?;
+    let mut figures = serde_json::Map::new();
+    for part in Part::value_variants() {
+        if !options.part.is_empty() && !options.part.contains(part) {
+            continue;
+        }
+        let measured = match part {
+            Part::Closed => starts::closed(&bench).await?,
+            Part::Open => starts::open(&bench).await?,
+            Part::Overload => starts::overload(&bench).await?,
+            Part::Others => others::measure(&bench).await?,
+            Part::Boot => boot::measure(&bench).await?,
+            Part::Memory => starts::memory(&bench).await?,
+            Part::Million => million::measure(&bench).await?,
+        };
+        figures.insert(format!("{part:?}").to_lowercase(), measured);
+        println!();
+    }
+    std::fs::write(&options.json, serde_json::to_vec_pretty(&Value::Object(figures))?)?;
+    println!("the same as JSON: {}", options.json.display());
+    Ok(())
+}
+
+/// What every part works with.
+struct Bench {
+    url: String,
+    pool: PgPool,
+    postmaster: u32,
+    relay: String,
+    keys: String,
+    settings: Vec<(String, String)>,
+    numbers: Numbers,
+    lasting: Duration,
+    _sink: Arc<Sink>,
+}
+
+impl Bench {
+    async fn prepare(url: String, options: &Options) -> Result<Self, Failure> {
+        let pool = PgPool::connect(&url).await?;
+        schema(&pool).await?;
+        let (sink, relay) = Sink::start().await;
+        let settings = options.with.iter().filter_map(|setting| setting.split_once('='));
+        Ok(Self {
+            postmaster: machine::postmaster(&pool).await?,
+            relay: format!("smtp://{relay}?tls=none"),
+            keys: replica::keys()?,
+            settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            numbers: Numbers::default(),
+            lasting: Duration::from_secs(options.seconds),
+            _sink: sink,
+            url,
+            pool,
+        })
+    }
+
+    /// The service as it is deployed, logging every request, on the database of `url`; only the network's budget is raised,
+    /// as all of the load comes from one address.
+    async fn serve(&self, url: &str, more: &[(&str, &str)]) -> Result<Replica, Failure> {
+        let usual = [
+            ("DATABASE_URL", url),
+            ("SMTP_RELAYS", &self.relay),
+            ("JWT_KEYS", &self.keys),
+            ("NETWORK_BURST", "100000000"),
+            ("NETWORK_PER_MINUTE", "4000000000"),
+            ("LOG_LEVEL", "info"),
+        ];
+        let chosen: Vec<_> =
+            self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let replica = Replica::start_unheard(&[&usual, &chosen[..], more].concat()).await?;
+        while replica.metric("vos_auth_relay_up{relay=\"0\"}").await? == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The first connections, pages and plans are nobody's measurement.
+        self.starts(&replica).closed(8, Duration::from_secs(1)).await?;
+        Ok(replica)
+    }
+
+    /// Starts, every address once, one in a hundred of somebody.
+    fn starts(&self, replica: &Replica) -> Load {
+        let requests = Arc::new(|number: u64| {
+            let (who, host) = if number.is_multiple_of(100) { ("known", "com") } else { ("unknown", "org") };
+            post("/api/auth/recovery/start", "", &format!(r#"{{"email":"{who}-{number}@example.{host}"}}"#))
+        });
+        Load { address: replica.address, requests, numbers: self.numbers.clone() }
+    }
+
+    /// Waits until the courier is done, so that it takes nothing from what is measured next.
+    async fn nothing_is_owed(&self) -> Result<(), Failure> {
+        while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(&self.pool).await? {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
+/// An empty database but for the accounts that one in a hundred starts is for.
+async fn schema(pool: &PgPool) -> Result<(), Failure> {
+    sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(pool).await?;
+    vos_auth::database::MIGRATOR.run(pool).await?;
+    let accounts = "INSERT INTO account (id, email, created_at, updated_at)
+        SELECT gen_random_uuid(), 'known-' || n || '00@example.com', now(), now() FROM generate_series(0, 49999) AS n";
+    sqlx::raw_sql(accounts).execute(pool).await?;
+    sqlx::raw_sql("VACUUM ANALYZE account").execute(pool).await?;
+    Ok(())
+}
+
+/// A row of a table for people, and the same as JSON.
+fn row(columns: &[(&str, f64)]) -> Value {
+    let line: Vec<_> = columns.iter().map(|(name, figure)| cell(name, *figure)).collect();
+    println!("{}", line.concat());
+    json!(
+        columns
+            .iter()
+            .map(|(name, figure)| ((*name).to_owned(), json!(figure)))
+            .collect::<serde_json::Map<_, _>>()
+    )
+}
+
+fn cell(name: &str, figure: f64) -> String {
+    let width = name.len().max(6) + 2;
+    match figure {
+        figure if figure.fract() == 0.0 || figure >= 1000.0 => format!("{figure:width$.0}"),
+        _ => format!("{figure:width$.2}"),
+    }
+}
+
+fn header(columns: &[&str]) {
+    let names: Vec<_> =
+        columns.iter().map(|name| format!("{name:>width$}", width = name.len().max(6) + 2)).collect();
+    println!("{}", names.concat());
+}

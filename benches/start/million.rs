@@ -1,0 +1,168 @@
+//! A million accounts and a million recoveries, live and over, beside an empty database; and what the sweeper and a
+//! checkpoint cost meanwhile.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::load::{Answer, Loaded, quantile};
+use crate::replica::Replica;
+use crate::{Bench, Failure, header, row, schema};
+
+const CONNECTIONS: usize = 64;
+/// Rounds on the empty and on the full database, by turns.
+const ROUNDS: usize = 5;
+/// How long the load with the sweeper lasts; it looks every 30 s.
+const SWEEPS: Duration = Duration::from_secs(75);
+
+pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
+    let full = full(bench).await?;
+    let (empty_replica, full_replica) =
+        (bench.serve(&bench.url, &[]).await?, bench.serve(&full.url, &[]).await?);
+    println!("start at {CONNECTIONS} connections, {ROUNDS} rounds by turns; times in ms");
+    header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
+    let (mut empty, mut million) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        sqlx::raw_sql("TRUNCATE recovery_session, throttle, outbox").execute(&bench.pool).await?;
+        empty.push(bench.starts(&empty_replica).closed(CONNECTIONS, bench.lasting).await?);
+        million.push(bench.starts(&full_replica).closed(CONNECTIONS, bench.lasting).await?);
+    }
+    let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
+    println!("{:.2} of the empty one's rate", rate(&million) / rate(&empty));
+    let disturbed = json!({
+        "sweeper": full.disturbed(bench, &full_replica, Disturbance::Sweeper).await?,
+        "checkpoint": full.disturbed(bench, &full_replica, Disturbance::Checkpoint).await?,
+    });
+    Ok(json!({ "empty": empty, "million": million, "disturbed": disturbed }))
+}
+
+fn rounds(rows: f64, rounds: &[Loaded]) -> Value {
+    let seconds: f64 = rounds.iter().map(|round| round.seconds).sum();
+    let answers = || rounds.iter().flat_map(|round| round.of(200));
+    let at = |share| quantile(answers().map(|answer| answer.took), share);
+    let rate = answers().count() as f64 / seconds;
+    row(&[("rows", rows), ("starts/s", rate), ("p50", at(0.5)), ("p99", at(0.99)), ("p99.9", at(0.999))])
+}
+
+struct Full {
+    url: String,
+    pool: PgPool,
+}
+
+#[derive(Clone, Copy)]
+enum Disturbance {
+    /// 500,000 rows that are over, and the sweeper that deletes them.
+    Sweeper,
+    Checkpoint,
+}
+
+async fn full(bench: &Bench) -> Result<Full, Failure> {
+    sqlx::raw_sql("DROP DATABASE IF EXISTS million WITH (FORCE)").execute(&bench.pool).await?;
+    sqlx::raw_sql("CREATE DATABASE million").execute(&bench.pool).await?;
+    let url = bench.url.replacen("/vos_auth?", "/million?", 1);
+    let pool = PgPool::connect(&url).await?;
+    schema(&pool).await?;
+    eprintln!("filling a database with a million accounts and a million recoveries…");
+    let accounts = "INSERT INTO account (id, email, created_at, updated_at)
+        SELECT gen_random_uuid(), 'somebody-' || n || '@example.com', now(), now() FROM generate_series(1, 1000000) AS n";
+    sqlx::raw_sql(accounts).execute(&pool).await?;
+    // Half of them live, half over, and not yet old enough to be swept.
+    recoveries(&pool, 500_000, 0.0).await?;
+    recoveries(&pool, 500_000, 20.0).await?;
+    sqlx::raw_sql("VACUUM ANALYZE").execute(&pool).await?;
+    sqlx::raw_sql("CHECKPOINT").execute(&pool).await?;
+    Ok(Full { url, pool })
+}
+
+/// Recoveries that began so many hours ago, and the budgets that they drew on.
+async fn recoveries(pool: &PgPool, rows: i64, hours_ago: f64) -> Result<(), Failure> {
+    // Ids carry the time, as those of the service do: the sweeper goes by it.
+    let recoveries = "
+        WITH named AS MATERIALIZED (
+            SELECT n, at, encode(sha256((at::text || n)::bytea), 'hex') AS hash,
+                (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7000'
+                    || right(replace(gen_random_uuid()::text, '-', ''), 16))::uuid AS id
+            FROM (SELECT n, clock_timestamp() - $2 * interval '1 hour' AS at FROM generate_series(1, $1) AS n) AS times
+        ), drawn AS (
+            INSERT INTO throttle (key, short_at, long_at, admitted)
+            SELECT sha256(hash::bytea), at + interval '300 s', at + interval '8640 s', 1 FROM named
+        )
+        INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, client_ip, user_agent)
+        SELECT id, decode(hash, 'hex'), 'somebody-' || n || '@example.com', 'bench', at, at + interval '10 min',
+            '203.0.113.9', 'Mozilla/5.0 (Windows NT 10.0; Win64; x64)'
+        FROM named";
+    sqlx::query(recoveries).bind(rows).bind(hours_ago).execute(pool).await?;
+    Ok(())
+}
+
+impl Full {
+    /// One load, during part of which something else goes on; both parts, and what was left of the rate.
+    async fn disturbed(&self, bench: &Bench, replica: &Replica, by: Disturbance) -> Result<Value, Failure> {
+        let (name, lasting) = match by {
+            Disturbance::Sweeper => ("sweeper", SWEEPS),
+            Disturbance::Checkpoint => ("checkpoint", bench.lasting * 3),
+        };
+        if matches!(by, Disturbance::Sweeper) {
+            recoveries(&self.pool, 500_000, 48.0).await?;
+        }
+        println!("start while the {name} is at work, and before and after; one run");
+        header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
+        let load = bench.starts(replica);
+        let (seen, spans) = tokio::join!(load.closed(CONNECTIONS, lasting), async {
+            match by {
+                Disturbance::Sweeper => sweeps(replica, lasting).await,
+                Disturbance::Checkpoint => self.checkpoint(bench.lasting).await,
+            }
+        });
+        let (seen, spans) = (seen?, spans?);
+        let is_during = |answer: &&Answer| spans.iter().any(|span| span.contains(&answer.at));
+        let (during, apart): (Vec<&Answer>, Vec<_>) = seen.of(200).partition(is_during);
+        let length: f64 = spans.iter().map(|span| (span.end - span.start).as_secs_f64()).sum();
+        let (apart, during) = (part(seen.seconds - length, &apart), part(length, &during));
+        println!("{:.2} of the undisturbed rate", rate(&during) / rate(&apart));
+        Ok(json!({ "apart": apart, "during": during }))
+    }
+
+    async fn checkpoint(&self, after: Duration) -> Result<Vec<Range<Instant>>, Failure> {
+        tokio::time::sleep(after).await;
+        let began = Instant::now();
+        sqlx::raw_sql("CHECKPOINT").execute(&self.pool).await?;
+        Ok(vec![began..Instant::now()])
+    }
+}
+
+/// When the sweeper deleted rows.
+async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instant>>, Failure> {
+    let (began, mut spans) = (Instant::now(), Vec::new());
+    let first = replica.metric("vos_auth_swept_rows_total").await?;
+    let (mut looked, mut rows) = (Instant::now(), first);
+    while began.elapsed() < lasting {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = replica.metric("vos_auth_swept_rows_total").await?;
+        let at = Instant::now();
+        if now > rows {
+            spans.push(looked..at);
+        }
+        (looked, rows) = (at, now);
+    }
+    println!("{} rows swept", rows - first);
+    Ok(spans)
+}
+
+fn part(seconds: f64, answers: &[&Answer]) -> Value {
+    let at = |share| quantile(answers.iter().map(|answer| answer.took), share);
+    let a_second = answers.len() as f64 / seconds;
+    row(&[
+        ("seconds", seconds),
+        ("starts/s", a_second),
+        ("p50", at(0.5)),
+        ("p99", at(0.99)),
+        ("p99.9", at(0.999)),
+    ])
+}
+
+fn rate(row: &Value) -> f64 {
+    row["starts/s"].as_f64().unwrap_or(f64::NAN)
+}

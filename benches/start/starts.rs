@@ -1,0 +1,179 @@
+//! `start`: closed-loop beside pgbench, open-loop, overloaded, and a million of them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::load::Loaded;
+use crate::machine::{cpu_of, cpu_of_postgres, pgbench};
+use crate::replica::Replica;
+use crate::{Bench, Failure, header, row};
+
+const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
+/// Connections of an open loop: enough that a request hardly ever waits for one.
+const OPEN_CONNECTIONS: usize = 256;
+/// The same for twice what the service can.
+const OVERLOAD_CONNECTIONS: usize = 1024;
+
+/// CPU seconds of the service and of PostgreSQL.
+struct Spent(f64, f64);
+
+impl Spent {
+    fn by(bench: &Bench, replica: &Replica) -> Self {
+        Self(cpu_of(replica.pid()), cpu_of_postgres(bench.postmaster))
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self(self.0 - before.0, self.1 - before.1)
+    }
+}
+
+/// Closed-loop, each concurrency beside pgbench with the same.
+pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
+    println!(
+        "start, closed-loop, beside pgbench with the single-row statement; times in ms, CPU in s per 1,000, memory in MiB"
+    );
+    header(&[
+        "conns",
+        "starts/s",
+        "p50",
+        "p99",
+        "p99.9",
+        "pgbench/s",
+        "ratio",
+        "latency",
+        "service",
+        "postgres",
+        "memory",
+        "refused",
+    ]);
+    let replica = bench.serve(&bench.url, &[]).await?;
+    let mut rows = Vec::new();
+    for connections in CONNECTIONS {
+        let before = Spent::by(bench, &replica);
+        let seen = bench.starts(&replica).closed(connections, bench.lasting).await?;
+        let spent = Spent::by(bench, &replica).since(&before);
+        let memory = resident(&replica);
+        bench.nothing_is_owed().await?;
+        let (alone, mean) = pgbench(&bench.url, connections, bench.lasting)?;
+        let (rate, p50, thousands) =
+            (seen.rate(200), seen.quantile(200, 0.5), seen.answers.len() as f64 / 1e3);
+        rows.push(row(&[
+            ("conns", connections as f64),
+            ("starts/s", rate),
+            ("p50", p50),
+            ("p99", seen.quantile(200, 0.99)),
+            ("p99.9", seen.quantile(200, 0.999)),
+            ("pgbench/s", alone),
+            ("ratio", rate / alone),
+            ("latency", p50 / mean),
+            ("service", spent.0 / thousands),
+            ("postgres", spent.1 / thousands),
+            ("memory", memory),
+            ("refused", refused(&seen)),
+        ]));
+    }
+    println!("latency: p50 as a multiple of pgbench's mean");
+    Ok(Value::Array(rows))
+}
+
+/// Open-loop, at half and at 90% of what a closed loop reaches.
+pub async fn open(bench: &Bench) -> Result<Value, Failure> {
+    let replica = bench.serve(&bench.url, &[]).await?;
+    let capacity = bench.starts(&replica).closed(64, bench.lasting).await?.rate(200);
+    println!(
+        "start, open-loop; a closed loop of 64 reached {capacity:.0} a second; times in ms from when a start was meant to go"
+    );
+    header(&OPEN);
+    let mut rows = Vec::new();
+    for share in [0.5, 0.9] {
+        bench.nothing_is_owed().await?;
+        let seen = bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * share, bench.lasting).await?;
+        rows.push(open_row(capacity * share, &seen));
+    }
+    let times = |row: usize, name: &str| rows[row][name].as_f64().unwrap_or(f64::NAN);
+    println!("p99 at 90% is {:.1} times p50 at half", times(1, "p99") / times(0, "p50"));
+    Ok(json!({ "capacity": capacity, "rows": rows }))
+}
+
+const OPEN: [&str; 9] =
+    ["meant/s", "starts/s", "p50", "p99", "p99.9", "refused/s", "p99 of it", "late p99", "latest"];
+
+fn open_row(meant: f64, seen: &Loaded) -> Value {
+    row(&[
+        ("meant/s", meant),
+        ("starts/s", seen.rate(200)),
+        ("p50", seen.quantile(200, 0.5)),
+        ("p99", seen.quantile(200, 0.99)),
+        ("p99.9", seen.quantile(200, 0.999)),
+        ("refused/s", seen.rate(502)),
+        ("p99 of it", if seen.of(502).next().is_some() { seen.quantile(502, 0.99) } else { 0.0 }),
+        ("late p99", seen.lateness(0.99)),
+        ("latest", seen.lateness(1.0)),
+    ])
+}
+
+/// A disk whose every flush takes 5 ms, and twice the starts that the service can then commit.
+pub async fn overload(bench: &Bench) -> Result<Value, Failure> {
+    slow_disk(bench, true).await?;
+    let measured = overloaded(bench).await;
+    slow_disk(bench, false).await?;
+    measured
+}
+
+async fn overloaded(bench: &Bench) -> Result<Value, Failure> {
+    let replica = bench.serve(&bench.url, &[]).await?;
+    let capacity = bench.starts(&replica).closed(OPEN_CONNECTIONS, bench.lasting).await?.rate(200);
+    println!(
+        "start with a flush of 5 ms; a closed loop of {OPEN_CONNECTIONS} reached {capacity:.0} a second; times in ms"
+    );
+    header(&OPEN);
+    bench.nothing_is_owed().await?;
+    let seen = bench.starts(&replica).open(OVERLOAD_CONNECTIONS, capacity * 2.0, bench.lasting).await?;
+    let measured = open_row(capacity * 2.0, &seen);
+    println!("answers by status: {:?}", seen.statuses());
+    Ok(measured)
+}
+
+async fn slow_disk(bench: &Bench, slow: bool) -> Result<(), Failure> {
+    let statements = if slow {
+        ["ALTER SYSTEM SET commit_delay = 5000", "ALTER SYSTEM SET commit_siblings = 0"]
+    } else {
+        ["ALTER SYSTEM RESET commit_delay", "ALTER SYSTEM RESET commit_siblings"]
+    };
+    for statement in statements.into_iter().chain(["SELECT pg_reload_conf()"]) {
+        sqlx::raw_sql(statement).execute(&bench.pool).await?;
+    }
+    // The server reads it when it has been signalled, which is soon; a connection sees it from its next statement.
+    let wanted = if slow { "5000" } else { "0" };
+    loop {
+        let delay: String = sqlx::query_scalar("SHOW commit_delay").fetch_one(&bench.pool).await?;
+        if delay == wanted {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A million starts at 64 connections, and what is resident meanwhile.
+pub async fn memory(bench: &Bench) -> Result<Value, Failure> {
+    println!("a million starts at 64 connections; memory in MiB");
+    header(&["starts", "memory"]);
+    let replica = bench.serve(&bench.url, &[]).await?;
+    let first = bench.numbers.used();
+    let mut rows = vec![row(&[("starts", 0.0), ("memory", resident(&replica))])];
+    while bench.numbers.used() - first < 1_000_000 {
+        bench.starts(&replica).closed(64, Duration::from_secs(10)).await?;
+        let made = (bench.numbers.used() - first) as f64;
+        rows.push(row(&[("starts", made), ("memory", resident(&replica))]));
+    }
+    Ok(Value::Array(rows))
+}
+
+pub fn resident(replica: &Replica) -> f64 {
+    replica.memory() as f64 / 1024.0
+}
+
+pub fn refused(seen: &Loaded) -> f64 {
+    (seen.answers.len() - seen.of(200).count()) as f64
+}
