@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile page-tools screenshots import
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade page-tools screenshots import
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -69,6 +69,11 @@ fuzz: ## try the parsers with made-up input, each for so long (seconds=600; need
 hostile: ## measure what clients notice of 10,000 idle connections and 200 slow writers
 	@cargo bench --bench hostile --no-run
 	@scripts/with-postgres hostile cargo bench --bench hostile
+
+upgrade: ## take the release before to this one and back under load (FROM=a revision, ARGS="--rows 1000000")
+	@ls /usr/sbin/nginx /usr/bin/curl /usr/bin/openssl >/dev/null 2>&1 || scripts/apt-install nginx nginx curl openssl
+	@from=$$(scripts/release-before $(FROM)) && cargo build --quiet --bench upgrade \
+	  && scripts/with-postgres upgrade cargo test --quiet --bench upgrade -- --from "$$from" $(ARGS)
 
 import: ## measure the move of a million accounts: time, memory, kill -9 in the middle, logins (ARGS="--accounts 100000")
 	@cargo build --release

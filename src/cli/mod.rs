@@ -3,6 +3,7 @@
 mod account;
 mod key;
 mod mail;
+mod migrate;
 mod outbox;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use sqlx::migrate::Migrate as _;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -161,7 +162,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 };
                 dev::run(*config, port, limits, stop_signal()?).await
             }
-            Command::Migrate => migrate().await,
+            Command::Migrate => migrate::run().await,
             Command::Account(command) => account::run(command).await,
             Command::Outbox(command) => outbox::run(command).await,
             Command::Mail(mail::MailCommand::Test(test)) => mail::test(&test).await,
@@ -197,22 +198,13 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 async fn connect() -> Result<PgConnection, Failure> {
-    let options = database::options(&config::database_url()?)?;
-    PgConnection::connect_with(&options)
-        .await
-        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
+    connect_with(&database::options(&config::database_url()?)?).await
 }
 
-async fn migrate() -> Result<(), Failure> {
-    let mut connection = connect().await?;
-    let table = &database::MIGRATOR.table_name;
-    connection.ensure_migrations_table(table).await?;
-    let applied = connection.list_applied_migrations(table).await?.len();
-    let waiting = database::MIGRATOR.iter().count().saturating_sub(applied);
-    println!("{applied} migrations are applied, {waiting} to go");
-    database::MIGRATOR.run(&mut connection).await?;
-    println!("the schema is up to date");
-    Ok(())
+async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
+    PgConnection::connect_with(options)
+        .await
+        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
 }
 
 /// One request over a plain socket: a health check needs no HTTP client.

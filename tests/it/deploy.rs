@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -10,41 +11,17 @@ use vos_auth::account::{self, NewAccount};
 use vos_auth::email_address::EmailAddress;
 
 use crate::harness::client::Client;
-use crate::harness::nginx::{CLIENT, Nginx, is_installed};
-use crate::harness::program::{Program, serve_environment};
+use crate::harness::host::Host;
+use crate::harness::nginx::{CLIENT, is_installed};
 use crate::harness::relay::{Mood, Relay};
-use crate::harness::{PATIENCE, Service, database, now};
+use crate::harness::{Service, database, now};
 
 const TRADER: &str = "trader@example.com";
 
-/// Two replicas of the built program behind nginx.
-struct Host {
-    replicas: [Program; 2],
-    nginx: Nginx,
-    relay: Relay,
-}
-
-impl Host {
-    async fn start(pool: &PgPool) -> Self {
-        let relay = Relay::start().await;
-        let (url, relay_url) = (database::url(pool), relay.url());
-        let settings = [
-            ("TRUSTED_PROXIES", "127.0.0.1/32"),
-            ("NETWORK_BURST", "1000000"),
-            ("NETWORK_PER_MINUTE", "1000000"),
-            // As nginx.conf counts on it.
-            ("DRAIN_DELAY", ""),
-        ];
-        let environment = serve_environment(&url, &relay_url, &settings);
-        let mut replicas = [0, 1].map(|_| Program::start(&["serve"], &environment));
-        let addresses = replicas.each_mut().map(Program::address);
-        for address in addresses {
-            let client = Client::new(address);
-            let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
-            tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
-        }
-        Self { replicas, nginx: Nginx::before(addresses), relay }
-    }
+/// Two replicas of the built program behind nginx, before a relay.
+async fn start(pool: &PgPool) -> (Host, Relay) {
+    let relay = Relay::start().await;
+    (Host::start(&database::url(pool), &relay.url(), &[]).await, relay)
 }
 
 #[sqlx::test]
@@ -57,7 +34,8 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     let email = EmailAddress::parse(TRADER).unwrap();
     let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
     account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
-    let Host { nginx, relay, replicas: _replicas } = Host::start(&pool).await;
+    let (host, relay) = start(&pool).await;
+    let nginx = &host.nginx;
     let said = [
         "Host: evil.example",
         "X-Forwarded-For: 6.6.6.6",
@@ -99,7 +77,8 @@ async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(po
     if !is_installed() {
         return;
     }
-    let Host { nginx, mut replicas, .. } = Host::start(&pool).await;
+    let (mut host, _relay) = start(&pool).await;
+    let (nginx, mut replicas) = (Arc::clone(&host.nginx), host.replicas());
     for path in ["/openapi.json", "/.well-known/jwks.json"] {
         assert_eq!(nginx.asks("any", path, &[]).await.0, 200, "{path}");
     }
@@ -142,7 +121,8 @@ async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_
     if !is_installed() {
         return;
     }
-    let Host { nginx, replicas: [stopping, staying], relay: _relay } = Host::start(&pool).await;
+    let (mut host, _relay) = start(&pool).await;
+    let (nginx, [stopping, staying]) = (Arc::clone(&host.nginx), host.replicas());
     let mut sent = 0;
     let mut send = async || {
         let bodies: Vec<_> =

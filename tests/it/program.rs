@@ -229,17 +229,6 @@ async fn an_empty_variable_counts_as_none(pool: PgPool) {
     assert_eq!(Client::new(program.address()).get("/healthz").await.status, 200);
 }
 
-#[sqlx::test(migrations = false)]
-async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
-    let url = database::url(&pool);
-    let environment = [("DATABASE_URL", url.as_str())];
-    let first = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
-    let second = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
-    let all = vos_auth::database::MIGRATOR.iter().count();
-    assert!(first.contains(&format!("0 migrations are applied, {all} to go")), "{first}");
-    assert!(second.contains(&format!("{all} migrations are applied, 0 to go")), "{second}");
-}
-
 #[sqlx::test]
 async fn account_create_makes_an_account_once(pool: PgPool) {
     let url = database::url(&pool);

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
@@ -19,7 +20,9 @@ pub struct Cluster {
 impl Cluster {
     /// Makes one, with the schema in its database `postgres`. `initdb` and `postgres` are on the PATH of `make test`.
     pub async fn start() -> Self {
-        let home = std::env::temp_dir().join(format!("vos-auth-cluster-{}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let home = std::env::temp_dir().join(format!("vos-auth-cluster-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&home);
         std::fs::create_dir(&home).unwrap();
         if is_root() {
@@ -44,9 +47,27 @@ impl Cluster {
         self.home.join(".s.PGSQL.5432")
     }
 
+    /// How its owner connects, who needs no password.
+    pub fn options(&self) -> PgConnectOptions {
+        PgConnectOptions::new().socket(&self.home).username("vos_auth").database("postgres")
+    }
+
+    /// From now on it asks everybody but its owner for a password.
+    pub async fn asks_for_passwords(&self) {
+        let rules = "local all vos_auth trust\nlocal all all scram-sha-256\n";
+        std::fs::write(self.home.join("data/pg_hba.conf"), rules).unwrap();
+        sqlx::query("SELECT pg_reload_conf()").execute(&mut self.connect().await).await.unwrap();
+    }
+
+    /// The URL of its database for one who has to say a password.
+    pub fn url_for(&self, user: &str, password: &str) -> String {
+        let folder = self.home.display().to_string().replace('/', "%2F");
+        format!("postgres://{user}:{password}@localhost/postgres?host={folder}")
+    }
+
     /// Connects, as soon as it is up.
     pub async fn connect(&self) -> PgConnection {
-        let options = PgConnectOptions::new().socket(&self.home).username("vos_auth").database("postgres");
+        let options = self.options();
         let connecting = async {
             loop {
                 if let Ok(connection) = PgConnection::connect_with(&options).await {

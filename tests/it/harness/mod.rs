@@ -4,6 +4,8 @@ pub mod browser;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod host;
+pub mod load;
 pub mod nginx;
 pub mod postfix;
 pub mod program;

@@ -59,6 +59,16 @@ impl Nginx {
         Self { home, tls, plain, process }
     }
 
+    /// Takes a new certificate into use as an operator does: files changed, then a reload. Ends when it is served.
+    pub async fn has_new_certificate(&self) {
+        make_certificate(&self.home);
+        let reload = format!("kill -HUP {}", self.process.id());
+        assert!(Command::new("bash").args(["-c", &reload]).status().unwrap().success());
+        let probe = self.transfer("/recovery", "%{http_code}").replace("ca.pem", "cert.pem");
+        let served = async { while self.curl(probe.clone(), &["-o", "/dev/null"]).await != "200" {} };
+        tokio::time::timeout(PATIENCE, served).await.expect("the new certificate is served");
+    }
+
     /// What curl is answered over TLS, with the cookies of the browser of that name: the status, and the body.
     pub async fn asks(&self, browser: &str, path: &str, more: &[&str]) -> (u16, Value) {
         let jar = self.home.join(browser).display().to_string();
@@ -83,7 +93,7 @@ impl Nginx {
     fn transfer(&self, path: &str, write_out: &str) -> String {
         let (port, home) = (self.tls, self.home.display());
         format!(
-            "silent\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/cert.pem\"
+            "silent\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/ca.pem\"
 resolve = \"platform.verolabs.co:{port}:127.0.0.1\"
 url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"\n"
         )
@@ -145,9 +155,11 @@ fn with_own_addresses(site: &str, tls: u16, plain: u16, [first, second]: [Socket
     })
 }
 
+/// Clients trust every one that there was.
 fn make_certificate(home: &Path) {
-    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-        -subj /CN=platform.verolabs.co -addext subjectAltName=DNS:platform.verolabs.co -keyout key.pem -out cert.pem";
+    let script = "set -e; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+        -subj /CN=platform.verolabs.co -addext subjectAltName=DNS:platform.verolabs.co -keyout new.key -out new.pem
+        cat new.pem >>ca.pem; mv new.key key.pem; mv new.pem cert.pem";
     let made = Command::new("bash").args(["-c", script]).current_dir(home).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }

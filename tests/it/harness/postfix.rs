@@ -1,5 +1,6 @@
 //! A Postfix of a test's own, with SASL and TLS: takes every mail for `example.com` and keeps it in a maildir.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::PATIENCE;
+use super::relay::Mail;
 
 pub const USER: &str = "courier";
 pub const PASSWORD: &str = "a relay's password";
@@ -27,6 +29,14 @@ pub struct Postfix {
     home: PathBuf,
     pub port: u16,
     master: Child,
+}
+
+/// A certificate by another authority, which is not shown yet.
+pub struct Next {
+    folder: PathBuf,
+    /// The files of its authority alone, and of both.
+    pub ca: String,
+    pub both: String,
 }
 
 /// How it differs from one that takes no mail without TLS and a password.
@@ -95,10 +105,44 @@ impl Postfix {
 
     /// Waits until it keeps so many mails, and gives them as they came.
     pub fn mails(&self, count: usize) -> Vec<String> {
-        let folder = self.home.join("mail/all/new");
-        let kept = || fs::read_dir(&folder).into_iter().flatten().flatten().collect::<Vec<_>>();
-        until("the mails", || kept().len() >= count);
-        kept().into_iter().map(|mail| fs::read_to_string(mail.path()).unwrap()).collect()
+        until("the mails", || self.kept().count() >= count);
+        self.kept().map(|mail| fs::read_to_string(mail).unwrap()).collect()
+    }
+
+    /// Waits for a mail to an address.
+    pub fn mail_to(&self, address: &str) -> Mail {
+        let line = format!("X-Original-To: {address}\n");
+        let (mut seen, mut found) = (HashSet::new(), None);
+        until("a mail", || {
+            let mut new = self.kept().filter(|mail| seen.insert(mail.clone()));
+            found = new
+                .find_map(|mail| Some(fs::read_to_string(mail).unwrap()).filter(|raw| raw.contains(&line)));
+            found.is_some()
+        });
+        Mail { sender: String::new(), recipients: vec![address.to_owned()], raw: found.unwrap() }
+    }
+
+    fn kept(&self) -> impl Iterator<Item = PathBuf> {
+        let files = fs::read_dir(self.home.join("mail/all/new")).into_iter().flatten();
+        files.flatten().map(|mail| mail.path())
+    }
+
+    pub fn makes_next_certificate(&self) -> Next {
+        let folder = self.home.join("tls/next");
+        fs::create_dir(&folder).unwrap();
+        make_certificates(&folder, "localhost");
+        let (ca, both) = (folder.join("ca.pem"), folder.join("both.pem"));
+        fs::write(&both, [fs::read(self.ca()).unwrap(), fs::read(&ca).unwrap()].concat()).unwrap();
+        Next { folder, ca: ca.display().to_string(), both: both.display().to_string() }
+    }
+
+    /// Shows the next certificate to whoever connects, and knows another password alone.
+    pub fn takes(&self, next: &Next, password: &str) {
+        for file in ["key.pem", "cert.pem"] {
+            fs::copy(next.folder.join(file), self.home.join("tls").join(file)).unwrap();
+        }
+        set_password(&self.home.join("etc/sasl/sasldb2"), password);
+        output(Command::new("postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
     }
 
     /// What it logged, with every line that clients sent it outside TLS and inside.
@@ -182,8 +226,12 @@ fn make_password(folder: &Path, mechanisms: &str) {
         database.display()
     );
     fs::write(folder.join("smtpd.conf"), config).unwrap();
+    set_password(&database, PASSWORD);
+}
+
+fn set_password(database: &Path, password: &str) {
     let script = "printf %s \"$1\" | saslpasswd2 -p -c -f \"$0\" -u example.com courier";
-    output(Command::new("bash").args(["-c", script]).arg(database).arg(PASSWORD));
+    output(Command::new("bash").args(["-c", script]).arg(database).arg(password));
 }
 
 fn main_cf(home: &Path, owner: &str, setup: &Setup<'_>) -> String {

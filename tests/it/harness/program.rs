@@ -1,6 +1,7 @@
 //! The built program as an operator runs it.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -10,6 +11,9 @@ use super::client::Client;
 
 /// 32 bytes in base64 that are not all alike, for tests alone.
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// The binary.
+pub const BUILT: &str = env!("CARGO_BIN_EXE_vos-auth");
 
 const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
 const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
@@ -54,8 +58,7 @@ pub fn serve_environment<'a>(
 /// The program with an environment of its own: nothing of the suite's reaches it unless it is given. `under` is what
 /// runs it, such as `prlimit --nofile=600`; nothing, mostly.
 fn command(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut line =
-        under.iter().copied().chain([env!("CARGO_BIN_EXE_vos-auth")]).chain(arguments.iter().copied());
+    let mut line = under.iter().copied().chain([BUILT]).chain(arguments.iter().copied());
     let mut command = Command::new(line.next().expect("the program at least"));
     command.args(line).env_clear().envs(environment.iter().copied());
     command
@@ -110,7 +113,17 @@ impl Program {
 
     /// The same, run by another program.
     pub fn start_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = command(under, arguments, environment);
+        Self::follow(command(under, arguments, environment))
+    }
+
+    /// The same of another release: `program` is its binary.
+    pub fn start_of(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(environment.iter().copied());
+        Self::follow(command)
+    }
+
+    fn follow(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let outputs: [Box<dyn Read + Send>; 2] =

@@ -1,0 +1,54 @@
+//! `vos-auth migrate`: brings the schema to this version while the release before is at work.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
+
+use super::{Failure, connect_with};
+use crate::{config, database};
+
+/// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
+/// request is given up after 2 s.
+const LOCK_TIMEOUT: &str = "500ms";
+/// How often a step that got no lock is tried: for about five minutes.
+const TRIES: usize = 200;
+/// Between two tries, so that those who have queued get through.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) async fn run() -> Result<(), Failure> {
+    let options = database::options(&config::database_url()?)?.options([("lock_timeout", LOCK_TIMEOUT)]);
+    for _ in 1..TRIES {
+        match migrate(connect_with(&options).await?).await {
+            Err(error) if is_in_the_way(&error) => {
+                println!("somebody holds a table that the next step changes: trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            ended => return Ok(ended?),
+        }
+    }
+    Ok(migrate(connect_with(&options).await?).await?)
+}
+
+async fn migrate(mut connection: PgConnection) -> Result<(), MigrateError> {
+    let table = &database::MIGRATOR.table_name;
+    connection.ensure_migrations_table(table).await?;
+    let applied = connection.list_applied_migrations(table).await?.len();
+    let mut migrator = Migrator::with_migrations(database::MIGRATOR.iter().cloned().collect());
+    let waiting = migrator.iter().count().saturating_sub(applied);
+    println!("{applied} migrations are applied, {waiting} to go");
+    // A newer schema serves this release, too: whoever goes back to it must not be stopped here.
+    migrator.set_ignore_missing(true);
+    migrator.run(&mut connection).await?;
+    println!("the schema is up to date");
+    Ok(())
+}
+
+/// Whether a lock was not to be had in time, or in any order (a deadlock).
+fn is_in_the_way(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
+        return false;
+    };
+    let code = cause.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
+}

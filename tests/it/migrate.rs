@@ -1,0 +1,48 @@
+//! `vos-auth migrate` and schemas of other ages, while the service is at work.
+
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+use vos_auth::database::MIGRATOR;
+
+use crate::harness::program::{Program, run};
+use crate::harness::{Service, database};
+
+#[sqlx::test(migrations = false)]
+async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
+    let url = database::url(&pool);
+    let environment = [("DATABASE_URL", url.as_str())];
+    let first = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
+    let second = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
+    let all = vos_auth::database::MIGRATOR.iter().count();
+    assert!(first.contains(&format!("0 migrations are applied, {all} to go")), "{first}");
+    assert!(second.contains(&format!("{all} migrations are applied, 0 to go")), "{second}");
+}
+
+/// A step that waited on would have every request on that table wait behind it.
+#[sqlx::test(migrations = false)]
+async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
+    let before = MIGRATOR.iter().filter(|step| step.version < 8).cloned().collect();
+    Migrator::with_migrations(before).run(&pool).await.unwrap();
+    let mut reader = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
+    let url = database::url(&pool);
+    let mut program = Program::start(&["migrate"], &[("DATABASE_URL", &url)]);
+    program.line_with("trying again");
+    reader.commit().await.unwrap();
+    let (said, well) = program.ends();
+    assert!(well && said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    sqlx::query("SELECT imported_at FROM account").execute(&pool).await.unwrap();
+}
+
+#[sqlx::test]
+async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: PgPool) {
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (9999, 'of a later release', true, '', 0)";
+    sqlx::query(newer).execute(&pool).await.unwrap();
+    let url = database::url(&pool);
+    let migrated = run(&["migrate"], &[("DATABASE_URL", &url)]);
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let service = Service::start(&pool).await;
+    assert_eq!(service.client().get("/readyz").await.status, 200);
+    service.stops().await;
+}

@@ -1,0 +1,196 @@
+//! Whatever is secret is replaced while people get back in through nginx: no request fails, and no live code is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use vos_auth::jwt;
+
+use crate::harness::cluster::Cluster;
+use crate::harness::host::Host;
+use crate::harness::load::{Load, Mailbox};
+use crate::harness::nginx::is_installed;
+use crate::harness::postfix::{Postfix, Setup, is_root};
+use crate::harness::relay::Relay;
+use crate::harness::{PATIENCE, database, now};
+
+/// 32 bytes each.
+const OLD: &str = "2026-01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEW: &str = "2026-11:IB8eHRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgE=";
+/// People whose code is mailed before a roll-out and entered during it.
+const HELD: usize = 6;
+
+struct Stage {
+    host: Host,
+    load: Arc<Load>,
+}
+
+impl Stage {
+    async fn start(
+        accounts: &PgPool,
+        database_url: &str,
+        relays: &str,
+        mailbox: Mailbox,
+        changes: &[(&str, &str)],
+    ) -> Self {
+        let host = Host::start(database_url, relays, changes).await;
+        let jwks_life = Duration::from_secs(10);
+        let load = Load::new(Arc::clone(&host.nginx), accounts.clone(), mailbox, jwks_life);
+        Self { host, load }
+    }
+
+    /// Before a relay that is a task of the test.
+    async fn usual(pool: &PgPool, changes: &[(&str, &str)]) -> Self {
+        let relay = Relay::start().await;
+        Self::start(pool, &database::url(pool), &relay.url(), Mailbox::Relay(relay.clone()), changes).await
+    }
+
+    /// Rolls new settings out. Codes that were mailed before are entered while the two replicas differ, and after.
+    async fn rolls_out(&mut self, changes: &[(&str, &str)]) {
+        let held = self.load.have_codes(HELD).await;
+        self.host.has(changes);
+        let (first, rest) = held.split_at(held.len() / 2);
+        for (place, people) in [(0, first), (1, rest)] {
+            self.host.replaces(place).await;
+            for person in people {
+                self.load.gets_in(person).await;
+            }
+        }
+    }
+
+    fn lost_nothing(self, what: &str) {
+        let counts = self.load.counts();
+        let (requests, people, refused) = (counts.requests, counts.people, counts.codes_refused);
+        eprintln!(
+            "{what}: {requests} requests of {people} people, {refused} codes refused, failed: {:?}",
+            counts.failures
+        );
+        assert!(people > 20, "a load");
+        assert_eq!((counts.codes_refused, counts.failures.len()), (0, 0));
+    }
+}
+
+#[sqlx::test]
+async fn recovery_and_device_secrets_rotate_and_every_code_and_known_browser_is_still_known(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let mut stage = Stage::usual(&pool, &[("RECOVERY_SECRETS", OLD), ("DEVICE_SECRETS", OLD)]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        for secrets in [format!("{OLD},{NEW}"), format!("{NEW},{OLD}"), NEW.to_owned()] {
+            let known = load.has_code().await.unwrap();
+            load.gets_in(&known).await;
+            stage.rolls_out(&[("RECOVERY_SECRETS", &secrets), ("DEVICE_SECRETS", &secrets)]).await;
+            // Strangers have spent the address's budget; a known browser has its own.
+            let email = known.email();
+            while load.starts_from("stranger", &email).await == 200 {}
+            assert_eq!(load.starts_from("stranger", &email).await, 429);
+            assert_eq!(load.starts_from(&known.name, &email).await, 200, "{secrets}");
+        }
+    };
+    load.during(rotation).await;
+    stage.lost_nothing("recovery and device secrets");
+}
+
+/// At a thirtieth of the times: a key is published 40 s before it signs, and the REST API keeps the JWKS for 10 s.
+#[sqlx::test]
+async fn jwt_keys_rotate_and_a_verifier_with_a_kept_jwks_never_meets_an_unknown_one(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let published_before_use = Duration::from_secs(40);
+    let folder =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rotated-{}", std::process::id()));
+    jwt::generate(&folder, now() - Duration::from_hours(1)).unwrap();
+    let mut stage = Stage::usual(&pool, &[("JWT_KEYS", folder.to_str().unwrap())]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        let then = now() + published_before_use - jwt::PUBLISHED_BEFORE_USE;
+        assert!(jwt::rotate(&folder, then).unwrap().added.is_some());
+        stage.rolls_out(&[]).await;
+        let signs = async {
+            while load.keys() < 2 {
+                load.person().await;
+            }
+        };
+        tokio::time::timeout(published_before_use + PATIENCE, signs).await.expect("the new key signs");
+    };
+    load.during(rotation).await;
+    load.takes_old_jwts().await;
+    assert_eq!(load.keys(), 2);
+    stage.lost_nothing("JWT keys");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Two roles in turn: a changed password of the one in use would be refused to every connection until the roll-out ends.
+#[tokio::test]
+async fn the_database_password_rotates_by_a_second_role() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.asks_for_passwords().await;
+    let pool = PgPool::connect_with(cluster.options()).await.unwrap();
+    let run = async |sql: &'static str| sqlx::query(sql).execute(&pool).await.unwrap();
+    run("CREATE ROLE vos_auth_1 LOGIN PASSWORD 'first' IN ROLE vos_auth").await;
+    assert!(
+        PgPool::connect(&cluster.url_for("vos_auth_1", "other")).await.is_err(),
+        "passwords are asked for"
+    );
+    let relay = Relay::start().await;
+    let url = cluster.url_for("vos_auth_1", "first");
+    let mut stage = Stage::start(&pool, &url, &relay.url(), Mailbox::Relay(relay.clone()), &[]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        run("CREATE ROLE vos_auth_2 LOGIN PASSWORD 'second' IN ROLE vos_auth").await;
+        stage.rolls_out(&[("DATABASE_URL", &cluster.url_for("vos_auth_2", "second"))]).await;
+        run("DROP ROLE vos_auth_1").await;
+        load.person().await;
+    };
+    load.during(rotation).await;
+    stage.lost_nothing("the database password");
+    pool.close().await;
+}
+
+/// The relay knows one password and shows one certificate at a time. The URL stands twice meanwhile, with the old password
+/// and with the new one, and the file of authorities holds both.
+#[sqlx::test]
+async fn the_relays_password_and_its_authority_rotate(pool: PgPool) {
+    if !is_installed() || !is_root() {
+        return;
+    }
+    let postfix = Arc::new(Postfix::start(Setup::default()));
+    let (old, new) = (postfix.url(), postfix.url_with("another"));
+    let mailbox = Mailbox::Postfix(Arc::clone(&postfix));
+    let ca = postfix.ca();
+    let mut stage = Stage::start(&pool, &database::url(&pool), &old, mailbox, &[("SMTP_CA_FILE", &ca)]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        let next = postfix.makes_next_certificate();
+        stage.rolls_out(&[("SMTP_RELAYS", &format!("{old},{new}")), ("SMTP_CA_FILE", &next.both)]).await;
+        postfix.takes(&next, "another");
+        stage.rolls_out(&[("SMTP_RELAYS", &new), ("SMTP_CA_FILE", &next.ca)]).await;
+    };
+    load.during(rotation).await;
+    stage.lost_nothing("the relay's password and authority");
+}
+
+#[sqlx::test]
+async fn nginxs_certificate_rotates(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let stage = Stage::usual(&pool, &[]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        for _ in 0..3 {
+            stage.host.nginx.has_new_certificate().await;
+            for _ in 0..HELD {
+                load.person().await;
+            }
+        }
+    };
+    load.during(rotation).await;
+    stage.lost_nothing("nginx's certificate");
+}
