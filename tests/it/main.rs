@@ -3,6 +3,7 @@
 
 mod abuse;
 mod accounts;
+mod backup;
 mod clock;
 mod contract;
 mod delivery;
@@ -29,6 +30,7 @@ mod readonly;
 mod refusals;
 mod relays;
 mod reset;
+mod retention;
 mod session;
 mod start;
 mod verify;
