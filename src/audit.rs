@@ -26,7 +26,7 @@ pub enum Event {
     AccountEnabled,
     /// An operator gave the account another address.
     EmailChanged,
-    /// An operator ended the account's sessions.
+    /// An operator ended the account's sessions, or everybody's.
     SessionsRevoked,
     /// An operator erased the account and what was stored of its owner.
     AccountErased,

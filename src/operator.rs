@@ -1,5 +1,5 @@
-//! What an operator does to one account. Each is one transaction under the lock of the account's row, is recorded, and
-//! does nothing when it is done again.
+//! What an operator does to one account, or to all. Each is one transaction (of one account: under the lock of its row), is
+//! recorded, and does nothing when it is done again.
 
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
@@ -98,6 +98,23 @@ pub async fn revoke_sessions(
     if ended > 0 {
         audit::record(&mut *transaction, now, Event::SessionsRevoked, id, None).await?;
     }
+    transaction.commit().await?;
+    Ok(ended)
+}
+
+/// Ends every session there is, and says how many there were: a database that was set back to an earlier time has those
+/// again that have been ended since.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn revoke_all_sessions(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+) -> Result<u64, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let ended = session::revoke_everybodys(&mut transaction, now).await?;
+    audit::record(&mut *transaction, now, Event::SessionsRevoked, None, None).await?;
     transaction.commit().await?;
     Ok(ended)
 }

@@ -46,15 +46,14 @@ impl Sweeper {
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
         for _ in 0..ROUNDS {
             let Some(now) = app.clock.trusted_now() else { return };
-            let sessions =
-                self.count("recovery_session", in_time(recovery::sweep(&app.pool, now, ROWS)).await);
-            let lifetime = app.config.session_lifetime;
-            let signed_in =
-                self.count("session", in_time(session::sweep(&app.pool, now, lifetime, ROWS)).await);
-            let retention = app.config.audit_retention;
-            let events =
-                self.count("audit_event", in_time(audit::sweep(&app.pool, now, retention, ROWS)).await);
-            if sessions.max(signed_in).max(events) < ROWS.unsigned_abs() {
+            let kept = app.config.recovery_retention;
+            let recoveries =
+                self.count("recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);
+            let age = app.config.session_lifetime + app.config.session_retention;
+            let sessions = self.count("session", in_time(session::sweep(&app.pool, now, age, ROWS)).await);
+            let kept = app.config.audit_retention;
+            let events = self.count("audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
+            if recoveries.max(sessions).max(events) < ROWS.unsigned_abs() {
                 break;
             }
         }

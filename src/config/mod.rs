@@ -30,8 +30,6 @@ pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
-/// How long the mail about a changed password is owed.
-pub const NOTICE_LIFETIME: Duration = Duration::from_hours(7 * 24);
 /// The most characters of a new password. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
@@ -203,6 +201,15 @@ pub struct Config {
     #[arg(long, env, value_name = "START_BATCH", default_value = "256", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub start_batch: u32,
 
+    /// How long a recovery is kept after its end, with the address and the network it was asked for and from: long enough to
+    /// find out what happened, and no longer
+    #[arg(long, env, value_name = "RECOVERY_RETENTION", default_value = "24h", help_heading = "Storage", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    pub recovery_retention: Duration,
+
+    /// How long a session is kept after the latest time at which it could end
+    #[arg(long, env, value_name = "SESSION_RETENTION", default_value = "24h", help_heading = "Storage", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    pub session_retention: Duration,
+
     /// How long audit events are kept, such as 365days: what your law and your auditors ask for
     #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = |text: &str| between(text, DAY, 36_500 * DAY))]
     pub audit_retention: Duration,
@@ -234,6 +241,11 @@ pub struct Config {
         help_heading = "Mail"
     )]
     pub mail_support: String,
+
+    /// How long the mail about a changed password is tried, and kept for an operator if a relay has refused it for good;
+    /// counted from the change
+    #[arg(long, env, value_name = "NOTICE_RETENTION", default_value = "7days", help_heading = "Mail", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    pub notice_retention: Duration,
 
     /// The time zone of the times in mails, by its IANA name
     #[arg(

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::audit;
 use crate::clock::{first_id_of, new_id};
-use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME, NOTICE_LIFETIME, STORAGE_DEADLINE};
+use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME, STORAGE_DEADLINE};
 use crate::locale::Locale;
 
 /// Rows that one claim looks through at most.
@@ -227,7 +227,7 @@ pub async fn claim(
 }
 
 /// Owes the owner of an account a mail about the password that the same transaction sets. It names the device, and is
-/// owed for 7 days.
+/// owed for `retention`.
 ///
 /// # Errors
 ///
@@ -238,6 +238,7 @@ pub async fn owe_notice(
     account_id: Uuid,
     locale: Option<Locale>,
     user_agent: &str,
+    retention: Duration,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "INSERT INTO outbox (id, kind, account_id, next_attempt_at, expires_at, created_at, locale, user_agent)
@@ -245,7 +246,7 @@ pub async fn owe_notice(
         new_id(now),
         account_id,
         now,
-        now + NOTICE_LIFETIME,
+        now + retention,
         locale.map(Locale::as_str),
         user_agent,
     )
@@ -384,7 +385,7 @@ mod tests {
         assert_eq!(wait(&code(50, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(30_100)));
         assert_eq!(wait(&code(50, CODE_LIFETIME), 0.0), Some(time::Duration::milliseconds(100)));
         assert_eq!(wait(&code(1, Duration::from_secs(61)), 1.0), None);
-        let notice = mail(50, NOTICE_LIFETIME, Content::PasswordChanged);
+        let notice = mail(50, Duration::from_hours(7 * 24), Content::PasswordChanged);
         assert_eq!(wait(&notice, 1.0), Some(time::Duration::milliseconds(3_600_100)));
     }
 }

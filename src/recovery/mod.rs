@@ -26,9 +26,6 @@ use crate::error::Problem;
 use crate::group_commit::{self, GroupCommit};
 use crate::secret::TokenHash;
 
-/// How long a session is kept after its end, for whoever has to find out what happened.
-const KEPT_AFTER_END: Duration = Duration::from_hours(24);
-
 /// The recovery flow.
 #[derive(Clone, Debug)]
 pub struct Recovery {
@@ -129,14 +126,19 @@ pub(crate) async fn delete_all(
         .await
 }
 
-/// Deletes at most `limit` sessions that ended over 24 hours ago. The primary key is the order of creation, and no
+/// Deletes at most `limit` sessions that ended over `retention` ago. The primary key is the order of creation, and no
 /// session lives longer than code and reset together.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
-    let oldest = first_id_of(now - KEPT_AFTER_END - RESET_LIFETIME - CODE_LIFETIME);
+pub async fn sweep(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    retention: Duration,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let oldest = first_id_of(now - retention - RESET_LIFETIME - CODE_LIFETIME);
     let done = sqlx::query!(
         "DELETE FROM recovery_session
          WHERE id = ANY(ARRAY(SELECT id FROM recovery_session WHERE id < $1 ORDER BY id LIMIT $2))",

@@ -28,8 +28,6 @@ use crate::error::{Error, Problem};
 use crate::jwt::Claims;
 use crate::secret::{Token, TokenHash};
 
-/// How long a session is kept after its end, for whoever has to find out what happened.
-const KEPT_AFTER_END: Duration = Duration::from_hours(24);
 /// Sessions of one account that are kept, the newest: whoever signs in for every call must not fill the table, nor make
 /// the end of all sessions a long one.
 const KEPT_PER_ACCOUNT: i64 = 100;
@@ -321,8 +319,18 @@ pub(crate) async fn revoke_all(
     Ok(ended.execute(transaction).await?.rows_affected())
 }
 
-/// Deletes at most `limit` sessions that are over for 24 hours at least. The primary key is the order of creation, and no
-/// session outlasts `lifetime`.
+/// Ends every session of every account, and says how many. Under no account's lock: it is for a service that stands still.
+pub(crate) async fn revoke_everybodys(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+) -> Result<u64, sqlx::Error> {
+    let ended =
+        sqlx::query!("UPDATE session SET revoked_at = $1 WHERE revoked_at IS NULL AND expires_at > $1", now);
+    Ok(ended.execute(transaction).await?.rows_affected())
+}
+
+/// Deletes at most `limit` sessions that began over `age` ago: the longest that one lasts, and how long it is kept then.
+/// The primary key is the order of creation.
 ///
 /// # Errors
 ///
@@ -330,12 +338,12 @@ pub(crate) async fn revoke_all(
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,
-    lifetime: Duration,
+    age: Duration,
     limit: i64,
 ) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
         "DELETE FROM session WHERE id = ANY(ARRAY(SELECT id FROM session WHERE id < $1 ORDER BY id LIMIT $2))",
-        first_id_of(now - lifetime - KEPT_AFTER_END),
+        first_id_of(now - age),
         limit
     );
     Ok(done.execute(pool).await?.rows_affected())

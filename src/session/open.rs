@@ -147,7 +147,8 @@ pub(crate) async fn replace_password(
     let client = caller.client;
     account::set_password(transaction, now, account.id, new.password_hash).await?;
     revoke_all(transaction, now, account.id, None).await?;
-    outbox::owe_notice(transaction, now, account.id, client.locale, &client.user_agent).await?;
+    let kept = app.config.notice_retention;
+    outbox::owe_notice(transaction, now, account.id, client.locale, &client.user_agent, kept).await?;
     audit::record(&mut *transaction, now, new.cause, account.id, Some(client.into())).await?;
     open(app, transaction, now, account, caller).await
 }

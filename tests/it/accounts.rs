@@ -168,7 +168,10 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
     for email in [TRADER, OTHER] {
         // Of later than the courier knows, so that it is owed still.
         let (mut connection, later) = (pool.acquire().await.unwrap(), now() + Duration::from_hours(1));
-        outbox::owe_notice(&mut connection, later, id_of(&service, email).await, None, "curl").await.unwrap();
+        let owner = id_of(&service, email).await;
+        outbox::owe_notice(&mut connection, later, owner, None, "curl", Duration::from_hours(24))
+            .await
+            .unwrap();
     }
     service
         .until("failures are recorded", async || {

@@ -3,6 +3,7 @@
 
 mod abuse;
 mod accounts;
+mod backup;
 mod clock;
 mod contract;
 mod delivery;
@@ -30,6 +31,7 @@ mod readonly;
 mod refusals;
 mod relays;
 mod reset;
+mod retention;
 mod rotation;
 mod session;
 mod start;

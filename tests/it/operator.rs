@@ -25,7 +25,9 @@ async fn owes_notice(service: &Service, email: &str) -> Uuid {
         .await
         .unwrap();
     let mut connection = service.pool.acquire().await.unwrap();
-    outbox::owe_notice(&mut connection, now(), account, None, "curl").await.unwrap();
+    outbox::owe_notice(&mut connection, now(), account, None, "curl", Duration::from_hours(24))
+        .await
+        .unwrap();
     let newest = "SELECT id FROM outbox ORDER BY id DESC LIMIT 1";
     sqlx::query_scalar(newest).fetch_one(&mut *connection).await.unwrap()
 }

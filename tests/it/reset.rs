@@ -188,31 +188,6 @@ async fn a_notice_leaves_at_once(pool: PgPool) {
     service.stops().await;
 }
 
-/// A notice whose recipient is refused for good is kept for an operator, and goes when it expires.
-#[sqlx::test]
-async fn a_notice_that_is_given_up_is_kept_for_seven_days(pool: PgPool) {
-    let service = Service::start(&pool).await;
-    service.has_trader(TRADER, OLD).await;
-    let mut client = service.verified(TRADER).await;
-    service.relay.is_in_mood(Mood::RefusesRecipient("550 no such user"));
-    assert!(client.resets(NEW).await.is_signed_in());
-    service
-        .until("given up", async || {
-            service.count("outbox WHERE last_error = 'rcpt 550' AND lease_until IS NULL").await == 1
-        })
-        .await;
-    service.relay.is_in_mood(Mood::Takes);
-    service.clock.advance(Duration::from_hours(7 * 24 - 1));
-    service.has_account("other@example.com").await;
-    service.client().starts_recovery("other@example.com").await;
-    service.relay.mail(2).await;
-    service.until_outbox_has(1).await;
-    service.clock.advance(Duration::from_hours(2));
-    service.until_outbox_has(0).await;
-    assert_eq!(service.relay.mails().len(), 2);
-    service.stops().await;
-}
-
 async fn refused(client: &mut Client, password: &str) -> Option<String> {
     let answer = client.resets(password).await;
     (answer.status != 200).then(|| {

@@ -78,6 +78,8 @@ pub(super) enum AccountCommand {
     },
     /// End every session of an account; its JWTs go on for 10 minutes at most
     Revoke(Whose),
+    /// End every session of every account, after the database was set back to an earlier time; before `serve` is started
+    RevokeAll,
     /// Delete an account and all that is stored of its owner, for good. Audit events keep its id alone
     Erase(Whose),
     /// Fill an address's budgets again, after strangers have spent them: recoveries, failed logins, new browsers
@@ -132,6 +134,7 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
             Ok(())
         }
         AccountCommand::Revoke(whose) => revoke(&whose).await,
+        AccountCommand::RevokeAll => revoke_all().await,
         AccountCommand::Erase(whose) => erase(&whose).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
         AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
@@ -206,6 +209,12 @@ async fn set_email(whose: &Whose, new: &str) -> Result<(), Failure> {
 async fn revoke(whose: &Whose) -> Result<(), Failure> {
     let (mut connection, account) = whose.found().await?;
     let ended = operator::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
+    println!("{ended} sessions have ended");
+    Ok(())
+}
+
+async fn revoke_all() -> Result<(), Failure> {
+    let ended = operator::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
     println!("{ended} sessions have ended");
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! A PostgreSQL of one's own, which may be killed. `make chaos` uses it, too.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
@@ -20,8 +21,13 @@ pub struct Cluster {
 impl Cluster {
     /// Makes one, with the schema in its database `postgres`. `initdb` and `postgres` are on the PATH of `make test`.
     pub async fn start() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self::start_with(|_| String::new()).await
+    }
+
+    /// The same, with lines for its `postgresql.conf` that may name its folder.
+    pub async fn start_with(settings: impl FnOnce(&Path) -> String) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
         let home = std::env::temp_dir().join(format!("vos-auth-cluster-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&home);
         std::fs::create_dir(&home).unwrap();
@@ -36,6 +42,9 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mut file =
+            std::fs::OpenOptions::new().append(true).open(home.join("data/postgresql.conf")).unwrap();
+        file.write_all(settings(&home).as_bytes()).unwrap();
         let server = serve(&home);
         let cluster = Self { home, server };
         let mut connection = cluster.connect().await;
@@ -77,6 +86,16 @@ impl Cluster {
             }
         };
         tokio::time::timeout(PATIENCE, connecting).await.expect("PostgreSQL comes up")
+    }
+
+    /// Runs lines of bash in its folder as the user who owns it, with the way to it in the environment.
+    #[allow(dead_code, reason = "a test does it, not `make chaos`")]
+    pub fn owner_runs(&self, lines: &str, environment: &[(&str, &str)]) {
+        let mut bash = as_owner("bash");
+        bash.args(["-euc", lines]).current_dir(&self.home).env_remove("DATABASE_URL");
+        bash.env("PGHOST", &self.home).env("PGUSER", "vos_auth").env("PGDATA", self.home.join("data"));
+        let output = bash.env_remove("PGPORT").envs(environment.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     pub fn is_killed_and_restarted(&mut self) {

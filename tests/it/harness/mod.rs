@@ -157,16 +157,19 @@ impl Service {
 
     /// An account with a password, hashed as cheaply as may be.
     pub async fn has_trader(&self, email: &str, password: &str) {
-        self.has_account(email).await;
+        Self::has_trader_at(&self.pool, email, password).await;
+    }
+
+    /// The same, of a service that is not of this process.
+    pub async fn has_trader_at(pool: &PgPool, email: &str, password: &str) {
+        Self::make_account(pool, email, None).await;
         let hash = Password::new(password).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });
-        self.has_hash(email, &hash).await;
+        put_hash(pool, email, &hash).await;
     }
 
     /// Puts a hash in the place of an account's, as an import does.
     pub async fn has_hash(&self, email: &str, hash: &str) {
-        let stored =
-            sqlx::query("UPDATE account SET password_hash = $2 WHERE email = $1").bind(email).bind(hash);
-        assert_eq!(stored.execute(&self.pool).await.unwrap().rows_affected(), 1);
+        put_hash(&self.pool, email, hash).await;
     }
 
     /// A client whose recovery of `email` is verified: the next thing it needs is a password.
@@ -239,6 +242,11 @@ impl Service {
             .unwrap()
             .expect("every part lasted");
     }
+}
+
+async fn put_hash(pool: &PgPool, email: &str, hash: &str) {
+    let stored = sqlx::query("UPDATE account SET password_hash = $2 WHERE email = $1").bind(email).bind(hash);
+    assert_eq!(stored.execute(pool).await.unwrap().rows_affected(), 1);
 }
 
 /// The figure in the first line that begins so; 0 if there is none.

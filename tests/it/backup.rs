@@ -1,0 +1,204 @@
+//! The commands of docs/backup-and-restore.md as they stand there, and what a restored database is worth to those who were
+//! signed in, on their way back, or owed a mail.
+
+use std::process::Command;
+
+use sqlx::{Connection as _, PgConnection, PgPool};
+use url::Url;
+
+use crate::harness::client::Client;
+use crate::harness::cluster::Cluster;
+use crate::harness::program::{Program, has_relay, serve_environment};
+use crate::harness::relay::{Mood, Relay};
+use crate::harness::{Service, database};
+
+const PASSWORD: &str = "morning boat on a green river";
+
+/// A section of the document.
+fn section(heading: &str) -> String {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/backup-and-restore.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading stands there");
+    section.split("\n## ").next().unwrap().to_owned()
+}
+
+/// Its shell blocks.
+fn blocks(heading: &str) -> Vec<String> {
+    let section = section(heading);
+    let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
+    blocks.collect()
+}
+
+/// Where the commands run, and what they are told. The name of the new database alone differs.
+struct Operator {
+    folder: String,
+    database: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Operator {
+    fn of(url: &str) -> Self {
+        let of_database = |name: &str| {
+            let mut url: Url = url.parse().unwrap();
+            url.set_path(name);
+            url.to_string()
+        };
+        let database = format!("restored_{}", std::process::id());
+        let folder = format!("{}/{database}", env!("CARGO_TARGET_TMPDIR"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = std::path::Path::new(env!("CARGO_BIN_EXE_vos-auth")).parent().unwrap();
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+        let environment = vec![
+            ("DATABASE_URL", url.to_owned()),
+            ("SERVER_URL", of_database("postgres")),
+            ("RESTORED_URL", of_database(&database)),
+            ("PATH", path),
+        ];
+        Self { folder, database, environment }
+    }
+
+    fn restored(&self) -> &str {
+        &self.environment.iter().find(|(name, _)| *name == "RESTORED_URL").unwrap().1
+    }
+
+    fn runs(&self, block: &str) -> String {
+        let lines = block.replace("vos_auth_restored", &self.database);
+        let environment = self.environment.iter().map(|(name, value)| (*name, value.as_str()));
+        let mut bash = Command::new("bash");
+        bash.args(["-euc", &lines]).current_dir(&self.folder).env_clear().envs(environment);
+        let output = bash.output().unwrap();
+        assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    async fn tidies_up(self) {
+        let server = &self.environment.iter().find(|(name, _)| *name == "SERVER_URL").unwrap().1;
+        let mut server = PgConnection::connect(server).await.unwrap();
+        let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.database));
+        sqlx::query(drop).execute(&mut server).await.unwrap();
+        std::fs::remove_dir_all(self.folder).unwrap();
+    }
+}
+
+#[sqlx::test]
+async fn from_a_dump_everybody_goes_on_where_they_were(pool: PgPool) {
+    let (relay, url) = (Relay::start().await, database::url(&pool));
+    let operator = Operator::of(&url);
+    let serve = |url: &str| Program::start(&["serve"], &serve_environment(url, &relay.url(), &[]));
+    let mut program = serve(&url);
+    let address = program.address();
+    has_relay(&Client::new(address)).await;
+    for email in ["trader@example.com", "mailed@example.com", "owed@example.com"] {
+        Service::has_trader_at(&pool, email, PASSWORD).await;
+    }
+    let [mut signed_in, mut mailed, mut owed] = [(); 3].map(|()| Client::new(address));
+    assert!(signed_in.logs_in("trader@example.com", PASSWORD).await.is_signed_in());
+    assert!(mailed.starts_recovery("mailed@example.com").await.is_code_sent());
+    let code = relay.mail_to("mailed@example.com", 1).await.code();
+    until_outbox_has(&pool, 0).await;
+    relay.is_in_mood(Mood::RefusesRecipient("450 4.2.1 busy"));
+    assert!(owed.starts_recovery("owed@example.com").await.is_code_sent());
+    let asked = "outbox WHERE last_error = 'rcpt 450' AND lease_until IS NULL";
+    until(&pool, asked, 1).await;
+    // Killed, it would leave a lease that the restored service has to wait for.
+    program.signal("-TERM");
+    assert!(program.ends().1);
+
+    let [dump] = &blocks("A dump")[..] else { panic!("one block") };
+    operator.runs(dump);
+    let [restore, revoke] = &blocks("Back from a dump")[..] else { panic!("two blocks") };
+    let all = vos_auth::database::MIGRATOR.iter().count();
+    let said = operator.runs(restore);
+    assert!(said.contains(&format!("{all} migrations are applied, 0 to go")), "{said}");
+
+    relay.is_in_mood(Mood::Takes);
+    let mut program = serve(operator.restored());
+    let address = program.address();
+    has_relay(&Client::new(address)).await;
+    assert!(signed_in.at(address).refreshes().await.is_signed_in());
+    assert!(Client::new(address).logs_in("trader@example.com", PASSWORD).await.is_signed_in());
+    assert!(mailed.at(address).verifies(&code).await.is_verified());
+    let code = relay.mail_to("owed@example.com", 1).await.code();
+    assert!(owed.at(address).verifies(&code).await.is_verified());
+    let restored = PgPool::connect(operator.restored()).await.unwrap();
+    until_outbox_has(&restored, 0).await;
+    assert_eq!(relay.mails().len(), 2, "each once");
+
+    assert_eq!(operator.runs(revoke).trim(), "2 sessions have ended");
+    assert_eq!(signed_in.at(address).refreshes().await.error(), (401, "session_invalid"));
+    until(&restored, "audit_event WHERE what = 'sessions_revoked' AND account_id IS NULL", 1).await;
+    assert!(Client::new(address).logs_in("trader@example.com", PASSWORD).await.is_signed_in());
+    program.is_killed();
+    restored.close().await;
+    operator.tidies_up().await;
+}
+
+/// A base backup and the WAL since lead to any moment: to the one before a mistake.
+#[tokio::test]
+async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
+    let section = section("To the minute: base backup and WAL archive");
+    let settings = section.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
+    let [base, restore] = &blocks("To the minute: base backup and WAL archive")[..] else {
+        panic!("two blocks")
+    };
+    // `/backup` alone differs.
+    let mut backup = String::new();
+    let mut cluster = Cluster::start_with(|home| {
+        backup = format!("{}/backup", home.display());
+        settings.replace("/backup", &backup)
+    })
+    .await;
+    let runs = |cluster: &Cluster, lines: &str, environment: &[(&str, &str)]| {
+        cluster.owner_runs(&lines.replace("/backup", &backup), environment);
+    };
+    runs(&cluster, "mkdir -p /backup/wal", &[]);
+    let mut connection = cluster.connect().await;
+    let account = "INSERT INTO account (id, email, created_at, updated_at) VALUES (gen_random_uuid(), $1, now(), now())";
+    let accounts = "SELECT count(*) FROM account";
+    sqlx::query(account).bind("before@example.com").execute(&mut connection).await.unwrap();
+    runs(&cluster, base, &[]);
+    sqlx::query(account).bind("after@example.com").execute(&mut connection).await.unwrap();
+    let moment: String =
+        sqlx::query_scalar("SELECT clock_timestamp()::text").fetch_one(&mut connection).await.unwrap();
+    sqlx::query("DELETE FROM account").execute(&mut connection).await.unwrap();
+    let last: String = sqlx::query_scalar("SELECT pg_walfile_name(pg_switch_wal())")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    let archived = std::path::Path::new(&backup).join("wal").join(last);
+    let archiving = async {
+        while !archived.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, archiving).await.expect("the WAL is archived");
+
+    cluster.is_killed();
+    runs(&cluster, restore, &[("MOMENT", &moment)]);
+    cluster.starts_again();
+    let mut connection = cluster.connect().await;
+    let recovering = async {
+        while sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+        {}
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, recovering).await.expect("it comes to the moment");
+    let left: i64 = sqlx::query_scalar(accounts).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(left, 2, "before the mistake, and after the base backup");
+}
+
+async fn until_outbox_has(pool: &PgPool, rows: i64) {
+    until(pool, "outbox", rows).await;
+}
+
+async fn until(pool: &PgPool, table: &str, rows: i64) {
+    let count = || sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}")));
+    let waiting = async {
+        while count().fetch_one(pool).await.unwrap() != rows {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, waiting).await.expect(table);
+}

@@ -1,0 +1,113 @@
+//! How long what is over is kept, and that it goes then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use vos_auth::sweeper::Sweeper;
+
+use crate::harness::Service;
+use crate::harness::relay::Mood;
+
+const TRADER: &str = "trader@example.com";
+const OLD: &str = "morning boat on a green river";
+const NEW: &str = "night train in autumn rain";
+
+/// Rows that have just been written stay for `age`, and are gone a second later.
+async fn are_kept_for(service: &Service, rows: &str, age: Duration) {
+    let mut sweeper = Sweeper::new(Arc::clone(&service.app));
+    let before = service.count(rows).await;
+    assert!(before > 0, "{rows}");
+    service.clock.advance(age);
+    sweeper.sweep().await;
+    assert_eq!(service.count(rows).await, before, "{rows} after {age:?}");
+    service.clock.advance(Duration::from_secs(1));
+    sweeper.sweep().await;
+    assert_eq!(service.count(rows).await, 0, "{rows} after {age:?} and a second");
+}
+
+#[sqlx::test]
+async fn a_recovery_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--recovery-retention=3h"]).await;
+    assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
+    // A code, and the choice of a password after it.
+    are_kept_for(&service, "recovery_session", Duration::from_mins(3 * 60 + 10 + 15)).await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn a_session_is_kept_for_as_long_as_its_settings_say(pool: PgPool) {
+    let settings = ["--session-retention=2h", "--session-lifetime=50min"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    service.has_trader(TRADER, OLD).await;
+    assert!(service.client().logs_in(TRADER, OLD).await.is_signed_in());
+    are_kept_for(&service, "session", Duration::from_mins(2 * 60 + 50)).await;
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn an_event_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--audit-retention=400days"]).await;
+    service.has_trader(TRADER, OLD).await;
+    assert!(service.client().logs_in(TRADER, OLD).await.is_signed_in());
+    are_kept_for(&service, "audit_event WHERE what = 'signed_in'", Duration::from_hours(400 * 24)).await;
+    service.stops().await;
+}
+
+/// A notice whose recipient is refused for good is kept for an operator, and goes when it expires.
+#[sqlx::test]
+async fn a_notice_that_is_given_up_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--notice-retention=2days"]).await;
+    service.has_trader(TRADER, OLD).await;
+    let mut client = service.verified(TRADER).await;
+    is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
+    service.clock.advance(Duration::from_hours(2 * 24 - 1));
+    // The courier has looked through everything when it has sent a mail that is younger.
+    service.has_account("other@example.com").await;
+    service.client().starts_recovery("other@example.com").await;
+    service.relay.mail(2).await;
+    service.until_outbox_has(1).await;
+    service.clock.advance(Duration::from_hours(2));
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 2);
+    service.stops().await;
+}
+
+/// Nothing grows without bound: this finds the table that somebody adds and nobody sweeps, too.
+#[sqlx::test]
+async fn when_all_is_over_accounts_alone_are_left(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, OLD).await;
+    service.client().starts_recovery("nobody@example.com").await;
+    assert_eq!(service.client().logs_in(TRADER, "not the password").await.status, 401);
+    let mut client = service.verified(TRADER).await;
+    is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+         AND relname NOT IN ('account', '_sqlx_migrations')",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(tables.len(), 5, "{tables:?}");
+    for table in &tables {
+        assert!(service.count(table).await > 0, "{table}");
+    }
+    service.clock.advance(Duration::from_hours(366 * 24));
+    service.until_outbox_has(0).await;
+    Sweeper::new(Arc::clone(&service.app)).sweep().await;
+    for table in &tables {
+        assert_eq!(service.count(table).await, 0, "{table}");
+    }
+    assert_eq!(service.count("account").await, 1);
+    service.stops().await;
+}
+
+/// Refuses the recipient of the notice that `change` owes, for good, and no other's.
+async fn is_given_up(service: &Service, change: impl AsyncFnOnce()) {
+    service.relay.is_in_mood(Mood::RefusesRecipient("550 no such user"));
+    change().await;
+    let given_up = "outbox WHERE last_error = 'rcpt 550' AND lease_until IS NULL";
+    service.until("given up", async || service.count(given_up).await == 1).await;
+    service.relay.is_in_mood(Mood::Takes);
+}
