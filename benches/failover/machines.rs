@@ -97,15 +97,15 @@ impl Site {
         fs::write(home.join("patroni.yml"), own(include_str!("../../deploy/patroni.yml"))?)?;
         runs(Command::new("chown").args(["-R", "postgres:postgres"]).arg(&home))?;
         let as_postgres = "setpriv --reuid=postgres --regid=postgres --clear-groups";
-        let mut script = format!("cd {}; (set -a; . ./etcd.env; exec {as_postgres} etcd) & ", home.display());
-        if has_database {
-            // It remembers the first version that etcd names, which is an old one until all members have met.
-            let etcd = format!("curl -s http://{}{number}:2379/version", self.network);
-            script += &format!(
-                "(until {etcd} | grep -q cluster.:.3.4; do sleep 0.2; done; exec {as_postgres} --reset-env patroni patroni.yml) & "
-            );
-        }
-        script += "wait";
+        let etcd = format!("(set -a; . ./etcd.env; exec {as_postgres} etcd)");
+        // It remembers the first version that etcd names, which is an old one until all members have met.
+        let patroni = format!(
+            "(until curl -s http://{}{number}:2379/version | grep -q cluster.:.3.4; do sleep 0.2; done
+             exec {as_postgres} --reset-env patroni patroni.yml)",
+            self.network
+        );
+        let patroni = if has_database { patroni } else { "true".into() };
+        let script = format!("cd {}\n{etcd} &\n{patroni} &\nwait", home.display());
         let address = format!("{}{number}", self.network);
         let log = self.home.join(format!("{name}.log"));
         let running = Some(Namespace::start(&script, &log).await?);
