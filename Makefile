@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade page-tools screenshots import
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover page-tools screenshots import
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -58,6 +58,12 @@ chaos: ## break everything around two replicas under load, and count what was lo
 	@[ -x /usr/sbin/postfix ] || scripts/apt-install Postfix postfix
 	@cargo build --quiet --bench chaos
 	@scripts/with-postgres chaos cargo test --quiet --bench chaos -- $(ARGS)
+
+failover: ## lose one PostgreSQL of two after the other under load, and count what was lost (ARGS="--losses 6"; needs root)
+	@ls /usr/bin/patroni /usr/bin/etcd /usr/sbin/haproxy /usr/lib/postgresql/15/bin/postgres /usr/bin/openssl /usr/bin/curl >/dev/null 2>&1 \
+	  || scripts/apt-install Patroni --no-install-recommends patroni etcd-server haproxy postgresql-15 openssl curl
+	@[ -x /usr/sbin/postfix ] || scripts/apt-install Postfix postfix
+	@cargo test --quiet --bench failover -- $(ARGS)
 
 blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --seed 1")
 	@cargo bench --bench blind --no-run

@@ -68,11 +68,14 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         // After a switch to another primary no connection to the former one lasts.
         .max_lifetime(Duration::from_mins(1))
         // The pool asks a returned connection itself whether it lives, and would wait for the answer of a machine that is
-        // gone until TCP gives up, with the connection's place taken.
+        // gone until TCP gives up, with the connection's place taken. One to a server that only reads is closed: it is a
+        // former primary, and the next connection may lead to the new one.
         .after_release(|connection, _| {
             Box::pin(async move {
-                let alive = tokio::time::timeout(STORAGE_DEADLINE, connection.ping()).await;
-                alive.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+                let writes = sqlx::query_scalar!(
+                    r#"SELECT current_setting('transaction_read_only') = 'off' AS "writes!""#
+                );
+                in_time(writes.fetch_one(connection)).await
             })
         })
         .connect_lazy_with(with_deadline(options))

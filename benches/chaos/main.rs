@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum as _};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use sqlx::Row as _;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -101,7 +100,8 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let drained = healed.elapsed();
     let kept = reconcile::kept(&mails)?;
     let starts = load.starts.lock().map_err(|_| "a task panicked")?.clone();
-    Verdict::of(&starts, &kept, &windows).is_told(&windows, drained, began.elapsed())
+    let duplicating: Vec<_> = windows.iter().filter(|window| window.kind.may_duplicate()).copied().collect();
+    Verdict::of(&starts, &kept, &duplicating).is_told(&windows, drained, began.elapsed())
 }
 
 /// Everything that is needed, and an account for each address.
@@ -174,15 +174,7 @@ async fn injects(
 async fn drains(world: &World, progress: &Progress, load: &Load, mails: &Path) -> Result<(), Failure> {
     let drained = async {
         let mut connection = world.cluster.lock().await.connect().await;
-        let (mut owed, postfix) = (1_i64, world.postfix.lock().await);
-        while owed > 0 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            owed = sqlx::query("SELECT count(*) FROM outbox").fetch_one(&mut connection).await?.get(0);
-        }
-        while postfix.owes() > 0 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok::<_, sqlx::Error>(())
+        reconcile::drains(&mut connection, &*world.postfix.lock().await).await
     };
     tokio::select! {
         drained = tokio::time::timeout(DRAIN, drained) => Ok(drained.map_err(|_| "mails are still owed")??),

@@ -5,23 +5,33 @@ use std::path::Path;
 use std::time::Duration;
 
 use mail_parser::MessageParser;
+use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use vos_auth::config::CODE_LIFETIME;
 
 use crate::Failure;
 use crate::faults::{Kind, Window};
 use crate::load::{Start, address_of, number_of};
+use crate::postfix::Postfix;
 
 /// Postfix notes the second at which it took a mail, and a fault is not over in the moment in which it is mended.
 const BLUR: Duration = Duration::from_secs(3);
 
 /// A mail that the relay took.
+#[derive(Clone)]
 pub struct Kept {
     message_id: String,
     /// Postfix's own name for it: the same mail delivered twice by Postfix has it twice.
     queue_id: String,
     to: String,
     taken_at: OffsetDateTime,
+}
+
+impl Kept {
+    /// Of the start that asked for it.
+    pub fn number(&self) -> Option<usize> {
+        number_of(&self.to)
+    }
 }
 
 /// Reads a maildir.
@@ -41,12 +51,25 @@ pub fn kept(folder: &Path) -> Result<Vec<Kept>, Failure> {
     mails.collect()
 }
 
+/// Until nothing is owed any more, neither by the service nor by the relay.
+pub async fn drains(connection: &mut PgConnection, postfix: &Postfix) -> Result<(), sqlx::Error> {
+    let mut owed = 1_i64;
+    while owed > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        owed = sqlx::query("SELECT count(*) FROM outbox").fetch_one(&mut *connection).await?.get(0);
+    }
+    while postfix.owes() > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
 /// What came of it all.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    answers: BTreeMap<String, usize>,
-    mails: usize,
-    lost: Vec<String>,
+    pub answers: BTreeMap<String, usize>,
+    pub mails: usize,
+    pub lost: Vec<String>,
     late: usize,
     beyond: usize,
     unasked: usize,
@@ -59,7 +82,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    pub fn of(starts: &[Start], kept: &[Kept], windows: &[Window]) -> Self {
+    /// `duplicating` are the faults that may have had a mail sent again.
+    pub fn of(starts: &[Start], kept: &[Kept], duplicating: &[Window]) -> Self {
         let mut verdict = Self::default();
         let by_number: HashMap<usize, &Start> = starts.iter().map(|start| (start.number, start)).collect();
         let mut took = Vec::new();
@@ -81,7 +105,7 @@ impl Verdict {
         }
         let mut mails: HashMap<&str, BTreeMap<&str, &Kept>> = HashMap::new();
         for mail in kept {
-            match number_of(&mail.to).and_then(|number| by_number.get(&number)) {
+            match mail.number().and_then(|number| by_number.get(&number)) {
                 Some(start) if start.status == Some(200) => {
                     verdict.late += usize::from(mail.taken_at > start.ended_at + CODE_LIFETIME);
                 }
@@ -94,12 +118,22 @@ impl Verdict {
         verdict.mails = mails.len();
         verdict.sessions_twice = mails.len().saturating_sub(arrived.len());
         for (id, takes) in mails.iter().filter(|(_, takes)| takes.len() > 1) {
-            match takes.values().filter_map(|mail| explains(windows, mail.taken_at)).min() {
+            match takes.values().filter_map(|mail| explains(duplicating, mail.taken_at)).min() {
                 Some(kind) => *verdict.twice.entry(kind).or_default() += takes.len() - 1,
                 None => verdict.twice_unexplained.push((*id).to_owned()),
             }
         }
         verdict
+    }
+
+    #[allow(dead_code, reason = "`make failover` asks it")]
+    pub fn answered(&self, status: &str) -> usize {
+        self.answers.get(status).copied().unwrap_or_default()
+    }
+
+    /// Mails that were sent again.
+    pub fn twice(&self) -> usize {
+        self.twice.values().sum()
     }
 
     /// Prints the table. An error if a promise was broken.
@@ -113,7 +147,7 @@ impl Verdict {
             let again = self.twice.get(kind).copied().unwrap_or_default();
             println!("{:18} {count:8}   {again:16}", format!("{kind:?}"));
         }
-        println!("{:18} {:8}   {:16}\n", "together", windows.len(), self.twice.values().sum::<usize>());
+        println!("{:18} {:8}   {:16}\n", "together", windows.len(), self.twice());
         let answers: Vec<_> =
             self.answers.iter().map(|(answer, count)| format!("{answer}: {count}")).collect();
         println!("answers            {}", answers.join(", "));
@@ -142,6 +176,5 @@ impl Verdict {
 
 fn explains(windows: &[Window], taken_at: OffsetDateTime) -> Option<Kind> {
     let near = |window: &&Window| (window.from - BLUR..=window.to + BLUR).contains(&taken_at);
-    let kinds = windows.iter().filter(near).map(|window| window.kind);
-    kinds.filter(|kind| kind.may_duplicate()).min()
+    windows.iter().filter(near).map(|window| window.kind).min()
 }

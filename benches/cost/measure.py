@@ -4,6 +4,7 @@ statements and WAL octets of PostgreSQL. Run by `make cost`; ends with an error 
     measure.py BINARY [--instructions N] [--statements N] [--wal N]
 """
 import argparse
+import atexit
 import http.client
 import json
 import os
@@ -42,6 +43,7 @@ class Bench:
         self.binary, self.folder = binary, folder
         sql("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
         self.relay = subprocess.Popen([sys.executable, "benches/start/relay.py", f"{folder}/port", f"{folder}/taken"])
+        atexit.register(self.relay.kill)
         wait_for(lambda: os.path.exists(f"{folder}/port") and open(f"{folder}/port").read())
         subprocess.run([binary, "key", "generate", "--jwt-keys", f"{folder}/jwt"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run([binary, "migrate"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -282,6 +282,8 @@ async fn a_postgresql_that_only_reads_is_502_and_back(pool: PgPool) {
             service.client().starts_recovery("third@example.com").await.is_code_sent()
         })
         .await;
+    // Sooner than connections end by themselves, that is: none to a server that only read is kept.
+    service.until("readiness is back", async || service.client().get("/readyz").await.status == 200).await;
     service.stops().await;
 }
 
