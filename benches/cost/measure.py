@@ -27,7 +27,10 @@ def main():
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.binary, folder)
-        costs = bench.instructions() | bench.storage()
+        try:
+            costs = bench.storage() | bench.instructions()
+        finally:
+            bench.relay.kill()
     well = True
     for name, cost in costs.items():
         bound = getattr(options, name)
@@ -115,7 +118,11 @@ class Service:
             except OSError:
                 return False
 
-        wait_for(is_ready)
+        try:
+            wait_for(is_ready)
+        except BaseException:
+            self.process.kill()
+            raise
         return self
 
     def starts(self, count):
@@ -131,8 +138,8 @@ class Service:
                 sys.exit(f"a start was answered {answer.status}")
         wait_for(lambda: sql("SELECT count(*) FROM outbox") == "0")
 
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
+    def __exit__(self, failure, *_):
+        self.process.send_signal(signal.SIGKILL if failure else signal.SIGTERM)
         self.process.wait()
         self.log.close()
 
