@@ -12,6 +12,7 @@ use vos_auth::email_address::EmailAddress;
 use crate::harness::client::Client;
 use crate::harness::nginx::{CLIENT, Nginx, is_installed};
 use crate::harness::program::{Program, serve_environment};
+use crate::harness::receiver::{self, Receiver};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, Service, database, now};
 
@@ -22,14 +23,16 @@ struct Host {
     replicas: [Program; 2],
     nginx: Nginx,
     relay: Relay,
+    traces: Receiver,
 }
 
 impl Host {
     async fn start(pool: &PgPool) -> Self {
-        let relay = Relay::start().await;
-        let (url, relay_url) = (database::url(pool), relay.url());
+        let (relay, traces) = (Relay::start().await, Receiver::start(receiver::Mood::Takes));
+        let (url, relay_url, traces_url) = (database::url(pool), relay.url(), traces.url());
         let settings = [
             ("TRUSTED_PROXIES", "127.0.0.1/32"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url.as_str()),
             ("NETWORK_BURST", "1000000"),
             ("NETWORK_PER_MINUTE", "1000000"),
             // As nginx.conf counts on it.
@@ -43,7 +46,7 @@ impl Host {
             let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
             tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
         }
-        Self { replicas, nginx: Nginx::before(addresses), relay }
+        Self { replicas, nginx: Nginx::before(addresses), relay, traces }
     }
 }
 
@@ -57,7 +60,7 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     let email = EmailAddress::parse(TRADER).unwrap();
     let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
     account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
-    let Host { nginx, relay, replicas: _replicas } = Host::start(&pool).await;
+    let Host { nginx, relay, replicas, traces } = Host::start(&pool).await;
     let said = [
         "Host: evil.example",
         "X-Forwarded-For: 6.6.6.6",
@@ -65,6 +68,7 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
         "X-Forwarded-Host: evil.example",
         "Forwarded: for=6.6.6.6;host=evil.example",
         "X-Real-IP: 6.6.6.6",
+        "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ];
     let asks = async |path: &str, body: Option<Value>, token: &str| {
         let (body, token) = (body.map(|body| body.to_string()), format!("X-Session-Token: {token}"));
@@ -92,6 +96,14 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
         UNION SELECT host(client_ip::inet) FROM session";
     let stored: Vec<String> = sqlx::query_scalar(stored).fetch_all(&pool).await.unwrap();
     assert_eq!(stored, [CLIENT]);
+
+    for replica in replicas {
+        replica.signal("-TERM");
+        assert!(replica.ends().1);
+    }
+    let spans = traces.spans();
+    let started = spans.iter().find(|span| span.name() == "POST /api/auth/recovery/start").expect("its span");
+    assert_eq!(started.parent(), "", "a client says in which trace it is");
 }
 
 #[sqlx::test]
@@ -142,7 +154,7 @@ async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_
     if !is_installed() {
         return;
     }
-    let Host { nginx, replicas: [stopping, staying], relay: _relay } = Host::start(&pool).await;
+    let Host { nginx, replicas: [stopping, staying], relay: _relay, .. } = Host::start(&pool).await;
     let mut sent = 0;
     let mut send = async || {
         let bodies: Vec<_> =

@@ -4,6 +4,7 @@
 mod abuse;
 mod accounts;
 mod clock;
+mod configuration;
 mod contract;
 mod delivery;
 mod deploy;
@@ -31,4 +32,5 @@ mod relays;
 mod reset;
 mod session;
 mod start;
+mod traces;
 mod verify;

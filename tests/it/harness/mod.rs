@@ -8,6 +8,7 @@ pub mod nginx;
 pub mod postfix;
 pub mod program;
 pub mod raw;
+pub mod receiver;
 pub mod relay;
 pub mod tripwire;
 
