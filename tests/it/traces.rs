@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use crate::harness::client::{Answer, Client};
 use crate::harness::program::{Program, has_relay, run_with_input, serve_environment};
 use crate::harness::receiver::{Mood, Receiver, Traced};
-use crate::harness::relay::Relay;
+use crate::harness::relay::{self, Relay};
 use crate::harness::{PATIENCE, database, metric};
 
 const EMAIL: &str = "trader.traced@example.com";
@@ -70,11 +70,21 @@ async fn a_journey_is_traced_in_the_proxys_trace_and_says_not_whose_it_is(pool: 
     let on = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("TRUSTED_PROXIES", "127.0.0.0/8")];
     let (program, client) = serve(&pool, &relay, &on).await;
     assert!(sends_traces(&program));
+    let mut untraced = client.clone();
     let mut client = client.with("traceparent", &traceparent("01")).with("x-forwarded-for", CLIENT);
 
     let (code, answers) = journey(&pool, &relay, &mut client).await;
+    // One more that is refused, which a line of the log says.
+    relay.is_in_mood(relay::Mood::RefusesRecipient("550 5.1.1 reqwest is not here"));
+    assert!(untraced.starts_recovery(EMAIL).await.is_code_sent());
+    let given_up = async {
+        let owed = || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool);
+        while owed().await.unwrap() > 0 {}
+    };
+    tokio::time::timeout(PATIENCE, given_up).await.expect("the mail is given up");
 
     let lines = ends(program);
+    assert!(lines.iter().any(|line| line.contains("mail was not taken")));
     let spans = receiver.spans();
     let below = |parent: &Traced| {
         let id = parent.id();
@@ -109,10 +119,10 @@ async fn a_journey_is_traced_in_the_proxys_trace_and_says_not_whose_it_is(pool: 
     // Mails have traces of their own, which lead to nobody.
     let mails: Vec<_> = spans.iter().filter(|span| span.name() == "send mail").collect();
     let kinds: Vec<_> = mails.iter().map(|mail| mail.attribute("mail.kind").unwrap()).collect();
-    assert_eq!(kinds, ["recovery_code", "password_changed"]);
-    for mail in &mails {
+    assert_eq!(kinds, ["recovery_code", "password_changed", "recovery_code"]);
+    for (mail, outcome) in mails.iter().zip(["sent", "sent", "given_up"]) {
         assert_eq!((mail.parent(), mail.links()), (String::new(), vec![]));
-        assert_eq!(mail.attribute("mail.outcome").as_deref(), Some("sent"));
+        assert_eq!(mail.attribute("mail.outcome").as_deref(), Some(outcome));
         assert_eq!(names(&below(mail)), ["smtp"]);
     }
     let others = spans.iter().filter(|span| span.trace() == TRACE);
