@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::clock::Clock;
 use crate::config::{Config, STORAGE_DEADLINE};
@@ -94,7 +96,8 @@ impl Courier {
                     more = claim.more && claim.no_recipient + claim.expired > 0;
                     for mail in claim.mails {
                         let slot = courier.gateway.slot(mail.attempts);
-                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held));
+                        let span = span_of(&mail);
+                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held).instrument(span));
                     }
                 }
                 Err(error) => {
@@ -150,6 +153,7 @@ impl Courier {
         };
         match outcome {
             Ok(()) => {
+                Span::current().record("mail.outcome", "sent");
                 self.count("sent", "none", 1);
                 self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
                 self.finish(&owed, held, Finish::Sent).await;
@@ -159,7 +163,9 @@ impl Courier {
                     outbox::backoff(held.now(), &owed, rand::rng().random()).filter(|_| !why.is_final());
                 let outcome = if next.is_some() { "retried" } else { "given_up" };
                 tracing::warn!(outbox_id = %owed.id, attempts = owed.attempts, %why, outcome, "mail was not taken");
-                self.count(outcome, why.stage.as_str(), 1);
+                let stage = why.stage.as_str();
+                Span::current().record("mail.outcome", outcome).record("mail.stage", stage);
+                self.count(outcome, stage, 1);
                 let why = why.to_string();
                 let finish = next.map_or(Finish::GiveUp(&why), |at| Finish::Retry(at, &why));
                 self.finish(&owed, held, finish).await;
@@ -210,6 +216,23 @@ impl Courier {
             self.metrics.mails.get_or_create(&MailOutcome { outcome, stage }).inc_by(mails);
         }
     }
+}
+
+/// The trace of a mail. It begins here, and nothing in it leads to who asked, or is written to: see [`crate::traces`].
+fn span_of(owed: &ClaimedMail) -> Span {
+    let kind = match owed.content {
+        Content::RecoveryCode { .. } => "recovery_code",
+        Content::PasswordChanged => "password_changed",
+    };
+    info_span!(
+        parent: None,
+        "send mail",
+        outbox_id = %owed.id,
+        mail.kind = kind,
+        mail.attempts = owed.attempts,
+        mail.outcome = Empty,
+        mail.stage = Empty,
+    )
 }
 
 /// A claim that holds.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use tracing::{Instrument as _, info_span};
 
 use crate::clock::{Clock, MAX_SKEW};
 use crate::config::{ConfigError, STORAGE_DEADLINE};
@@ -123,15 +124,19 @@ impl KeptConnection {
 /// What a client is told to wait when mail or storage is away: about as long as a probe takes to notice a change.
 pub const OUTAGE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Waits for what a request needs of the database, as long as a request may.
+/// Waits for what a request needs of the database, as long as a request may. `what` is its name in traces and in the log.
 ///
 /// # Errors
 ///
 /// `StorageUnavailable` if PostgreSQL fails or does not answer in time; the log says why.
-pub async fn within_deadline<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
-    in_time(work).await.map_err(|error| {
+pub async fn within_deadline<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    let span = info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql");
+    in_time(work).instrument(span).await.map_err(|error| {
         let fault = is_statements_fault(&error);
-        tracing::warn!(cause = cause(&error), fault, "a request cannot be stored or looked up");
+        tracing::warn!(what, cause = cause(&error), fault, "a request cannot be stored or looked up");
         Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
     })
 }

@@ -5,6 +5,9 @@
 //! batches from [`Arrivals`], and each caller of [`GroupCommit::submit`] gets its own result.
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, Span, info_span};
+
+use crate::traces;
 
 /// The callers' end. Clones share one queue.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub struct Arrivals<T, R> {
 struct Waiting<T, R> {
     request: T,
     answer: oneshot::Sender<R>,
+    span: Span,
 }
 
 /// Requests that are committed together, in their order of arrival.
@@ -31,6 +35,7 @@ pub struct Batch<T, R> {
     /// What is to be committed; never empty.
     pub requests: Vec<T>,
     answers: Vec<oneshot::Sender<R>>,
+    spans: Vec<Span>,
 }
 
 /// The request was not committed as far as is known here: the queue is full, or its batch failed.
@@ -53,8 +58,9 @@ impl<T, R> GroupCommit<T, R> {
     /// [`NotCommitted`] at once if the queue is full, or when the batch failed.
     pub async fn submit(&self, request: T) -> Result<R, NotCommitted> {
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { request, answer }).map_err(|_| NotCommitted)?;
-        answered.await.map_err(|_| NotCommitted)
+        let span = info_span!("wait for commit");
+        self.queue.try_send(Waiting { request, answer, span: span.clone() }).map_err(|_| NotCommitted)?;
+        answered.instrument(span).await.map_err(|_| NotCommitted)
     }
 }
 
@@ -75,8 +81,9 @@ impl<T, R> Arrivals<T, R> {
             // Whoever stopped waiting must not get a mail for it.
             waiting.retain(|waiting| !waiting.answer.is_closed());
             if !waiting.is_empty() {
-                let (requests, answers) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
-                return Some(Batch { requests, answers });
+                let apart = |w: Waiting<T, R>| (w.request, w.answer, w.span);
+                let (requests, answers, spans) = waiting.into_iter().map(apart).collect();
+                return Some(Batch { requests, answers, spans });
             }
         }
     }
@@ -97,12 +104,26 @@ impl<T, R> Batch<T, R> {
         self.answers.iter().any(|answer| !answer.is_closed())
     }
 
+    /// The span of its flush. A flush is of many traces and a span of one: it stands in that of the first caller whose
+    /// trace is kept, and the others' lead to it by a link. Beginning a trace of its own, it would be missing from nearly
+    /// all of theirs when few traces are kept.
+    pub fn span(&self) -> Span {
+        let mut sampled = self.spans.iter().filter(|span| traces::is_sampled(span));
+        let Some(first) = sampled.next() else { return Span::none() };
+        let flush = info_span!(parent: first, "commit", batch.size = self.requests.len());
+        for other in sampled {
+            other.follows_from(&flush);
+        }
+        flush
+    }
+
     /// The same requests as batches of one, so that none can fail another.
     pub fn split(self) -> impl Iterator<Item = Self> {
-        self.requests
-            .into_iter()
-            .zip(self.answers)
-            .map(|(request, answer)| Self { requests: vec![request], answers: vec![answer] })
+        self.requests.into_iter().zip(self.answers).zip(self.spans).map(|((request, answer), span)| Self {
+            requests: vec![request],
+            answers: vec![answer],
+            spans: vec![span],
+        })
     }
 }
 

@@ -37,11 +37,12 @@
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | deleting what is over | [`sweeper`] | |
 //! | figures | [`metrics`] | |
+//! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
 //!
 //! Imports point one way: `cli` → {`operator`, `import`, `export`}, `server` → `http` → {`recovery`, `password_change`} → `session` → `app` → {`account`,
 //! `throttle`, `audit`, `outbox`, `courier`} → {`mail`, `jwt`, `password`, `known_device`} → {`client`, `secret`,
-//! `email_address`, `locale`, `clock`, `config`, `error`, `metrics`}.
+//! `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `traces`}.
 //!
 //! # The life of one `start`
 //!
@@ -112,3 +113,4 @@ pub mod server;
 pub mod session;
 pub mod sweeper;
 pub mod throttle;
+pub mod traces;

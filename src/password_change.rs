@@ -28,7 +28,7 @@ pub async fn change(
     let (pool, now) = (&app.pool, app.time()?);
     let (budget_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
     throttle::draw(pool, now, &budget_key, budget, Problem::PasswordThrottled).await?;
-    let stored = within_deadline(account::password_hash(pool, by.account.id)).await?;
+    let stored = within_deadline("find password", account::password_hash(pool, by.account.id)).await?;
     let verdict = place.verify(current, stored.clone()).await?;
     let (Verdict::Right { .. }, Some(stored)) = (verdict, stored) else {
         return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
@@ -36,14 +36,14 @@ pub async fn change(
     let password_hash = match place.hash_new(new, context(&by.account.email, &app.config.mail_brand)).await {
         Ok(password_hash) => password_hash,
         Err(refused) => {
-            within_deadline(throttle::refund(pool, &budget_key, budget)).await?;
+            within_deadline("refund budget", throttle::refund(pool, &budget_key, budget)).await?;
             // The policy speaks of `password`; a queue that is full speaks of no field.
             return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
         }
     };
     drop(place);
     let now = app.time()?;
-    let opened = within_deadline(async {
+    let opened = within_deadline("change password", async {
         let mut transaction = pool.begin().await?;
         let locked = account::lock(&mut transaction, by.account.id, Some(&stored)).await?;
         let Some(account) = locked else { return Ok(None) };

@@ -134,7 +134,7 @@ pub async fn draw(
     budget: Budget,
     refusal: Problem,
 ) -> Result<(), Error> {
-    let spent = within_deadline(spend(pool, now, key, budget)).await?;
+    let spent = within_deadline("draw budget", spend(pool, now, key, budget)).await?;
     spent.map_err(|at| Error::retry_after(refusal, (at - now).try_into().unwrap_or_default()))
 }
 

@@ -15,14 +15,20 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::app::{App, Limits};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, Secrets};
+use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
 use crate::server::Server;
+use crate::traces::Traces;
 use crate::{database, dev};
 
 type Failure = Box<dyn std::error::Error>;
@@ -47,6 +53,8 @@ enum Command {
         config: Box<Config>,
         #[command(flatten)]
         log: Log,
+        #[command(flatten)]
+        traces: TraceSettings,
     },
     /// Run the service on this machine with accounts, secrets and a mailbox of its own. Needs DATABASE_URL alone
     Dev {
@@ -57,6 +65,8 @@ enum Command {
         config: Box<Config>,
         #[command(flatten)]
         log: Log,
+        #[command(flatten)]
+        traces: TraceSettings,
     },
     /// Bring the schema of DATABASE_URL to this version. Can be interrupted and run again
     Migrate,
@@ -149,18 +159,18 @@ fn run(command: Command) -> Result<(), Failure> {
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         match command {
-            Command::Serve { config, log } => {
-                log.install()?;
-                serve(*config).await
+            Command::Serve { config, log, traces } => {
+                let traces = log.install(&traces)?;
+                traced(traces, serve(*config)).await
             }
-            Command::Dev { port, config, log } => {
-                log.install()?;
+            Command::Dev { port, config, log, traces } => {
+                let traces = log.install(&traces)?;
                 let limits = if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| value == "1") {
                     Limits::Off
                 } else {
                     Limits::On
                 };
-                dev::run(*config, port, limits, stop_signal()?).await
+                traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
             }
             Command::Migrate => migrate::run().await,
             Command::Account(command) => account::run(command).await,
@@ -171,6 +181,15 @@ fn run(command: Command) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// What is traced is over when its last spans are delivered.
+async fn traced<T>(traces: Option<Traces>, work: impl Future<Output = T>) -> T {
+    let done = work.await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    done
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
@@ -236,15 +255,24 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
 }
 
 impl Log {
-    fn install(&self) -> Result<(), Failure> {
+    /// Lines and spans are apart: a line says all it has to say itself, and with no traces no span is made.
+    fn install(&self, traces: &TraceSettings) -> Result<Option<Traces>, Failure> {
         let filter = EnvFilter::try_new(&self.log_level)
             .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let lines = fmt::layer().with_writer(std::io::stderr);
         let terminal = std::io::stderr().is_terminal();
-        match self.log_format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json }) {
-            LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
-            LogFormat::Pretty => lines.with_ansi(terminal).init(),
+        let lines =
+            match self.log_format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json }) {
+                LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+                LogFormat::Pretty => lines.with_ansi(terminal).boxed(),
+            };
+        let no_span = filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE);
+        let lines = registry().with(lines.with_filter(filter.and(no_span)));
+        let traces = Traces::new(traces, Handle::current())?;
+        match &traces {
+            Some(traces) => lines.with(traces.layer()).init(),
+            None => lines.init(),
         }
-        Ok(())
+        Ok(traces)
     }
 }

@@ -5,6 +5,7 @@
 mod origin;
 mod secrets;
 mod sign_in;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 pub use self::origin::{Origin, is_local};
 pub use self::secrets::{Secrets, database_url, device_secrets, smtp_relays};
 pub use self::sign_in::SignInUrl;
+pub use self::traces::{OtlpEndpoint, TraceSettings};
 
 /// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
@@ -99,8 +101,8 @@ pub struct Config {
     #[arg(long, env, value_name = "ALLOWED_ORIGINS", value_delimiter = ',', help_heading = "Clients")]
     pub allowed_origins: Vec<Origin>,
 
-    /// Networks (CIDR, separated by commas) of the proxies whose X-Forwarded-For and X-Request-Id are believed. Empty:
-    /// nobody's
+    /// Networks (CIDR, separated by commas) of the proxies whose X-Forwarded-For, X-Request-Id and traceparent are
+    /// believed. Empty: nobody's
     #[arg(long, env, value_name = "TRUSTED_PROXIES", value_delimiter = ',', help_heading = "Clients")]
     pub trusted_proxies: Vec<IpNet>,
 

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
+use tracing::Instrument as _;
 
 use crate::clock::new_id;
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::http::extract::{ClientIp, ticket};
 use crate::http::{ROUTES, Site, cookie};
 use crate::metrics::Answer;
 use crate::throttle::Source;
+use crate::traces;
 
 /// The other end of the TCP connection; the server puts it into every request.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,7 @@ pub struct Peer(pub SocketAddr);
 
 const REQUEST_ID: &str = "x-request-id";
 const FORWARDED_FOR: &str = "x-forwarded-for";
+const TRACEPARENT: &str = "traceparent";
 
 /// Gives a request its id and its client's address, and says in one line how it was answered.
 pub async fn observe(State(site): State<Site>, mut request: Request, next: Next) -> Response {
@@ -36,21 +39,26 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let trusted = &site.app.config.trusted_proxies;
     let client = client_ip(peer, request.headers(), trusted);
     request.extensions_mut().insert(ClientIp(client));
-    let request_id = request_id(request.headers(), is_trusted(peer, trusted))
+    let by_proxy = is_trusted(peer, trusted);
+    let request_id = request_id(request.headers(), by_proxy)
         .unwrap_or_else(|| header_of(&new_id(site.app.clock.now()).to_string()));
     let method = known_method(request.method());
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let route = ROUTES.into_iter().find(|route| path.as_deref() == Some(route)).unwrap_or("none");
+    let route = ROUTES.into_iter().find(|route| path.as_deref() == Some(route));
+    let request_id_text = request_id.to_str().unwrap_or_default();
+    let traceparent = traceparent(request.headers(), by_proxy);
+    let span = traces::of_request(method, route, request_id_text, traceparent);
 
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
 
-    let status = response.status().as_u16();
+    let (status, route) = (response.status().as_u16(), route.unwrap_or("none"));
+    traces::is_answered(&span, status);
     let duration = began.elapsed();
     site.app.metrics.http_answers.get_or_create(&Answer { route, status }).inc();
     site.app.metrics.http_duration.observe(duration.as_secs_f64());
     let duration_ms = duration.as_secs_f64() * 1000.0;
-    let request_id_text = request_id.to_str().unwrap_or_default();
-    tracing::info!(request_id = request_id_text, method, route, status, duration_ms, "answered");
+    let trace_id = traces::trace_id(&span);
+    tracing::info!(request_id = request_id_text, method, route, status, duration_ms, trace_id, "answered");
     response.headers_mut().insert(REQUEST_ID, request_id);
     if site.draining.load(Ordering::Relaxed) {
         // A proxy must not send the next request on a connection that is closed when the drain is over: it could not
@@ -124,6 +132,16 @@ fn request_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
     let id = headers.get(REQUEST_ID).filter(|_| trusted)?;
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
     (matches!(id.len(), 8..=64) && id.as_bytes().iter().all(plain)).then(|| id.clone())
+}
+
+/// The trace that a trusted proxy has begun; nobody else can have a request traced, or say in which trace. One of two is
+/// none.
+fn traceparent(headers: &HeaderMap, trusted: bool) -> Option<&str> {
+    let mut lines = headers.get_all(TRACEPARENT).iter().filter(|_| trusted);
+    match (lines.next(), lines.next()) {
+        (Some(line), None) => line.to_str().ok(),
+        _ => None,
+    }
 }
 
 fn header_of(id: &str) -> HeaderValue {

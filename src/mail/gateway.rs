@@ -14,6 +14,7 @@ use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Noop, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument as _, info_span};
 
 use crate::config::{Config, ConfigError};
 use crate::mail::message::Mail;
@@ -261,7 +262,8 @@ impl Gateway {
         let relay = &self.relays[slot.relay];
         let ready = tokio::time::timeout(self.deadline, relay.ready()).await;
         ready.map_err(|_| NotSent::just(Stage::Rate))?;
-        self.try_out(slot.relay, mail).await
+        let span = info_span!("smtp", otel.kind = "client", relay = slot.relay);
+        self.try_out(slot.relay, mail).instrument(span).await
     }
 
     async fn converse(&self, relay: &Relay, mail: &Mail) -> Result<(), NotSent> {

@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::{Instrument as _, info_span};
 use unicode_normalization::UnicodeNormalization as _;
 
 pub use self::policy::context;
@@ -264,9 +265,13 @@ impl Place<'_> {
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let (place, metrics) = (Arc::clone(&self.permit), Arc::clone(&self.hasher.metrics));
+        // From here to the answer; what of it is not `hashing` was spent in the queue.
+        let span = info_span!("password");
+        let whole = span.clone();
         let job = move |memory: &mut Memory| {
             let _place = place;
             if !answer.is_closed() {
+                let _hashing = info_span!(parent: &whole, "hashing").entered();
                 metrics.hashing_running.inc();
                 let done = catch_unwind(AssertUnwindSafe(|| job(memory)));
                 metrics.hashing_running.dec();
@@ -277,7 +282,7 @@ impl Place<'_> {
             }
         };
         self.hasher.jobs.send(Box::new(job)).map_err(|_| busy())?;
-        answered.await.map_err(|_| busy())
+        answered.instrument(span).await.map_err(|_| busy())
     }
 }
 

@@ -33,7 +33,8 @@ impl Recovery {
     ) -> Result<SignedIn, Error> {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
-        let session = within_deadline(usable(pool, app.time()?, &presented, Step::Reset)).await??;
+        let session =
+            within_deadline("find recovery", usable(pool, app.time()?, &presented, Step::Reset)).await??;
         let password = password?;
         let place = app.hasher.place()?;
         let password_hash =
@@ -41,7 +42,7 @@ impl Recovery {
         drop(place);
         let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;
-        let opened = within_deadline(async {
+        let opened = within_deadline("set password", async {
             let Some(account) = account::active_by_email(pool, &session.email).await? else {
                 return Ok(Err(Problem::RecoverySessionUsed));
             };

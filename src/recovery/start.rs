@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Recovery;
@@ -137,7 +138,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
         app.metrics.start_batch.observe(batch.requests.len() as f64);
-        match commit(&app, &mut database, &batch).await {
+        match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
             // No row may fail another's start: whichever the statement stumbled over is found one by one.
             Err(error) if is_statements_fault(&error) => {
@@ -148,7 +149,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
                     "a batch of starts failed; it is run row by row"
                 );
                 for single in batch.split().filter(Batch::is_awaited) {
-                    match commit(&app, &mut database, &single).await {
+                    match commit(&app, &mut database, &single).instrument(single.span()).await {
                         Ok(outcomes) => single.answer(outcomes),
                         Err(error) => {
                             tracing::error!(cause = cause(&error), "a start failed");

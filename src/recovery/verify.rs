@@ -57,13 +57,14 @@ impl Recovery {
         let code = match code {
             Ok(code) => code,
             Err(error) => {
-                within_deadline(usable(pool, now, &presented, Step::Verify)).await??;
+                within_deadline("find recovery", usable(pool, now, &presented, Step::Verify)).await??;
                 self.count(CodeOutcome::Malformed);
                 return Err(error);
             }
         };
-        let Some(attempt) = within_deadline(spend_attempt(pool, now, &presented)).await? else {
-            let why = within_deadline(usable(pool, now, &presented, Step::Verify)).await?;
+        let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &presented)).await?
+        else {
+            let why = within_deadline("find recovery", usable(pool, now, &presented, Step::Verify)).await?;
             // Usable again in between it cannot be: attempts do not come back.
             return Err(why.err().unwrap_or(Problem::RecoverySessionSpent).into());
         };
@@ -78,7 +79,7 @@ impl Recovery {
         let token = Token::random();
         let token_hash = token.hash();
         let ends = now + RESET_LIFETIME;
-        within_deadline(async {
+        within_deadline("mark verified", async {
             let Some(account) = account::active_by_email(pool, &attempt.email).await? else {
                 return Ok(Err(wrong()));
             };

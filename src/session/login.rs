@@ -44,11 +44,11 @@ pub async fn login(
     throttle::draw(&app.pool, now, &budget_key, app.failure_budget, Problem::LoginThrottled)
         .await
         .inspect_err(|_| count(LoginOutcome::Throttled))?;
-    let mut candidate = within_deadline(account::candidate(&app.pool, email)).await?;
+    let mut candidate = within_deadline("find account", account::candidate(&app.pool, email)).await?;
     let mut opened = attempt(app, &place, candidate.as_ref(), password, &budget_key, caller).await?;
     if let Attempted::Superseded = opened {
         // Another login has made the hash anew, or another password was set: once more, with what is stored now.
-        candidate = within_deadline(account::candidate(&app.pool, email)).await?;
+        candidate = within_deadline("find account", account::candidate(&app.pool, email)).await?;
         opened = attempt(app, &place, candidate.as_ref(), password, &budget_key, caller).await?;
     }
     drop(place);
@@ -94,7 +94,7 @@ async fn attempt(
         return Ok(Attempted::Failed);
     };
     let passed = Passed { account, verified, rehashed, budget_key };
-    let opened = within_deadline(passed.open(app, app.time()?, caller)).await?;
+    let opened = within_deadline("open session", passed.open(app, app.time()?, caller)).await?;
     Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
 }
 

@@ -87,7 +87,7 @@ impl Authenticated {
 pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authenticated, Error> {
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
     let (now, idle) = (app.time()?, app.config.session_idle);
-    within_deadline(async {
+    within_deadline("find session", async {
         let Some((account_id, session)) = touch(&app.pool, now, idle, &token).await? else {
             return Ok(None);
         };
@@ -178,7 +178,7 @@ pub(crate) async fn is_open(
 pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Result<(), Error> {
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
     let now = app.clock.now();
-    within_deadline(async {
+    within_deadline("end session", async {
         let mut transaction = app.pool.begin().await?;
         let ended = sqlx::query_scalar!(
             "UPDATE session SET revoked_at = $2
@@ -205,7 +205,11 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
 ///
 /// `StorageUnavailable`.
 pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
-    within_deadline(open_of(&app.pool, app.clock.now(), app.config.session_idle, by.account.id)).await
+    within_deadline(
+        "list sessions",
+        open_of(&app.pool, app.clock.now(), app.config.session_idle, by.account.id),
+    )
+    .await
 }
 
 /// The sessions of an account that have not ended, the newest first.
@@ -242,7 +246,7 @@ pub async fn open_of(
 /// `StorageUnavailable`.
 pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
-    within_deadline(async {
+    within_deadline("end a session", async {
         let mut transaction = app.pool.begin().await?;
         if !may_end(app, &mut transaction, now, by).await? {
             return Ok(Err(Problem::SessionInvalid));
@@ -275,7 +279,7 @@ pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Re
 /// `SessionInvalid` if the asking one has ended meanwhile; `StorageUnavailable`.
 pub async fn end_others(app: &App, by: &Authenticated, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
-    within_deadline(async {
+    within_deadline("end other sessions", async {
         let mut transaction = app.pool.begin().await?;
         if !may_end(app, &mut transaction, now, by).await? {
             return Ok(None);

@@ -13,6 +13,7 @@ use vos_auth::email_address::EmailAddress;
 use crate::harness::client::Client;
 use crate::harness::host::Host;
 use crate::harness::nginx::{CLIENT, is_installed};
+use crate::harness::receiver::{self, Receiver};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{Service, database, now};
 
@@ -34,8 +35,11 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     let email = EmailAddress::parse(TRADER).unwrap();
     let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
     account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
-    let (host, relay) = start(&pool).await;
-    let nginx = &host.nginx;
+    let (relay, traces) = (Relay::start().await, Receiver::start(receiver::Mood::Takes));
+    let traces_url = traces.url();
+    let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url.as_str())];
+    let mut host = Host::start(&database::url(&pool), &relay.url(), &traced).await;
+    let nginx = Arc::clone(&host.nginx);
     let said = [
         "Host: evil.example",
         "X-Forwarded-For: 6.6.6.6",
@@ -43,6 +47,7 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
         "X-Forwarded-Host: evil.example",
         "Forwarded: for=6.6.6.6;host=evil.example",
         "X-Real-IP: 6.6.6.6",
+        "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ];
     let asks = async |path: &str, body: Option<Value>, token: &str| {
         let (body, token) = (body.map(|body| body.to_string()), format!("X-Session-Token: {token}"));
@@ -70,6 +75,14 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
         UNION SELECT host(client_ip::inet) FROM session";
     let stored: Vec<String> = sqlx::query_scalar(stored).fetch_all(&pool).await.unwrap();
     assert_eq!(stored, [CLIENT]);
+
+    for replica in host.replicas() {
+        replica.signal("-TERM");
+        assert!(replica.ends().1);
+    }
+    let spans = traces.spans();
+    let started = spans.iter().find(|span| span.name() == "POST /api/auth/recovery/start").expect("its span");
+    assert_eq!(started.parent(), "", "a client says in which trace it is");
 }
 
 #[sqlx::test]

@@ -10,6 +10,7 @@ pub mod nginx;
 pub mod postfix;
 pub mod program;
 pub mod raw;
+pub mod receiver;
 pub mod relay;
 pub mod tripwire;
 

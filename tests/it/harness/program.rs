@@ -144,8 +144,9 @@ impl Program {
         if let Some(line) = self.seen.iter().find(|line| line.contains(part)) {
             return line.clone();
         }
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            let line = self.lines.recv_timeout(PATIENCE);
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let line = line.unwrap_or_else(|_| panic!("no line with {part:?} in:\n{}", self.seen.join("\n")));
             self.seen.push(line.clone());
             if line.contains(part) {

@@ -1,0 +1,77 @@
+//! Where traces go: the variables that OpenTelemetry gives their names.
+
+use std::str::FromStr;
+
+use url::Url;
+
+/// The settings of traces, for `serve` and `dev`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TraceSettings {
+    /// Where traces are sent: a receiver of OTLP over HTTP with protobuf, such as http://127.0.0.1:4318; /v1/traces is
+    /// added. A token for it stands in OTEL_EXPORTER_OTLP_HEADERS (NAME=VALUE), never here. Unset: nothing is traced
+    #[arg(long, env, value_name = "OTEL_EXPORTER_OTLP_ENDPOINT", help_heading = "Traces")]
+    pub otel_exporter_otlp_endpoint: Option<OtlpEndpoint>,
+
+    /// What this service is called in traces
+    #[arg(long, env, value_name = "OTEL_SERVICE_NAME", default_value = "vos-auth", help_heading = "Traces")]
+    pub otel_service_name: String,
+
+    /// The share of traces that are kept, from 0 to 1, of those that begin here. A trusted proxy's traceparent decides for
+    /// its own
+    #[arg(long, env, value_name = "OTEL_TRACES_SAMPLER_ARG", default_value = "1", help_heading = "Traces", value_parser = share)]
+    pub otel_traces_sampler_arg: f64,
+}
+
+fn share(text: &str) -> Result<f64, &'static str> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or("it has to be between 0 and 1")
+}
+
+/// An http or https URL to which a path can be added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpEndpoint(Url);
+
+impl OtlpEndpoint {
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// Where its receiver takes traces.
+    #[must_use]
+    pub fn of_traces(&self) -> String {
+        format!("{}/v1/traces", self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+impl FromStr for OtlpEndpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let url = url.ok_or("write it like http://127.0.0.1:4318")?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("a flag shows what is in it: put the token into OTEL_EXPORTER_OTLP_HEADERS");
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err("a path is added to it, so nothing can follow its own");
+        }
+        Ok(Self(url))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_base_that_a_path_is_added_to() {
+        let of_traces = |text: &str| text.parse::<OtlpEndpoint>().map(|endpoint| endpoint.of_traces());
+        assert_eq!(of_traces("http://127.0.0.1:4318").unwrap(), "http://127.0.0.1:4318/v1/traces");
+        assert_eq!(of_traces("https://otlp.vn/tenant/").unwrap(), "https://otlp.vn/tenant/v1/traces");
+        for bad in ["", "127.0.0.1:4318", "grpc://otlp.vn", "https://u:p@otlp.vn", "https://otlp.vn/?key=1"] {
+            assert!(of_traces(bad).is_err(), "{bad}");
+        }
+    }
+}

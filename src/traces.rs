@@ -1,0 +1,290 @@
+//! Traces: how long a request, a flush and a mail took, part by part, as spans to a receiver of OTLP.
+//!
+//! Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set; then no span is made. A span says what was done and how it ended,
+//! never for whom: no address, code, token, cookie, password, client address or path as it was asked for. The trace of a
+//! mail is one of its own, without a link to the request that it is owed to: who reads traces would see from it which
+//! addresses have an account (promise 1).
+//!
+//! The receiver has nothing to do with requests: spans wait in a bounded queue, a thread of its own sends them, and what
+//! does not fit is dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tokio::runtime::Handle;
+use tracing::field::Empty;
+use tracing::level_filters::LevelFilter;
+use tracing::{Span, Subscriber, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::config::{ConfigError, TraceSettings};
+
+/// How long one delivery may take, its retries included.
+const DELIVERY: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for the last spans to be delivered.
+const LAST_DELIVERY: Duration = Duration::from_secs(2);
+/// The most octets of a receiver's answer that are read.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// What makes spans into traces and sends them.
+#[derive(Debug)]
+pub struct Traces(SdkTracerProvider);
+
+impl Traces {
+    /// `None` without an endpoint. Connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names `OTEL_EXPORTER_OTLP_ENDPOINT`, if there is no certificate to check it by, or another of
+    /// OpenTelemetry's variables asks for what this program cannot do.
+    pub fn new(settings: &TraceSettings, runtime: Handle) -> Result<Option<Self>, ConfigError> {
+        let Some(endpoint) = &settings.otel_exporter_otlp_endpoint else { return Ok(None) };
+        let unusable = |why: String| {
+            ConfigError::new("OTEL_EXPORTER_OTLP_ENDPOINT", format!("cannot be sent traces: {why}"))
+        };
+        let receiver: Arc<dyn HttpClient> = if endpoint.is_https() {
+            let tls = HttpsConnectorBuilder::new().with_native_roots();
+            let tls = tls.map_err(|error| unusable(error.to_string()))?;
+            Arc::new(Receiver::new(tls.https_only().enable_http1().build(), runtime))
+        } else {
+            Arc::new(Receiver::new(HttpConnector::new(), runtime))
+        };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_shared_http_client(receiver)
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(endpoint.of_traces())
+            .with_timeout(DELIVERY)
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
+        let resource = Resource::builder()
+            .with_service_name(settings.otel_service_name.clone())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let share = Sampler::TraceIdRatioBased(settings.otel_traces_sampler_arg);
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_sampler(Sampler::parent_based(share))
+            .with_resource(resource)
+            .build();
+        Ok(Some(Self(provider)))
+    }
+
+    /// Takes the spans of this program alone, and no log line: those speak to the operator of other things, and
+    /// libraries' of what they like.
+    #[must_use]
+    pub fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    {
+        let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("vos_auth"));
+        tracing_opentelemetry::layer()
+            .with_tracer(self.0.tracer("vos-auth"))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false)
+            .with_filter(ours.with_max_level_hint(LevelFilter::INFO))
+    }
+
+    /// Sends what is left, as far as that takes two seconds.
+    pub async fn end(self) {
+        let sent = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(LAST_DELIVERY));
+        if !matches!(sent.await, Ok(Ok(()))) {
+            tracing::warn!("the last traces could not be delivered");
+        }
+    }
+}
+
+/// The receiver, over HTTP/1.1. Says once that it cannot be reached, and once that it can again.
+#[derive(Debug)]
+struct Receiver<C> {
+    client: Client<C, Full<Bytes>>,
+    runtime: Handle,
+    is_away: AtomicBool,
+}
+
+impl<C: Connect + Clone + Send + Sync + 'static> Receiver<C> {
+    fn new(connector: C, runtime: Handle) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Self { client, runtime, is_away: AtomicBool::new(false) }
+    }
+}
+
+#[async_trait]
+impl<C> HttpClient for Receiver<C>
+where
+    C: Connect + Clone + Send + Sync + std::fmt::Debug + 'static,
+{
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let client = self.client.clone();
+        let delivery = async move {
+            let response = client.request(request.map(Full::new)).await?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+            Ok(Response::from_parts(head, body))
+        };
+        // The thread that asks is outside the runtime, and connections need one.
+        let delivery = self.runtime.spawn(async { tokio::time::timeout(DELIVERY, delivery).await });
+        let answer: Result<_, HttpError> = match delivery.await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(late)) => Err(late.into()),
+            // The process ends, and says itself that the last spans are lost.
+            Err(ended) => return Err(ended.into()),
+        };
+        let why = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(answer.status().to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        match (why, self.is_away.load(Ordering::Relaxed)) {
+            (Some(why), false) => {
+                tracing::warn!(why, "traces cannot be delivered and are dropped; requests do not notice");
+                self.is_away.store(true, Ordering::Relaxed);
+            }
+            (None, true) => {
+                tracing::info!("traces are delivered again");
+                self.is_away.store(false, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+/// The span of a request, by OpenTelemetry's conventions for HTTP servers, less what a client wrote: of its path the route
+/// alone. `traceparent` is that of a trusted proxy; a malformed one counts as none.
+#[must_use]
+pub fn of_request(
+    method: &'static str,
+    route: Option<&'static str>,
+    request_id: &str,
+    traceparent: Option<&str>,
+) -> Span {
+    let span = info_span!(
+        "request",
+        otel.name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}")),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = if method == "other" { "_OTHER" } else { method },
+        http.route = route,
+        http.response.status_code = Empty,
+        "error.type" = Empty,
+        request_id,
+    );
+    if !span.is_disabled()
+        && let Some(parent) = traceparent.and_then(parse)
+    {
+        // Cannot fail: the span is new.
+        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    }
+    span
+}
+
+/// Ends the span of a request: by the conventions, the service is to blame for a 5xx alone.
+pub fn is_answered(span: &Span, status: u16) {
+    span.record("http.response.status_code", status);
+    if status >= 500 {
+        span.record("otel.status_code", "error");
+        span.record("error.type", status);
+    }
+}
+
+/// The id of a span's trace, in hexadecimal; `None` without traces.
+#[must_use]
+pub fn trace_id(span: &Span) -> Option<String> {
+    context(span).map(|context| context.trace_id().to_string())
+}
+
+/// Whether a span goes to the receiver.
+#[must_use]
+pub fn is_sampled(span: &Span) -> bool {
+    context(span).is_some_and(|context| context.is_sampled())
+}
+
+fn context(span: &Span) -> Option<SpanContext> {
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context().span().span_context().clone();
+    context.is_valid().then_some(context)
+}
+
+/// A traceparent of W3C Trace Context: version, trace, parent, flags. Later versions may say more after a hyphen. Of the
+/// flags, that it is sampled is read.
+fn parse(traceparent: &str) -> Option<SpanContext> {
+    let hex = |part: &str, digits| {
+        part.len() == digits && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let parts: Vec<_> = traceparent.splitn(5, '-').collect();
+    let [version, trace, parent, flags, more @ ..] = &parts[..] else { return None };
+    if !(hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2)) {
+        return None;
+    }
+    if *version == "ff" || (*version == "00" && !more.is_empty()) {
+        return None;
+    }
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
+    let (trace, parent) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(parent).ok()?);
+    let context = SpanContext::new(trace, parent, flags, true, TraceState::NONE);
+    context.is_valid().then_some(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_taken_as_the_standard_has_it_or_not_at_all() {
+        let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        for (good, sampled) in [
+            (format!("00-{trace}-{parent}-01"), true),
+            (format!("00-{trace}-{parent}-00"), false),
+            (format!("00-{trace}-{parent}-fe"), false),
+            (format!("01-{trace}-{parent}-09-more-of-it"), true),
+        ] {
+            let context = parse(&good).unwrap();
+            assert_eq!(context.trace_id().to_string(), trace);
+            assert_eq!(context.span_id().to_string(), parent);
+            assert!(context.is_remote() && context.is_sampled() == sampled, "{good}");
+        }
+        let (nil_trace, nil_parent) = ("0".repeat(32), "0".repeat(16));
+        for bad in [
+            String::new(),
+            "-".repeat(55),
+            format!("00-{trace}-{parent}"),
+            format!("00-{trace}-{parent}-01-"),
+            format!("00-{trace}-{parent}-1"),
+            format!("ff-{trace}-{parent}-01"),
+            format!("0-{trace}-{parent}-01"),
+            format!("00-{}-{parent}-01", trace.to_uppercase()),
+            format!("00-+{}-{parent}-01", &trace[1..]),
+            format!("00-{}-{parent}-01", &trace[1..]),
+            format!("00-{nil_trace}-{parent}-01"),
+            format!("00-{trace}-{nil_parent}-01"),
+            format!("00-{trace}-é{}-01", &parent[2..]),
+            format!(" 00-{trace}-{parent}-01"),
+        ] {
+            assert_eq!(parse(&bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! `docs/configuration.md` is what `--help` says. `UPDATE_DOCS=1 cargo test --test it -- configuration` writes it anew.
+
+use std::fmt::Write as _;
+
+use clap::{Arg, Command, CommandFactory as _};
+use vos_auth::cli::Cli;
+
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+
+const HEAD: &str = "\
+# Configuration
+
+Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag goes before the variable, and an empty
+variable counts as none. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. What cannot be read, or is out of its
+bounds, stops the start with one sentence that names the variable.
+
+Made from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
+";
+
+const SECRETS: &str = "
+## Secrets
+
+Never flags, which `ps` shows. Each is a variable, or stands in the file that the variable with `_FILE` after its name names; not both.
+
+| Variable | Of | Meaning |
+|---|---|---|
+| `DATABASE_URL` | all that ask PostgreSQL | `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`. TLS is required to another machine |
+| `RECOVERY_SECRETS` | `serve` | What codes are derived from: `ID:BASE64` of 32 random bytes, the newest first, with commas between them |
+| `DEVICE_SECRETS` | `serve`, `account recover` | What the cookies of known browsers are made with, in the same form |
+| `SMTP_RELAYS` | `serve`, `mail test` | URLs in order of preference, with commas between them: `smtp://USER:PASSWORD@HOST:587` for STARTTLS, `smtps://…` for TLS from the first byte; `?connections=4&per_second=10` bounds one of them |
+| `OTEL_EXPORTER_OTLP_HEADERS` | `serve` | What the receiver of traces asks for, as `NAME=VALUE`, with commas between them; no `_FILE` |
+";
+
+#[test]
+fn the_reference_of_the_settings_is_what_help_says() {
+    let written = reference();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(PATH, &written).unwrap();
+    }
+    let stands = std::fs::read_to_string(PATH).unwrap_or_default();
+    let differs = written.lines().zip(stands.lines()).find(|(new, old)| new != old);
+    assert!(
+        written == stands,
+        "docs/configuration.md is stale: UPDATE_DOCS=1 cargo test --test it -- configuration makes it anew. {differs:?}"
+    );
+}
+
+fn reference() -> String {
+    let mut program = Cli::command();
+    program.build();
+    let serve = program.find_subcommand("serve").expect("serve");
+    let mut page = format!("{HEAD}{SECRETS}");
+    let mut heading = None;
+    for setting in settings(serve) {
+        if setting.get_help_heading() != heading {
+            heading = setting.get_help_heading();
+            let _ = write!(page, "\n## {}\n\n", heading.expect("every setting is of a group"));
+            page.push_str("| Variable | Default | Meaning |\n|---|---|---|\n");
+        }
+        let variable = variable(setting).expect("every setting is a variable");
+        assert_eq!(setting.get_long().map(str::to_owned), Some(variable.to_lowercase().replace('_', "-")));
+        let _ = writeln!(page, "| `{variable}` | {} | {} |", default(setting), meaning(setting));
+    }
+    page.push_str("\n## Commands\n");
+    commands(&program, &mut page);
+    page
+}
+
+fn commands(command: &Command, page: &mut String) {
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        if command.has_subcommands() {
+            commands(command, page);
+            continue;
+        }
+        let name = command.get_bin_name().expect("built");
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        let _ = write!(page, "\n### `{name}`\n\n{about}.\n");
+        if name == "vos-auth serve" {
+            page.push_str("Its settings are those above.\n");
+        } else if name == "vos-auth dev" {
+            page.push_str("It takes the settings of `serve`, and makes up what it needs of them.\n");
+        }
+        let of_serve = |argument: &Arg| argument.get_help_heading().is_some();
+        let mut own = settings(command).filter(|argument| !of_serve(argument)).peekable();
+        if own.peek().is_some() {
+            page.push_str("\n| Argument | Variable | Default | Meaning |\n|---|---|---|---|\n");
+        }
+        for argument in own {
+            let variable = variable(argument).map_or(String::new(), |variable| format!("`{variable}`"));
+            let (name, default, meaning) = (argument.to_string(), default(argument), meaning(argument));
+            let _ = writeln!(page, "| `{name}` | {variable} | {default} | {meaning} |");
+        }
+    }
+}
+
+fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|argument| !matches!(argument.get_id().as_str(), "help" | "version"))
+}
+
+fn variable(argument: &Arg) -> Option<&str> {
+    argument.get_env().map(|name| name.to_str().expect("ASCII"))
+}
+
+fn default(argument: &Arg) -> String {
+    let values: Vec<_> = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    if values.is_empty() { String::new() } else { format!("`{}`", values.join(",")) }
+}
+
+/// The help text, as a cell of a table.
+fn meaning(argument: &Arg) -> String {
+    let help = argument.get_long_help().or(argument.get_help()).expect("every argument says what it is");
+    let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+    let choices: Vec<_> =
+        argument.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
+    match choices[..] {
+        [] => format!("{help}."),
+        _ => format!("{help}. One of {}.", choices.join(", ")),
+    }
+}
