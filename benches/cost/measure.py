@@ -155,10 +155,10 @@ def log_size():
 
 
 def wait_for(condition):
-    until = time.monotonic() + 120
+    until = time.monotonic() + 60
     while not condition():
         if time.monotonic() > until:
-            sys.exit("waited for two minutes in vain")
+            sys.exit("waited for a minute in vain")
         time.sleep(0.02)
 
 

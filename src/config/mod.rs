@@ -191,12 +191,12 @@ pub struct Config {
     )]
     pub jwt_audience: String,
 
-    /// Connections to PostgreSQL beside the one of `start`, the two of the courier and the one of /readyz
+    /// Connections to PostgreSQL beside the two of `start`, the two of the courier and the one of /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 
     /// Starts that may wait for the database at once; further ones are answered 502, so that waiting stays short
-    #[arg(long, env, value_name = "START_QUEUE", default_value = "4096", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env, value_name = "START_QUEUE", default_value = "512", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub start_queue: u32,
 
     /// Starts that are committed together at most
