@@ -44,7 +44,7 @@ bench: ## measure the service beside pgbench with the same statement (ARGS="--pa
 	@cargo bench --bench start --no-run
 	@scripts/with-postgres bench cargo bench --bench start -- $(ARGS)
 
-cost: ## count instructions, statements and WAL of a start, against the bounds of CI (ARGS="--wal 2000")
+cost: ## count instructions, statements and WAL of a start, against bounds if given (ARGS="--wal 2000")
 	@command -v valgrind >/dev/null || scripts/apt-install valgrind valgrind
 	@cargo build --profile cost
 	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/cost/vos-auth" $(ARGS)
