@@ -34,7 +34,7 @@ test: page-tools ## run every test against a database of their own
 	@cargo test --no-run
 	@scripts/with-postgres test cargo test
 
-catalogue: ## run every test, and write what became of each requirement into docs/catalogue.md
+catalogue: page-tools ## run every test, and write what became of each requirement into docs/catalogue.md
 	@scripts/with-postgres test cargo test --no-fail-fast -- --format=pretty | tee /dev/stderr | scripts/catalogue
 
 prepare: ## write .sqlx anew after a query or a migration was changed (needs cargo-sqlx)

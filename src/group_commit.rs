@@ -1,12 +1,10 @@
 //! Many callers, one flush: what has arrived while the last batch was being committed is committed as the next one.
 //!
 //! There is no timer. An idle service commits a single request at once; under load a batch is as large as the flush
-//! before it was slow. The mechanism knows nothing of what is committed: each of the tasks that share [`Arrivals`] has one
-//! batch in flight, and each caller of [`GroupCommit::submit`] gets its own result.
+//! before it was slow. One batch is in flight at a time. The mechanism knows nothing of what is committed: a task takes
+//! batches from [`Arrivals`], and each caller of [`GroupCommit::submit`] gets its own result.
 
-use std::sync::Arc;
-
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span, info_span};
 
 use crate::traces;
@@ -17,10 +15,10 @@ pub struct GroupCommit<T, R> {
     queue: mpsc::Sender<Waiting<T, R>>,
 }
 
-/// The end of the tasks that commit. Clones take turns.
+/// The committing task's end.
 #[derive(Debug)]
 pub struct Arrivals<T, R> {
-    queue: Arc<Mutex<mpsc::Receiver<Waiting<T, R>>>>,
+    queue: mpsc::Receiver<Waiting<T, R>>,
     max_batch: usize,
 }
 
@@ -49,7 +47,7 @@ pub struct NotCommitted;
 #[must_use]
 pub fn channel<T, R>(queue: usize, max_batch: usize) -> (GroupCommit<T, R>, Arrivals<T, R>) {
     let (sender, receiver) = mpsc::channel(queue);
-    (GroupCommit { queue: sender }, Arrivals { queue: Arc::new(Mutex::new(receiver)), max_batch })
+    (GroupCommit { queue: sender }, Arrivals { queue: receiver, max_batch })
 }
 
 impl<T, R> GroupCommit<T, R> {
@@ -72,19 +70,12 @@ impl<T, R> Clone for GroupCommit<T, R> {
     }
 }
 
-impl<T, R> Clone for Arrivals<T, R> {
-    fn clone(&self) -> Self {
-        Self { queue: Arc::clone(&self.queue), max_batch: self.max_batch }
-    }
-}
-
 impl<T, R> Arrivals<T, R> {
     /// The next batch: everything that waits, up to the bound. `None` when every caller is gone.
-    pub async fn next(&self) -> Option<Batch<T, R>> {
-        let mut queue = self.queue.lock().await;
+    pub async fn next(&mut self) -> Option<Batch<T, R>> {
         let mut waiting = Vec::new();
         loop {
-            if queue.recv_many(&mut waiting, self.max_batch).await == 0 {
+            if self.queue.recv_many(&mut waiting, self.max_batch).await == 0 {
                 return None;
             }
             // Whoever stopped waiting must not get a mail for it.
@@ -142,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_arrives_together_is_committed_together_and_each_gets_its_own() {
-        let (commit, arrivals) = channel::<u32, u32>(16, 3);
+        let (commit, mut arrivals) = channel::<u32, u32>(16, 3);
         let callers: Vec<_> = (0..5)
             .map(|n| {
                 let commit = commit.clone();
@@ -165,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_a_dropped_batch_fails() {
-        let (commit, arrivals) = channel::<u32, u32>(1, 8);
+        let (commit, mut arrivals) = channel::<u32, u32>(1, 8);
         let first = tokio::spawn({
             let commit = commit.clone();
             async move { commit.submit(1).await }
@@ -178,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_stopped_waiting_is_not_committed() {
-        let (commit, arrivals) = channel::<u32, u32>(8, 8);
+        let (commit, mut arrivals) = channel::<u32, u32>(8, 8);
         let gone = tokio::spawn({
             let commit = commit.clone();
             async move { commit.submit(1).await }

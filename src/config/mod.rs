@@ -191,7 +191,7 @@ pub struct Config {
     )]
     pub jwt_audience: String,
 
-    /// Connections to PostgreSQL beside the two of `start`, the two of the courier and the one of /readyz
+    /// Connections to PostgreSQL beside the one of `start`, the two of the courier and the one of /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 

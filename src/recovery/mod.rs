@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub use self::start::{Standing, Started};
@@ -26,10 +26,6 @@ use crate::error::Problem;
 use crate::group_commit::{self, GroupCommit};
 use crate::secret::TokenHash;
 
-/// Batches of starts in flight at once: while PostgreSQL waits for the flush of one, it works on the other
-/// (docs/decisions/21).
-const IN_FLIGHT: usize = 2;
-
 /// The recovery flow.
 #[derive(Clone, Debug)]
 pub struct Recovery {
@@ -38,17 +34,12 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The flow, and the tasks that commit starts as one; they end when the last clone of the flow is gone.
+    /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
     #[must_use]
     pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
         let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
         let (starts, arrivals) = group_commit::channel(queue, batch);
-        let mut lanes = JoinSet::new();
-        for _ in 0..IN_FLIGHT {
-            lanes.spawn(start::commit_starts(Arc::clone(&app), arrivals.clone()));
-        }
-        // One that ends by itself, by a panic, ends them all.
-        let committing = tokio::spawn(async move { drop(lanes.join_next().await) });
+        let committing = tokio::spawn(start::commit_starts(Arc::clone(&app), arrivals));
         (Self { app, starts }, committing)
     }
 }

@@ -133,7 +133,7 @@ impl Recovery {
 }
 
 /// Commits what arrives, batch after batch, over a connection of its own.
-pub(super) async fn commit_starts(app: Arc<App>, arrivals: Arrivals<Start, Outcome>) {
+pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
     let mut database = KeptConnection::new(&app.database);
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
