@@ -11,7 +11,7 @@
 //! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
 //! | strict JSON, the client's language | [`http::extract`] | |
-//! | connections of clients: how many, how long, who makes room | [`server`] | |
+//! | connections of clients: how many, how long, who makes room | [`http::listener`], [`http::stream`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
 //! | what errors there are, and what they say | [`error`], [`locale`] | |
 //! | recovery: `start` and its one statement, `verify`, `reset` | [`recovery`] | `recovery_session` |

@@ -1,8 +1,5 @@
 //! Listens, runs the API beside the courier and the sweeper, and stops without losing anything.
 
-mod listener;
-mod stream;
-
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,11 +9,11 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
-use self::listener::{Listener, affordable_connections};
 use crate::app::App;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
 use crate::database::{Health, in_time};
+use crate::http::listener::{Listener, affordable_connections};
 use crate::http::{self, Site};
 use crate::metrics::ListenerLabel;
 use crate::outbox::inspect;

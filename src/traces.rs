@@ -8,6 +8,7 @@
 //! The receiver has nothing to do with requests: spans wait in a bounded queue, a thread of its own sends them, and what
 //! does not fit is dropped.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,13 +19,13 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
-};
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::{SpanContext, TraceContextExt as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing::field::Empty;
@@ -172,7 +173,7 @@ where
 }
 
 /// The span of a request, by OpenTelemetry's conventions for HTTP servers, less what a client wrote: of its path the route
-/// alone. `traceparent` is that of a trusted proxy; a malformed one counts as none.
+/// alone. `traceparent` (W3C Trace Context) is that of a trusted proxy; a malformed one counts as none.
 #[must_use]
 pub fn of_request(
     method: &'static str,
@@ -192,10 +193,12 @@ pub fn of_request(
         request_id,
     );
     if !span.is_disabled()
-        && let Some(parent) = traceparent.and_then(parse)
+        && let Some(traceparent) = traceparent
     {
+        let said = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &said);
         // Cannot fail: the span is new.
-        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+        let _ = span.set_parent(parent);
     }
     span
 }
@@ -227,64 +230,4 @@ fn context(span: &Span) -> Option<SpanContext> {
     }
     let context = span.context().span().span_context().clone();
     context.is_valid().then_some(context)
-}
-
-/// A traceparent of W3C Trace Context: version, trace, parent, flags. Later versions may say more after a hyphen. Of the
-/// flags, that it is sampled is read.
-fn parse(traceparent: &str) -> Option<SpanContext> {
-    let hex = |part: &str, digits| {
-        part.len() == digits && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let parts: Vec<_> = traceparent.splitn(5, '-').collect();
-    let [version, trace, parent, flags, more @ ..] = &parts[..] else { return None };
-    if !(hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2)) {
-        return None;
-    }
-    if *version == "ff" || (*version == "00" && !more.is_empty()) {
-        return None;
-    }
-    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
-    let (trace, parent) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(parent).ok()?);
-    let context = SpanContext::new(trace, parent, flags, true, TraceState::NONE);
-    context.is_valid().then_some(context)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_traceparent_is_taken_as_the_standard_has_it_or_not_at_all() {
-        let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-        for (good, sampled) in [
-            (format!("00-{trace}-{parent}-01"), true),
-            (format!("00-{trace}-{parent}-00"), false),
-            (format!("00-{trace}-{parent}-fe"), false),
-            (format!("01-{trace}-{parent}-09-more-of-it"), true),
-        ] {
-            let context = parse(&good).unwrap();
-            assert_eq!(context.trace_id().to_string(), trace);
-            assert_eq!(context.span_id().to_string(), parent);
-            assert!(context.is_remote() && context.is_sampled() == sampled, "{good}");
-        }
-        let (nil_trace, nil_parent) = ("0".repeat(32), "0".repeat(16));
-        for bad in [
-            String::new(),
-            "-".repeat(55),
-            format!("00-{trace}-{parent}"),
-            format!("00-{trace}-{parent}-01-"),
-            format!("00-{trace}-{parent}-1"),
-            format!("ff-{trace}-{parent}-01"),
-            format!("0-{trace}-{parent}-01"),
-            format!("00-{}-{parent}-01", trace.to_uppercase()),
-            format!("00-+{}-{parent}-01", &trace[1..]),
-            format!("00-{}-{parent}-01", &trace[1..]),
-            format!("00-{nil_trace}-{parent}-01"),
-            format!("00-{trace}-{nil_parent}-01"),
-            format!("00-{trace}-é{}-01", &parent[2..]),
-            format!(" 00-{trace}-{parent}-01"),
-        ] {
-            assert_eq!(parse(&bad), None, "{bad}");
-        }
-    }
 }

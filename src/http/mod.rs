@@ -4,9 +4,11 @@ pub mod cookie;
 pub mod error;
 pub mod extract;
 pub mod guard;
+pub mod listener;
 pub mod page;
 pub mod recovery;
 pub mod session;
+pub mod stream;
 pub mod well_known;
 
 use std::sync::Arc;

@@ -93,7 +93,7 @@ impl Nginx {
     fn transfer(&self, path: &str, write_out: &str) -> String {
         let (port, home) = (self.tls, self.home.display());
         format!(
-            "silent\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/ca.pem\"
+            "silent\nshow-error\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/ca.pem\"
 resolve = \"platform.verolabs.co:{port}:127.0.0.1\"
 url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"\n"
         )
@@ -105,9 +105,12 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
         let asking = tokio::task::spawn_blocking(move || {
             let mut curl = Command::new("curl");
             curl.args(["-K", "-"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut curl = curl.stderr(Stdio::null()).spawn().unwrap();
+            let mut curl = curl.stderr(Stdio::piped()).spawn().unwrap();
             curl.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-            curl.wait_with_output().unwrap().stdout
+            let output = curl.wait_with_output().unwrap();
+            // What nobody answered has no status; curl alone knows why.
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
         });
         String::from_utf8(asking.await.unwrap()).unwrap()
     }
@@ -143,7 +146,7 @@ fn with_own_addresses(site: &str, tls: u16, plain: u16, [first, second]: [Socket
         ("listen 80;", format!("listen 127.0.0.1:{plain};")),
         ("listen [::]:80;", String::new()),
         ("listen 443 ", format!("listen 127.0.0.1:{tls} ")),
-        ("listen [::]:443 ssl http2;", String::new()),
+        ("listen [::]:443 ssl;", String::new()),
         ("10.0.0.11:8080", first.to_string()),
         ("10.0.0.12:8080", second.to_string()),
         ("/etc/nginx/tls/platform.verolabs.co.pem", "cert.pem".to_owned()),
