@@ -46,8 +46,8 @@ bench: ## measure the service beside pgbench with the same statement (ARGS="--pa
 
 cost: ## count instructions, statements and WAL of a start, against bounds if given (ARGS="--wal 2000")
 	@command -v valgrind >/dev/null || scripts/apt-install valgrind valgrind
-	@cargo build --profile cost
-	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/cost/vos-auth" $(ARGS)
+	@cargo build --release
+	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/release/vos-auth" $(ARGS)
 
 courier: ## measure the courier: replicas on one outbox, a stalling relay, what an outage left
 	@cargo bench --bench courier --no-run

@@ -141,7 +141,7 @@ async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_
         let bodies: Vec<_> =
             (sent..sent + 40).map(|n| json!({ "email": format!("p{n}@example.com") }).to_string()).collect();
         let statuses = nginx.posts_at_once("/api/auth/recovery/start", &bodies).await;
-        assert_eq!(statuses, vec![200; 40]);
+        assert_eq!(statuses, vec![200; 40], "{}", nginx.log());
         sent += 40;
     };
     send().await;

@@ -89,6 +89,11 @@ impl Nginx {
         output.lines().map(|status| status.parse().unwrap()).collect()
     }
 
+    /// What nginx has to say of requests that failed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.join("error.log")).unwrap_or_default()
+    }
+
     /// One transfer in the words of curl's configuration.
     fn transfer(&self, path: &str, write_out: &str) -> String {
         let (port, home) = (self.tls, self.home.display());
