@@ -37,7 +37,7 @@ use self::client::Client;
 use self::relay::Relay;
 
 /// How long anything may take that is waited for; reaching it fails the test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Parser)]
 #[command(args_override_self = true)]
