@@ -58,9 +58,23 @@ impl Postfix {
 
     /// Kills every process of it at once.
     pub fn is_killed(&mut self) {
-        let group = format!("kill -KILL -- -{}", self.master.id());
-        let _ = Command::new("bash").args(["-c", &group]).status();
+        let _ = self.signal("KILL");
         let _ = self.master.wait();
+    }
+
+    /// Freezes every process of it: who talks to it waits.
+    #[allow(dead_code, reason = "`make failover` does it")]
+    pub fn stands_still(&self) -> Result<(), Failure> {
+        self.signal("STOP")
+    }
+
+    #[allow(dead_code, reason = "`make failover` does it")]
+    pub fn goes_on(&self) -> Result<(), Failure> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<(), Failure> {
+        runs(Command::new("bash").args(["-c", &format!("kill -{name} -- -{}", self.master.id())]))
     }
 
     pub fn starts_again(&mut self) -> Result<(), Failure> {

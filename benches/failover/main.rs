@@ -39,6 +39,9 @@ type Failure = Box<dyn std::error::Error>;
 
 /// Before each loss, and between the loss of a machine and its return once the service works again.
 const CALM: Duration = Duration::from_secs(5);
+/// How long the relay stands still before a loss. A mail goes out within milliseconds, and what a lost machine took along
+/// would have been mailed before; what is accepted meanwhile is owed by the databases alone.
+const OWED: Duration = Duration::from_secs(1);
 /// How long it may take until starts are accepted again, and until what is owed has gone out.
 const PATIENCE: Duration = Duration::from_mins(5);
 /// More than are under way at any time: so many after a loss are of after it.
@@ -170,12 +173,15 @@ impl World {
     async fn loses_one(&mut self, kind: Kind, load: &Load) -> Result<Window, Failure> {
         let standby = 1 - self.primary;
         let lost = if kind == Kind::StandbySilent { standby } else { self.primary };
+        self.postfix.stands_still()?;
+        tokio::time::sleep(OWED).await;
         let (from, accepted) = (now(), load.accepted.load(Ordering::Relaxed));
         if kind == Kind::PrimaryKilled {
             self.machines[lost].is_killed();
         } else {
             self.machines[lost].falls_silent()?;
         }
+        self.postfix.goes_on()?;
         println!("failover: {kind:?} at {from}");
         self.primary = 1 - lost;
         self.machines[self.primary].becomes("primary").await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::OWED;
 use crate::faults::Window;
 use crate::load::Start;
 use crate::reconcile::{Kept, Verdict};
@@ -16,9 +17,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of the starts that ended from the loss until there were two machines again.
+    /// Of the starts that ended from when the relay stood still until there were two machines again.
     pub fn of(window: Window, starts: &[Start], kept: &[Kept]) -> Self {
-        let is_in = |start: &&Start| (window.from..window.to).contains(&start.ended_at);
+        let is_in = |start: &&Start| (window.from - OWED..window.to).contains(&start.ended_at);
         let mut starts: Vec<_> = starts.iter().filter(is_in).cloned().collect();
         starts.sort_by_key(|start| start.ended_at);
         let asked: std::collections::HashSet<_> = starts.iter().map(|start| start.number).collect();

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use vos_auth::jwt;
 
 use crate::harness::cluster::Cluster;
+use crate::harness::encrypted::Encrypted;
 use crate::harness::host::Host;
 use crate::harness::load::{Load, Mailbox};
 use crate::harness::nginx::is_installed;
@@ -19,6 +20,8 @@ const OLD: &str = "2026-01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW: &str = "2026-11:IB8eHRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgE=";
 /// People whose code is mailed before a roll-out and entered during it.
 const HELD: usize = 6;
+/// How long a connection of a pool lives at most.
+const POOLED: Duration = Duration::from_mins(1);
 
 struct Stage {
     host: Host,
@@ -151,6 +154,45 @@ async fn the_database_password_rotates_by_a_second_role() {
     load.during(rotation).await;
     stage.lost_nothing("the database password");
     pool.close().await;
+}
+
+/// What `sslrootcert` names is read for each new connection, so that changed authorities need no restart. PostgreSQL shows one
+/// certificate at a time; connections that stand outlive it, for a minute at most in a pool.
+#[tokio::test]
+async fn the_databases_certificate_and_its_authority_rotate() {
+    if !is_installed() {
+        return;
+    }
+    let database = Encrypted::start().await;
+    let (url, old) = (database.url(), database.ca());
+    let plain = PgConnection::connect(&url.replace("verify-full", "disable")).await.unwrap_err();
+    assert_eq!(plain.as_database_error().unwrap().code().as_deref(), Some("28000"), "{plain}");
+    let relay = Relay::start().await;
+    let mailbox = Mailbox::Relay(relay.clone());
+    let mut stage = Stage::start(&database.pool, &url, &relay.url(), mailbox, &[]).await;
+    let load = Arc::clone(&stage.load);
+    let rotation = async {
+        let next = database.makes_next_certificate();
+        database.service_trusts(&next.both);
+        assert!(database.is_trusted_by(&old).await && !database.is_trusted_by(&next.ca).await);
+        database.takes(&next).await;
+        let shown = async { while !database.is_trusted_by(&next.ca).await {} };
+        tokio::time::timeout(PATIENCE, shown).await.expect("the new certificate is shown");
+        assert!(!database.is_trusted_by(&old).await);
+        let renewed = async {
+            // The one by which a replica stores starts is no pool's.
+            while database.older_connections().await > 2 {
+                load.person().await;
+            }
+        };
+        tokio::time::timeout(POOLED + PATIENCE, renewed).await.expect("the pools have new connections");
+        database.service_trusts(&next.ca);
+        stage.rolls_out(&[]).await;
+        assert_eq!(database.older_connections().await, 0);
+    };
+    load.during(rotation).await;
+    stage.lost_nothing("the database's certificate and authority");
+    database.pool.close().await;
 }
 
 /// The relay knows one password and shows one certificate at a time. The URL stands twice meanwhile, with the old password

@@ -12,9 +12,12 @@ use sqlx::{Connection as _, PgConnection};
 
 /// How long it may take to come up or to go.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// It listens on no network unless its settings say so: the port is a part of its socket's name.
+const PORT: u16 = 5432;
 
 pub struct Cluster {
     home: PathBuf,
+    port: u16,
     server: Child,
 }
 
@@ -26,6 +29,11 @@ impl Cluster {
 
     /// The same, with lines for its `postgresql.conf` that may name its folder.
     pub async fn start_with(settings: impl FnOnce(&Path) -> String) -> Self {
+        Self::start_at(PORT, settings).await
+    }
+
+    /// The same at a port, which counts if the settings have it listen on a network.
+    pub async fn start_at(port: u16, settings: impl FnOnce(&Path) -> String) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let home = std::env::temp_dir().join(format!("vos-auth-cluster-{}-{number}", std::process::id()));
@@ -44,26 +52,28 @@ impl Cluster {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let mut file =
             std::fs::OpenOptions::new().append(true).open(home.join("data/postgresql.conf")).unwrap();
-        file.write_all(settings(&home).as_bytes()).unwrap();
+        write!(file, "listen_addresses = ''\nport = {port}\n{}", settings(&home)).unwrap();
         let server = serve(&home);
-        let cluster = Self { home, server };
+        let cluster = Self { home, port, server };
         let mut connection = cluster.connect().await;
         vos_auth::database::MIGRATOR.run(&mut connection).await.unwrap();
         cluster
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.home.join(".s.PGSQL.5432")
+        self.home.join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// How its owner connects, who needs no password.
     pub fn options(&self) -> PgConnectOptions {
-        PgConnectOptions::new().socket(&self.home).username("vos_auth").database("postgres")
+        let options = PgConnectOptions::new().socket(&self.home).port(self.port);
+        options.username("vos_auth").database("postgres")
     }
 
-    /// From now on it asks everybody but its owner for a password.
+    /// From now on it asks everybody but its owner for a password, and whoever comes over a network for TLS.
     pub async fn asks_for_passwords(&self) {
-        let rules = "local all vos_auth trust\nlocal all all scram-sha-256\n";
+        let rules =
+            "local all vos_auth trust\nlocal all all scram-sha-256\nhostssl all all all scram-sha-256\n";
         std::fs::write(self.home.join("data/pg_hba.conf"), rules).unwrap();
         sqlx::query("SELECT pg_reload_conf()").execute(&mut self.connect().await).await.unwrap();
     }
@@ -94,7 +104,8 @@ impl Cluster {
         let mut bash = as_owner("bash");
         bash.args(["-euc", lines]).current_dir(&self.home).env_remove("DATABASE_URL");
         bash.env("PGHOST", &self.home).env("PGUSER", "vos_auth").env("PGDATA", self.home.join("data"));
-        let output = bash.env_remove("PGPORT").envs(environment.iter().copied()).output().unwrap();
+        let output =
+            bash.env("PGPORT", self.port.to_string()).envs(environment.iter().copied()).output().unwrap();
         assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -145,7 +156,7 @@ fn serve(home: &Path) -> Child {
     as_owner("postgres")
         .arg("-D")
         .arg(home.join("data"))
-        .args(["-c", "listen_addresses=", "-c", "max_connections=100", "-c", "shared_buffers=16MB"])
+        .args(["-c", "max_connections=100", "-c", "shared_buffers=16MB"])
         .args(["-c", &format!("unix_socket_directories={}", home.display())])
         .current_dir(home)
         .stdout(Stdio::null())

@@ -1,9 +1,11 @@
 //! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
 
 pub mod browser;
+pub mod certificate;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod encrypted;
 pub mod host;
 pub mod load;
 pub mod nginx;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::PATIENCE;
+use super::certificate::{self, Next};
 use super::relay::Mail;
 
 pub const USER: &str = "courier";
@@ -29,14 +30,6 @@ pub struct Postfix {
     home: PathBuf,
     pub port: u16,
     master: Child,
-}
-
-/// A certificate by another authority, which is not shown yet.
-pub struct Next {
-    folder: PathBuf,
-    /// The files of its authority alone, and of both.
-    pub ca: String,
-    pub both: String,
 }
 
 /// How it differs from one that takes no mail without TLS and a password.
@@ -69,7 +62,7 @@ impl Postfix {
             fs::create_dir_all(home.join(folder)).unwrap();
         }
         let port = free_port(number);
-        make_certificates(&home.join("tls"), setup.name);
+        certificate::make(&home.join("tls"), setup.name);
         make_password(&home.join("etc/sasl"), setup.mechanisms);
         let owner = output(Command::new("id").args(["-u", "postfix"]));
         fs::write(home.join("etc/main.cf"), main_cf(&home, owner.trim(), &setup)).unwrap();
@@ -128,19 +121,12 @@ impl Postfix {
     }
 
     pub fn makes_next_certificate(&self) -> Next {
-        let folder = self.home.join("tls/next");
-        fs::create_dir(&folder).unwrap();
-        make_certificates(&folder, "localhost");
-        let (ca, both) = (folder.join("ca.pem"), folder.join("both.pem"));
-        fs::write(&both, [fs::read(self.ca()).unwrap(), fs::read(&ca).unwrap()].concat()).unwrap();
-        Next { folder, ca: ca.display().to_string(), both: both.display().to_string() }
+        Next::after(&self.home.join("tls"))
     }
 
     /// Shows the next certificate to whoever connects, and knows another password alone.
     pub fn takes(&self, next: &Next, password: &str) {
-        for file in ["key.pem", "cert.pem"] {
-            fs::copy(next.folder.join(file), self.home.join("tls").join(file)).unwrap();
-        }
+        next.replaces(&self.home.join("tls"));
         set_password(&self.home.join("etc/sasl/sasldb2"), password);
         output(Command::new("postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
     }
@@ -206,17 +192,6 @@ fn serve(home: &Path) -> Child {
     let mut master = Command::new("/usr/lib/postfix/sbin/master");
     master.arg("-d").arg("-c").arg(home.join("etc")).process_group(0);
     master.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-/// An authority of its own, and a certificate by it.
-fn make_certificates(folder: &Path, name: &str) {
-    let script = "set -e
-        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \
-            -keyout ca.key -out ca.pem
-        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=relay -keyout key.pem -out request.pem
-        openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
-            -extfile <(printf 'subjectAltName=DNS:%s' \"$0\")";
-    output(Command::new("bash").args(["-c", script, name]).current_dir(folder));
 }
 
 fn make_password(folder: &Path, mechanisms: &str) {

@@ -1,0 +1,45 @@
+//! Certificates of servers that tests run: `cert.pem` and `key.pem`, by an authority of their own, `ca.pem`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Makes them in a folder, for a server of that name.
+pub fn make(folder: &Path, name: &str) {
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \
+            -keyout ca.key -out ca.pem
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server -keyout key.pem -out request.pem
+        openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
+            -extfile <(printf 'subjectAltName=DNS:%s' \"$0\")";
+    let made = Command::new("bash").args(["-c", script, name]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// A certificate by another authority, which is not shown yet.
+pub struct Next {
+    folder: PathBuf,
+    /// The files of its authority alone, and of both.
+    pub ca: String,
+    pub both: String,
+}
+
+impl Next {
+    /// After the one in that folder.
+    pub fn after(current: &Path) -> Self {
+        let folder = current.join("next");
+        fs::create_dir(&folder).unwrap();
+        make(&folder, "localhost");
+        let (ca, both) = (folder.join("ca.pem"), folder.join("both.pem"));
+        let authorities = [current.join("ca.pem"), ca.clone()].map(|file| fs::read(file).unwrap());
+        fs::write(&both, authorities.concat()).unwrap();
+        Self { folder, ca: ca.display().to_string(), both: both.display().to_string() }
+    }
+
+    /// Puts it in the place of the one before; the files stay their owner's.
+    pub fn replaces(&self, current: &Path) {
+        for file in ["key.pem", "cert.pem"] {
+            fs::copy(self.folder.join(file), current.join(file)).unwrap();
+        }
+    }
+}
