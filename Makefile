@@ -49,7 +49,8 @@ cost: ## count instructions, statements and WAL of a start, against bounds if gi
 	@cargo build --release
 	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/release/vos-auth" $(ARGS)
 
-courier: ## measure the courier: replicas on one outbox, a stalling relay, what an outage left
+courier: ## measure the courier: beside lettre alone, replicas on one outbox, a stalling relay, what an outage left (needs root)
+	@[ -x /usr/sbin/postfix ] || scripts/apt-install Postfix postfix
 	@cargo bench --bench courier --no-run
 	@scripts/with-postgres courier cargo bench --bench courier
 

@@ -95,6 +95,19 @@ impl<'a> From<&'a Client> for Source<'a> {
     }
 }
 
+/// An event to be appended.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// When it happened.
+    pub at: OffsetDateTime,
+    /// What.
+    pub event: Event,
+    /// To whom; nobody in particular if it is of many.
+    pub account_id: Option<Uuid>,
+    /// Who asked for it.
+    pub source: Option<Source<'a>>,
+}
+
 /// Appends an event, of no account in particular if it is of many. Give it the transaction of what it tells of.
 ///
 /// # Errors
@@ -107,15 +120,31 @@ pub async fn record(
     account_id: impl Into<Option<Uuid>>,
     source: Option<Source<'_>>,
 ) -> Result<(), sqlx::Error> {
+    record_all(executor, &[Entry { at: now, event, account_id: account_id.into(), source }]).await
+}
+
+/// The same for many.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
+    let ids: Vec<_> = events.iter().map(|entry| new_id(entry.at)).collect();
+    let what: Vec<_> = events.iter().map(|entry| entry.event.as_str()).collect();
+    let accounts: Vec<_> = events.iter().map(|entry| entry.account_id).collect();
+    let times: Vec<_> = events.iter().map(|entry| entry.at).collect();
+    let client_ips: Vec<_> = events.iter().map(|entry| entry.source.map(|source| source.client_ip)).collect();
+    let user_agents: Vec<_> =
+        events.iter().map(|entry| entry.source.map(|source| source.user_agent)).collect();
     sqlx::query!(
         "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)
-         VALUES ($1, $2, $3, $4, $5, $6)",
-        new_id(now),
-        event.as_str(),
-        account_id.into(),
-        now,
-        source.map(|source| source.client_ip) as Option<IpAddr>,
-        source.map(|source| source.user_agent),
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[], $5::inet[], $6::text[])",
+        &ids,
+        &what as _,
+        &accounts as _,
+        &times,
+        &client_ips as _,
+        &user_agents as _,
     )
     .execute(executor)
     .await?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use sqlx::PgPool;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -21,17 +21,24 @@ use tracing::{Instrument as _, Span, info_span};
 
 use crate::clock::Clock;
 use crate::config::{Config, STORAGE_DEADLINE};
-use crate::database::{cause, in_time};
+use crate::database::{cause, in_time, is_statements_fault};
+use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
 use crate::locale::Locale;
 use crate::mail::gateway::{Gateway, NotSent, Slot, Stage};
 use crate::mail::message::{About, Composer, Mail};
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, Claim, ClaimedMail, Content, Reach};
+use crate::outbox::{self, Claim, ClaimedMail, Content, Reach, Taken};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
-/// wait for each other's flush.
-const PACE: Duration = Duration::from_millis(10);
+/// wait for each other's flush (docs/decisions/2).
+const PACE: Duration = Duration::from_millis(30);
+/// The same while more mails are owed than the relays have free slots: then mails wait for claims.
+const BUSY_PACE: Duration = Duration::from_millis(2);
+/// How many rows a claim then looks through for each mail that can begin.
+const ROWS_A_SLOT: usize = 8;
+/// Mails that are struck off in one transaction at most.
+const STRUCK_OFF: usize = 256;
 
 /// How long a claimed mail is its claimer's: one deadline for the wait that the relay's rate may impose, one for the
 /// conversation, each enforced by [`Gateway::send`]; and ten of PostgreSQL's, of which the claim takes one at most and
@@ -78,37 +85,53 @@ impl Courier {
     pub async fn run(self, config: &Config, stop: CancellationToken) {
         let lease = lease(config.smtp_deadline);
         let courier = Arc::new(self);
+        // Every mail that is under way has its place, so that the queue is never full.
+        let (taken, arrivals) = group_commit::channel(Semaphore::MAX_PERMITS, STRUCK_OFF, Duration::MAX);
+        let mut striking_off = JoinSet::new();
+        striking_off.spawn(Arc::clone(&courier).strike_off_all(arrivals));
+        let freed = Arc::<Notify>::default();
         let mut busy: JoinSet<()> = JoinSet::new();
         let mut poll = tokio::time::interval(config.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reach = Reach::All;
+        let mut mails_wait = false;
         let mut stopped_at = None;
         loop {
             while busy.try_join_next().is_some() {}
             courier.metrics.courier_rounds.inc();
             let claimed_at = Instant::now();
+            let free = courier.gateway.free();
+            let window = if mails_wait && free > 0 { free * ROWS_A_SLOT } else { outbox::WINDOW };
             let mut more = false;
-            match courier.claim(reach, stopped_at, lease).await {
+            match courier.claim(reach, stopped_at, free, window, lease).await {
                 Ok((now, claim)) => {
                     let held = Held { now, claimed_at, lease };
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
-                    more = claim.more && claim.no_recipient + claim.expired > 0;
+                    let full = free > 0 && claim.mails.len() == free;
+                    mails_wait = full || (free == 0 && !busy.is_empty());
+                    // In a small window there may have been nothing but rows that another replica was claiming.
+                    let looked_through = claim.no_recipient + claim.expired == 0 && window == outbox::WINDOW;
+                    more = claim.more && !full && !looked_through;
                     for mail in claim.mails {
                         let slot = courier.gateway.slot(mail.attempts);
                         let span = span_of(&mail);
-                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held).instrument(span));
+                        let (mail, ways) = (Arc::new(mail), (taken.clone(), Arc::clone(&freed)));
+                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held, ways).instrument(span));
                     }
                 }
                 Err(error) => {
+                    mails_wait = false;
                     tracing::warn!(cause = cause(&error), "the outbox cannot be read; it is tried again");
                 }
             }
             if stopped_at.is_some() && busy.is_empty() && !more {
+                drop(taken);
+                striking_off.join_all().await;
                 let _ = tokio::time::timeout(STORAGE_DEADLINE, courier.pool.close()).await;
                 return;
             }
-            tokio::time::sleep_until(claimed_at + PACE).await;
+            tokio::time::sleep_until(claimed_at + if mails_wait { BUSY_PACE } else { PACE }).await;
             if more {
                 reach = Reach::All;
                 continue;
@@ -118,12 +141,36 @@ impl Courier {
                     stopped_at = Some(courier.clock.now());
                     Reach::All
                 }
+                () = freed.notified(), if mails_wait => Reach::All,
                 // A mail whose task panicked stays owed: its lease will end.
-                Some(_) = busy.join_next() => Reach::All,
-                () = courier.bell.0.notified(), if stopped_at.is_none() => Reach::Recent,
+                Some(_) = busy.join_next(), if stopped_at.is_some() || mails_wait => Reach::All,
+                () = courier.bell.0.notified(), if stopped_at.is_none() && !mails_wait => Reach::Recent,
                 _ = poll.tick() => Reach::All,
             };
         }
+    }
+
+    /// Writes down which mails were taken, all that have been taken meanwhile at once, until nobody sends any more.
+    async fn strike_off_all(self: Arc<Self>, mut arrivals: Arrivals<Taken, ()>) {
+        while let Some(batch) = arrivals.next().await {
+            // No row may fail another's: whichever the statement stumbled over is found one by one.
+            if let Err(batch) = self.strike_off(batch).await {
+                for single in batch.split() {
+                    let _ = self.strike_off(single).await;
+                }
+            }
+        }
+    }
+
+    /// Gives the mails back if it is their own fault that they cannot be struck off.
+    async fn strike_off(&self, batch: Batch<Taken, ()>) -> Result<(), Batch<Taken, ()>> {
+        let size = batch.requests.len();
+        let Err(error) = in_time(outbox::sent(&self.pool, &batch.requests)).await else {
+            batch.answer(std::iter::repeat_n((), size));
+            return Ok(());
+        };
+        tracing::warn!(cause = cause(&error), size, "mails that were taken cannot be struck off");
+        if is_statements_fault(&error) { Err(batch) } else { Ok(()) }
     }
 
     /// With no slot free, rows that need no mail are still finished.
@@ -131,15 +178,22 @@ impl Courier {
         &self,
         reach: Reach,
         owed_by: Option<OffsetDateTime>,
+        free: usize,
+        window: usize,
         lease: Duration,
     ) -> Result<(OffsetDateTime, Claim), sqlx::Error> {
         let Some(now) = self.clock.trusted_now() else { return Ok((self.clock.now(), Claim::default())) };
-        let claim =
-            in_time(outbox::claim(&self.pool, now, reach, owed_by, self.gateway.free(), lease)).await?;
+        let claim = in_time(outbox::claim(&self.pool, now, reach, owed_by, free, window, lease)).await?;
         Ok((now, claim))
     }
 
-    async fn deliver(self: Arc<Self>, slot: Option<Slot>, owed: ClaimedMail, held: Held) {
+    async fn deliver(
+        self: Arc<Self>,
+        slot: Option<Slot>,
+        owed: Arc<ClaimedMail>,
+        held: Held,
+        (taken, freed): (GroupCommit<Taken, ()>, Arc<Notify>),
+    ) {
         tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
         let outcome = match (self.compose(&owed, held.now()), &slot) {
             (Some(mail), Some(slot)) => self.gateway.send(slot, &mail).await,
@@ -151,12 +205,15 @@ impl Courier {
                 Err(NotSent::just(Stage::Compose))
             }
         };
+        // The next mail need not wait until this one is written down.
+        drop(slot);
+        freed.notify_one();
         match outcome {
             Ok(()) => {
                 Span::current().record("mail.outcome", "sent");
                 self.count("sent", "none", 1);
                 self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
-                self.finish(&owed, held, Finish::Sent).await;
+                self.finish(&owed, held, Finish::Sent(&taken)).await;
             }
             Err(why) => {
                 let next =
@@ -194,21 +251,37 @@ impl Courier {
 
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
     /// was taken and not struck off is sent twice.
-    async fn finish(&self, owed: &ClaimedMail, held: Held, finish: Finish<'_>) {
+    async fn finish(&self, owed: &Arc<ClaimedMail>, held: Held, finish: Finish<'_>) {
+        const PAUSE: Duration = Duration::from_millis(500);
         loop {
             let written = match finish {
-                Finish::Sent => in_time(outbox::sent(&self.pool, held.now(), owed)).await,
-                Finish::Retry(at, why) => in_time(outbox::retry_at(&self.pool, at, owed, why)).await,
-                Finish::GiveUp(why) => in_time(outbox::give_up(&self.pool, owed, why)).await,
+                Finish::Sent(taken) => {
+                    let mail = Arc::clone(owed);
+                    // Why it was not is said by the one who struck off.
+                    taken.submit(Taken { mail, at: held.now() }).await.is_ok()
+                }
+                Finish::Retry(at, why) => {
+                    self.is_written(owed, outbox::retry_at(&self.pool, at, owed, why)).await
+                }
+                Finish::GiveUp(why) => self.is_written(owed, outbox::give_up(&self.pool, owed, why)).await,
             };
-            let Err(error) = written else { return };
-            tracing::warn!(cause = cause(&error), outbox_id = %owed.id, "the outbox cannot be written");
-            let pause = Duration::from_millis(500);
-            if held.claimed_at.elapsed() + pause >= held.lease {
+            if written || held.claimed_at.elapsed() + PAUSE >= held.lease {
                 return;
             }
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    async fn is_written(
+        &self,
+        owed: &ClaimedMail,
+        write: impl Future<Output = Result<(), sqlx::Error>>,
+    ) -> bool {
+        let written = in_time(write).await;
+        if let Err(error) = &written {
+            tracing::warn!(cause = cause(error), outbox_id = %owed.id, "the outbox cannot be written");
+        }
+        written.is_ok()
     }
 
     fn count(&self, outcome: &'static str, stage: &'static str, mails: u64) {
@@ -254,7 +327,7 @@ impl Held {
 /// What became of a mail; why, as the outbox notes it.
 #[derive(Clone, Copy, Debug)]
 enum Finish<'a> {
-    Sent,
+    Sent(&'a GroupCommit<Taken, ()>),
     Retry(OffsetDateTime, &'a str),
     GiveUp(&'a str),
 }

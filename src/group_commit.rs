@@ -4,6 +4,10 @@
 //! before it was slow. One batch is in flight at a time. The mechanism knows nothing of what is committed: a task takes
 //! batches from [`Arrivals`], and each caller of [`GroupCommit::submit`] gets its own result.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span, info_span};
 
@@ -13,19 +17,23 @@ use crate::traces;
 #[derive(Debug)]
 pub struct GroupCommit<T, R> {
     queue: mpsc::Sender<Waiting<T, R>>,
+    overloaded: Arc<AtomicBool>,
 }
 
 /// The committing task's end.
 #[derive(Debug)]
 pub struct Arrivals<T, R> {
     queue: mpsc::Receiver<Waiting<T, R>>,
+    overloaded: Arc<AtomicBool>,
     max_batch: usize,
+    max_wait: Duration,
 }
 
 #[derive(Debug)]
 struct Waiting<T, R> {
     request: T,
     answer: oneshot::Sender<R>,
+    since: Instant,
     span: Span,
 }
 
@@ -38,16 +46,24 @@ pub struct Batch<T, R> {
     spans: Vec<Span>,
 }
 
-/// The request was not committed as far as is known here: the queue is full, or its batch failed.
+/// The request was not committed as far as is known here: the queue is full or slow, or its batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the request was not committed")]
 pub struct NotCommitted;
 
-/// A queue of at most `queue` waiting requests, taken out at most `max_batch` at a time.
+/// A queue of at most `queue` waiting requests, taken out at most `max_batch` at a time. Behind one that waited longer
+/// than `max_wait` nobody queues, unless the next batch has room for all that wait: then it is no load that the disk
+/// cannot bear, but a disk that paused.
 #[must_use]
-pub fn channel<T, R>(queue: usize, max_batch: usize) -> (GroupCommit<T, R>, Arrivals<T, R>) {
+pub fn channel<T, R>(
+    queue: usize,
+    max_batch: usize,
+    max_wait: Duration,
+) -> (GroupCommit<T, R>, Arrivals<T, R>) {
     let (sender, receiver) = mpsc::channel(queue);
-    (GroupCommit { queue: sender }, Arrivals { queue: receiver, max_batch })
+    let overloaded = Arc::new(AtomicBool::new(false));
+    let arrivals = Arrivals { queue: receiver, overloaded: Arc::clone(&overloaded), max_batch, max_wait };
+    (GroupCommit { queue: sender, overloaded }, arrivals)
 }
 
 impl<T, R> GroupCommit<T, R> {
@@ -55,18 +71,22 @@ impl<T, R> GroupCommit<T, R> {
     ///
     /// # Errors
     ///
-    /// [`NotCommitted`] at once if the queue is full, or when the batch failed.
+    /// [`NotCommitted`] at once if the queue is full or slow, or when the batch failed.
     pub async fn submit(&self, request: T) -> Result<R, NotCommitted> {
+        if self.overloaded.load(Ordering::Relaxed) {
+            return Err(NotCommitted);
+        }
         let (answer, answered) = oneshot::channel();
         let span = info_span!("wait for commit");
-        self.queue.try_send(Waiting { request, answer, span: span.clone() }).map_err(|_| NotCommitted)?;
+        let waiting = Waiting { request, answer, since: Instant::now(), span: span.clone() };
+        self.queue.try_send(waiting).map_err(|_| NotCommitted)?;
         answered.instrument(span).await.map_err(|_| NotCommitted)
     }
 }
 
 impl<T, R> Clone for GroupCommit<T, R> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self { queue: self.queue.clone(), overloaded: Arc::clone(&self.overloaded) }
     }
 }
 
@@ -78,6 +98,8 @@ impl<T, R> Arrivals<T, R> {
             if self.queue.recv_many(&mut waiting, self.max_batch).await == 0 {
                 return None;
             }
+            let is_slow = waiting.first().is_some_and(|oldest| oldest.since.elapsed() > self.max_wait);
+            self.overloaded.store(is_slow && self.queue.len() >= self.max_batch, Ordering::Relaxed);
             // Whoever stopped waiting must not get a mail for it.
             waiting.retain(|waiting| !waiting.answer.is_closed());
             if !waiting.is_empty() {
@@ -131,9 +153,11 @@ impl<T, R> Batch<T, R> {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_mins(1);
+
     #[tokio::test]
     async fn what_arrives_together_is_committed_together_and_each_gets_its_own() {
-        let (commit, mut arrivals) = channel::<u32, u32>(16, 3);
+        let (commit, mut arrivals) = channel::<u32, u32>(16, 3, PATIENCE);
         let callers: Vec<_> = (0..5)
             .map(|n| {
                 let commit = commit.clone();
@@ -156,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_a_dropped_batch_fails() {
-        let (commit, mut arrivals) = channel::<u32, u32>(1, 8);
+        let (commit, mut arrivals) = channel::<u32, u32>(1, 8, PATIENCE);
         let first = tokio::spawn({
             let commit = commit.clone();
             async move { commit.submit(1).await }
@@ -168,8 +192,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn behind_one_that_waited_long_nobody_queues_until_a_batch_holds_all() {
+        let (commit, mut arrivals) = channel::<u32, u32>(64, 2, Duration::ZERO);
+        let submit = |n| {
+            let commit = commit.clone();
+            tokio::spawn(async move { commit.submit(n).await })
+        };
+        let callers: Vec<_> = (0..5).map(submit).collect();
+        tokio::task::yield_now().await;
+        arrivals.next().await.unwrap().answer([0, 1]);
+        assert_eq!(commit.submit(5).await, Err(NotCommitted));
+        arrivals.next().await.unwrap().answer([2, 3]);
+        let late = submit(6);
+        tokio::task::yield_now().await;
+        arrivals.next().await.unwrap().answer([4, 6]);
+        assert_eq!(late.await.unwrap(), Ok(6));
+        for (n, caller) in (0..).zip(callers) {
+            assert_eq!(caller.await.unwrap(), Ok(n));
+        }
+    }
+
+    #[tokio::test]
     async fn who_stopped_waiting_is_not_committed() {
-        let (commit, mut arrivals) = channel::<u32, u32>(8, 8);
+        let (commit, mut arrivals) = channel::<u32, u32>(8, 8, PATIENCE);
         let gone = tokio::spawn({
             let commit = commit.clone();
             async move { commit.submit(1).await }

@@ -2,7 +2,7 @@
 //! table that is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,8 +14,10 @@ use crate::{audit, recovery, session, throttle};
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Rows that one statement deletes at most: short locks, and replication keeps up.
 const ROWS: i64 = 5000;
-/// Statements in a row at most for a table, before the sweeper rests.
+/// Statements at most for a table, before the sweeper looks again.
 const ROUNDS: u32 = 100;
+/// The sweeper rests this many times as long as its statements took: whoever waits for the database has the larger part of it.
+const REST: u32 = 3;
 
 /// Sweeps, and remembers how far it came.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ impl Sweeper {
         let networks = app.network_limiter.sweep();
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
         for _ in 0..ROUNDS {
+            let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
             let kept = app.config.recovery_retention;
             let recoveries =
@@ -56,8 +59,10 @@ impl Sweeper {
             if recoveries.max(sessions).max(events) < ROWS.unsigned_abs() {
                 break;
             }
+            tokio::time::sleep(began.elapsed() * REST).await;
         }
         for _ in 0..ROUNDS {
+            let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
             let page = in_time(throttle::sweep(&app.pool, now, &self.last_budget, ROWS)).await;
             let (deleted, last) =
@@ -67,6 +72,7 @@ impl Sweeper {
             if self.last_budget.is_empty() {
                 break;
             }
+            tokio::time::sleep(began.elapsed() * REST).await;
         }
     }
 

@@ -1,7 +1,11 @@
 //! `make courier`: how the courier bears load, measured with the release binary, a real PostgreSQL and a relay that takes
-//! everything: two and four replicas on one outbox; a relay that stalls on every tenth mail; what an outage of two hours
+//! everything: mails a second beside lettre alone; two and four replicas on one outbox; a relay that stalls on every tenth mail; what an outage of two hours
 //! has left. Prints what it saw, and fails if a mail was lost or sent twice.
 
+mod alone;
+#[path = "../chaos/postfix.rs"]
+#[expect(dead_code, reason = "`make chaos` uses more of it")]
+mod postfix;
 #[expect(dead_code, reason = "other measurements use more of it")]
 mod replica;
 mod sink;
@@ -14,6 +18,8 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
+use self::alone::Given;
+use self::postfix::Postfix;
 use self::replica::Replica;
 use self::sink::{Seen, Sink};
 
@@ -33,10 +39,16 @@ async fn main() -> Result<(), Failure> {
     let pool = PgPoolOptions::new().max_connections(2).connect(&url).await?;
     sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await?;
     vos_auth::database::MIGRATOR.run(&pool).await?;
-    let (sink, relay) = Sink::start().await;
-    let relay = format!("smtp://{relay}?tls=none");
+    let (sink, at) = Sink::start().await;
+    let relay = format!("smtp://{at}?tls=none");
     let keys = replica::keys()?;
     let bench = Bench { url, pool, sink, relay, keys };
+    let given = Given { name: "a relay that is a task", port: at.port(), mails: 10_000, postfix: None };
+    bench.beside_lettre(&given).await?;
+    let postfix = Postfix::start()?;
+    let given = Given { name: "Postfix", port: postfix.port, mails: 3_000, postfix: Some(&postfix) };
+    bench.beside_lettre(&given).await?;
+    drop(postfix);
     let mut well = true;
     for replicas in [1, 2, 4] {
         well &= bench.replicas(replicas).await?;
@@ -75,7 +87,7 @@ impl Bench {
         // Ids carry the time, as those of the service do: the courier and the sweeper go by it.
         let owed = "
             WITH owed AS MATERIALIZED (
-                SELECT n, 'owed' || n || '@example.com' AS email,
+                SELECT n, 'owed' || n || '@chaos.test' AS email,
                     clock_timestamp() - make_interval(secs => $2 * (1 - n / $1::float)) AS at
                 FROM generate_series(1, $1) AS n
             ), named AS MATERIALIZED (

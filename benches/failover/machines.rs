@@ -39,25 +39,31 @@ impl Site {
 
     /// By the commands of docs/operations.md.
     fn has_certificates(&self) -> Result<(), Failure> {
-        runs(Command::new("bash").current_dir(&self.home).args([
+        runs(Command::new("bash").current_dir(&self.home).env("address", self.balancer_address()).args([
             "-ec",
             "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj '/CN=vos-auth database CA' -keyout root.key -out root.crt
-             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 -subj /CN=vos-auth-db -CA root.crt -CAkey root.key -extensions usr_cert -keyout server.key -out server.crt
+             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 -subj /CN=vos-auth-db -CA root.crt -CAkey root.key -extensions usr_cert -addext subjectAltName=IP:$address -keyout server.key -out server.crt
              chown postgres server.key",
         ]))
     }
 
     pub fn superuser_url(&self, machine: &Machine) -> String {
-        self.url(SUPERUSER, &format!("{}:5432/postgres", machine.address))
+        self.url(SUPERUSER, &format!("{}:5432/postgres", machine.address), "verify-ca")
     }
 
     /// By way of HAProxy.
     pub fn service_url(&self, password: &str) -> String {
-        self.url(&format!("vos_auth:{password}"), &format!("{}11:5432/vos_auth", self.network))
+        let place = format!("{}:5432/vos_auth", self.balancer_address());
+        self.url(&format!("vos_auth:{password}"), &place, "verify-full")
     }
 
-    fn url(&self, user: &str, place: &str) -> String {
-        format!("postgres://{user}@{place}?sslmode=verify-ca&sslrootcert={}/root.crt", self.home.display())
+    /// What docs/operations.md has at 127.0.0.1.
+    fn balancer_address(&self) -> String {
+        format!("{}11", self.network)
+    }
+
+    fn url(&self, user: &str, place: &str, mode: &str) -> String {
+        format!("postgres://{user}@{place}?sslmode={mode}&sslrootcert={}/root.crt", self.home.display())
     }
 
     /// HAProxy, as on a machine with replicas.

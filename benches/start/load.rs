@@ -4,16 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::Failure;
+
+/// How exactly an open loop keeps its times.
+const TICK: Duration = Duration::from_micros(250);
 
 /// The requests of a load, by their numbers.
 pub type Requests = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
@@ -30,12 +34,19 @@ pub struct Answer {
 }
 
 /// What a load saw.
+#[derive(Default)]
 pub struct Loaded {
     pub answers: Vec<Answer>,
     pub seconds: f64,
 }
 
 impl Loaded {
+    /// What one more load saw.
+    pub fn add(&mut self, more: Self) {
+        self.answers.extend(more.answers);
+        self.seconds += more.seconds;
+    }
+
     /// Answers of a status, a second.
     pub fn rate(&self, status: u16) -> f64 {
         self.of(status).count() as f64 / self.seconds
@@ -126,6 +137,7 @@ impl Load {
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
         on_a_thread(move || async move {
+            goes_first();
             let (due, queue) = mpsc::unbounded_channel();
             let queue = Arc::new(Mutex::new(queue));
             let mut connecting = Vec::new();
@@ -133,13 +145,20 @@ impl Load {
                 connecting.push(Connection::open(load.address).await?);
             }
             let began = Instant::now();
-            // A thread: timers of the runtime know milliseconds alone.
+            // A thread: timers of the runtime know milliseconds alone. What is due within a tick goes out at its end; a
+            // thread that woke for each would take a good part of a core.
             std::thread::spawn(move || {
-                for number in 0..(lasting.as_secs_f64() * rate) as u64 {
-                    let at = began + Duration::from_secs_f64(number as f64 / rate);
-                    std::thread::sleep(at.saturating_duration_since(Instant::now()));
-                    if due.send(at).is_err() {
-                        return;
+                goes_first();
+                let mut times = (0..(lasting.as_secs_f64() * rate) as u64)
+                    .map(|number| began + Duration::from_secs_f64(number as f64 / rate))
+                    .peekable();
+                while times.peek().is_some() {
+                    std::thread::sleep(TICK);
+                    let now = Instant::now();
+                    while let Some(at) = times.next_if(|at| *at <= now) {
+                        if due.send(at).is_err() {
+                            return;
+                        }
                     }
                 }
             });
@@ -178,11 +197,20 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, std::io::Error>>,
 {
-    let working = tokio::task::spawn_blocking(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(work())
+    let (done, seen) = oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let _ = done.send(runtime.and_then(|runtime| runtime.block_on(work())));
     });
-    Ok(working.await??)
+    Ok(seen.await??)
+}
+
+/// Gives this thread priority over the others, if root measures: a request that goes late would count as a slow answer.
+fn goes_first() {
+    let thread = std::fs::read_link("/proc/thread-self").ok();
+    if let Some(id) = thread.as_deref().and_then(|path| path.file_name()) {
+        let _ = Command::new("renice").args(["-n", "-10", "-p"]).arg(id).output();
+    }
 }
 
 /// One kept connection.

@@ -13,8 +13,16 @@ pub fn cpu_of(pid: u32) -> f64 {
 
 /// CPU seconds of PostgreSQL: of the server's process `pid`, those that it started, and those of them that have ended.
 pub fn cpu_of_postgres(pid: u32) -> f64 {
-    let children = processes().filter_map(stat).filter(|stat| stat.parent == pid).map(|stat| stat.own);
-    children.sum::<f64>() + stat(pid).map_or(0.0, |stat| stat.own + stat.ended)
+    loop {
+        let ended = || stat(pid).map_or(0.0, |stat| stat.ended);
+        let before = ended();
+        let children = processes().filter_map(stat).filter(|stat| stat.parent == pid).map(|stat| stat.own);
+        let living = children.sum::<f64>() + cpu_of(pid);
+        // One that ended meanwhile would count twice, or not at all.
+        if ended() <= before {
+            return living + before;
+        }
+    }
 }
 
 fn processes() -> impl Iterator<Item = u32> {

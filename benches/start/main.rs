@@ -33,6 +33,9 @@ use self::load::{Load, Numbers, post};
 use self::replica::Replica;
 use self::sink::Sink;
 
+/// What PostgreSQL keeps of them by default (`max_wal_size` of 1 GiB), more or less.
+const SEGMENTS: usize = 48;
+
 type Failure = Box<dyn std::error::Error>;
 
 /// Measures the service beside PostgreSQL alone.
@@ -117,6 +120,7 @@ impl Bench {
     async fn prepare(url: String, options: &Options) -> Result<Self, Failure> {
         let pool = PgPool::connect(&url).await?;
         schema(&pool).await?;
+        has_been_in_use(&pool).await?;
         let (sink, relay) = Sink::start().await;
         let settings = options.with.iter().filter_map(|setting| setting.split_once('='));
         Ok(Self {
@@ -170,6 +174,18 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// A server that has written a while uses its segments of WAL again. A new one makes each anew, and whoever commits
+/// meanwhile waits for that.
+async fn has_been_in_use(pool: &PgPool) -> Result<(), Failure> {
+    for _ in 0..SEGMENTS {
+        sqlx::raw_sql("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()")
+            .execute(pool)
+            .await?;
+    }
+    sqlx::raw_sql("CHECKPOINT").execute(pool).await?;
+    Ok(())
 }
 
 /// An empty database but for the accounts that one in a hundred starts is for.

@@ -10,12 +10,15 @@ use crate::replica::Replica;
 use crate::{Bench, Failure, header, row};
 
 const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
+/// Rounds of a closed loop and of pgbench, by turns: the machine has its moods.
+const ROUNDS: usize = 3;
 /// Connections of an open loop: enough that a request hardly ever waits for one.
 const OPEN_CONNECTIONS: usize = 256;
 /// The same for twice what the service can.
 const OVERLOAD_CONNECTIONS: usize = 1024;
 
 /// CPU seconds of the service and of PostgreSQL.
+#[derive(Default)]
 struct Spent(f64, f64);
 
 impl Spent {
@@ -23,12 +26,13 @@ impl Spent {
         Self(cpu_of(replica.pid()), cpu_of_postgres(bench.postmaster))
     }
 
-    fn since(&self, before: &Self) -> Self {
-        Self(self.0 - before.0, self.1 - before.1)
+    fn add(&mut self, from: &Self, to: &Self) {
+        self.0 += to.0 - from.0;
+        self.1 += to.1 - from.1;
     }
 }
 
-/// Closed-loop, each concurrency beside pgbench with the same.
+/// Closed-loop, each concurrency beside pgbench with the same; all rounds together.
 pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     println!(
         "start, closed-loop, beside pgbench with the single-row statement; times in ms, CPU in s per 1,000, memory in MiB"
@@ -50,12 +54,18 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     let replica = bench.serve(&bench.url, &[]).await?;
     let mut rows = Vec::new();
     for connections in CONNECTIONS {
-        let before = Spent::by(bench, &replica);
-        let seen = bench.starts(&replica).closed(connections, bench.lasting).await?;
-        let spent = Spent::by(bench, &replica).since(&before);
-        let memory = resident(&replica);
-        bench.nothing_is_owed().await?;
-        let (alone, mean) = pgbench(&bench.url, connections, bench.lasting)?;
+        let (mut seen, mut spent, mut memory) = (Loaded::default(), Spent::default(), 0.0_f64);
+        let (mut alone, mut mean) = (0.0, 0.0);
+        for _ in 0..ROUNDS {
+            let before = Spent::by(bench, &replica);
+            seen.add(bench.starts(&replica).closed(connections, bench.lasting).await?);
+            spent.add(&before, &Spent::by(bench, &replica));
+            memory = memory.max(resident(&replica));
+            bench.nothing_is_owed().await?;
+            let (rate, latency) = pgbench(&bench.url, connections, bench.lasting)?;
+            alone += rate / ROUNDS as f64;
+            mean += latency / ROUNDS as f64;
+        }
         let (rate, p50, thousands) =
             (seen.rate(200), seen.quantile(200, 0.5), seen.answers.len() as f64 / 1e3);
         rows.push(row(&[

@@ -3,6 +3,7 @@
 //! Accepted is kept (promise 2): a row goes only when the relay took its mail, when its code is too old to be of use, or
 //! when there is nobody to write to. The loop that sends is `courier.rs`.
 
+mod finish;
 pub mod inspect;
 
 use std::net::IpAddr;
@@ -12,13 +13,13 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::audit;
+pub use self::finish::{Taken, backoff, give_up, retry_at, sent};
 use crate::clock::{first_id_of, new_id};
-use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME, STORAGE_DEADLINE};
+use crate::config::{CODE_LIFE_ON_ARRIVAL, STORAGE_DEADLINE};
 use crate::locale::Locale;
 
 /// Rows that one claim looks through at most.
-pub const WINDOW: i64 = 2000;
+pub const WINDOW: usize = 2000;
 
 /// Which rows a claim looks through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +97,8 @@ pub struct Claim {
     pub more: bool,
 }
 
-/// Claims up to `senders` mails, youngest first (docs/decisions), and finishes every row in the window that needs no
-/// mail; with `owed_by`, only rows that were owed by then.
+/// Claims up to `senders` mails, youngest first (docs/decisions), and finishes every row in the window (at most
+/// [`WINDOW`] of them) that needs no mail; with `owed_by`, only rows that were owed by then.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
 /// replicas must never wait for each other. Look-ups are LATERAL and deletions go by an array of ids, so that all of it
@@ -113,6 +114,7 @@ pub async fn claim(
     reach: Reach,
     owed_by: Option<OffsetDateTime>,
     senders: usize,
+    window: usize,
     lease: Duration,
 ) -> Result<Claim, sqlx::Error> {
     let since = match reach {
@@ -183,7 +185,7 @@ pub async fn claim(
         "#,
         since,
         now,
-        WINDOW,
+        i64::try_from(window).unwrap_or(i64::MAX),
         now + CODE_LIFE_ON_ARRIVAL,
         now + lease,
         i64::try_from(senders).unwrap_or(i64::MAX),
@@ -197,7 +199,7 @@ pub async fn claim(
         mails: Vec::new(),
         no_recipient: row.no_recipient.unsigned_abs(),
         expired: row.expired.unsigned_abs(),
-        more: row.due >= WINDOW,
+        more: row.due.unsigned_abs() >= window as u64,
     });
     // A row without a claim, or without what the join gives every claim, is the count alone.
     claim.mails.extend(rows.filter_map(|row| {
@@ -273,119 +275,4 @@ pub async fn forget(
     .execute(transaction)
     .await?;
     Ok(())
-}
-
-/// The relay took the mail: deletes the row and records it, if the claim still holds.
-///
-/// # Errors
-///
-/// What PostgreSQL answers; then the row is still owed, and its lease will end.
-pub async fn sent(pool: &PgPool, now: OffsetDateTime, mail: &ClaimedMail) -> Result<(), sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    let deleted = sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts);
-    if deleted.execute(&mut *transaction).await?.rows_affected() == 1 {
-        let (event, source) = match mail.content {
-            Content::RecoveryCode { client_ip, .. } => {
-                let source = audit::Source { client_ip, user_agent: &mail.user_agent };
-                (audit::Event::RecoverySent, Some(source))
-            }
-            Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
-        };
-        audit::record(&mut *transaction, now, event, mail.account_id, source).await?;
-    }
-    transaction.commit().await
-}
-
-/// The mail was not taken: it is due again at `next_attempt_at`, if the claim still holds. `why` must not quote the
-/// relay.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
-pub async fn retry_at(
-    pool: &PgPool,
-    next_attempt_at: OffsetDateTime,
-    mail: &ClaimedMail,
-    why: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "UPDATE outbox SET next_attempt_at = $3, lease_until = NULL, last_error = $4 WHERE id = $1 AND attempts = $2",
-        mail.id,
-        mail.attempts,
-        next_attempt_at,
-        why
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
-/// No attempt can help, if the claim still holds: a code's mail is deleted, and a notice is kept until it expires, for an
-/// operator to send again.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
-pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
-    match mail.content {
-        Content::RecoveryCode { .. } => {
-            sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts)
-                .execute(pool)
-                .await?;
-        }
-        Content::PasswordChanged => retry_at(pool, mail.expires_at, mail, why).await?,
-    }
-    Ok(())
-}
-
-/// When a mail that was not taken is tried again: exponential backoff from half a second to 30 s (a notice: an hour),
-/// with full jitter (`luck` is uniform in 0 to 1), so that mails which failed together do not come back together.
-/// `None` if it would be of no use by then.
-#[must_use]
-pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, luck: f64) -> Option<OffsetDateTime> {
-    let doublings = mail.attempts.clamp(0, 13).unsigned_abs();
-    let ceiling = Duration::from_millis(500 << doublings).min(mail.content.longest_backoff());
-    let next = now + Duration::from_millis(100) + ceiling.mul_f64(luck.clamp(0.0, 1.0));
-    (next + CODE_LIFE_ON_ARRIVAL <= mail.expires_at).then_some(next)
-}
-
-const _: () = assert!(CODE_LIFE_ON_ARRIVAL.as_secs() < CODE_LIFETIME.as_secs());
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_grows_to_its_bound_and_ends_with_the_code() {
-        let now = OffsetDateTime::UNIX_EPOCH;
-        let mail = |attempts, life, content| ClaimedMail {
-            id: Uuid::nil(),
-            attempts,
-            created_at: now,
-            expires_at: now + life,
-            content,
-            user_agent: String::new(),
-            request_locale: None,
-            account_id: Uuid::nil(),
-            account_email: String::new(),
-            account_locale: None,
-        };
-        let code = |attempts, life| {
-            let content = Content::RecoveryCode {
-                recovery_session_id: Uuid::nil(),
-                key_id: String::new(),
-                asked_at: now,
-                client_ip: [127, 0, 0, 1].into(),
-            };
-            mail(attempts, life, content)
-        };
-        let wait = |mail: &ClaimedMail, luck| backoff(now, mail, luck).map(|next| next - now);
-        assert_eq!(wait(&code(1, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(1100)));
-        assert_eq!(wait(&code(2, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(2100)));
-        assert_eq!(wait(&code(50, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(30_100)));
-        assert_eq!(wait(&code(50, CODE_LIFETIME), 0.0), Some(time::Duration::milliseconds(100)));
-        assert_eq!(wait(&code(1, Duration::from_secs(61)), 1.0), None);
-        let notice = mail(50, Duration::from_hours(7 * 24), Content::PasswordChanged);
-        assert_eq!(wait(&notice, 1.0), Some(time::Duration::milliseconds(3_600_100)));
-    }
 }

@@ -26,6 +26,9 @@ use crate::error::Problem;
 use crate::group_commit::{self, GroupCommit};
 use crate::secret::TokenHash;
 
+/// How long a start waits for the database at most when more come than it can take.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
 /// The recovery flow.
 #[derive(Clone, Debug)]
 pub struct Recovery {
@@ -38,7 +41,7 @@ impl Recovery {
     #[must_use]
     pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
         let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
-        let (starts, arrivals) = group_commit::channel(queue, batch);
+        let (starts, arrivals) = group_commit::channel(queue, batch, LONGEST_WAIT);
         let committing = tokio::spawn(start::commit_starts(Arc::clone(&app), arrivals));
         (Self { app, starts }, committing)
     }

@@ -1,6 +1,7 @@
 //! `start`: blind (promise 1). It never reads `account` and writes the same rows for any address, so neither its answer
 //! nor its time says who has an account. The courier finds out later whether there is somebody to write to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,9 +192,10 @@ async fn commit(
 /// One statement for all the starts that have arrived: budget, session and owed mail, all or nothing, one flush.
 ///
 /// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): apart, they would be three round
-/// trips and three flushes. Keys are aggregated and ordered, or two replicas' batches would deadlock. The budget's
-/// upsert always updates and returns, so that a refusal knows when to come back. The look-up is LATERAL with a LIMIT, so
-/// that it is one by index whatever the planner believes of the table's size.
+/// trips and three flushes. What does not need the tables is done before it, as each node of a plan costs every batch
+/// (docs/decisions/21): starts are counted and ranked within their budget, and the keys ordered, or two replicas'
+/// batches would deadlock. The budget's upsert always updates and returns, so that a refusal knows when to come back.
+/// The look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
 #[expect(clippy::too_many_lines, reason = "it is one statement")]
 async fn insert(
     connection: &mut PgConnection,
@@ -202,6 +204,14 @@ async fn insert(
     budget: Budget,
     starts: &[Start],
 ) -> Result<Vec<Outcome>, sqlx::Error> {
+    let mut asked = BTreeMap::<&[u8], i32>::new();
+    let mut rank = |key| {
+        let count = asked.entry(key).or_default();
+        *count += 1;
+        *count
+    };
+    let ranks: Vec<_> = starts.iter().map(|start| rank(&start.budget_key[..])).collect();
+    let (keys, wanted): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
     let session_ids: Vec<_> = starts.iter().map(|start| start.session_id).collect();
     let outbox_ids: Vec<_> = starts.iter().map(|start| start.outbox_id).collect();
     let token_hashes: Vec<_> = starts.iter().map(|start| start.token_hash.as_bytes()).collect();
@@ -213,73 +223,66 @@ async fn insert(
     let client_ips: Vec<_> = starts.iter().map(|start| start.client.ip).collect();
     let user_agents: Vec<_> = starts.iter().map(|start| start.client.user_agent.as_str()).collect();
     let expires_at = now + CODE_LIFETIME;
-    let rows = sqlx::query!(
+    let mut rows = sqlx::query!(
         r#"
-        WITH input AS (
-            SELECT *, row_number() OVER (PARTITION BY budget_key ORDER BY place) AS rank
-            FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[],
-                    $8::inet[], $9::text[])
-                WITH ORDINALITY AS request (session_id, outbox_id, token_hash, presented, email, budget_key, locale,
-                    client_ip, user_agent, place)
-        ),
-        asked AS (
-            SELECT budget_key, least(count(*), $10, $12)::int AS wanted FROM input GROUP BY budget_key
-        ),
-        budget AS (
+        WITH budget AS (
             INSERT INTO throttle AS t (key, short_at, long_at, admitted)
-            SELECT budget_key, $14::timestamptz + wanted * $11::interval, $14 + wanted * $13::interval, wanted
-            FROM asked ORDER BY budget_key
+            SELECT key, $17::timestamptz + n * $14::interval, $17 + n * $16::interval, n
+            FROM unnest($1::bytea[], $2::int[]) AS asked (key, wanted)
+                CROSS JOIN LATERAL (SELECT least(wanted, $13::bigint, $15::bigint)::int AS n) AS free
             ON CONFLICT (key) DO UPDATE SET (short_at, long_at, admitted) = (
-                SELECT greatest(t.short_at, $14) + n * $11::interval, greatest(t.long_at, $14) + n * $13::interval, n
+                SELECT greatest(t.short_at, $17) + n * $14::interval, greatest(t.long_at, $17) + n * $16::interval, n
                 FROM (
                     SELECT greatest(0, least(
                         excluded.admitted,
-                        $10 - ceil(extract(epoch FROM t.short_at - $14) / extract(epoch FROM $11::interval)),
-                        $12 - ceil(extract(epoch FROM t.long_at - $14) / extract(epoch FROM $13::interval))
+                        $13 - ceil(extract(epoch FROM t.short_at - $17) / extract(epoch FROM $14::interval)),
+                        $15 - ceil(extract(epoch FROM t.long_at - $17) / extract(epoch FROM $16::interval))
                     ))::int AS n
                 ) AS free
             )
-            RETURNING key, admitted, greatest(short_at - ($10 - 1) * $11::interval, long_at - ($12 - 1) * $13::interval)
+            RETURNING key, admitted, greatest(short_at - ($13 - 1) * $14::interval, long_at - ($15 - 1) * $16::interval)
                 AS retry_at
-        ),
-        kept AS (
-            SELECT i.place, s.id, s.expires_at
-            FROM input i CROSS JOIN LATERAL (
-                SELECT id, email, state, attempts_left, expires_at FROM recovery_session
-                WHERE token_hash = i.presented LIMIT 1
-            ) AS s
-            WHERE s.email = i.email AND s.state IN ('code_sent', 'revoked') AND s.attempts_left > 0
-                AND s.expires_at >= $15::timestamptz
         ),
         decided AS MATERIALIZED (
             SELECT i.*, i.rank <= b.admitted AS admitted, b.retry_at,
-                k.id AS kept_id, coalesce(k.expires_at, $16) AS expires_at
-            FROM input i JOIN budget b ON b.key = i.budget_key LEFT JOIN kept k USING (place)
+                k.id AS kept_id, coalesce(k.expires_at, $19) AS expires_at
+            FROM budget b JOIN unnest($3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[], $9::int[],
+                    $10::text[], $11::inet[], $12::text[])
+                WITH ORDINALITY AS i (session_id, outbox_id, token_hash, presented, email, budget_key, rank, locale,
+                    client_ip, user_agent, place) ON i.budget_key = b.key
+            LEFT JOIN LATERAL (
+                SELECT id, expires_at FROM recovery_session s
+                WHERE s.token_hash = i.presented AND s.email = i.email AND s.state IN ('code_sent', 'revoked')
+                    AND s.attempts_left > 0 AND s.expires_at >= $18::timestamptz
+                LIMIT 1
+            ) AS k ON true
         ),
         opened AS (
             INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, locale, client_ip,
                 user_agent)
-            SELECT session_id, token_hash, email, $17, $14, expires_at, locale, client_ip, user_agent
+            SELECT session_id, token_hash, email, $20, $17, expires_at, locale, client_ip, user_agent
             FROM decided WHERE admitted AND kept_id IS NULL
         ),
         owed AS (
+            -- Several that present one session owe one mail. They draw on one budget, whose lock they wait for first.
             INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-            SELECT DISTINCT ON (coalesce(kept_id, session_id))
-                outbox_id, 'recovery_code', coalesce(kept_id, session_id), $14, expires_at, $14
+            SELECT outbox_id, 'recovery_code', coalesce(kept_id, session_id), $17, expires_at, $17
             FROM decided WHERE admitted
-            ORDER BY coalesce(kept_id, session_id)
             ON CONFLICT (recovery_session_id) DO NOTHING
         )
-        SELECT admitted AS "admitted!", kept_id IS NOT NULL AS "kept!", expires_at AS "expires_at!",
-            retry_at AS "retry_at!"
-        FROM decided ORDER BY place
+        SELECT place AS "place!", admitted AS "admitted!", kept_id IS NOT NULL AS "kept!",
+            expires_at AS "expires_at!", retry_at AS "retry_at!"
+        FROM decided
         "#,
+        &keys as _,
+        &wanted,
         &session_ids,
         &outbox_ids,
         &token_hashes as _,
         &presented as _,
         &emails as _,
         &budget_keys as _,
+        &ranks,
         &locales as _,
         &client_ips as _,
         &user_agents as _,
@@ -294,6 +297,7 @@ async fn insert(
     )
     .fetch_all(connection)
     .await?;
+    rows.sort_unstable_by_key(|row| row.place);
     Ok(rows
         .into_iter()
         .map(|row| match row {

@@ -1,5 +1,6 @@
 //! The courier: who gets a mail, what is tried again, what is given up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -289,8 +290,9 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
         service.clock.advance(Duration::from_secs(61));
         let now = vos_auth::clock::Clock::Manual(service.clock.clone()).now();
         let lease = Duration::from_mins(1);
-        let mut claim = outbox::claim(&pool, now, outbox::Reach::All, None, 1, lease).await.unwrap();
-        (now, claim.mails.pop().expect("the lease has ended"))
+        let mut claim =
+            outbox::claim(&pool, now, outbox::Reach::All, None, 1, outbox::WINDOW, lease).await.unwrap();
+        (now, Arc::new(claim.mails.pop().expect("the lease has ended")))
     };
     // The service's own courier may not take part in what follows.
     service.relay.goes_down().await;
@@ -298,7 +300,10 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
     let (_, first) = claim().await;
     let (now, second) = claim().await;
     assert_eq!((first.id, first.attempts + 1), (second.id, second.attempts));
-    outbox::sent(&pool, now, &first).await.unwrap();
+    let sent = async |mail: &Arc<_>| {
+        outbox::sent(&pool, &[outbox::Taken { mail: Arc::clone(mail), at: now }]).await.unwrap();
+    };
+    sent(&first).await;
     outbox::give_up(&pool, &first, "late").await.unwrap();
     outbox::retry_at(&pool, now, &first, "late").await.unwrap();
     assert_eq!(
@@ -306,7 +311,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
         1
     );
     assert_eq!(service.count("audit_event WHERE what = 'recovery_sent'").await, 0);
-    outbox::sent(&pool, now, &second).await.unwrap();
+    sent(&second).await;
     assert_eq!(service.count("outbox").await, 0);
     service.stops().await;
 }

@@ -7,6 +7,7 @@ mod backup;
 mod clock;
 mod configuration;
 mod contract;
+mod courier;
 mod delivery;
 mod deploy;
 mod faults;

@@ -1,0 +1,151 @@
+//! How a claim ends: the mail was sent, is tried again, or is given up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::{ClaimedMail, Content};
+use crate::audit;
+use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
+
+/// A mail that a relay took, and when.
+#[derive(Debug)]
+pub struct Taken {
+    /// The mail, by the claim under which it was sent.
+    pub mail: Arc<ClaimedMail>,
+    /// When the relay said so.
+    pub at: OffsetDateTime,
+}
+
+/// Relays took these mails: deletes the rows whose claim still holds, and records each, all or nothing.
+///
+/// # Errors
+///
+/// What PostgreSQL answers; then the rows are still owed, and their leases will end.
+pub async fn sent(pool: &PgPool, taken: &[Taken]) -> Result<(), sqlx::Error> {
+    let ids: Vec<_> = taken.iter().map(|taken| taken.mail.id).collect();
+    let attempts: Vec<_> = taken.iter().map(|taken| taken.mail.attempts).collect();
+    let mut transaction = pool.begin().await?;
+    let deleted = sqlx::query_scalar!(
+        "DELETE FROM outbox USING unnest($1::uuid[], $2::int[]) AS claim (id, attempts)
+         WHERE outbox.id = claim.id AND outbox.attempts = claim.attempts RETURNING outbox.id",
+        &ids,
+        &attempts
+    );
+    let deleted = deleted.fetch_all(&mut *transaction).await?;
+    let held = taken.iter().filter(|taken| deleted.contains(&taken.mail.id));
+    let events: Vec<_> = held.map(|Taken { mail, at }| mail.sent_at(*at)).collect();
+    audit::record_all(&mut *transaction, &events).await?;
+    transaction.commit().await
+}
+
+/// The mail was not taken: it is due again at `next_attempt_at`, if the claim still holds. `why` must not quote the
+/// relay.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn retry_at(
+    pool: &PgPool,
+    next_attempt_at: OffsetDateTime,
+    mail: &ClaimedMail,
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE outbox SET next_attempt_at = $3, lease_until = NULL, last_error = $4 WHERE id = $1 AND attempts = $2",
+        mail.id,
+        mail.attempts,
+        next_attempt_at,
+        why
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// No attempt can help, if the claim still holds: a code's mail is deleted, and a notice is kept until it expires, for an
+/// operator to send again.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
+    match mail.content {
+        Content::RecoveryCode { .. } => {
+            sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts)
+                .execute(pool)
+                .await?;
+        }
+        Content::PasswordChanged => retry_at(pool, mail.expires_at, mail, why).await?,
+    }
+    Ok(())
+}
+
+/// When a mail that was not taken is tried again: exponential backoff from half a second to 30 s (a notice: an hour),
+/// with full jitter (`luck` is uniform in 0 to 1), so that mails which failed together do not come back together.
+/// `None` if it would be of no use by then.
+#[must_use]
+pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, luck: f64) -> Option<OffsetDateTime> {
+    let doublings = mail.attempts.clamp(0, 13).unsigned_abs();
+    let ceiling = Duration::from_millis(500 << doublings).min(mail.content.longest_backoff());
+    let next = now + Duration::from_millis(100) + ceiling.mul_f64(luck.clamp(0.0, 1.0));
+    (next + CODE_LIFE_ON_ARRIVAL <= mail.expires_at).then_some(next)
+}
+
+impl ClaimedMail {
+    fn sent_at(&self, at: OffsetDateTime) -> audit::Entry<'_> {
+        let (event, source) = match self.content {
+            Content::RecoveryCode { client_ip, .. } => {
+                let source = audit::Source { client_ip, user_agent: &self.user_agent };
+                (audit::Event::RecoverySent, Some(source))
+            }
+            Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
+        };
+        audit::Entry { at, event, account_id: Some(self.account_id), source }
+    }
+}
+
+const _: () = assert!(CODE_LIFE_ON_ARRIVAL.as_secs() < CODE_LIFETIME.as_secs());
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn backoff_grows_to_its_bound_and_ends_with_the_code() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let mail = |attempts, life, content| ClaimedMail {
+            id: Uuid::nil(),
+            attempts,
+            created_at: now,
+            expires_at: now + life,
+            content,
+            user_agent: String::new(),
+            request_locale: None,
+            account_id: Uuid::nil(),
+            account_email: String::new(),
+            account_locale: None,
+        };
+        let code = |attempts, life| {
+            let content = Content::RecoveryCode {
+                recovery_session_id: Uuid::nil(),
+                key_id: String::new(),
+                asked_at: now,
+                client_ip: [127, 0, 0, 1].into(),
+            };
+            mail(attempts, life, content)
+        };
+        let wait = |mail: &ClaimedMail, luck| backoff(now, mail, luck).map(|next| next - now);
+        assert_eq!(wait(&code(1, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(1100)));
+        assert_eq!(wait(&code(2, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(2100)));
+        assert_eq!(wait(&code(50, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(30_100)));
+        assert_eq!(wait(&code(50, CODE_LIFETIME), 0.0), Some(time::Duration::milliseconds(100)));
+        assert_eq!(wait(&code(1, Duration::from_secs(61)), 1.0), None);
+        let notice = mail(50, Duration::from_hours(7 * 24), Content::PasswordChanged);
+        assert_eq!(wait(&notice, 1.0), Some(time::Duration::milliseconds(3_600_100)));
+    }
+}
