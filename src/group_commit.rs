@@ -201,7 +201,8 @@ mod tests {
         let callers: Vec<_> = (0..5).map(submit).collect();
         tokio::task::yield_now().await;
         arrivals.next().await.unwrap().answer([0, 1]);
-        assert_eq!(commit.submit(5).await, Err(NotCommitted));
+        let refused = tokio::time::timeout(PATIENCE, commit.submit(5)).await;
+        assert_eq!(refused, Ok(Err(NotCommitted)));
         arrivals.next().await.unwrap().answer([2, 3]);
         let late = submit(6);
         tokio::task::yield_now().await;

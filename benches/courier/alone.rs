@@ -21,7 +21,7 @@ use crate::{Bench, Failure};
 
 const CONNECTIONS: usize = 16;
 /// Rounds by turns.
-const ROUNDS: usize = 3;
+const ROUNDS: u32 = 3;
 
 #[derive(Parser)]
 struct Settings {
@@ -57,7 +57,7 @@ impl Bench {
             took[2] += alone(given, Way::OneWrite).await?;
         }
         let [courier, send, one_write] =
-            took.map(|took| f64::from(given.mails) * ROUNDS as f64 / took.as_secs_f64());
+            took.map(|took| f64::from(given.mails * ROUNDS) / took.as_secs_f64());
         println!(
             "\r{}, {CONNECTIONS} connections, mails a second: courier {courier:.0}; lettre's send alone {send:.0} (the courier has {:.2} of it); lettre with one write a message {one_write:.0} ({:.2})",
             given.name,
@@ -82,7 +82,7 @@ impl Bench {
             }
             if now.1 >= given.mails as usize {
                 given.is_idle().await;
-                let share = f64::from(given.mails) / (now.1 - began.1) as f64;
+                let share = f64::from(given.mails) / f64::from(u32::try_from(now.1 - began.1)?);
                 return Ok((now.0 - began.0).mul_f64(share));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
