@@ -1,11 +1,12 @@
 //! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair.
 
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
 
 use crate::clock::{Clock, MAX_SKEW};
@@ -86,18 +87,24 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
 #[derive(Debug)]
 pub struct KeptConnection {
     options: PgConnectOptions,
-    open: Option<(PgConnection, Instant)>,
+    open: Option<PgConnection>,
+    opened: Instant,
+    used: Instant,
 }
 
 impl KeptConnection {
     /// A connection that idled this long is asked whether it still lives before it is used: PostgreSQL may have been
     /// restarted meanwhile, and a trader should not be the one who finds out.
     const TRUSTED_IDLE: Duration = Duration::from_millis(20);
+    /// Then another takes its place, so that a new certificate or a new address of the server is met. Rarely: whoever comes
+    /// meanwhile waits for the connection and for its plans.
+    const MAX_LIFETIME: Duration = Duration::from_mins(10);
 
     /// Opened on first use.
     #[must_use]
     pub fn new(options: &PgConnectOptions) -> Self {
-        Self { options: with_deadline(options), open: None }
+        let now = Instant::now();
+        Self { options: with_deadline(options), open: None, opened: now, used: now }
     }
 
     /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
@@ -107,17 +114,21 @@ impl KeptConnection {
     ///
     /// What connecting failed with.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
-        if let Some((mut connection, used)) = self.open.take()
-            && (used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
+        if let Some(mut connection) = self.open.take()
+            && self.opened.elapsed() < Self::MAX_LIFETIME
+            && (self.used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
         {
             return Ok(connection);
         }
-        PgConnection::connect_with(&self.options).await
+        let connection = PgConnection::connect_with(&self.options).await?;
+        self.opened = Instant::now();
+        Ok(connection)
     }
 
     /// Gives back a connection whose last statement ended well.
     pub fn put(&mut self, connection: PgConnection) {
-        self.open = Some((connection, Instant::now()));
+        self.open = Some(connection);
+        self.used = Instant::now();
     }
 }
 
@@ -194,7 +205,7 @@ pub enum Health {
 /// Asks PostgreSQL for its schema's version and its time, and tells `clock` whether the two agree. The one statement that
 /// reads the server's time.
 pub async fn health(pool: &PgPool, clock: &Clock) -> Health {
-    let (now, asked) = (clock.now(), Instant::now());
+    let (now, asked) = (clock.now(), std::time::Instant::now());
     let query = sqlx::query!(
         r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!" FROM _sqlx_migrations WHERE success"#

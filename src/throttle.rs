@@ -227,8 +227,9 @@ pub async fn forget(
     Ok(())
 }
 
-/// Looks through the `limit` rows that follow `after`, and deletes those whose buckets are both full: they say nothing
-/// that no row would not say. Gives how many went, and the last key that was looked at; no key at the table's end.
+/// Looks through `pages` pages of the table, `from` on, and deletes the budgets whose buckets are both full: they say
+/// nothing that no row would not say. Gives how many went, and the page to go on with; none at the table's end. Pages are
+/// read as they lie there: in the order of their keys, each row would be on another one.
 ///
 /// # Errors
 ///
@@ -236,27 +237,27 @@ pub async fn forget(
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,
-    after: &[u8],
-    limit: i64,
-) -> Result<(u64, Option<Vec<u8>>), sqlx::Error> {
+    from: i64,
+    pages: i64,
+) -> Result<(u64, Option<i64>), sqlx::Error> {
+    let to = from + pages;
     let row = sqlx::query!(
         r#"
-        WITH page AS MATERIALIZED (SELECT key FROM throttle WHERE key > $1 ORDER BY key LIMIT $2),
-        gone AS (
-            DELETE FROM throttle WHERE key = ANY(ARRAY(
-                SELECT full_again.key FROM page CROSS JOIN LATERAL (
-                    SELECT key FROM throttle WHERE key = page.key AND short_at <= $3 AND long_at <= $3
-                    FOR UPDATE SKIP LOCKED
-                ) AS full_again
+        WITH gone AS (
+            DELETE FROM throttle WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM throttle
+                WHERE ctid >= $1::text::tid AND ctid < $2::text::tid AND short_at <= $3 AND long_at <= $3
+                FOR UPDATE SKIP LOCKED
             ))
             RETURNING 1
         )
-        SELECT (SELECT count(*) FROM gone) AS "gone!", (SELECT key FROM page ORDER BY key DESC LIMIT 1) AS last
+        SELECT (SELECT count(*) FROM gone) AS "gone!",
+            pg_relation_size('throttle') / current_setting('block_size')::bigint AS "pages!"
         "#,
-        after,
-        limit,
+        format!("({from},0)"),
+        format!("({to},0)"),
         now,
     );
     let row = row.fetch_one(pool).await?;
-    Ok((row.gone.unsigned_abs(), row.last))
+    Ok((row.gone.unsigned_abs(), (to < row.pages).then_some(to)))
 }

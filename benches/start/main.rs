@@ -166,14 +166,14 @@ impl Bench {
         });
         Load { address: replica.address, requests, numbers: self.numbers.clone() }
     }
+}
 
-    /// Waits until the courier is done, so that it takes nothing from what is measured next.
-    async fn nothing_is_owed(&self) -> Result<(), Failure> {
-        while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(&self.pool).await? {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(())
+/// Waits until the courier is done, so that it takes nothing from what is measured next.
+async fn nothing_is_owed(pool: &PgPool) -> Result<(), Failure> {
+    while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(pool).await? {
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    Ok(())
 }
 
 /// A server that has written a while uses its segments of WAL again. A new one makes each anew, and whoever commits

@@ -141,9 +141,11 @@ fn refuse(error: &clap::Error) -> ExitCode {
         (error.kind(), error.get(ContextKind::InvalidArg))
         && let Some(variable) = argument.split(['<', '>']).nth(1)
     {
+        // An @ stands in addresses of people, and behind the password of a URL: neither may reach a log.
         let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
+        let value = if value.contains('@') { "what it is".into() } else { format!("{value:?}") };
         let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
-        eprintln!("vos-auth: {variable} cannot be {value:?}{why}");
+        eprintln!("vos-auth: {variable} cannot be {value}{why}");
         return ExitCode::from(2);
     }
     let _ = error.print();

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::error::{Detail, Error, Problem};
-use crate::http::extract::locale_of;
 use crate::locale::{self, Locale};
 
 /// What a 401 must carry (RFC 9110 §11.6.1). A scheme of our own: Basic would open a browser's dialog.
@@ -91,10 +88,8 @@ pub(super) const fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + if duration.subsec_nanos() > 0 { 1 } else { 0 }
 }
 
-/// Writes the body of every error.
-pub async fn render(request: Request, next: Next) -> Response {
-    let locale = locale_of(request.headers()).unwrap_or(Locale::En);
-    let mut response = next.run(request).await;
+/// Writes the body of an answer that is an error.
+pub fn render(mut response: Response, locale: Locale) -> Response {
     let Some(error) = response.extensions_mut().remove::<Error>() else {
         return response;
     };

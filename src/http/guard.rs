@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CONNECTION, ORIGIN};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
@@ -15,8 +17,9 @@ use tracing::Instrument as _;
 use crate::clock::new_id;
 use crate::config::Config;
 use crate::error::{Error, Problem};
-use crate::http::extract::{ClientIp, ticket};
-use crate::http::{ROUTES, Site, cookie};
+use crate::http::extract::{ClientIp, locale_of, ticket};
+use crate::http::{ROUTES, Site, cookie, error};
+use crate::locale::Locale;
 use crate::metrics::Answer;
 use crate::throttle::Source;
 use crate::traces;
@@ -29,7 +32,16 @@ const REQUEST_ID: &str = "x-request-id";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const TRACEPARENT: &str = "traceparent";
 
-/// Gives a request its id and its client's address, and says in one line how it was answered.
+/// What every answer has unless its handler says otherwise.
+const DEFAULT_HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+];
+
+/// Gives a request its id and its client's address, writes the body of its error and the headers of its answer, and says
+/// in one line how it was answered.
 pub async fn observe(State(site): State<Site>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let peer = request
@@ -43,14 +55,19 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let request_id = request_id(request.headers(), by_proxy)
         .unwrap_or_else(|| header_of(&new_id(site.app.clock.now()).to_string()));
     let method = known_method(request.method());
-    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let route = ROUTES.into_iter().find(|route| path.as_deref() == Some(route));
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let route = ROUTES.into_iter().find(|route| path == Some(route));
+    let locale = locale_of(request.headers()).unwrap_or(Locale::En);
     let request_id_text = request_id.to_str().unwrap_or_default();
     let traceparent = traceparent(request.headers(), by_proxy);
     let span = traces::of_request(method, route, request_id_text, traceparent);
 
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let response = next.run(request).instrument(span.clone()).await;
 
+    let mut response = error::render(response, locale);
+    for (name, value) in DEFAULT_HEADERS {
+        response.headers_mut().entry(name).or_insert(value);
+    }
     let (status, route) = (response.status().as_u16(), route.unwrap_or("none"));
     traces::is_answered(&span, status);
     let duration = began.elapsed();

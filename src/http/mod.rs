@@ -16,16 +16,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::header::{
-    ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
-    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 use tower_cookies::CookieManagerLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
 use crate::config::{Config, Switch};
@@ -64,9 +60,9 @@ pub const ROUTES: [&str; 15] = [
 
 /// The public API.
 ///
-/// A request passes, from the outside in: request id, client address, log and metrics ([`guard::observe`]); the error
-/// shape ([`error::render`]); the headers that every answer has; CORS; the cookie jar. The POSTs that cost a mail or a
-/// hash pass a budget and the check of their origin before anything is parsed.
+/// A request passes, from the outside in: request id, client address, log and metrics, the error shape and the headers
+/// that every answer has ([`guard::observe`]); CORS; the cookie jar. The POSTs that cost a mail or a hash pass a budget
+/// and the check of their origin before anything is parsed ([`guard::admit`]).
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
     let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
@@ -93,16 +89,11 @@ pub fn router(site: Site) -> Router {
         .with_state(site)
 }
 
-/// Puts what every request passes through around the routes, the outermost first. One layer of eight parts: apart, each
-/// would box every request anew.
+/// Puts what every request passes through around the routes, the outermost first. One layer of few parts: axum clones and
+/// boxes them anew for every request.
 pub fn with_layers(routes: Router, site: &Site) -> Router {
     routes.layer((
         from_fn_with_state(site.clone(), guard::observe),
-        from_fn(error::render),
-        default_header(CACHE_CONTROL, "no-store"),
-        default_header(X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        default_header(REFERRER_POLICY, "no-referrer"),
-        default_header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
         cors(&site.app.config),
         CookieManagerLayer::new(),
     ))
@@ -111,10 +102,6 @@ pub fn with_layers(routes: Router, site: &Site) -> Router {
 /// The figures, for the private address alone.
 pub fn metrics_router(app: Arc<App>) -> Router {
     Router::new().route("/metrics", get(async move || well_known::metrics(&app)))
-}
-
-fn default_header(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
-    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
 
 /// Fetch's CORS protocol for exactly the origins of the settings, with credentials.

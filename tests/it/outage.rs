@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use sqlx::PgPool;
+use vos_auth::database::KeptConnection;
 
 use crate::harness::client::Client;
 use crate::harness::database::{Proxy, Way};
@@ -302,6 +303,24 @@ async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
     );
     assert_eq!(plain.mails().len(), 0);
     service.stops().await;
+}
+
+/// Starts are stored by one connection for as long as the service runs: it has to meet a new certificate, too.
+#[sqlx::test]
+async fn the_connection_of_starts_is_renewed_by_age(pool: PgPool) {
+    let mut kept = KeptConnection::new(&pool.connect_options());
+    let mut backends = Vec::new();
+    for age in [Duration::ZERO, Duration::from_mins(9), Duration::from_mins(2)] {
+        tokio::time::pause();
+        tokio::time::advance(age).await;
+        tokio::time::resume();
+        let mut connection = kept.take().await.unwrap();
+        let backend: i32 =
+            sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
+        kept.put(connection);
+        backends.push(backend);
+    }
+    assert!(backends[0] == backends[1] && backends[1] != backends[2], "{backends:?}");
 }
 
 #[sqlx::test]

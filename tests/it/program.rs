@@ -63,6 +63,8 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("LOG_FORMAT", "xml"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otlp.example/?key=1"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://u:hunter2@otlp.example"),
+        ("PUBLIC_ORIGIN", "https://u:hunter2@platform.verolabs.co"),
         ("OTEL_TRACES_SAMPLER_ARG", "2"),
         ("HTTP_ADDR", taken.as_str()),
         ("METRICS_ADDR", "9090"),

@@ -73,6 +73,31 @@ async fn a_notice_that_is_given_up_is_kept_for_as_long_as_its_setting_says(pool:
     service.stops().await;
 }
 
+/// Over several sweeps, as a large table is, and without waiting for whoever draws on a budget meanwhile.
+#[sqlx::test]
+async fn budgets_are_looked_through_page_by_page(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let now = service.app.clock.now();
+    // Every second one is full again.
+    let budgets = "INSERT INTO throttle (key, short_at, long_at, admitted)
+        SELECT sha256(n::text::bytea), $1, $1 + (n % 2) * interval '1 hour', 1 FROM generate_series(1, 20000) AS n";
+    sqlx::query(budgets).bind(now).execute(&pool).await.unwrap();
+    let mut drawing = pool.begin().await.unwrap();
+    let locked = "SELECT 1 FROM throttle WHERE key = sha256('2') FOR UPDATE";
+    sqlx::query(locked).execute(&mut *drawing).await.unwrap();
+    let mut sweeper = Sweeper::new(Arc::clone(&service.app));
+    sweeper.sweep().await;
+    assert_eq!(service.count("throttle").await, 10_001);
+    assert_eq!(service.count("throttle WHERE key = sha256('2')").await, 1);
+    drawing.rollback().await.unwrap();
+    sweeper.sweep().await;
+    assert_eq!(service.count("throttle").await, 10_000);
+    service.clock.advance(Duration::from_hours(1));
+    sweeper.sweep().await;
+    assert_eq!(service.count("throttle").await, 0);
+    service.stops().await;
+}
+
 /// Nothing grows without bound: this finds the table that somebody adds and nobody sweeps, too.
 #[sqlx::test]
 async fn when_all_is_over_accounts_alone_are_left(pool: PgPool) {
