@@ -67,7 +67,7 @@ impl Sweeper {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
             let swept = in_time(throttle::sweep(&app.pool, now, self.next_page, PAGES)).await;
-            let next = swept.as_ref().map_or(None, |(_, next)| *next);
+            let next = swept.as_ref().ok().and_then(|(_, next)| *next);
             self.count("throttle", swept.map(|(rows, _)| rows));
             self.next_page = next.unwrap_or_default();
             if next.is_none() {

@@ -1,4 +1,5 @@
-//! What stands before the handlers: request id, client address, log and figures; the network's budget; the origin.
+//! What stands around the handlers: request id, client address, the headers of every answer, log and figures; the network's
+//! budget; the origin.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;

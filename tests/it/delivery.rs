@@ -147,6 +147,11 @@ async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
     service.relay.is_in_mood(Mood::Takes);
     service.clock.advance(Duration::from_secs(9 * 60 + 1));
     service.until_outbox_has(0).await;
+    service
+        .until("it is counted", async || {
+            service.metric("vos_auth_mails_total{outcome=\"expired\"").await > 0.9
+        })
+        .await;
     assert_eq!(service.relay.mails().len(), 0);
     service.stops().await;
 }

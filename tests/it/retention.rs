@@ -73,7 +73,8 @@ async fn a_notice_that_is_given_up_is_kept_for_as_long_as_its_setting_says(pool:
     service.stops().await;
 }
 
-/// Over several sweeps, as a large table is, and without waiting for whoever draws on a budget meanwhile.
+/// By one statement after the other, as the table has more pages than one looks through, and without waiting for whoever
+/// draws on a budget meanwhile.
 #[sqlx::test]
 async fn budgets_are_looked_through_page_by_page(pool: PgPool) {
     let service = Service::start(&pool).await;
