@@ -3,15 +3,17 @@
 //! ones before, and an answer's time counts from when its request was meant to go.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Write as _};
+use std::net::{Shutdown, SocketAddr};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::Failure;
@@ -133,51 +135,107 @@ impl Load {
         .await
     }
 
-    /// So many requests a second over at most so many connections.
+    /// So many requests a second over at most so many connections. One thread sends what is due, another reads: neither
+    /// has to be woken by the other.
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
         on_a_thread(move || async move {
-            goes_first();
-            let (due, queue) = mpsc::unbounded_channel();
-            let queue = Arc::new(Mutex::new(queue));
-            let mut connecting = Vec::new();
-            for _ in 0..connections {
-                connecting.push(Connection::open(load.address).await?);
+            let (mut lanes, mut asking) = (Vec::new(), JoinSet::new());
+            let (answered, free) = mpsc::channel();
+            for number in 0..connections {
+                let connection = Connection::open(load.address).await?;
+                let (lane, connection) = Lane::beside(connection)?;
+                asking.spawn(answers_of(connection, Arc::clone(&lane.asked), number, answered.clone()));
+                lanes.push(lane);
             }
             let began = Instant::now();
-            // A thread: timers of the runtime know milliseconds alone. What is due within a tick goes out at its end; a
-            // thread that woke for each would take a good part of a core.
-            std::thread::spawn(move || {
+            let times = (0..(lasting.as_secs_f64() * rate) as u64)
+                .map(move |number| began + Duration::from_secs_f64(number as f64 / rate));
+            let sending = std::thread::spawn(move || {
                 goes_first();
-                let mut times = (0..(lasting.as_secs_f64() * rate) as u64)
-                    .map(|number| began + Duration::from_secs_f64(number as f64 / rate))
-                    .peekable();
-                while times.peek().is_some() {
-                    std::thread::sleep(TICK);
-                    let now = Instant::now();
-                    while let Some(at) = times.next_if(|at| *at <= now) {
-                        if due.send(at).is_err() {
-                            return;
-                        }
-                    }
-                }
+                let sent = load.send_at(times, &lanes, &free);
+                // Or whoever reads would wait for more.
+                lanes.iter().try_for_each(|lane| lane.stream.shutdown(Shutdown::Both)).and(sent)
             });
-            let mut asking = JoinSet::new();
-            for mut connection in connecting {
-                let (load, queue) = (load.clone(), Arc::clone(&queue));
-                asking.spawn(async move {
-                    let mut answers = Vec::new();
-                    loop {
-                        let Some(at) = queue.lock().await.recv().await else { return Ok(answers) };
-                        let request = (load.requests)(load.numbers.claim());
-                        answers.push(connection.asks(&request, at).await?);
-                    }
-                });
-            }
-            gather(asking, began).await
+            let seen = gather(asking, began).await?;
+            sending.join().map_err(|_| ErrorKind::Other)??;
+            Ok(seen)
         })
         .await
     }
+
+    /// Sends each request at its time, or later when no connection is free, until the last is answered. What is due
+    /// within a tick goes out at its end: a thread that woke for each would take a good part of a core.
+    fn send_at(
+        &self,
+        times: impl Iterator<Item = Instant>,
+        lanes: &[Lane],
+        answered: &Receiver<usize>,
+    ) -> std::io::Result<()> {
+        let mut free: Vec<_> = (0..lanes.len()).collect();
+        let mut times = times.peekable();
+        while times.peek().is_some() {
+            std::thread::sleep(TICK);
+            free.extend(answered.try_iter());
+            let now = Instant::now();
+            while let Some(number) = free.pop_if(|_| times.peek().is_some_and(|at| *at <= now)) {
+                lanes[number].send(&(self.requests)(self.numbers.claim()), times.next().unwrap_or(now))?;
+            }
+        }
+        let waiting = lanes.len() - free.len();
+        if answered.iter().take(waiting).count() == waiting {
+            Ok(())
+        } else {
+            Err(ErrorKind::UnexpectedEof.into())
+        }
+    }
+}
+
+/// The sender's side of a connection of an open loop.
+struct Lane {
+    stream: std::net::TcpStream,
+    asked: Arc<Mutex<Option<Asked>>>,
+}
+
+/// A request that waits for its answer.
+struct Asked {
+    due: Instant,
+    late: Duration,
+}
+
+impl Lane {
+    fn beside(connection: Connection) -> std::io::Result<(Self, Connection)> {
+        let stream = connection.stream.into_std()?;
+        let lane = Self { stream: stream.try_clone()?, asked: Arc::default() };
+        Ok((lane, Connection { stream: TcpStream::from_std(stream)?, read: connection.read }))
+    }
+
+    fn send(&self, request: &[u8], due: Instant) -> std::io::Result<()> {
+        *locked(&self.asked) = Some(Asked { due, late: due.elapsed() });
+        (&self.stream).write_all(request)
+    }
+}
+
+/// Reads answers until the sender ends the connection.
+async fn answers_of(
+    mut connection: Connection,
+    asked: Arc<Mutex<Option<Asked>>>,
+    number: usize,
+    answered: Sender<usize>,
+) -> Answers {
+    let mut answers = Vec::new();
+    while let Some(status) = connection.reads().await? {
+        let at = Instant::now();
+        let Asked { due, late } = locked(&asked).take().ok_or(ErrorKind::InvalidData)?;
+        answers.push(Answer { status, at, took: at - due, late });
+        // The sender is gone only with an error of its own.
+        let _ = answered.send(number);
+    }
+    if locked(&asked).is_some() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answers) }
+}
+
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Answers = Result<Vec<Answer>, std::io::Error>;
@@ -230,16 +288,20 @@ impl Connection {
     pub async fn asks(&mut self, request: &[u8], due: Instant) -> std::io::Result<Answer> {
         let late = due.elapsed();
         self.stream.write_all(request).await?;
+        let status = self.reads().await?.ok_or(ErrorKind::UnexpectedEof)?;
+        let at = Instant::now();
+        Ok(Answer { status, at, took: at - due, late })
+    }
+
+    /// The status of the next answer, or nothing at the connection's end.
+    async fn reads(&mut self) -> std::io::Result<Option<u16>> {
         self.read.clear();
-        loop {
-            if self.stream.read_buf(&mut self.read).await? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
+        while self.stream.read_buf(&mut self.read).await? > 0 {
             if let Some(status) = complete(&self.read) {
-                let at = Instant::now();
-                return Ok(Answer { status, at, took: at - due, late });
+                return Ok(Some(status));
             }
         }
+        Ok(None)
     }
 
     /// The last answer, head and body.
