@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -144,8 +144,8 @@ impl Load {
             let (answered, free) = mpsc::channel();
             for number in 0..connections {
                 let connection = Connection::open(load.address).await?;
-                let (lane, connection) = Lane::beside(connection)?;
-                asking.spawn(answers_of(connection, Arc::clone(&lane.asked), number, answered.clone()));
+                let (lane, connection, asked) = Lane::beside(connection)?;
+                asking.spawn(answers_of(connection, asked, number, answered.clone()));
                 lanes.push(lane);
             }
             let began = Instant::now();
@@ -182,19 +182,15 @@ impl Load {
                 lanes[number].send(&(self.requests)(self.numbers.claim()), times.next().unwrap_or(now))?;
             }
         }
-        let waiting = lanes.len() - free.len();
-        if answered.iter().take(waiting).count() == waiting {
-            Ok(())
-        } else {
-            Err(ErrorKind::UnexpectedEof.into())
-        }
+        answered.iter().take(lanes.len() - free.len()).for_each(drop);
+        Ok(())
     }
 }
 
 /// The sender's side of a connection of an open loop.
 struct Lane {
     stream: std::net::TcpStream,
-    asked: Arc<Mutex<Option<Asked>>>,
+    asked: Sender<Asked>,
 }
 
 /// A request that waits for its answer.
@@ -204,14 +200,16 @@ struct Asked {
 }
 
 impl Lane {
-    fn beside(connection: Connection) -> std::io::Result<(Self, Connection)> {
+    fn beside(connection: Connection) -> std::io::Result<(Self, Connection, Receiver<Asked>)> {
         let stream = connection.stream.into_std()?;
-        let lane = Self { stream: stream.try_clone()?, asked: Arc::default() };
-        Ok((lane, Connection { stream: TcpStream::from_std(stream)?, read: connection.read }))
+        let (asked, asks) = mpsc::channel();
+        let lane = Self { stream: stream.try_clone()?, asked };
+        Ok((lane, Connection { stream: TcpStream::from_std(stream)?, read: connection.read }, asks))
     }
 
     fn send(&self, request: &[u8], due: Instant) -> std::io::Result<()> {
-        *locked(&self.asked) = Some(Asked { due, late: due.elapsed() });
+        let asked = Asked { due, late: due.elapsed() };
+        self.asked.send(asked).map_err(|_| ErrorKind::BrokenPipe)?;
         (&self.stream).write_all(request)
     }
 }
@@ -219,23 +217,19 @@ impl Lane {
 /// Reads answers until the sender ends the connection.
 async fn answers_of(
     mut connection: Connection,
-    asked: Arc<Mutex<Option<Asked>>>,
+    asked: Receiver<Asked>,
     number: usize,
     answered: Sender<usize>,
 ) -> Answers {
     let mut answers = Vec::new();
     while let Some(status) = connection.reads().await? {
         let at = Instant::now();
-        let Asked { due, late } = locked(&asked).take().ok_or(ErrorKind::InvalidData)?;
+        let Asked { due, late } = asked.try_recv().map_err(|_| ErrorKind::InvalidData)?;
         answers.push(Answer { status, at, took: at - due, late });
         // The sender is gone only with an error of its own.
         let _ = answered.send(number);
     }
-    if locked(&asked).is_some() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answers) }
-}
-
-fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+    if asked.try_recv().is_ok() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answers) }
 }
 
 type Answers = Result<Vec<Answer>, std::io::Error>;
@@ -249,7 +243,7 @@ async fn gather(mut asking: JoinSet<Answers>, began: Instant) -> Result<Loaded, 
     Ok(Loaded { answers, seconds: (last - began).as_secs_f64() })
 }
 
-/// One thread asks and reads, as little beside the service and PostgreSQL as may be.
+/// One thread asks and reads, or reads alone, as little beside the service and PostgreSQL as may be.
 async fn on_a_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, Failure>
 where
     T: Send + 'static,
