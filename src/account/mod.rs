@@ -85,6 +85,47 @@ pub async fn active_by_email(
     .await
 }
 
+/// The active account of an address, for the recovery of this number: none if the account has ended it.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn in_recovery(
+    executor: impl PgExecutor<'_>,
+    email: &str,
+    number: i64,
+) -> Result<Option<Account>, sqlx::Error> {
+    sqlx::query_as!(
+        Account,
+        "SELECT id, email, traits FROM account WHERE email = $1 AND state = 'active' AND recoveries_ended < $2",
+        email,
+        number
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// The same, and locks its row as [`lock`] does.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn lock_in_recovery(
+    transaction: &mut PgConnection,
+    email: &str,
+    number: i64,
+) -> Result<Option<Account>, sqlx::Error> {
+    sqlx::query_as!(
+        Account,
+        "SELECT id, email, traits FROM account
+         WHERE email = $1 AND state = 'active' AND recoveries_ended < $2 FOR NO KEY UPDATE",
+        email,
+        number
+    )
+    .fetch_optional(transaction)
+    .await
+}
+
 /// What the password of an active account is verified against.
 ///
 /// # Errors
@@ -119,7 +160,7 @@ pub async fn lock(
     .await
 }
 
-/// Sets a new password of a locked account.
+/// Sets a new password of a locked account, which ends its recoveries.
 ///
 /// # Errors
 ///
@@ -131,7 +172,9 @@ pub async fn set_password(
     password_hash: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE account SET password_hash = $2, password_changed_at = $3, updated_at = $3 WHERE id = $1",
+        "UPDATE account SET password_hash = $2, password_changed_at = $3, updated_at = $3,
+             recoveries_ended = nextval('recovery_number')
+         WHERE id = $1",
         id,
         password_hash,
         now

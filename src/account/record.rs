@@ -103,7 +103,7 @@ pub async fn lock_in_any_state(
     Ok(row.fetch_optional(transaction).await?.map(|row| (row.email, row.state == "active")))
 }
 
-/// Makes a locked account active or disabled.
+/// Makes a locked account active, or disables it, which ends its recoveries.
 ///
 /// # Errors
 ///
@@ -115,14 +115,22 @@ pub async fn set_active(
     active: bool,
 ) -> Result<(), sqlx::Error> {
     let state = if active { "active" } else { "disabled" };
-    sqlx::query!("UPDATE account SET state = $2, updated_at = $3 WHERE id = $1", id, state, now)
-        .execute(transaction)
-        .await?;
+    sqlx::query!(
+        "UPDATE account SET state = $2, updated_at = $3,
+             recoveries_ended = CASE WHEN $4 THEN recoveries_ended ELSE nextval('recovery_number') END
+         WHERE id = $1",
+        id,
+        state,
+        now,
+        active
+    )
+    .execute(transaction)
+    .await?;
     Ok(())
 }
 
-/// Gives a locked account another address, in its traits too if they have one under `email`. False: another account has
-/// it.
+/// Gives a locked account another address, in its traits too if they have one under `email`, and ends its recoveries.
+/// False: another account has it.
 ///
 /// # Errors
 ///
@@ -134,7 +142,8 @@ pub async fn set_email(
     email: &EmailAddress,
 ) -> Result<bool, sqlx::Error> {
     let set = sqlx::query!(
-        "UPDATE account SET email = $2, traits = jsonb_set(traits, '{email}', to_jsonb($2::text), false), updated_at = $3
+        "UPDATE account SET email = $2, traits = jsonb_set(traits, '{email}', to_jsonb($2::text), false), updated_at = $3,
+             recoveries_ended = nextval('recovery_number')
          WHERE id = $1",
         id,
         email.as_str(),

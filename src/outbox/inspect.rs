@@ -111,7 +111,7 @@ pub async fn find(
         r#"SELECT coalesce(owner.email, asked.email) AS "email?" FROM outbox o
            LEFT JOIN account owner ON owner.id = o.account_id
            LEFT JOIN recovery_session s ON s.id = o.recovery_session_id AND s.state = 'code_sent'
-           LEFT JOIN account asked ON asked.email = s.email AND asked.state = 'active'
+           LEFT JOIN account asked ON asked.email = s.email AND asked.state = 'active' AND asked.recoveries_ended < s.number
            WHERE o.id = $1"#,
         id
     );

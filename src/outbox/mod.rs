@@ -143,7 +143,8 @@ pub async fn claim(
                 SELECT * FROM recovery_session WHERE id = due.recovery_session_id AND state = 'code_sent' LIMIT 1
             ) AS s ON true
             LEFT JOIN LATERAL (
-                SELECT id, email, locale FROM account WHERE email = s.email AND state = 'active' LIMIT 1
+                SELECT id, email, locale FROM account
+                WHERE email = s.email AND state = 'active' AND recoveries_ended < s.number LIMIT 1
             ) AS a ON true
             LEFT JOIN LATERAL (SELECT id, email, locale FROM account WHERE id = due.owner_id LIMIT 1) AS o ON true
         ),

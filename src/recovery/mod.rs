@@ -61,6 +61,7 @@ enum Step {
 struct Usable {
     id: Uuid,
     email: String,
+    number: i64,
 }
 
 /// Looks up the session of a token and whether it can do `step`.
@@ -73,7 +74,7 @@ async fn usable(
     step: Step,
 ) -> Result<Result<Usable, Problem>, sqlx::Error> {
     let session = sqlx::query!(
-        "SELECT id, email, state, attempts_left, expires_at FROM recovery_session WHERE token_hash = $1",
+        "SELECT id, email, number, state, attempts_left, expires_at FROM recovery_session WHERE token_hash = $1",
         token.as_bytes()
     );
     let Some(session) = session.fetch_optional(pool).await? else {
@@ -81,12 +82,13 @@ async fn usable(
     };
     // A revoked session answers as if its code had just not been entered yet.
     let waits_for_code = matches!(session.state.as_str(), "code_sent" | "revoked");
+    let usable = Usable { id: session.id, email: session.email, number: session.number };
     Ok(match (step, session.state.as_str()) {
         _ if session.expires_at <= now => Err(Problem::RecoverySessionExpired),
         _ if waits_for_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
         (Step::Reset, _) if waits_for_code => Err(Problem::RecoverySessionUnverified),
-        (Step::Verify, _) if waits_for_code => Ok(Usable { id: session.id, email: session.email }),
-        (Step::Reset, "verified") => Ok(Usable { id: session.id, email: session.email }),
+        (Step::Verify, _) if waits_for_code => Ok(usable),
+        (Step::Reset, "verified") => Ok(usable),
         _ => Err(Problem::RecoverySessionUsed),
     })
 }

@@ -35,6 +35,9 @@ impl Recovery {
         let (app, pool) = (&self.app, &self.app.pool);
         let session =
             within_deadline("find recovery", usable(pool, app.time()?, &presented, Step::Reset)).await??;
+        // The account may have ended the recovery since, by another reset; that comes before what is said of the password.
+        let find = account::in_recovery(pool, &session.email, session.number);
+        within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
         let password = password?;
         let place = app.hasher.place()?;
         let password_hash =
@@ -43,13 +46,9 @@ impl Recovery {
         let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;
         let opened = within_deadline("set password", async {
-            let Some(account) = account::active_by_email(pool, &session.email).await? else {
-                return Ok(Err(Problem::RecoverySessionUsed));
-            };
             let mut transaction = pool.begin().await?;
-            let Some(account) = account::lock(&mut transaction, account.id, None).await? else {
-                return Ok(Err(Problem::RecoverySessionUsed));
-            };
+            let locked = account::lock_in_recovery(&mut transaction, &session.email, session.number).await?;
+            let Some(account) = locked else { return Ok(Err(Problem::RecoverySessionUsed)) };
             let consumed = sqlx::query!(
                 "UPDATE recovery_session SET state = 'consumed' WHERE id = $1 AND state = 'verified' AND expires_at > $2",
                 session.id,

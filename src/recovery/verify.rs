@@ -32,6 +32,7 @@ pub struct Verified {
 struct Attempt {
     session_id: Uuid,
     email: String,
+    number: i64,
     key_id: String,
     /// Revoked by another change of the password: no code is right.
     decoy: bool,
@@ -80,7 +81,7 @@ impl Recovery {
         let token_hash = token.hash();
         let ends = now + RESET_LIFETIME;
         within_deadline("mark verified", async {
-            let Some(account) = account::active_by_email(pool, &attempt.email).await? else {
+            let Some(account) = account::in_recovery(pool, &attempt.email, attempt.number).await? else {
                 return Ok(Err(wrong()));
             };
             let mut transaction = pool.begin().await?;
@@ -119,13 +120,14 @@ async fn spend_attempt(
     let row = sqlx::query!(
         "UPDATE recovery_session SET attempts_left = attempts_left - 1
          WHERE token_hash = $1 AND state IN ('code_sent', 'revoked') AND attempts_left > 0 AND expires_at > $2
-         RETURNING id, email, key_id, state, attempts_left",
+         RETURNING id, email, number, key_id, state, attempts_left",
         token.as_bytes(),
         now
     );
     Ok(row.fetch_optional(pool).await?.map(|row| Attempt {
         session_id: row.id,
         email: row.email,
+        number: row.number,
         key_id: row.key_id,
         decoy: row.state == "revoked",
         left: row.attempts_left,
