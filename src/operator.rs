@@ -23,15 +23,13 @@ pub async fn set_active(
     active: bool,
 ) -> Result<bool, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let Some((email, _)) =
-        record::lock_in_any_state(&mut transaction, id).await?.filter(|(_, already)| *already != active)
-    else {
-        return Ok(false);
-    };
+    match record::lock_in_any_state(&mut transaction, id).await? {
+        Some((_, already)) if already != active => {}
+        _ => return Ok(false),
+    }
     record::set_active(&mut transaction, now, id, active).await?;
     if !active {
         session::revoke_all(&mut transaction, now, id, None).await?;
-        recovery::revoke_pending(&mut transaction, now, &email, None).await?;
     }
     let event = if active { Event::AccountEnabled } else { Event::AccountDisabled };
     audit::record(&mut *transaction, now, event, id, None).await?;
@@ -74,9 +72,7 @@ pub async fn set_email(
     if !record::set_email(&mut transaction, now, id, email).await? {
         return Ok(EmailSet::Taken);
     }
-    for address in [old.as_str(), email.as_str()] {
-        recovery::revoke_pending(&mut transaction, now, address, None).await?;
-    }
+    recovery::revoke_pending(&mut transaction, now, &old).await?;
     audit::record(&mut *transaction, now, Event::EmailChanged, id, None).await?;
     transaction.commit().await?;
     Ok(EmailSet::Set)

@@ -4,7 +4,6 @@ use crate::app::App;
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
 use crate::password::{Password, Verdict, context};
-use crate::recovery::revoke_pending;
 use crate::session::{self, Authenticated, Caller, NewPassword, SignedIn};
 use crate::{account, audit, throttle};
 
@@ -50,7 +49,6 @@ pub async fn change(
         if !session::is_open(app, &mut transaction, now, by.session.id).await? {
             return Ok(None);
         }
-        revoke_pending(&mut transaction, now, &account.email, None).await?;
         let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordChanged };
         let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
         transaction.commit().await?;

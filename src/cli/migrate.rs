@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Failure, connect_with};
 use crate::{config, database};
@@ -39,9 +39,25 @@ async fn migrate(mut connection: PgConnection) -> Result<(), MigrateError> {
     println!("{applied} migrations are applied, {waiting} to go");
     // A newer schema serves this release, too: whoever goes back to it must not be stopped here.
     migrator.set_ignore_missing(true);
+    drop_unfinished_indexes(&mut connection).await?;
     migrator.run(&mut connection).await?;
     println!("the schema is up to date");
     Ok(())
+}
+
+/// An index that was being built with nothing locked, and got no lock in time or was interrupted, is still there and of no
+/// use. Under the lock of migrations, so that none is dropped which somebody is building.
+async fn drop_unfinished_indexes(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    connection.lock().await?;
+    let unfinished = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class t ON t.oid = indrelid
+        WHERE NOT indisvalid AND t.relnamespace = current_schema()::regnamespace";
+    for index in sqlx::query_scalar::<_, String>(unfinished).fetch_all(&mut *connection).await? {
+        println!("{index} was not finished and is built anew");
+        sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY {index}")))
+            .execute(&mut *connection)
+            .await?;
+    }
+    connection.unlock().await
 }
 
 /// Whether a lock was not to be had in time, or in any order (a deadlock).

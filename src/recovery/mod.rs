@@ -1,9 +1,9 @@
 //! Owns `recovery_session`: the way of a trader who lost the password, in three steps.
 //!
 //! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password. A session
-//! goes `code_sent` → `verified` → `consumed`. One that another change of the password has `revoked` goes on like a live
-//! one, and so does one whose address nobody owns: it counts down, resends and expires alike; only its code never
-//! verifies, so nobody can tell.
+//! goes `code_sent` → `verified` → `consumed`. Each has a number, and an account says up to which one they have ended, as
+//! a new password ends all of them (docs/decisions/7). One that has ended goes on like a live one, and so does one whose
+//! address nobody owns: it counts down, resends and expires alike; only its code never verifies, so nobody can tell.
 
 mod reset;
 mod start;
@@ -93,8 +93,8 @@ async fn usable(
     })
 }
 
-/// Ends every pending recovery of an address but `but`: its password has just been changed. One whose code was not
-/// entered yet becomes a decoy; one whose code was has nothing left to hide from its owner.
+/// Ends every pending recovery of an address that is nobody's any more, for whoever has it next: each becomes a decoy, but one
+/// whose code was entered has nothing left to hide. Reads the whole table, as no request needs an index on the address.
 ///
 /// # Errors
 ///
@@ -103,21 +103,19 @@ pub(crate) async fn revoke_pending(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     email: &str,
-    but: Option<Uuid>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END
-         WHERE email = $1 AND state IN ('code_sent', 'verified') AND expires_at > $2 AND id IS DISTINCT FROM $3",
+         WHERE email = $1 AND state IN ('code_sent', 'verified') AND expires_at > $2",
         email,
         now,
-        but,
     )
     .execute(transaction)
     .await?;
     Ok(())
 }
 
-/// Deletes every session of an address, and gives their ids.
+/// Deletes every session of an address, and gives their ids. Reads the whole table.
 ///
 /// # Errors
 ///

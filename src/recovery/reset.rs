@@ -5,7 +5,7 @@
 //! account's row first: of many parallel resets one consumes the session, and a kill at any point leaves either the old
 //! password or the whole of the new one.
 
-use super::{Recovery, Step, revoke_pending, usable};
+use super::{Recovery, Step, usable};
 use crate::client::Client;
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
@@ -57,7 +57,6 @@ impl Recovery {
             if consumed.execute(&mut *transaction).await?.rows_affected() == 0 {
                 return Ok(Err(Problem::RecoverySessionUsed));
             }
-            revoke_pending(&mut transaction, now, &account.email, Some(session.id)).await?;
             let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordReset };
             let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
             transaction.commit().await?;

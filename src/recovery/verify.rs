@@ -34,7 +34,7 @@ struct Attempt {
     email: String,
     number: i64,
     key_id: String,
-    /// Revoked by another change of the password: no code is right.
+    /// Revoked, as its address was taken from its account: no code is right.
     decoy: bool,
     left: i16,
 }

@@ -94,6 +94,8 @@ async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     let mut recovering = service.client();
     let code = service.mails_code_to(&mut recovering, TRADER).await;
     let mut verified = service.verified(TRADER).await;
+    let mut early = service.client();
+    assert!(early.starts_recovery("moved@example.com").await.is_code_sent());
     let mails = service.relay.mails().len();
 
     let why = account(&pool, &["set-email", TRADER, OTHER]).unwrap_err();
@@ -114,6 +116,8 @@ async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     assert_eq!(session.body["identity"]["traits"]["email"], "moved@example.com", "{}", session.text);
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.status, 401);
     assert!(service.client().logs_in("moved@example.com", PASSWORD).await.is_signed_in());
+    assert!(early.starts_recovery("moved@example.com").await.is_code_sent());
+    service.until_outbox_has(0).await;
     assert_eq!(service.relay.mails().len(), mails, "nobody is mailed");
     // The old address is free, and the old owner's mailbox opens nothing.
     service.has_trader(TRADER, PASSWORD).await;

@@ -41,13 +41,14 @@ async fn settle(connection: &mut PgConnection, email: &str) {
 /// Reads what is left, all of it, and refuses a mixture. Waits for whatever still holds the account.
 async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Left {
     let row = sqlx::query(
-        "WITH a AS MATERIALIZED (SELECT id, email, password_hash FROM account WHERE email = $1 FOR UPDATE)
+        "WITH a AS MATERIALIZED (SELECT * FROM account WHERE email = $1 FOR UPDATE)
          SELECT a.password_hash = $2 AS old,
             (SELECT count(*) FROM session s WHERE s.account_id = a.id AND revoked_at IS NULL) AS live,
             (SELECT count(*) FROM session s WHERE s.account_id = a.id AND revoked_at IS NOT NULL) AS revoked,
             (SELECT count(*) FROM recovery_session r WHERE r.email = a.email AND r.state = 'verified') AS verified,
             (SELECT count(*) FROM recovery_session r WHERE r.email = a.email AND r.state = 'consumed') AS consumed,
-            (SELECT count(*) FROM recovery_session r WHERE r.email = a.email AND r.state = 'code_sent') AS pending,
+            (SELECT count(*) FROM recovery_session r
+                WHERE r.email = a.email AND r.state = 'code_sent' AND r.number > a.recoveries_ended) AS pending,
             (SELECT count(*) FROM outbox o WHERE o.account_id = a.id)
                 + (SELECT count(*) FROM audit_event e WHERE e.account_id = a.id AND what = 'password_notice_sent')
                 AS notices,

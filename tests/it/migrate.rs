@@ -34,6 +34,24 @@ async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool)
     sqlx::query("SELECT imported_at FROM account").execute(&pool).await.unwrap();
 }
 
+/// One that waits for the transactions that are older than it, and is interrupted or gets no lock, is left half built.
+#[sqlx::test(migrations = false)]
+async fn migrate_builds_an_index_that_was_not_finished_anew(pool: PgPool) {
+    let before = MIGRATOR.iter().filter(|step| step.version < 11).cloned().collect();
+    Migrator::with_migrations(before).run(&pool).await.unwrap();
+    let mut reader = pool.begin().await.unwrap();
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *reader).await.unwrap();
+    sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
+    let url = database::url(&pool);
+    let mut program = Program::start(&["migrate"], &[("DATABASE_URL", &url)]);
+    program.line_with("recovery_session_token_hash_idx was not finished");
+    reader.commit().await.unwrap();
+    let (said, well) = program.ends();
+    assert!(well && said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let unfinished = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_index WHERE NOT indisvalid");
+    assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
+}
+
 #[sqlx::test]
 async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: PgPool) {
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)

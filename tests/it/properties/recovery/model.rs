@@ -43,7 +43,6 @@ pub struct Expected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     CodeSent,
-    Revoked,
     Verified,
     Consumed,
 }
@@ -54,6 +53,8 @@ struct Session {
     /// Counted up at every step: a browser that has an older one has none.
     token: u64,
     state: State,
+    /// A new password has come since it began.
+    revoked: bool,
     attempts_left: i16,
     expires_at: OffsetDateTime,
     code: Option<String>,
@@ -137,7 +138,15 @@ impl Model {
     fn open(&mut self, now: OffsetDateTime, browser: usize, address: usize) -> OffsetDateTime {
         let (token, expires_at) = (self.count(), now + CODE_LIFETIME);
         let (state, attempts_left) = (State::CodeSent, 5);
-        self.sessions.push(Session { address, token, state, attempts_left, expires_at, code: None });
+        self.sessions.push(Session {
+            address,
+            token,
+            state,
+            revoked: false,
+            attempts_left,
+            expires_at,
+            code: None,
+        });
         self.browsers[browser].token = Some(token);
         expires_at
     }
@@ -160,7 +169,7 @@ impl Model {
             return Expected::error(400, "code_malformed");
         }
         session.attempts_left -= 1;
-        let right = typed_code.is_some() && typed_code == session.code && session.state == State::CodeSent;
+        let right = typed_code.is_some() && typed_code == session.code && !session.revoked;
         let (address, attempts_left) = (session.address, u64::try_from(session.attempts_left).ok());
         if !right || !self.accounts[address].is_there() {
             return Expected { attempts_left, ..Expected::error(400, "code_invalid") };
@@ -178,13 +187,10 @@ impl Model {
             Ok(address) => address,
             Err(error) => return (error, None),
         };
-        if !self.accounts[address].is_there() {
-            return (Expected::error(401, "recovery_session_used"), None);
-        }
         let session = self.session_of(browser).expect("it may reset");
         session.state = State::Consumed;
         self.browsers[browser].token = None;
-        self.password_is_new(now, address, password);
+        self.password_is_new(address, password);
         let device = self.browsers[browser].device;
         let known = self.sign_in(now, address, device);
         self.browsers[browser].device = known.or(device);
@@ -202,12 +208,15 @@ impl Model {
 
     fn may_reset(&mut self, now: OffsetDateTime, browser: usize) -> Result<usize, Expected> {
         let session = self.session_of(browser).ok_or_else(Expected::missing)?;
-        match session.ended(now) {
-            Some(error) => Err(error),
-            None if session.waits_for_code() => Err(Expected::error(401, "recovery_session_unverified")),
-            None if session.state == State::Verified => Ok(session.address),
-            None => Err(Expected::error(401, "recovery_session_used")),
+        if let Some(error) = session.ended(now) {
+            return Err(error);
         }
+        if session.waits_for_code() {
+            return Err(Expected::error(401, "recovery_session_unverified"));
+        }
+        let (address, usable) = (session.address, session.state == State::Verified && !session.revoked);
+        let used = || Expected::error(401, "recovery_session_used");
+        (usable && self.accounts[address].is_there()).then_some(address).ok_or_else(used)
     }
 
     pub fn change_elsewhere(&mut self, now: OffsetDateTime, address: usize, password: u64) {
@@ -215,21 +224,15 @@ impl Model {
             let device = self.signed_in[address].device;
             self.signed_in[address].device = self.sign_in(now, address, device).or(device);
         }
-        self.password_is_new(now, address, password);
+        self.password_is_new(address, password);
     }
 
-    /// Every other recovery of the address that lives has ended; one without its code does not say so.
-    fn password_is_new(&mut self, now: OffsetDateTime, address: usize, password: u64) {
+    /// Every recovery of the address has ended; one without its code does not say so.
+    fn password_is_new(&mut self, address: usize, password: u64) {
         let account = &mut self.accounts[address];
         (account.password, account.last_password) = (Some(password), password);
         for session in &mut self.sessions {
-            if session.address == address && session.expires_at > now {
-                session.state = match session.state {
-                    State::CodeSent => State::Revoked,
-                    State::Verified => State::Consumed,
-                    ended => ended,
-                };
-            }
+            session.revoked |= session.address == address;
         }
     }
 
@@ -259,7 +262,7 @@ impl Model {
     /// Whether a start that was accepted ends in a mail.
     pub fn is_mailed(&mut self, browser: usize) -> bool {
         let session = self.session_of(browser).expect("it has just started");
-        let (address, live) = (session.address, session.state == State::CodeSent);
+        let (address, live) = (session.address, !session.revoked);
         live && self.accounts[address].is_there()
     }
 
@@ -306,7 +309,7 @@ impl Account {
 
 impl Session {
     fn waits_for_code(&self) -> bool {
-        matches!(self.state, State::CodeSent | State::Revoked)
+        self.state == State::CodeSent
     }
 
     fn ended(&self, now: OffsetDateTime) -> Option<Expected> {
@@ -322,7 +325,6 @@ impl State {
     fn stored(self) -> &'static str {
         match self {
             Self::CodeSent => "code_sent",
-            Self::Revoked => "revoked",
             Self::Verified => "verified",
             Self::Consumed => "consumed",
         }
