@@ -1,7 +1,7 @@
 //! A reset that is broken off at every step: by kill -9 of the service, and of PostgreSQL. What is left is the old
 //! password with all sessions, or the new one with the others revoked and the notice owed or sent; never a mixture.
 
-use sqlx::{PgConnection, PgPool, Row as _};
+use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use tokio::task::JoinHandle;
 use vos_auth::password::{Cost, Password};
 
@@ -41,7 +41,7 @@ async fn settle(connection: &mut PgConnection, email: &str) {
 /// Reads what is left, all of it, and refuses a mixture. Waits for whatever still holds the account.
 async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Left {
     let row = sqlx::query(
-        "WITH a AS MATERIALIZED (SELECT * FROM account WHERE email = $1 FOR UPDATE)
+        "WITH a AS MATERIALIZED (SELECT * FROM account WHERE email = $1)
          SELECT a.password_hash = $2 AS old,
             (SELECT count(*) FROM session s WHERE s.account_id = a.id AND revoked_at IS NULL) AS live,
             (SELECT count(*) FROM session s WHERE s.account_id = a.id AND revoked_at IS NOT NULL) AS revoked,
@@ -55,13 +55,15 @@ async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Lef
             (SELECT count(*) FROM audit_event e WHERE e.account_id = a.id AND what = 'password_reset') AS events
          FROM a",
     );
-    // The lock is taken first; what is read after it is in a second look.
+    // A reset that went on after the break may be at work: the row's lock is held, and what is read is in a second look.
+    let mut transaction = connection.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM account WHERE email = $1 FOR UPDATE")
         .bind(email)
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await
         .unwrap();
-    let row = row.bind(email).bind(old_hash).fetch_one(connection).await.unwrap();
+    let row = row.bind(email).bind(old_hash).fetch_one(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
     let counts = ["live", "revoked", "verified", "consumed", "pending", "notices", "events"];
     let counts = counts.map(|name| row.get::<i64, _>(name));
     match (row.get::<bool, _>("old"), counts) {
