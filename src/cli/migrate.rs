@@ -52,10 +52,10 @@ async fn drop_unfinished_indexes(connection: &mut PgConnection) -> Result<(), Mi
     let unfinished = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class t ON t.oid = indrelid
         WHERE NOT indisvalid AND t.relnamespace = current_schema()::regnamespace";
     for index in sqlx::query_scalar::<_, String>(unfinished).fetch_all(&mut *connection).await? {
-        println!("{index} was not finished and is built anew");
         sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY {index}")))
             .execute(&mut *connection)
             .await?;
+        println!("{index} was not finished: it is dropped");
     }
     connection.unlock().await
 }

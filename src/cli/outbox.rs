@@ -103,7 +103,11 @@ fn described(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static
     [
         ("id", entry.id.to_string()),
         ("kind", entry.kind.to_string()),
-        ("to", to.unwrap_or("nobody: no active account, so it will be struck off").into()),
+        (
+            "to",
+            to.unwrap_or("nobody: no active account, or its recovery has ended; it will be struck off")
+                .into(),
+        ),
         ("standing", entry.standing(now).to_string()),
         ("attempts", entry.attempts.to_string()),
         ("owed since", since(entry.created_at)),

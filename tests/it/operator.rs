@@ -99,6 +99,15 @@ async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
     let after: (i32, time::OffsetDateTime) =
         sqlx::query_as("SELECT attempts, next_attempt_at FROM outbox").fetch_one(&pool).await.unwrap();
     assert_eq!(before, after);
+    let to = || {
+        let shown = vos_auth(&["outbox", "show", &id.to_string()], &environment).0;
+        shown.lines().find(|line| line.starts_with("to ")).unwrap().to_owned()
+    };
+    assert!(to().contains("trader@example.com"), "{}", to());
+    for command in ["disable", "enable"] {
+        assert!(vos_auth(&["account", command, "trader@example.com"], &environment).2);
+    }
+    assert!(to().contains("nobody"), "its recovery has ended: {}", to());
     service.stops().await;
 }
 
