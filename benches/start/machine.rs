@@ -1,8 +1,10 @@
 //! What a measurement costs the machine, and what PostgreSQL does alone.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Failure;
 
@@ -67,4 +69,23 @@ pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64
     figure("tps = ")
         .zip(figure("latency average = "))
         .ok_or_else(|| format!("pgbench: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// What a flush of one page takes on the disk that the database is on by default while nothing else works: one is due every
+/// millisecond, and its time counts from then, as in an open loop.
+pub fn flushes(lasting: Duration) -> io::Result<Vec<Duration>> {
+    const EVERY: Duration = Duration::from_millis(1);
+    let file = fs::File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/flushes"))?;
+    file.write_all_at(&[0; 8192], 0)?;
+    file.sync_all()?;
+    let began = Instant::now();
+    let (mut due, mut took) = (began, Vec::new());
+    while due < began + lasting {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        file.write_all_at(&[1; 8192], 0)?;
+        file.sync_data()?;
+        took.push(due.elapsed());
+        due += EVERY;
+    }
+    Ok(took)
 }
