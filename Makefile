@@ -11,7 +11,7 @@ help: ## list the commands
 
 run: ## run the service on PORT (default 8080) with a database, accounts and a mailbox of its own
 	@cargo build
-	@scripts/with-postgres run "$(target)/debug/vos-auth" dev || { code=$$?; [ $$code -eq 130 ] || [ $$code -eq 143 ]; }
+	@env -u DATABASE_URL -u DATABASE_URL_FILE scripts/with-postgres run "$(target)/debug/vos-auth" dev || { code=$$?; [ $$code -eq 130 ] || [ $$code -eq 143 ]; }
 
 page-tools: # what the tests of the pages need: Chromium, and axe from npm
 	@ls /usr/bin/chromium /usr/bin/chromedriver >/dev/null 2>&1 || scripts/apt-install Chromium chromium chromium-driver

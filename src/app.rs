@@ -15,7 +15,7 @@ use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::Composer;
 use crate::metrics::Metrics;
-use crate::password::Hasher;
+use crate::password::{Cost, Hasher};
 use crate::secret::Keys;
 use crate::throttle::{Budget, NetworkLimiter};
 
@@ -79,6 +79,10 @@ impl App {
         clock: Clock,
         limits: Limits,
     ) -> Result<(Self, Courier), ConfigError> {
+        if !Cost::of(&config).is_verifiable() {
+            let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
+            return Err(ConfigError::new("ARGON2_PASSES", why));
+        }
         let database = database::options(&secrets.database_url)?;
         let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays)?);
         let composer = Composer::new(&config)?;

@@ -20,7 +20,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span, info_span};
 
 use crate::clock::Clock;
-use crate::config::{Config, STORAGE_DEADLINE};
+use crate::config::{CODE_LIFE_ON_ARRIVAL, Config, STORAGE_DEADLINE};
 use crate::database::{cause, in_time, is_statements_fault};
 use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
 use crate::locale::Locale;
@@ -196,7 +196,7 @@ impl Courier {
     ) {
         tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
         let outcome = match (self.compose(&owed, held.now()), &slot) {
-            (Some(mail), Some(slot)) => self.gateway.send(slot, &mail).await,
+            (Some(mail), Some(slot)) => self.hand_over(slot, &mail, &owed, held).await,
             // The relay was found down between the claim and now.
             (Some(_), None) => Err(NotSent::just(Stage::NoRelay)),
             (None, _) => {
@@ -228,6 +228,21 @@ impl Courier {
                 self.finish(&owed, held, finish).await;
             }
         }
+    }
+
+    async fn hand_over(
+        &self,
+        slot: &Slot,
+        mail: &Mail,
+        owed: &ClaimedMail,
+        held: Held,
+    ) -> Result<(), NotSent> {
+        self.gateway.ready(slot).await?;
+        // While it waited for the relay's rate its code may have become too old.
+        if owed.expires_at < held.now() + CODE_LIFE_ON_ARRIVAL {
+            return Err(NotSent::just(Stage::Rate));
+        }
+        self.gateway.send(slot, mail).await
     }
 
     /// `None` if the code's secret has been rotated away, or the stored address fits no mail.

@@ -56,7 +56,7 @@ pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
         ("jit", "off"),
         // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
         ("idle_in_transaction_session_timeout", "5s"),
-        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions).
+        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/1).
         ("plan_cache_mode", "force_generic_plan"),
     ])
 }

@@ -40,9 +40,9 @@
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
 //!
-//! Imports point one way: `cli` → {`operator`, `import`, `export`}, `server` → `http` → {`recovery`, `password_change`} → `session` → `app` → {`account`,
-//! `throttle`, `audit`, `outbox`, `courier`} → {`mail`, `jwt`, `password`, `known_device`} → {`client`, `secret`,
-//! `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `traces`}.
+//! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
+//! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
+//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `traces`}.
 //!
 //! # The life of one `start`
 //!
@@ -69,7 +69,8 @@
 //! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
 //!    reads it only after a right code.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
-//!    mail, when its code is too old, or when there is nobody to write to. No mail is sent inside a transaction.
+//!    mail, when its code is of no use any more, or when there is nobody to write to (a relay may say so for good, or the
+//!    account be erased). No mail is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
 //!    stands in no table, no log and no subject.
 //! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::Budget`]): an attempt is

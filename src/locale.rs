@@ -28,7 +28,7 @@ impl Locale {
     /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers among ours; `None` if it names neither.
     ///
     /// Written here, because the crate for it sorts by a float that the client sends, and a `q` of NaN can make that sort
-    /// panic (docs/decisions).
+    /// panic (docs/decisions/3).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;
@@ -174,8 +174,8 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "There were too many failed logins with this address. Wait and try again, or recover your password.",
         ),
         Problem::PasswordThrottled => (
-            "Bạn đã nhập sai mật khẩu hiện tại quá nhiều lần. Hãy đợi một lát rồi thử lại.",
-            "The current password was entered wrongly too many times. Wait, then try again.",
+            "Mật khẩu hiện tại đã bị nhập sai hoặc mật khẩu đã được đổi quá nhiều lần. Hãy đợi một lát rồi thử lại.",
+            "The current password was entered wrongly, or the password changed, too many times. Wait, then try again.",
         ),
         Problem::HashingBusy => (
             "Hiện có quá nhiều người đang đăng nhập. Hãy thử lại sau vài giây.",

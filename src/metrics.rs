@@ -12,11 +12,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use time::OffsetDateTime;
-
-use crate::mail::message::MailKind;
-use crate::outbox::inspect::Backlog;
-
 /// An answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Answer {
@@ -246,18 +241,6 @@ impl Metrics {
         }
         for outcome in [SignedIn, Failed, Throttled, Busy] {
             drop(self.logins.get_or_create(&LoginLabel { outcome }));
-        }
-    }
-
-    /// Takes over what is owed; of a kind that `backlog` leaves out, nothing is.
-    pub fn outbox_is(&self, backlog: &[Backlog], now: OffsetDateTime) {
-        for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {
-            let label = KindLabel { kind: kind.as_str() };
-            let of_kind = backlog.iter().find(|of| of.kind == kind);
-            self.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
-            self.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
-            let oldest = of_kind.and_then(|of| of.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
-            self.outbox_oldest.get_or_create(&label).set(oldest.max(0));
         }
     }
 

@@ -190,7 +190,7 @@ async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_LOOK)).await.is_some() {
         if let Ok(backlog) = in_time(inspect::backlog(&app.health_pool)).await {
-            app.metrics.outbox_is(&backlog, app.clock.now());
+            inspect::show(&app.metrics, &backlog, app.clock.now());
         }
     }
 }

@@ -184,21 +184,23 @@ pub async fn set_password(
     Ok(())
 }
 
-/// Stores the same password of a locked account, hashed anew.
+/// Notes that the owner of a locked account has signed in, so that no import changes it any more. `rehashed`: the same
+/// password, hashed anew.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn rehash(
+pub async fn mark_used(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
-    password_hash: &str,
+    rehashed: Option<&str>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE account SET password_hash = $2, updated_at = $3 WHERE id = $1",
+        "UPDATE account SET password_hash = coalesce($2, password_hash), updated_at = $3
+         WHERE id = $1 AND ($2::text IS NOT NULL OR imported_at = updated_at)",
         id,
-        password_hash,
+        rehashed,
         now
     )
     .execute(transaction)

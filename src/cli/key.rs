@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use crate::clock::Clock;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Origin};
 use crate::jwt::{self, KeyRing};
 
 #[derive(Debug, Subcommand)]
@@ -21,9 +21,12 @@ pub(super) enum KeyCommand {
     Verify {
         #[command(flatten)]
         folder: KeyFolder,
-        /// Who it has to be from: JWT_ISSUER, or PUBLIC_ORIGIN, of the service
-        #[arg(long, env, value_name = "JWT_ISSUER")]
-        jwt_issuer: String,
+        /// Who it has to be from. Default: PUBLIC_ORIGIN
+        #[arg(long, env, value_name = "JWT_ISSUER", required_unless_present = "public_origin")]
+        jwt_issuer: Option<String>,
+        /// The setting of `serve`
+        #[arg(long, env, value_name = "PUBLIC_ORIGIN")]
+        public_origin: Option<Origin>,
         /// Whom it has to be for
         #[arg(long, env, value_name = "JWT_AUDIENCE", default_value = "https://api-oms.verolabs.co")]
         jwt_audience: String,
@@ -60,12 +63,13 @@ pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
                 }
             }
         }
-        KeyCommand::Verify { folder, jwt_issuer, jwt_audience } => {
+        KeyCommand::Verify { folder, jwt_issuer, public_origin, jwt_audience } => {
+            let issuer = jwt_issuer.or(public_origin.map(|origin| origin.to_string())).unwrap_or_default();
             let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| named(&folder, why))?;
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
             let claims = keys
-                .verify(text.trim(), &jwt_issuer, &jwt_audience, now)
+                .verify(text.trim(), &issuer, &jwt_audience, now)
                 .map_err(|why| format!("the JWT is refused: {why}"))?;
             println!("{}", serde_json::to_string_pretty(&claims)?);
         }

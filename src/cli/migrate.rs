@@ -33,31 +33,46 @@ pub(super) async fn run() -> Result<(), Failure> {
 async fn migrate(mut connection: PgConnection) -> Result<(), MigrateError> {
     let table = &database::MIGRATOR.table_name;
     connection.ensure_migrations_table(table).await?;
-    let applied = connection.list_applied_migrations(table).await?.len();
+    let applied = connection.list_applied_migrations(table).await?;
     let mut migrator = Migrator::with_migrations(database::MIGRATOR.iter().cloned().collect());
-    let waiting = migrator.iter().count().saturating_sub(applied);
-    println!("{applied} migrations are applied, {waiting} to go");
+    let waiting: Vec<_> = database::MIGRATOR
+        .iter()
+        .filter(|step| applied.iter().all(|applied| applied.version != step.version))
+        .collect();
+    println!("{} migrations are applied, {} to go", applied.len(), waiting.len());
     // A newer schema serves this release, too: whoever goes back to it must not be stopped here.
     migrator.set_ignore_missing(true);
-    drop_unfinished_indexes(&mut connection).await?;
+    let indexes: Vec<_> = waiting.iter().filter_map(|step| index_of(step.sql.as_str())).collect();
+    drop_unfinished_indexes(&mut connection, &indexes).await?;
     migrator.run(&mut connection).await?;
     println!("the schema is up to date");
     Ok(())
 }
 
 /// An index that was being built with nothing locked, and got no lock in time or was interrupted, is still there and of no
-/// use. Under the lock of migrations, so that none is dropped which somebody is building.
-async fn drop_unfinished_indexes(connection: &mut PgConnection) -> Result<(), MigrateError> {
+/// use; or PostgreSQL finished it when nobody was there any more to note its step. Under the lock of migrations, so that
+/// none is dropped which somebody is building.
+async fn drop_unfinished_indexes(
+    connection: &mut PgConnection,
+    waiting: &[&str],
+) -> Result<(), MigrateError> {
     connection.lock().await?;
     let unfinished = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class t ON t.oid = indrelid
-        WHERE NOT indisvalid AND t.relnamespace = current_schema()::regnamespace";
-    for index in sqlx::query_scalar::<_, String>(unfinished).fetch_all(&mut *connection).await? {
+        JOIN pg_class i ON i.oid = indexrelid
+        WHERE (NOT indisvalid OR i.relname = ANY($1)) AND t.relnamespace = current_schema()::regnamespace";
+    for index in sqlx::query_scalar::<_, String>(unfinished).bind(waiting).fetch_all(&mut *connection).await?
+    {
         sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY {index}")))
             .execute(&mut *connection)
             .await?;
         println!("{index} was not finished: it is dropped");
     }
     connection.unlock().await
+}
+
+/// The index that a step builds with nothing locked, if it is such a step.
+fn index_of(sql: &str) -> Option<&str> {
+    sql.split_once("\nCREATE INDEX CONCURRENTLY ")?.1.split_whitespace().next()
 }
 
 /// Whether a lock was not to be had in time, or in any order (a deadlock).

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
@@ -61,6 +62,9 @@ enum Command {
         /// Port of the API, on localhost
         #[arg(long, env, default_value = "8080", value_name = "PORT")]
         port: u16,
+        /// Lift every budget, for tools that call often
+        #[arg(long, env, value_name = "DEV_NO_LIMITS", value_parser = BoolishValueParser::new())]
+        dev_no_limits: bool,
         #[command(flatten)]
         config: Box<Config>,
         #[command(flatten)]
@@ -154,35 +158,27 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Healthcheck { http_addr } => return healthcheck(http_addr),
-        Command::Key(command) => return key::run(command),
-        Command::Mail(mail::MailCommand::Preview(preview)) => return mail::preview(&preview),
-        _ => {}
+        Command::Serve { config, log, traces } => to_its_end(async {
+            let traces = log.install(&traces)?;
+            traced(traces, serve(*config)).await
+        }),
+        Command::Dev { port, dev_no_limits, config, log, traces } => to_its_end(async {
+            let traces = log.install(&traces)?;
+            let limits = if dev_no_limits { Limits::Off } else { Limits::On };
+            traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
+        }),
+        Command::Migrate => to_its_end(migrate::run()),
+        Command::Account(command) => to_its_end(account::run(command)),
+        Command::Outbox(command) => to_its_end(outbox::run(command)),
+        Command::Mail(mail::MailCommand::Test(test)) => to_its_end(mail::test(&test)),
+        Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
+        Command::Key(command) => key::run(command),
+        Command::Healthcheck { http_addr } => healthcheck(http_addr),
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        match command {
-            Command::Serve { config, log, traces } => {
-                let traces = log.install(&traces)?;
-                traced(traces, serve(*config)).await
-            }
-            Command::Dev { port, config, log, traces } => {
-                let traces = log.install(&traces)?;
-                let limits = if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| value == "1") {
-                    Limits::Off
-                } else {
-                    Limits::On
-                };
-                traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
-            }
-            Command::Migrate => migrate::run().await,
-            Command::Account(command) => account::run(command).await,
-            Command::Outbox(command) => outbox::run(command).await,
-            Command::Mail(mail::MailCommand::Test(test)) => mail::test(&test).await,
-            Command::Mail(mail::MailCommand::Preview(_)) | Command::Healthcheck { .. } | Command::Key(_) => {
-                Ok(())
-            }
-        }
-    })
+}
+
+fn to_its_end(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }
 
 /// What is traced is over when its last spans are delivered.
@@ -195,7 +191,7 @@ async fn traced<T>(traces: Option<Traces>, work: impl Future<Output = T>) -> T {
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    if std::env::var_os("DEV_NO_LIMITS").is_some() {
+    if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
         return Err(ConfigError::new("DEV_NO_LIMITS", "is for `vos-auth dev` alone: unset it").into());
     }
     if config.public_origin.is_none() {

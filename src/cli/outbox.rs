@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Failure, connect};
 use crate::clock::Clock;
 use crate::mail::message::MailKind;
-use crate::outbox::inspect::{self, Entry, Standing};
+use crate::outbox::inspect::{self, Entry, State};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OutboxCommand {
@@ -53,7 +53,7 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
             );
             for entry in entries {
                 let Entry { id, kind, attempts, .. } = &entry;
-                let (standing, age) = (entry.standing(now), span(now - entry.created_at));
+                let (standing, age) = (entry.state(now), span(now - entry.created_at));
                 let last_error = entry.last_error.as_deref().unwrap_or("-");
                 println!("{id}  {kind:16}  {standing:9}  {attempts:>8}  {age:>7}  {last_error}");
             }
@@ -81,11 +81,11 @@ fn unknown(id: Uuid) -> String {
 }
 
 fn refusal(entry: &Entry, now: OffsetDateTime) -> &'static str {
-    match (entry.kind, entry.standing(now)) {
+    match (entry.kind, entry.state(now)) {
         (MailKind::RecoveryCode, _) => {
             "this is a code: it is retried by itself while it lives, and after that its owner asks for another"
         }
-        (_, Standing::UnderWay) => "a replica has this mail in hand: see again in a minute",
+        (_, State::UnderWay) => "a replica has this mail in hand: see again in a minute",
         _ => "this notice has expired",
     }
 }
@@ -108,7 +108,7 @@ fn described(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static
             to.unwrap_or("nobody: no active account, or its recovery has ended; it will be struck off")
                 .into(),
         ),
-        ("standing", entry.standing(now).to_string()),
+        ("standing", entry.state(now).to_string()),
         ("attempts", entry.attempts.to_string()),
         ("owed since", since(entry.created_at)),
         ("next attempt", since(entry.next_attempt_at)),

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedI64ValueParser;
 use ipnet::IpNet;
 
 pub use self::origin::{Origin, is_local};
@@ -71,6 +72,12 @@ pub fn login_failure_time(text: &str) -> Result<Duration, String> {
 /// A sentence, if it is no time or out of bounds.
 pub fn session_idle(text: &str) -> Result<Duration, String> {
     between(text, MINUTE, 30 * DAY)
+}
+
+/// Reads `PASSWORD_MIN_CHARS`: from 8 to 64.
+#[must_use]
+pub fn password_min_chars() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(8..=64)
 }
 
 /// The settings of `serve` and `dev`.
@@ -135,14 +142,14 @@ pub struct Config {
 
     /// The fewest characters (Unicode code points) of a new password. NIST SP 800-63B-4 asks for 15 where the password is
     /// the only factor
-    #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(8..=64))]
+    #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", help_heading = "Passwords", value_parser = password_min_chars())]
     pub password_min_chars: u16,
 
     /// Memory of one Argon2id hash in KiB. What it is changed from is rehashed at the next login
     #[arg(long, env, value_name = "ARGON2_MEMORY_KIB", default_value = "19456", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(7168..=1_048_576))]
     pub argon2_memory_kib: u32,
 
-    /// Passes of one Argon2id hash over its memory
+    /// Passes of one Argon2id hash over its memory. Times ARGON2_MEMORY_KIB at most 4194304, a second or two
     #[arg(long, env, value_name = "ARGON2_PASSES", default_value = "2", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub argon2_passes: u32,
 
@@ -154,8 +161,8 @@ pub struct Config {
     #[arg(long, env, value_name = "HASHING_THREADS", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub hashing_threads: Option<u16>,
 
-    /// Requests that may wait for a hash; further ones are answered 503 at once. At 25 ms a hash and 2 threads, 32 wait
-    /// 400 ms
+    /// Requests that may wait for a hash; further ones are answered 503 at once. At 20 ms a hash and 2 threads, 32 wait
+    /// 320 ms
     #[arg(long, env, value_name = "HASHING_QUEUE", default_value = "32", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub hashing_queue: u16,
 

@@ -23,6 +23,8 @@ use crate::metrics::{Metrics, RelayLabel};
 
 /// How long a probe may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+/// How much of that a connection that was kept may take to answer, before a new one is tried.
+const KEPT_PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Every relay, in order of preference, with what the probe last found.
 #[derive(Debug)]
@@ -230,10 +232,12 @@ impl Gateway {
         let relay = &self.relays[place];
         relay.drop_stale();
         let asked = tokio::time::timeout(PROBE_DEADLINE, async {
-            if let Some(mut connection) = kept.take()
-                && connection.command(Noop).await.is_ok()
-            {
-                return Ok(connection);
+            if let Some(mut connection) = kept.take() {
+                // Silence may be a lost connection, and says nothing of the relay.
+                let answer = tokio::time::timeout(KEPT_PROBE_DEADLINE, connection.command(Noop)).await;
+                if matches!(answer, Ok(Ok(_))) {
+                    return Ok(connection);
+                }
             }
             let mut connection = relay.connect(&self.hello, PROBE_DEADLINE).await?;
             connection.command(Noop).await.map_err(NotSent::at(Stage::Connect))?;
@@ -251,17 +255,23 @@ impl Gateway {
         *kept = found.ok();
     }
 
+    /// Waits until the rate of the relay of `slot` lets one more mail begin.
+    ///
+    /// # Errors
+    ///
+    /// [`NotSent`] at [`Stage::Rate`] when that takes longer than a conversation may.
+    pub async fn ready(&self, slot: &Slot) -> Result<(), NotSent> {
+        let ready = tokio::time::timeout(self.deadline, self.relays[slot.relay].ready());
+        ready.await.map_err(|_| NotSent::just(Stage::Rate))
+    }
+
     /// Hands a mail to the relay of `slot`. Sent means: the relay answered 250 after the final dot, within the deadline.
-    /// The wait for the relay's rate has a deadline of the same length to itself. Dropping the future drops the
-    /// connection.
+    /// Dropping the future drops the connection.
     ///
     /// # Errors
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn send(&self, slot: &Slot, mail: &Mail) -> Result<(), NotSent> {
-        let relay = &self.relays[slot.relay];
-        let ready = tokio::time::timeout(self.deadline, relay.ready()).await;
-        ready.map_err(|_| NotSent::just(Stage::Rate))?;
         let span = info_span!("smtp", otel.kind = "client", relay = slot.relay);
         self.try_out(slot.relay, mail).instrument(span).await
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::config::CODE_LIFE_ON_ARRIVAL;
 use crate::mail::message::MailKind;
+use crate::metrics::{KindLabel, Metrics};
 
 /// A mail that is owed, without a word of what it says or to whom.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub struct Entry {
 
 /// How a mail stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum State {
     /// A replica has it in hand.
     UnderWay,
     /// The next replica with a free slot takes it.
@@ -45,7 +46,7 @@ pub enum Standing {
     GivenUp,
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::UnderWay => "under way",
@@ -60,17 +61,17 @@ impl fmt::Display for Standing {
 impl Entry {
     /// How it stands.
     #[must_use]
-    pub fn standing(&self, now: OffsetDateTime) -> Standing {
+    pub fn state(&self, now: OffsetDateTime) -> State {
         if self.lease_until.is_some_and(|until| until > now) {
-            Standing::UnderWay
+            State::UnderWay
         } else if self.expires_at < now + CODE_LIFE_ON_ARRIVAL {
-            Standing::Expired
+            State::Expired
         } else if self.next_attempt_at >= self.expires_at {
-            Standing::GivenUp
+            State::GivenUp
         } else if self.next_attempt_at > now {
-            Standing::Waits
+            State::Waits
         } else {
-            Standing::Due
+            State::Due
         }
     }
 }
@@ -110,7 +111,7 @@ pub async fn find(
     let to = sqlx::query_scalar!(
         r#"SELECT coalesce(owner.email, asked.email) AS "email?" FROM outbox o
            LEFT JOIN account owner ON owner.id = o.account_id
-           LEFT JOIN recovery_session s ON s.id = o.recovery_session_id AND s.state = 'code_sent'
+           LEFT JOIN recovery_session s ON s.id = o.recovery_session_id AND s.state = 'code_sent' AND s.attempts_left > 0
            LEFT JOIN account asked ON asked.email = s.email AND asked.state = 'active' AND asked.recoveries_ended < s.number
            WHERE o.id = $1"#,
         id
@@ -153,6 +154,18 @@ pub struct Backlog {
     pub given_up: i64,
     /// Since when the oldest that is owed is.
     pub oldest: Option<OffsetDateTime>,
+}
+
+/// Shows it as figures; of a kind that `backlog` leaves out, nothing is owed.
+pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
+    for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {
+        let label = KindLabel { kind: kind.as_str() };
+        let of_kind = backlog.iter().find(|of| of.kind == kind);
+        metrics.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
+        metrics.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
+        let oldest = of_kind.and_then(|of| of.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
+        metrics.outbox_oldest.get_or_create(&label).set(oldest.max(0));
+    }
 }
 
 /// What all replicas together owe, by kind; a kind of which nothing is owed is left out.

@@ -1,7 +1,7 @@
 //! Owns `outbox`: mails that are owed. Claims them under a lease, reschedules or finishes them.
 //!
-//! Accepted is kept (promise 2): a row goes only when the relay took its mail, when its code is too old to be of use, or
-//! when there is nobody to write to. The loop that sends is `courier.rs`.
+//! Accepted is kept (promise 2): a row goes only when a relay took its mail, when its code is of no use any more, when there
+//! is nobody to write to, or when the relay says so for good. The loop that sends is `courier.rs`.
 
 mod finish;
 pub mod inspect;
@@ -97,7 +97,7 @@ pub struct Claim {
     pub more: bool,
 }
 
-/// Claims up to `senders` mails, youngest first (docs/decisions), and finishes every row in the window (at most
+/// Claims up to `senders` mails, youngest first (docs/decisions/5), and finishes every row in the window (at most
 /// [`WINDOW`] of them) that needs no mail; with `owed_by`, only rows that were owed by then.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
@@ -140,7 +140,8 @@ pub async fn claim(
                 coalesce(a.email, o.email) AS account_email, coalesce(a.locale, o.locale) AS account_locale
             FROM due
             LEFT JOIN LATERAL (
-                SELECT * FROM recovery_session WHERE id = due.recovery_session_id AND state = 'code_sent' LIMIT 1
+                SELECT * FROM recovery_session
+                WHERE id = due.recovery_session_id AND state = 'code_sent' AND attempts_left > 0 LIMIT 1
             ) AS s ON true
             LEFT JOIN LATERAL (
                 SELECT id, email, locale FROM account

@@ -46,6 +46,15 @@ impl Password {
         Self { nfc, typed }
     }
 
+    /// Checks it against the policy of new ones; see [`Place::hash_new`].
+    ///
+    /// # Errors
+    ///
+    /// `PasswordTooShort`, `PasswordTooLong` or `PasswordGuessable`, each with what helps.
+    pub fn check(&self, min_chars: u16, context: &[String]) -> Result<(), Error> {
+        policy::check(&self.nfc, min_chars, context)
+    }
+
     /// The PHC string that is stored. Takes the cost's memory and tens of milliseconds: call it where blocking is
     /// allowed.
     ///
@@ -70,13 +79,13 @@ impl Password {
     }
 
     fn verify(&self, stored: &str, memory: &mut Memory, cost: Cost) -> Verdict {
-        let ours = stored.starts_with(&cost.prefix());
-        let typed = self.typed.as_ref().filter(|_| !ours);
-        let mut spellings = std::iter::once(&self.nfc).chain(typed);
-        if !spellings.any(|spelling| stored::matches(stored, spelling.as_bytes(), memory)) {
+        let mut matches = |spelling: &String| stored::matches(stored, spelling.as_bytes(), memory);
+        let as_nfc = matches(&self.nfc);
+        if !as_nfc && !self.typed.as_ref().is_some_and(matches) {
             return Verdict::Wrong;
         }
-        Verdict::Right { rehashed: (!ours).then(|| self.hash_in(memory, cost)) }
+        let current = as_nfc && stored.starts_with(&cost.prefix());
+        Verdict::Right { rehashed: (!current).then(|| self.hash_in(memory, cost)) }
     }
 }
 
@@ -116,6 +125,12 @@ impl Cost {
         }
     }
 
+    /// Whether what is hashed at this cost can be verified, too: [`Stored`] bounds memory times passes.
+    #[must_use]
+    pub fn is_verifiable(self) -> bool {
+        Stored::parse(&self.nobodys_hash()).is_ok()
+    }
+
     fn prefix(self) -> String {
         format!("$argon2id$v=19$m={},t={},p={}$", self.memory_kib, self.passes, self.lanes)
     }
@@ -151,7 +166,7 @@ impl Memory {
 pub enum Verdict {
     /// It is not the password, or there is none.
     Wrong,
-    /// It is. What was stored with another scheme or cost comes back hashed anew.
+    /// It is. What was stored with another scheme, cost or spelling comes back hashed anew.
     Right {
         /// To be stored instead.
         rehashed: Option<String>,
@@ -251,7 +266,7 @@ impl Place<'_> {
     pub async fn hash_new(&self, password: &Password, context: Vec<String>) -> Result<String, Error> {
         let (password, cost, min_chars) = (password.clone(), self.hasher.cost, self.hasher.min_chars);
         self.run(move |memory| {
-            policy::check(&password.nfc, min_chars, &context)?;
+            password.check(min_chars, &context)?;
             Ok(password.hash_in(memory, cost))
         })
         .await?
@@ -318,14 +333,13 @@ mod tests {
     #[test]
     fn what_another_system_hashed_as_it_was_typed_is_found_too() {
         let decomposed: String = "mật khẩu".nfd().collect();
-        let stored = bcrypt::hash(&decomposed, 4).unwrap();
-        assert!(matches!(
-            Password::new(&decomposed).verify(&stored, &mut Memory::default(), Cost::default()),
-            Verdict::Right { .. }
-        ));
-        assert_eq!(
-            Password::new("mật khẩu").verify(&stored, &mut Memory::default(), Cost::default()),
-            Verdict::Wrong
-        );
+        let cheap = Cost { memory_kib: 7168, passes: 1, lanes: 1 };
+        // Another system may even hash at this one's cost.
+        let at_our_cost = Password { nfc: decomposed.clone(), typed: None }.hash(cheap);
+        for stored in [bcrypt::hash(&decomposed, 4).unwrap(), at_our_cost] {
+            let verify = |typed| Password::new(typed).verify(&stored, &mut Memory::default(), cheap);
+            assert!(matches!(verify(&decomposed), Verdict::Right { rehashed: Some(_) }), "{stored}");
+            assert_eq!(verify("mật khẩu"), Verdict::Wrong, "{stored}");
+        }
     }
 }

@@ -47,6 +47,20 @@ impl Recovery {
     }
 }
 
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+enum State {
+    /// Its code is awaited.
+    CodeSent,
+    /// Its code was entered, and a new password is awaited.
+    Verified,
+    /// It has set one, or can no more.
+    Consumed,
+    /// A decoy: it goes on as if its code were awaited.
+    Revoked,
+}
+
 /// What a session is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -74,21 +88,21 @@ async fn usable(
     step: Step,
 ) -> Result<Result<Usable, Problem>, sqlx::Error> {
     let session = sqlx::query!(
-        "SELECT id, email, number, state, attempts_left, expires_at FROM recovery_session WHERE token_hash = $1",
+        r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at
+           FROM recovery_session WHERE token_hash = $1"#,
         token.as_bytes()
     );
     let Some(session) = session.fetch_optional(pool).await? else {
         return Ok(Err(Problem::RecoverySessionMissing));
     };
-    // A revoked session answers as if its code had just not been entered yet.
-    let waits_for_code = matches!(session.state.as_str(), "code_sent" | "revoked");
+    let waits_for_code = matches!(session.state, State::CodeSent | State::Revoked);
     let usable = Usable { id: session.id, email: session.email, number: session.number };
-    Ok(match (step, session.state.as_str()) {
+    Ok(match (step, session.state) {
         _ if session.expires_at <= now => Err(Problem::RecoverySessionExpired),
         _ if waits_for_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
         (Step::Reset, _) if waits_for_code => Err(Problem::RecoverySessionUnverified),
         (Step::Verify, _) if waits_for_code => Ok(usable),
-        (Step::Reset, "verified") => Ok(usable),
+        (Step::Reset, State::Verified) => Ok(usable),
         _ => Err(Problem::RecoverySessionUsed),
     })
 }

@@ -84,20 +84,26 @@ impl Recovery {
         if !self.app.gateway.is_up() {
             return Err(Error::retry_after(Problem::MailUnavailable, OUTAGE_RETRY_AFTER));
         }
-        let started = self.commit(&email, presented.as_ref(), standing.device, &client).await;
+        let started = self.submit(&email, presented.as_ref(), standing.device, &client).await;
         match (started, standing.ticket) {
             (Err(refused), Some(ticket)) if refused.problem == Problem::AddressThrottled => {
                 let (now, key) = (self.app.time()?, ticket_key(ticket));
                 throttle::draw(&self.app.pool, now, &key, Budget::of_a_ticket(), refused.problem)
                     .await
                     .map_err(|error| if error.problem == refused.problem { refused } else { error })?;
-                self.commit(&email, presented.as_ref(), Some(ticket), &client).await
+                let started = self.submit(&email, presented.as_ref(), Some(ticket), &client).await;
+                if started.is_err() {
+                    // Its holder tries again. While PostgreSQL is away, a minute later at the earliest.
+                    let refund = throttle::refund(&self.app.pool, &key, Budget::of_a_ticket());
+                    let _ = timeout(STORAGE_DEADLINE, refund).await;
+                }
+                started
             }
             (started, _) => started,
         }
     }
 
-    async fn commit(
+    async fn submit(
         &self,
         email: &EmailAddress,
         presented: Option<&Token>,

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Recovery, Step, usable};
+use super::{Recovery, State, Step, usable};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
 use crate::database::within_deadline;
@@ -118,9 +118,9 @@ async fn spend_attempt(
     token: &TokenHash,
 ) -> Result<Option<Attempt>, sqlx::Error> {
     let row = sqlx::query!(
-        "UPDATE recovery_session SET attempts_left = attempts_left - 1
-         WHERE token_hash = $1 AND state IN ('code_sent', 'revoked') AND attempts_left > 0 AND expires_at > $2
-         RETURNING id, email, number, key_id, state, attempts_left",
+        r#"UPDATE recovery_session SET attempts_left = attempts_left - 1
+           WHERE token_hash = $1 AND state IN ('code_sent', 'revoked') AND attempts_left > 0 AND expires_at > $2
+           RETURNING id, email, number, key_id, state AS "state: State", attempts_left"#,
         token.as_bytes(),
         now
     );
@@ -129,7 +129,7 @@ async fn spend_attempt(
         email: row.email,
         number: row.number,
         key_id: row.key_id,
-        decoy: row.state == "revoked",
+        decoy: row.state == State::Revoked,
         left: row.attempts_left,
     }))
 }

@@ -119,9 +119,7 @@ impl Passed<'_> {
         let mut transaction = app.pool.begin().await?;
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
         let Some(account) = locked else { return Ok(None) };
-        if let Some(rehashed) = &self.rehashed {
-            account::rehash(&mut transaction, now, account.id, rehashed).await?;
-        }
+        account::mark_used(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
         throttle::refund(&mut *transaction, self.budget_key, app.failure_budget).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;

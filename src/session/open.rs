@@ -90,8 +90,11 @@ pub(crate) async fn open(
     .execute(&mut *transaction)
     .await?;
     sqlx::query!(
+        // Those that were logged out go first.
         "DELETE FROM session WHERE id = ANY(ARRAY(
-             SELECT id FROM session WHERE account_id = $1 ORDER BY account_id, id DESC OFFSET $2
+             SELECT id FROM (
+                 SELECT id, revoked_at FROM session WHERE account_id = $1 ORDER BY account_id, id DESC OFFSET 0
+             ) AS newest ORDER BY revoked_at IS NOT NULL, id DESC OFFSET $2
          ))",
         account.id,
         KEPT_PER_ACCOUNT,
@@ -134,8 +137,8 @@ pub(crate) struct NewPassword<'a> {
     pub cause: audit::Event,
 }
 
-/// Everything that follows from a new password of a locked account, but the end of its pending recoveries: every session
-/// is revoked, a new one opened, the owner's mail owed, the event recorded.
+/// Everything that follows from a new password of a locked account: its recoveries and sessions end, a new one is opened,
+/// the owner's mail owed, the event recorded.
 pub(crate) async fn replace_password(
     app: &App,
     transaction: &mut PgConnection,

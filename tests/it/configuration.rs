@@ -31,6 +31,11 @@ Never flags, which `ps` shows. Each is a variable, or stands in the file that th
 | `OTEL_EXPORTER_OTLP_HEADERS` | `serve` | What the receiver of traces asks for, as `NAME=VALUE`, with commas between them; no `_FILE` |
 ";
 
+const DEV: &str = "\
+It takes the settings of `serve`, but chooses `HTTP_ADDR`, `METRICS_ADDR`, `PUBLIC_ORIGIN`, `SIGN_IN_URL`, `DRAIN_DELAY` and all secrets but
+`DATABASE_URL` itself.
+";
+
 #[test]
 fn the_reference_of_the_settings_is_what_help_says() {
     let written = reference();
@@ -78,7 +83,9 @@ fn commands(command: &Command, page: &mut String) {
         if name == "vos-auth serve" {
             page.push_str("Its settings are those above.\n");
         } else if name == "vos-auth dev" {
-            page.push_str("It takes the settings of `serve`, and makes up what it needs of them.\n");
+            page.push_str(DEV);
+        } else if name.starts_with("vos-auth mail") {
+            page.push_str("It takes the settings under Mail and Relays, too.\n");
         }
         let of_serve = |argument: &Arg| argument.get_help_heading().is_some();
         let mut own = settings(command).filter(|argument| !of_serve(argument)).peekable();

@@ -156,6 +156,26 @@ async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
     service.stops().await;
 }
 
+/// The other way for a code to die: five wrong ones.
+#[sqlx::test]
+async fn s9_no_mail_goes_out_whose_session_has_no_attempt_left(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account("trader@example.com").await;
+    service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
+    let mut client = service.client();
+    client.starts_recovery("trader@example.com").await;
+    let put_off = "outbox WHERE last_error = 'rcpt 450'";
+    service.until("it is put off", async || service.count(put_off).await == 1).await;
+    for left in (0..5).rev() {
+        assert_eq!(client.verifies("00000000").await.attempts_left(), left);
+    }
+    service.relay.is_in_mood(Mood::Takes);
+    service.clock.advance(Duration::from_secs(31));
+    service.until_outbox_has(0).await;
+    assert_eq!(service.relay.mails().len(), 0);
+    service.stops().await;
+}
+
 #[sqlx::test]
 async fn what_a_dead_process_claimed_is_sent_by_another_when_the_lease_ends(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--smtp-connections=1"]).await;

@@ -269,7 +269,7 @@ fn keys_are_rotated_without_a_refused_jwt() {
 fn key_commands_say_what_they_did() {
     let folder = tempfolder("commands");
     let path = folder.to_str().unwrap();
-    let environment = [("JWT_KEYS", path), ("JWT_ISSUER", ISSUER)];
+    let environment = [("JWT_KEYS", path), ("PUBLIC_ORIGIN", ISSUER)];
     let say = |arguments: &[&str], input: &str| {
         let output = run_with_input(arguments, &environment, input);
         let said =
@@ -293,6 +293,8 @@ fn key_commands_say_what_they_did() {
     let (well, said) = say(&["key", "verify"], &token);
     assert!(well && said.contains(AUDIENCE), "{said}");
     let (well, said) = say(&["key", "verify"], &token[..token.len() - 2]);
+    assert!(!well && said.contains("the JWT is refused"), "{said}");
+    let (well, said) = say(&["key", "verify", "--jwt-issuer=https://elsewhere.example"], &token);
     assert!(!well && said.contains("the JWT is refused"), "{said}");
     // An operator's own key by openssl, with the time in its name.
     let own = tempfolder("openssl");

@@ -9,9 +9,10 @@ use sqlx::PgPool;
 use vos_auth::email_address::EmailAddress;
 use vos_auth::known_device::{DeviceId, TICKET, issue};
 use vos_auth::secret::Keys;
+use vos_auth::throttle;
 
 use crate::harness::program::{SECRET, run};
-use crate::harness::{Service, Setup, database};
+use crate::harness::{Service, Setup, database, now};
 
 const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
@@ -73,6 +74,25 @@ async fn l2_an_operators_ticket_is_good_for_one_recovery(pool: PgPool) {
     assert_eq!(late.error(), (429, "address_throttled"), "15 minutes");
     let why = operator(&pool, "recover", "nobody@example.com").unwrap_err();
     assert!(why.contains("nobody has an active account"), "{why}");
+    service.stops().await;
+}
+
+/// Its holder did not get what it was spent for, and tries again.
+#[sqlx::test]
+async fn a_ticket_whose_start_could_not_be_stored_is_good_still(pool: PgPool) {
+    let service = service(&pool, &[]).await;
+    strangers_spend_the_budget(&service).await;
+    let (id, address) = (DeviceId::new(now()), EmailAddress::parse(TRADER).unwrap());
+    let ticket = issue(&TICKET, &service.keys.clone().into(), id, &address);
+    let mut victim = service.client().with("x-recovery-ticket", &ticket);
+    // The budget that the ticket opens cannot be written for longer than a start waits.
+    let mut holding = pool.begin().await.unwrap();
+    let hold = "INSERT INTO throttle (key, short_at, long_at, admitted) VALUES ($1, $2, $2, 0)";
+    let key = throttle::recovery_key(&address, Some(id));
+    sqlx::query(hold).bind(&key[..]).bind(now()).execute(&mut *holding).await.unwrap();
+    assert_eq!(victim.starts_recovery(TRADER).await.error(), (502, "storage_unavailable"));
+    holding.rollback().await.unwrap();
+    assert!(victim.starts_recovery(TRADER).await.is_code_sent());
     service.stops().await;
 }
 

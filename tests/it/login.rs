@@ -336,6 +336,11 @@ async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
     assert_eq!(known, 10);
     assert_eq!(service.count("session").await, 100);
     assert_eq!(last.get("/api/auth/sessions").await.body["sessions"].as_array().unwrap().len(), 100);
+    // One that was logged out is no place taken from one that goes on.
+    assert_eq!(last.logs_out().await.status, 200);
+    assert!(last.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    assert_eq!(service.count("session").await, 100);
+    assert_eq!(service.count("session WHERE revoked_at IS NULL").await, 100);
     service.stops().await;
 }
 

@@ -52,6 +52,20 @@ async fn migrate_builds_an_index_that_was_not_finished_anew(pool: PgPool) {
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
+/// PostgreSQL builds on when `migrate` is killed, and nobody notes that the step is done.
+#[sqlx::test(migrations = false)]
+async fn migrate_goes_on_when_an_index_was_finished_after_its_end(pool: PgPool) {
+    let before = MIGRATOR.iter().filter(|step| step.version < 11).cloned().collect();
+    Migrator::with_migrations(before).run(&pool).await.unwrap();
+    let eleventh = MIGRATOR.iter().find(|step| step.version == 11).unwrap().sql.clone();
+    sqlx::raw_sql(eleventh).execute(&pool).await.unwrap();
+    let migrated = run(&["migrate"], &[("DATABASE_URL", &database::url(&pool))]);
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let said = String::from_utf8(migrated.stdout).unwrap();
+    assert!(said.contains("recovery_session_token_hash_idx was not finished"), "{said}");
+    assert!(said.contains("up to date"), "{said}");
+}
+
 #[sqlx::test]
 async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: PgPool) {
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)

@@ -78,6 +78,10 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         assert!(!said.contains("hunter2") || variable == "LOG_LEVEL", "{said}");
         assert!(!said.contains(weak) && !said.contains(repeated), "{said}");
     }
+    let dear = [("ARGON2_MEMORY_KIB", "1048576"), ("ARGON2_PASSES", "5")];
+    let dear = serve_environment(local, "smtp://127.0.0.1:9?tls=none", &dear);
+    let said = String::from_utf8(run(&["serve"], &dear).stderr).unwrap();
+    assert!(said.starts_with("vos-auth: ARGON2_PASSES times ARGON2_MEMORY_KIB is over 4194304"), "{said}");
     let twice =
         serve_environment(local, "smtp://127.0.0.1:9?tls=none", &[("DATABASE_URL_FILE", "/etc/hostname")]);
     let said = String::from_utf8(run(&["serve"], &twice).stderr).unwrap();
@@ -230,6 +234,7 @@ async fn an_empty_variable_counts_as_none(pool: PgPool) {
         "SMTP_CA_FILE",
         "NETWORK_BURST",
         "DATABASE_URL_FILE",
+        "DEV_NO_LIMITS",
     ] {
         environment.push((name, ""));
     }
@@ -260,6 +265,15 @@ async fn account_create_makes_an_account_once(pool: PgPool) {
         (vec!["account", "create", "b@example.com", "--traits", "[]"], "--traits"),
     ] {
         let refused = run(&arguments, &environment);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(why), "{said}");
+    }
+    // What a reset would refuse.
+    for (password, why) in
+        [("", "no password"), ("13 characters", "too short"), ("trader.b@example.com", "guess")]
+    {
+        let arguments = ["account", "create", "trader.b@example.com", "--password-stdin"];
+        let refused = run_with_input(&arguments, &environment, &format!("{password}\n"));
         let said = String::from_utf8(refused.stderr).unwrap();
         assert!(!refused.status.success() && said.contains(why), "{said}");
     }

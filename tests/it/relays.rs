@@ -125,3 +125,42 @@ async fn the_wait_for_a_rate_is_bounded(pool: PgPool) {
         .await;
     service.stops().await;
 }
+
+/// A mail that its relay's rate held until its code was too old is not sent any more.
+#[sqlx::test]
+async fn no_mail_begins_whose_code_grew_too_old_while_it_waited_for_a_rate(pool: PgPool) {
+    let slow = Relay::start().await;
+    let further_relays = vec![format!("{}&per_second=1", slow.url())];
+    let service = Service::start_with(&pool, Setup { further_relays, ..Setup::default() }).await;
+    service.relay.goes_down().await;
+    let first_is_up = "vos_auth_relay_up{relay=\"0\"}";
+    service.until("the probe's finding", async || service.metric(first_is_up).await < 0.5).await;
+    service.has_account("trader@example.com").await;
+    slow.is_in_mood(Mood::RefusesRecipient("450 later"));
+    service.client().starts_recovery("trader@example.com").await;
+    let put_off = "outbox WHERE last_error = 'rcpt 450'";
+    service.until("it is put off", async || service.count(put_off).await == 1).await;
+    slow.is_in_mood(Mood::Takes);
+    // The next may begin a second after the first, and has 50 ms.
+    service.clock.advance(Duration::from_mins(9) - Duration::from_millis(50));
+    service.until_outbox_has(0).await;
+    assert_eq!(slow.mails().len(), 0);
+    let given_up = "vos_auth_mails_total{outcome=\"given_up\",stage=\"rate\"}";
+    assert!(service.metric(given_up).await > 0.5);
+    service.stops().await;
+}
+
+/// A connection that a balancer forgot says nothing of the relay behind it.
+#[sqlx::test]
+async fn a_relay_whose_kept_connection_fell_silent_stays_usable(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let connected = service.relay.connected();
+    service.relay.loses_its_connections();
+    service
+        .until("it is connected to anew", async || {
+            assert!(service.metric("vos_auth_relay_up{relay=\"0\"}").await > 0.5);
+            service.relay.connected() > connected
+        })
+        .await;
+    service.stops().await;
+}

@@ -1,9 +1,9 @@
 //! `vos-auth account import` and `export`: a move from another system, and back.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufWriter, IsTerminal as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -156,21 +156,23 @@ fn advice(kind: &str, time: Duration, setting: Duration) -> String {
 pub(super) async fn export(out: Option<PathBuf>) -> Result<(), Failure> {
     let mut connection = connect().await?;
     let file: Box<dyn Write> = match &out {
-        // Whoever reads it can guess at every password: the owner alone.
         Some(path) => Box::new(
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
+            file_of_its_owner(path).map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
         ),
         None => Box::new(std::io::stdout()),
     };
     let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
     eprintln!("{count} accounts are exported, with the hashes of their passwords");
     Ok(())
+}
+
+/// Whoever reads it can guess at every password, so a file that was there becomes its owner's alone, too.
+fn file_of_its_owner(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -17,10 +17,11 @@ use crate::audit::{self, Event};
 use crate::clock::Clock;
 use crate::config::{self, Origin, TICKET_LIFETIME};
 use crate::email_address::EmailAddress;
+use crate::error::Error;
 use crate::known_device::{self, DeviceId, TICKET};
-use crate::locale::Locale;
+use crate::locale::{self, Locale};
 use crate::operator::{self, EmailSet};
-use crate::password::Password;
+use crate::password::{self, Password};
 use crate::{session, throttle};
 
 #[derive(Debug, Subcommand)]
@@ -38,6 +39,9 @@ pub(super) enum AccountCommand {
         /// Read a password from standard input, up to the first line's end
         #[arg(long)]
         password_stdin: bool,
+        /// The setting of `serve`: the fewest characters of a new password
+        #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", value_parser = config::password_min_chars())]
+        password_min_chars: u16,
     },
     /// Take over the accounts of another system, from Ory Kratos's identity export or a CSV. Can be interrupted and run
     /// again: an account that has been used here since is never changed
@@ -114,8 +118,8 @@ pub(super) struct Idle {
 
 pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
     match command {
-        AccountCommand::Create { email, locale, traits, password_stdin } => {
-            create(&email, locale, &traits, password_stdin).await
+        AccountCommand::Create { email, locale, traits, password_stdin, password_min_chars } => {
+            create(&email, locale, &traits, password_stdin.then_some(password_min_chars)).await
         }
         AccountCommand::Import(arguments) => import::import(arguments).await,
         AccountCommand::Export { out } => import::export(out).await,
@@ -145,27 +149,30 @@ async fn create(
     email: &str,
     locale: Option<Locale>,
     traits: &str,
-    password_stdin: bool,
+    min_chars: Option<u16>,
 ) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     let traits: Map<String, Value> =
         serde_json::from_str(traits).map_err(|error| format!("--traits is not a JSON object: {error}"))?;
-    let password = if password_stdin {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        let typed = line.trim_end_matches(['\r', '\n']);
-        if typed.is_empty() {
-            return Err("--password-stdin found no password on standard input".into());
-        }
-        Some(Password::new(typed))
-    } else {
-        None
-    };
+    let password = min_chars.map(|min_chars| read_password(min_chars, &email)).transpose()?;
     let mut connection = connect().await?;
     let new = NewAccount { email, locale, traits, password };
     let id = account::create(&mut connection, Clock::system().now(), new).await?;
     println!("{id}");
     Ok(())
+}
+
+fn read_password(min_chars: u16, email: &EmailAddress) -> Result<Password, Failure> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let typed = line.trim_end_matches(['\r', '\n']);
+    if typed.is_empty() {
+        return Err("--password-stdin found no password on standard input".into());
+    }
+    let password = Password::new(typed);
+    let refused = |error: Error| locale::message(error.problem, Locale::En);
+    password.check(min_chars, &password::context(email.as_str(), "")).map_err(refused)?;
+    Ok(password)
 }
 
 impl Whose {
@@ -231,6 +238,8 @@ async fn unblock(email: &str) -> Result<(), Failure> {
     let mut connection = connect().await?;
     let mut transaction = connection.begin().await?;
     let account = owner(&mut transaction, &email).await?;
+    // A login draws on two of these budgets under this lock.
+    account::lock(&mut transaction, account.id, None).await?;
     let lifted = throttle::lift(&mut *transaction, &email).await?;
     audit::record(&mut *transaction, Clock::system().now(), Event::AccountUnblocked, account.id, None)
         .await?;

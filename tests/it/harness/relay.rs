@@ -44,6 +44,8 @@ struct State {
     mood: Mood,
     recipients_asked: usize,
     connections: JoinSet<()>,
+    connected: usize,
+    lost: usize,
 }
 
 /// A relay on a free port. Clones are the same relay.
@@ -91,6 +93,17 @@ impl Relay {
         self.listen(listener);
     }
 
+    /// Whatever is connected stays so and is answered no more, as when something on the way forgot it.
+    pub fn loses_its_connections(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.lost = state.connected;
+    }
+
+    /// How many have connected so far.
+    pub fn connected(&self) -> usize {
+        self.state.lock().unwrap().connected
+    }
+
     /// Every mail that has arrived, in order.
     pub fn mails(&self) -> Vec<Mail> {
         self.state.lock().unwrap().mails.clone()
@@ -136,14 +149,16 @@ impl Relay {
         let relay = self.clone();
         let listening = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let conversation = relay.clone().converse(stream);
-                relay.state.lock().unwrap().connections.spawn(async move { drop(conversation.await) });
+                let mut state = relay.state.lock().unwrap();
+                state.connected += 1;
+                let conversation = relay.clone().converse(stream, state.connected);
+                state.connections.spawn(async move { drop(conversation.await) });
             }
         });
         *self.listening.lock().unwrap() = Some(listening);
     }
 
-    async fn converse(self, stream: TcpStream) -> std::io::Result<()> {
+    async fn converse(self, stream: TcpStream, number: usize) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
@@ -156,6 +171,9 @@ impl Relay {
                 line.ends_with("\r\n") && !line.trim_end_matches("\r\n").contains(['\r', '\n']),
                 "{line:?}"
             );
+            if number <= self.state.lock().unwrap().lost {
+                std::future::pending::<()>().await;
+            }
             let mood = self.state.lock().unwrap().mood;
             let path = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
             let answer = match line[..4].to_ascii_uppercase().as_str() {
