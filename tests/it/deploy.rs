@@ -12,6 +12,7 @@ use vos_auth::email_address::EmailAddress;
 
 use crate::harness::client::Client;
 use crate::harness::host::Host;
+use crate::harness::needs;
 use crate::harness::nginx::{CLIENT, is_installed};
 use crate::harness::receiver::{self, Receiver};
 use crate::harness::relay::{Mood, Relay};
@@ -119,6 +120,23 @@ async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(po
         let (status, body) = nginx.asks("any", "/api/auth/recovery/start", &["--json", &body]).await;
         assert_eq!((status, &body["error"]), (400, &json!("body_too_large")), "{octets}");
     }
+    // The cookies of sibling hosts pass as far as the service takes them.
+    let asks_with = async |octets: usize, path: &str, method: &str| {
+        let cookies = format!("Cookie: sibling={}", "a".repeat(octets));
+        nginx.asks("any", path, &["-H", &cookies, "-X", method]).await
+    };
+    assert_eq!(asks_with(12_000, "/openapi.json", "GET").await.0, 200);
+    let long = format!("/{}", "a".repeat(20_000));
+    for (octets, path, method) in
+        [(20_000, "/openapi.json", "GET"), (1, long.as_str(), "GET"), (1, "/openapi.json", "G@T")]
+    {
+        let (status, body) = asks_with(octets, path, method).await;
+        let shape = (status, &body["error"], &body["status"]);
+        assert_eq!(shape, (400, &json!("request_malformed"), &json!(400)), "{octets} {method}");
+    }
+    let without_tls = reqwest::get(format!("http://127.0.0.1:{}/openapi.json", nginx.tls)).await.unwrap();
+    assert_eq!(without_tls.status(), 400);
+    assert_eq!(without_tls.json::<Value>().await.unwrap()["error"], "request_malformed");
     let in_the_clear = Client::new(([127, 0, 0, 1], nginx.plain).into());
     assert_eq!(in_the_clear.post_json("/api/auth/login", "{}").await.status, 404);
     for replica in &mut replicas {
@@ -236,8 +254,7 @@ fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
 #[test]
 fn promtool_accepts_the_rules_and_each_fires_when_it_should() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
-    if !Path::new("/usr/bin/promtool").exists() {
-        eprintln!("promtool is not installed, so this was not tested");
+    if !needs::has_program("/usr/bin/promtool") {
         return;
     }
     for arguments in [["check", "config", "prometheus.yml"], ["test", "rules", "prometheus-rules.test.yml"]] {

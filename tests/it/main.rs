@@ -10,6 +10,7 @@ mod contract;
 mod courier;
 mod delivery;
 mod deploy;
+mod dev;
 mod faults;
 mod harness;
 mod hashing;

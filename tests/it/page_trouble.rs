@@ -195,7 +195,7 @@ async fn without_scripts_it_says_what_to_do(pool: PgPool) {
 /// What a newcomer sees first: the page, the mailbox with the code, and the mailbox again as the page to sign in on.
 #[sqlx::test(migrations = false)]
 async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
-    let (url, port) = (database::url(&pool), crate::program::free_port());
+    let (url, port) = (database::url(&pool), crate::dev::free_port());
     let mut program =
         Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port), ("LOG_FORMAT", "json")]);
     let mailbox = format!("http://localhost:{port}/dev/mailbox");

@@ -8,7 +8,7 @@ use vos_auth::account::{self, CreateError, NewAccount};
 use vos_auth::email_address::EmailAddress;
 
 use crate::harness::client::Client;
-use crate::harness::postfix::{PASSWORD, Postfix, Setup, is_root};
+use crate::harness::postfix::{PASSWORD, Postfix, Setup, can_run};
 use crate::harness::program::{Program, run, serve_environment};
 use crate::harness::{PATIENCE, database, metric, now};
 
@@ -67,7 +67,7 @@ fn mail_test(relay: &str, settings: &[(&str, &str)]) -> (String, bool) {
 /// STARTTLS or TLS from the first byte, a private CA, AUTH PLAIN or LOGIN: whatever the relay offers.
 #[sqlx::test]
 async fn tls_and_auth_of_every_kind(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     for (mechanisms, implicit) in [("PLAIN", false), ("LOGIN", false), ("PLAIN LOGIN", true)] {
@@ -89,7 +89,7 @@ async fn tls_and_auth_of_every_kind(pool: PgPool) {
 
 #[sqlx::test]
 async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let postfix = Postfix::start(Setup::default());
@@ -111,7 +111,7 @@ async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
 /// clear after STARTTLS.
 #[sqlx::test]
 async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let cases = [
@@ -143,7 +143,7 @@ async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
 /// RFC 6647: what is put off with a 450 is sent again, and arrives once.
 #[sqlx::test]
 async fn greylisting_delays_a_mail_and_loses_none(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let policy = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -179,7 +179,7 @@ fn greylist(listener: &TcpListener) {
 /// A relay closes an idle connection and says nothing to us; the next mail costs no attempt.
 #[sqlx::test]
 async fn a_kept_connection_that_the_relay_closes_costs_nothing(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let postfix = Postfix::start(Setup { settings: "smtpd_timeout = 1s", ..Setup::default() });
@@ -199,7 +199,7 @@ async fn a_kept_connection_that_the_relay_closes_costs_nothing(pool: PgPool) {
 /// What was accepted while nobody had noticed that the relay was gone goes out when it is back.
 #[sqlx::test]
 async fn a_mail_waits_until_the_relay_is_back(pool: PgPool) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let mut postfix = Postfix::start(Setup::default());

@@ -1,12 +1,11 @@
-//! The built program: settings, secrets, commands, `dev`, and the README's lines as they stand there.
-
-use std::process::Command;
+//! The built program: settings, secrets, commands.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 use sqlx::{PgPool, Row as _};
 
+use crate::harness::PATIENCE;
 use crate::harness::client::Client;
 use crate::harness::database;
 use crate::harness::program::{Program, SECRET, run, run_with_input, serve_environment};
@@ -115,7 +114,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(crate::harness::PATIENCE, struck_off).await.expect("the sent mail is struck off");
+    tokio::time::timeout(PATIENCE, struck_off).await.expect("the sent mail is struck off");
     // A mail that stalls leaves its row in place while everything is looked through.
     relay.is_in_mood(crate::harness::relay::Mood::StallsAtRecipient);
     assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
@@ -187,11 +186,6 @@ async fn whole_journey(address: std::net::SocketAddr, url: &str, relay: &Relay) 
     }
     assert!(secrets.len() > 15, "{}", secrets.len());
     secrets
-}
-
-pub fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port().to_string()
 }
 
 fn tempfile(name: &str, content: &str) -> String {
@@ -295,99 +289,4 @@ fn help_names_every_setting_with_its_variable_and_default() {
     assert_eq!(settings, variables, "each has a variable");
     let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
     assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
-}
-
-/// The block of curl lines in the README that follows `heading`.
-fn readme_block(heading: &str) -> String {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading stands in the README");
-    let section = section.split("\n## ").next().unwrap();
-    let curl =
-        section.split("```sh\n").find(|block| block.starts_with("curl")).expect("a block of curl lines");
-    curl.split("```").next().unwrap().to_owned()
-}
-
-/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so that the test runs
-/// beside a `make run`.
-#[sqlx::test(migrations = false)]
-async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
-    let url = database::url(&pool);
-    let port = free_port();
-    let mut program =
-        Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port), ("LOG_FORMAT", "json")]);
-    program.line_with("Ctrl-C stops it");
-    program.line_with("relay is usable");
-    let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
-    let block = readme_block("First five minutes").replace("localhost:8080", &format!("localhost:{port}"));
-    let folder = format!("{}/readme-{port}", env!("CARGO_TARGET_TMPDIR"));
-    std::fs::create_dir_all(&folder).unwrap();
-    let bash = |lines: &str| {
-        let output = Command::new("bash").args(["-ec", lines]).current_dir(&folder).output().unwrap();
-        assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    // The mail follows the answer within moments; a newcomer takes longer than that to the next line.
-    let (start, rest) = block.split_once('\n').unwrap();
-    assert_eq!(bash(start), r#"{"status":"code_sent"}"#);
-    mailbox_has(&client, 1).await;
-    let answers = bash(rest);
-    let signed_in = answers.strip_prefix(r#"{"status":"verified"}"#).expect("verified");
-    let signed_in: Value = serde_json::from_str(signed_in).unwrap();
-    assert_eq!(signed_in["identity"]["traits"]["email"], "trader.vi@example.com");
-    assert_eq!(signed_in["jwt"].as_str().unwrap().split('.').count(), 3);
-    let mut owner = client.clone();
-    owner.token = Some(signed_in["sessionToken"].as_str().unwrap().to_owned());
-    assert!(owner.refreshes().await.is_signed_in());
-    let mails = mailbox_has(&client, 2).await;
-    assert_eq!(mails[0]["subject"], "Mật khẩu Vero OMS của bạn đã được thay đổi");
-
-    let mail = mails[1].as_object().unwrap();
-    let mut members: Vec<_> = mail.keys().map(String::as_str).collect();
-    members.sort_unstable();
-    assert_eq!(members, ["from", "html", "received_at", "subject", "text", "to"]);
-    assert_eq!(mail["to"], serde_json::json!(["trader.vi@example.com"]));
-    // The other account, in its language; the newest stands first.
-    Client::clone(&client).starts_recovery("trader.en@example.com").await;
-    let mails = mailbox_has(&client, 3).await;
-    assert_eq!(mails[0]["subject"], "Your Vero OMS recovery code");
-    for (path, content_type) in [
-        ("/dev/mailbox", "text/html; charset=utf-8"),
-        ("/dev/mailbox.js", "text/javascript; charset=utf-8"),
-        ("/dev/mailbox.css", "text/css; charset=utf-8"),
-    ] {
-        let answer = client.get(path).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)));
-    }
-    program.signal("-TERM");
-    assert!(program.ends().1);
-}
-
-async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
-    let waiting = async {
-        loop {
-            let mails = client.get("/dev/mailbox.json").await.body;
-            if mails.as_array().is_some_and(|mails| mails.len() >= count) {
-                return mails.as_array().unwrap().clone();
-            }
-        }
-    };
-    tokio::time::timeout(crate::harness::PATIENCE, waiting).await.expect("the mail arrives")
-}
-
-#[sqlx::test]
-async fn dev_lifts_budgets_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
-    let url = database::url(&pool);
-    for limits in ["1", "0"] {
-        let port = free_port();
-        let environment =
-            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
-        let mut program = Program::start(&["dev"], &environment);
-        program.line_with("relay is usable");
-        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
-        let mut statuses = Vec::new();
-        for _ in 0..50 {
-            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
-        }
-        assert_eq!(statuses.contains(&429), limits == "0", "{statuses:?}");
-    }
 }

@@ -335,15 +335,23 @@ async fn of_many_parallel_starts_for_an_address_exactly_its_budget_is_admitted(p
     service.stops().await;
 }
 
+/// That a ticket of an operator's leads back in meanwhile, too, is shown beside L2.
 #[sqlx::test]
 async fn s6_a_flood_mails_no_more_than_the_budget(pool: PgPool) {
+    let (victim, password) = ("victim@example.com", "morning boat on a green river");
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
-    service.has_account("victim@example.com").await;
+    service.has_trader(victim, password).await;
+    let mut known = service.client();
+    assert!(known.logs_in(victim, password).await.is_signed_in());
     for _ in 0..200 {
-        service.client().starts_recovery("victim@example.com").await;
+        service.client().starts_recovery(victim).await;
     }
     service.until_outbox_has(0).await;
     assert_eq!(service.relay.mails().len(), 3);
+    assert!(known.refreshes().await.is_signed_in(), "a session of before goes on");
+    assert!(service.client().logs_in(victim, password).await.is_signed_in(), "so does the password");
+    service.verifies_from(&mut known, victim).await;
+    assert!(known.resets("night train in autumn rain").await.is_signed_in(), "a known browser recovers");
     service.stops().await;
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::PATIENCE;
+use super::needs;
 use super::postfix::free_port;
 
 const PROGRAM: &str = "/usr/sbin/nginx";
@@ -19,18 +20,14 @@ pub const CLIENT: &str = "127.0.0.2";
 
 pub struct Nginx {
     home: PathBuf,
-    tls: u16,
+    pub tls: u16,
     pub plain: u16,
     process: Child,
 }
 
 /// Whether there is one to test with.
 pub fn is_installed() -> bool {
-    let installed = Path::new(PROGRAM).exists();
-    if !installed {
-        eprintln!("nginx is not installed, so this was not tested");
-    }
-    installed
+    needs::has_program(PROGRAM)
 }
 
 impl Nginx {

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,18 +11,15 @@ use std::time::Instant;
 
 use super::PATIENCE;
 use super::certificate::{self, Next};
+use super::needs;
 use super::relay::Mail;
 
 pub const USER: &str = "courier";
 pub const PASSWORD: &str = "a relay's password";
 
 /// Whether Postfix can run at all: it has processes of several users.
-pub fn is_root() -> bool {
-    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
-    if !root {
-        eprintln!("Postfix needs root, so this was not tested");
-    }
-    root
+pub fn can_run() -> bool {
+    needs::has_root("Postfix") && needs::has_program("/usr/sbin/postfix")
 }
 
 pub struct Postfix {

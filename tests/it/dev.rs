@@ -1,0 +1,124 @@
+//! `vos-auth dev`, as a newcomer meets it: the README's lines as they stand there.
+
+use std::process::Command;
+
+use serde_json::Value;
+use sqlx::PgPool;
+
+use crate::harness::client::Client;
+use crate::harness::database;
+use crate::harness::program::Program;
+use crate::harness::{PATIENCE, metric};
+
+/// The block of curl lines in the README that follows `heading`.
+fn readme_block(heading: &str) -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading stands in the README");
+    let section = section.split("\n## ").next().unwrap();
+    let curl =
+        section.split("```sh\n").find(|block| block.contains("\ncurl ")).expect("a block of curl lines");
+    curl.split("```").next().unwrap().to_owned()
+}
+
+/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so that the test runs
+/// beside a `make run`.
+#[sqlx::test(migrations = false)]
+async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
+    let url = database::url(&pool);
+    let port = free_port();
+    let mut program =
+        Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port), ("LOG_FORMAT", "json")]);
+    program.line_with("Ctrl-C stops it");
+    program.line_with("relay is usable");
+    let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+    let block = readme_block("First five minutes").replace("localhost:8080", &format!("localhost:{port}"));
+    let folder = format!("{}/readme-{port}", env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let whole_way = move || {
+        // It would look for its mail for ever.
+        let patience = PATIENCE.as_secs().to_string();
+        let mut bash = Command::new("timeout");
+        let output = bash.args([&patience, "bash", "-c", &block]).current_dir(&folder).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let signed_in = said.strip_prefix(r#"{"status":"code_sent"}{"status":"verified"}"#);
+        let signed_in = signed_in.unwrap_or_else(|| panic!("{said}"));
+        serde_json::from_str::<Value>(signed_in).unwrap()
+    };
+    // The first mail is held back, as it needs the table of accounts, until it was looked for in vain.
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let first = tokio::task::spawn_blocking(whole_way.clone());
+    // Paths of dev have no name in the figures.
+    let looks = "vos_auth_http_answers_total{route=\"none\",status=\"200\"}";
+    let metrics = program.metrics_address();
+    let looked = async { while metric(metrics, looks).await < 1.5 {} };
+    tokio::time::timeout(PATIENCE, looked)
+        .await
+        .expect("the mailbox is looked into before and after the start");
+    held.rollback().await.unwrap();
+    first.await.unwrap();
+    // Once more, with that code in the mailbox.
+    let signed_in = tokio::task::spawn_blocking(whole_way).await.unwrap();
+    assert_eq!(signed_in["identity"]["traits"]["email"], "trader.vi@example.com");
+    assert_eq!(signed_in["jwt"].as_str().unwrap().split('.').count(), 3);
+    let mut owner = client.clone();
+    owner.token = Some(signed_in["sessionToken"].as_str().unwrap().to_owned());
+    assert!(owner.refreshes().await.is_signed_in());
+    let mails = mailbox_has(&client, 4).await;
+    assert_eq!(mails[0]["subject"], "Mật khẩu Vero OMS của bạn đã được thay đổi");
+
+    let mail = mails[0].as_object().unwrap();
+    let mut members: Vec<_> = mail.keys().map(String::as_str).collect();
+    members.sort_unstable();
+    assert_eq!(members, ["from", "html", "received_at", "subject", "text", "to"]);
+    assert_eq!(mail["to"], serde_json::json!(["trader.vi@example.com"]));
+    // The other account, in its language; the newest stands first.
+    Client::clone(&client).starts_recovery("trader.en@example.com").await;
+    let mails = mailbox_has(&client, 5).await;
+    assert_eq!(mails[0]["subject"], "Your Vero OMS recovery code");
+    for (path, content_type) in [
+        ("/dev/mailbox", "text/html; charset=utf-8"),
+        ("/dev/mailbox.js", "text/javascript; charset=utf-8"),
+        ("/dev/mailbox.css", "text/css; charset=utf-8"),
+    ] {
+        let answer = client.get(path).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)));
+    }
+    program.signal("-TERM");
+    assert!(program.ends().1);
+}
+
+async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
+    let waiting = async {
+        loop {
+            let mails = client.get("/dev/mailbox.json").await.body;
+            if mails.as_array().is_some_and(|mails| mails.len() >= count) {
+                return mails.as_array().unwrap().clone();
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the mail arrives")
+}
+
+#[sqlx::test]
+async fn dev_lifts_budgets_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
+    let url = database::url(&pool);
+    for limits in ["1", "0"] {
+        let port = free_port();
+        let environment =
+            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
+        let mut program = Program::start(&["dev"], &environment);
+        program.line_with("relay is usable");
+        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+        let mut statuses = Vec::new();
+        for _ in 0..50 {
+            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
+        }
+        assert_eq!(statuses.contains(&429), limits == "0", "{statuses:?}");
+    }
+}
+
+pub fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port().to_string()
+}
