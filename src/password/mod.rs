@@ -284,12 +284,13 @@ impl Place<'_> {
         let span = info_span!("password");
         let whole = span.clone();
         let job = move |memory: &mut Memory| {
-            let _place = place;
             if !answer.is_closed() {
                 let _hashing = info_span!(parent: &whole, "hashing").entered();
                 metrics.hashing_running.inc();
                 let done = catch_unwind(AssertUnwindSafe(|| job(memory)));
                 metrics.hashing_running.dec();
+                // Before the answer: whoever has it may ask for the next.
+                drop(place);
                 // A job that panicked fails its caller, who waits for its answer in vain; the thread goes on.
                 if let Ok(done) = done {
                     let _ = answer.send(done);

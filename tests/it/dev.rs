@@ -50,7 +50,9 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let first = tokio::task::spawn_blocking(whole_way.clone());
     // Paths of dev have no name in the figures.
     let looks = "vos_auth_http_answers_total{route=\"none\",status=\"200\"}";
-    let metrics = program.metrics_address();
+    let metrics = program.line_with("Metrics: ");
+    let metrics =
+        metrics.split(['/', ' ']).find_map(|part| part.parse().ok()).expect("the address of the figures");
     let looked = async { while metric(metrics, looks).await < 1.5 {} };
     tokio::time::timeout(PATIENCE, looked)
         .await
