@@ -93,9 +93,10 @@ impl Recovery {
                     .map_err(|error| if error.problem == refused.problem { refused } else { error })?;
                 let started = self.submit(&email, presented.as_ref(), Some(ticket), &client).await;
                 if started.is_err() {
-                    // Its holder tries again. While PostgreSQL is away, a minute later at the earliest.
-                    let refund = throttle::refund(&self.app.pool, &key, Budget::of_a_ticket());
-                    let _ = timeout(STORAGE_DEADLINE, refund).await;
+                    // Its holder tries again, and has waited long enough for this answer. While PostgreSQL is away the
+                    // ticket stays spent.
+                    let pool = self.app.pool.clone();
+                    tokio::spawn(async move { throttle::refund(&pool, &key, Budget::of_a_ticket()).await });
                 }
                 started
             }

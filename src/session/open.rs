@@ -90,14 +90,17 @@ pub(crate) async fn open(
     .execute(&mut *transaction)
     .await?;
     sqlx::query!(
-        // Those that were logged out go first.
+        // Those that have ended go first.
         "DELETE FROM session WHERE id = ANY(ARRAY(
              SELECT id FROM (
-                 SELECT id, revoked_at FROM session WHERE account_id = $1 ORDER BY account_id, id DESC OFFSET 0
-             ) AS newest ORDER BY revoked_at IS NOT NULL, id DESC OFFSET $2
+                 SELECT id, revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4 AS lives
+                 FROM session WHERE account_id = $1 ORDER BY account_id, id DESC OFFSET 0
+             ) AS newest ORDER BY lives DESC, id DESC OFFSET $2
          ))",
         account.id,
         KEPT_PER_ACCOUNT,
+        now,
+        now - app.config.session_idle,
     )
     .execute(&mut *transaction)
     .await?;

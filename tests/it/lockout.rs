@@ -92,6 +92,14 @@ async fn a_ticket_whose_start_could_not_be_stored_is_good_still(pool: PgPool) {
     sqlx::query(hold).bind(&key[..]).bind(now()).execute(&mut *holding).await.unwrap();
     assert_eq!(victim.starts_recovery(TRADER).await.error(), (502, "storage_unavailable"));
     holding.rollback().await.unwrap();
+    let ticket = throttle::ticket_key(id);
+    service
+        .until("the ticket is given back", async || {
+            let is_full = "SELECT short_at <= $2 FROM throttle WHERE key = $1";
+            let is_full = sqlx::query_scalar(is_full).bind(&ticket[..]).bind(now());
+            is_full.fetch_one(&pool).await.unwrap()
+        })
+        .await;
     assert!(victim.starts_recovery(TRADER).await.is_code_sent());
     service.stops().await;
 }

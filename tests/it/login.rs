@@ -320,30 +320,6 @@ async fn parallel_logins_on_a_foreign_hash_all_get_in(pool: PgPool) {
     service.stops().await;
 }
 
-/// Whoever knows a password once can make neither sessions nor known browsers without end.
-#[sqlx::test]
-async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
-    let service = Service::start_with_settings(&pool, BUSY).await;
-    service.has_trader(TRADER, PASSWORD).await;
-    let (mut known, mut last) = (0, service.client());
-    for _ in 0..105 {
-        last = service.client();
-        let answer = last.logs_in(TRADER, PASSWORD).await;
-        assert!(answer.is_signed_in());
-        known += usize::from(answer.device_cookie().is_some());
-        service.clock.advance(Duration::from_millis(1));
-    }
-    assert_eq!(known, 10);
-    assert_eq!(service.count("session").await, 100);
-    assert_eq!(last.get("/api/auth/sessions").await.body["sessions"].as_array().unwrap().len(), 100);
-    // One that was logged out is no place taken from one that goes on.
-    assert_eq!(last.logs_out().await.status, 200);
-    assert!(last.logs_in(TRADER, PASSWORD).await.is_signed_in());
-    assert_eq!(service.count("session").await, 100);
-    assert_eq!(service.count("session WHERE revoked_at IS NULL").await, 100);
-    service.stops().await;
-}
-
 /// A known browser is forgotten a year after it was named; one that is used gets a new name in time.
 #[sqlx::test]
 async fn a_known_browser_stays_known_while_it_is_used(pool: PgPool) {

@@ -186,3 +186,36 @@ async fn a_password_is_changed_by_whoever_knows_the_current_one(pool: PgPool) {
     assert!(service.client().logs_in(TRADER, NEW).await.is_signed_in());
     service.stops().await;
 }
+
+/// Whoever knows a password once can make neither sessions nor known browsers without end.
+#[sqlx::test]
+async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let (mut known, mut clients) = (0, Vec::new());
+    for _ in 0..105 {
+        let mut client = service.client();
+        let answer = client.logs_in(TRADER, PASSWORD).await;
+        assert!(answer.is_signed_in());
+        known += usize::from(answer.device_cookie().is_some());
+        clients.push(client);
+        service.clock.advance(Duration::from_millis(1));
+    }
+    let (mut last, mut oldest) = (clients.pop().unwrap(), clients.swap_remove(5));
+    assert_eq!(known, 10);
+    assert_eq!(service.count("session").await, 100);
+    assert_eq!(last.get("/api/auth/sessions").await.body["sessions"].as_array().unwrap().len(), 100);
+    // One that has ended takes no place from one that goes on: it was logged out, or nobody used it.
+    assert_eq!(last.logs_out().await.status, 200);
+    assert!(last.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    assert_eq!(service.count("session").await, 100);
+    assert_eq!(service.count("session WHERE revoked_at IS NULL").await, 100);
+    for _ in 0..2 {
+        service.clock.advance(Duration::from_mins(20));
+        assert!(oldest.refreshes().await.is_signed_in());
+    }
+    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
+    assert_eq!(service.count("session").await, 100);
+    assert!(oldest.refreshes().await.is_signed_in());
+    service.stops().await;
+}
