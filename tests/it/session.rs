@@ -201,7 +201,7 @@ async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
         clients.push(client);
         service.clock.advance(Duration::from_millis(1));
     }
-    let (mut last, mut oldest) = (clients.pop().unwrap(), clients.swap_remove(5));
+    let (mut last, oldest) = (clients.pop().unwrap(), clients.swap_remove(5));
     assert_eq!(known, 10);
     assert_eq!(service.count("session").await, 100);
     assert_eq!(last.get("/api/auth/sessions").await.body["sessions"].as_array().unwrap().len(), 100);
