@@ -252,13 +252,14 @@ async fn insert(
         ),
         decided AS MATERIALIZED (
             SELECT i.*, i.rank <= b.admitted AS admitted, b.retry_at,
-                k.id AS kept_id, coalesce(k.expires_at, $19) AS expires_at
+                k.id AS kept_id, coalesce(k.expires_at, $19) AS expires_at, k.is_unsent
             FROM budget b JOIN unnest($3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[], $9::int[],
                     $10::text[], $11::inet[], $12::text[])
                 WITH ORDINALITY AS i (session_id, outbox_id, token_hash, presented, email, budget_key, rank, locale,
                     client_ip, user_agent, place) ON i.budget_key = b.key
             LEFT JOIN LATERAL (
-                SELECT id, expires_at FROM recovery_session s
+                SELECT id, expires_at, (SELECT true FROM outbox o WHERE o.recovery_session_id = s.id LIMIT 1) AS is_unsent
+                FROM recovery_session s
                 WHERE s.token_hash = i.presented AND s.email = i.email AND s.state IN ('code_sent', 'revoked')
                     AND s.attempts_left > 0 AND s.expires_at >= $18::timestamptz
                 LIMIT 1
@@ -271,9 +272,12 @@ async fn insert(
             FROM decided WHERE admitted AND kept_id IS NULL
         ),
         owed AS (
-            -- Several that present one session owe one mail. They draw on one budget, whose lock they wait for first.
+            -- A resend while a mail is unsent owes none. Its row, of a session that is not there, is finished as one for
+            -- nobody: without it, time would tell that a mail waits, and so that somebody is there to get it. Several
+            -- that present one session at once owe one mail: they draw on one budget, whose lock they wait for first.
             INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-            SELECT outbox_id, 'recovery_code', coalesce(kept_id, session_id), $17, expires_at, $17
+            SELECT outbox_id, 'recovery_code', CASE WHEN is_unsent THEN session_id ELSE coalesce(kept_id, session_id) END,
+                $17, expires_at, $17
             FROM decided WHERE admitted
             ON CONFLICT (recovery_session_id) DO NOTHING
         )

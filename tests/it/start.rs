@@ -244,15 +244,24 @@ async fn v7_a_revoked_session_resends_like_a_live_one_and_mails_nothing(pool: Pg
 }
 
 #[sqlx::test]
-async fn a_resend_while_a_mail_is_unsent_adds_none(pool: PgPool) {
+async fn a_resend_while_a_mail_is_unsent_adds_none_and_writes_as_one_for_nobody(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
-    let mut client = service.client();
+    let (mut client, mut nobody) = (service.client(), service.client());
     client.starts_recovery("trader@example.com").await;
+    nobody.starts_recovery("nobody@example.com").await;
+    service.until_outbox_has(1).await;
+    // What a resend writes stays while the courier cannot read accounts.
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
+    assert_eq!(service.count("outbox").await, 2);
+    assert!(nobody.starts_recovery("nobody@example.com").await.is_code_sent());
+    assert_eq!(service.count("outbox").await, 3);
+    held.rollback().await.unwrap();
     assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
-    assert_eq!(service.count("outbox").await, 1);
+    service.until_outbox_has(1).await;
     service.relay.is_in_mood(Mood::Takes);
     service.clock.advance(Duration::from_secs(31));
     service.relay.mail(1).await;
