@@ -29,9 +29,9 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
 }
 
 async fn until_ready(address: SocketAddr) -> Result<(), Failure> {
-    let mut connection = Connection::open(address).await?;
+    let mut connection = Connection::open(address)?;
     let request = b"GET /readyz HTTP/1.1\r\nhost: bench\r\n\r\n";
-    while connection.asks(request, Instant::now()).await?.status != 200 {
+    while connection.asks(request)? != 200 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())

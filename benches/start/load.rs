@@ -1,20 +1,20 @@
 //! Loads one address with requests over kept connections, from a thread of its own: closed-loop, where each connection
 //! waits for its answer before it asks again, or open-loop, where requests go out at their time whatever became of the
 //! ones before, and an answer's time counts from when its request was meant to go.
+//!
+//! It shares the machine with what it measures. So no runtime stands between it and the sockets, and one look at them
+//! takes all that has come.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use crate::Failure;
 
@@ -43,6 +43,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    fn since(began: Instant, answers: Vec<Answer>) -> Self {
+        let last = answers.last().map_or(began, |answer| answer.at);
+        Self { answers, seconds: (last - began).as_secs_f64() }
+    }
+
     /// What one more load saw.
     pub fn add(&mut self, more: Self) {
         self.answers.extend(more.answers);
@@ -112,148 +117,61 @@ impl Load {
     /// So many connections, each with one request at a time.
     pub async fn closed(&self, connections: usize, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
-        on_a_thread(move || async move {
-            let mut connecting = Vec::new();
-            for _ in 0..connections {
-                connecting.push(Connection::open(load.address).await?);
+        on_a_thread(move || {
+            let mut lanes = Lanes::open(load.address, connections)?;
+            let (began, mut answers) = (Instant::now(), Vec::new());
+            loop {
+                while lanes.are_free() && began.elapsed() < lasting {
+                    lanes.send(&load.next(), Instant::now())?;
+                }
+                if !lanes.are_waiting() {
+                    return Ok(Loaded::since(began, answers));
+                }
+                lanes.read(None, &mut answers)?;
             }
-            let began = Instant::now();
-            let mut asking = JoinSet::new();
-            for mut connection in connecting {
-                let load = load.clone();
-                asking.spawn(async move {
-                    let mut answers = Vec::new();
-                    while began.elapsed() < lasting {
-                        let request = (load.requests)(load.numbers.claim());
-                        answers.push(connection.asks(&request, Instant::now()).await?);
-                    }
-                    Ok(answers)
-                });
-            }
-            gather(asking, began).await
         })
         .await
     }
 
-    /// So many requests a second over at most so many connections. One thread sends what is due, another reads: neither
-    /// has to be woken by the other.
+    /// So many requests a second over at most so many connections. What is due within a tick goes out at its end, and an
+    /// answer is read at the end of a tick, too, and so counts up to a tick too much: a thread that woke for each would take
+    /// a good part of a core.
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
-        on_a_thread(move || async move {
-            let (mut lanes, mut asking) = (Vec::new(), JoinSet::new());
-            let (answered, free) = mpsc::channel();
-            for number in 0..connections {
-                let connection = Connection::open(load.address).await?;
-                let (lane, connection, asked) = Lane::beside(connection)?;
-                asking.spawn(answers_of(connection, asked, number, answered.clone()));
-                lanes.push(lane);
+        on_a_thread(move || {
+            goes_first();
+            let mut lanes = Lanes::open(load.address, connections)?;
+            let (began, mut answers) = (Instant::now(), Vec::new());
+            let mut times = (0..(lasting.as_secs_f64() * rate) as u64)
+                .map(|number| began + Duration::from_secs_f64(number as f64 / rate))
+                .peekable();
+            while times.peek().is_some() || lanes.are_waiting() {
+                std::thread::sleep(TICK);
+                lanes.read(Some(Duration::ZERO), &mut answers)?;
+                let now = Instant::now();
+                while lanes.are_free()
+                    && let Some(due) = times.next_if(|due| *due <= now)
+                {
+                    lanes.send(&load.next(), due)?;
+                }
             }
-            let began = Instant::now();
-            let times = (0..(lasting.as_secs_f64() * rate) as u64)
-                .map(move |number| began + Duration::from_secs_f64(number as f64 / rate));
-            let sending = std::thread::spawn(move || {
-                goes_first();
-                let sent = load.send_at(times, &lanes, &free);
-                // Or whoever reads would wait for more.
-                lanes.iter().try_for_each(|lane| lane.stream.shutdown(Shutdown::Both)).and(sent)
-            });
-            let seen = gather(asking, began).await?;
-            sending.join().map_err(|_| ErrorKind::Other)??;
-            Ok(seen)
+            Ok(Loaded::since(began, answers))
         })
         .await
     }
 
-    /// Sends each request at its time, or later when no connection is free, until the last is answered. What is due
-    /// within a tick goes out at its end: a thread that woke for each would take a good part of a core.
-    fn send_at(
-        &self,
-        times: impl Iterator<Item = Instant>,
-        lanes: &[Lane],
-        answered: &Receiver<usize>,
-    ) -> std::io::Result<()> {
-        let mut free: Vec<_> = (0..lanes.len()).collect();
-        let mut times = times.peekable();
-        while times.peek().is_some() {
-            std::thread::sleep(TICK);
-            free.extend(answered.try_iter());
-            let now = Instant::now();
-            while let Some(number) = free.pop_if(|_| times.peek().is_some_and(|at| *at <= now)) {
-                lanes[number].send(&(self.requests)(self.numbers.claim()), times.next().unwrap_or(now))?;
-            }
-        }
-        answered.iter().take(lanes.len() - free.len()).for_each(drop);
-        Ok(())
+    /// A request that was not made before.
+    pub fn next(&self) -> Vec<u8> {
+        (self.requests)(self.numbers.claim())
     }
 }
 
-/// The sender's side of a connection of an open loop.
-struct Lane {
-    stream: std::net::TcpStream,
-    asked: Sender<Asked>,
-}
-
-/// A request that waits for its answer.
-struct Asked {
-    due: Instant,
-    late: Duration,
-}
-
-impl Lane {
-    fn beside(connection: Connection) -> std::io::Result<(Self, Connection, Receiver<Asked>)> {
-        let stream = connection.stream.into_std()?;
-        let (asked, asks) = mpsc::channel();
-        let lane = Self { stream: stream.try_clone()?, asked };
-        Ok((lane, Connection { stream: TcpStream::from_std(stream)?, read: connection.read }, asks))
-    }
-
-    fn send(&self, request: &[u8], due: Instant) -> std::io::Result<()> {
-        let asked = Asked { due, late: due.elapsed() };
-        self.asked.send(asked).map_err(|_| ErrorKind::BrokenPipe)?;
-        (&self.stream).write_all(request)
-    }
-}
-
-/// Reads answers until the sender ends the connection.
-async fn answers_of(
-    mut connection: Connection,
-    asked: Receiver<Asked>,
-    number: usize,
-    answered: Sender<usize>,
-) -> Answers {
-    let mut answers = Vec::new();
-    while let Some(status) = connection.reads().await? {
-        let at = Instant::now();
-        let Asked { due, late } = asked.try_recv().map_err(|_| ErrorKind::InvalidData)?;
-        answers.push(Answer { status, at, took: at - due, late });
-        // The sender is gone only with an error of its own.
-        let _ = answered.send(number);
-    }
-    if asked.try_recv().is_ok() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answers) }
-}
-
-type Answers = Result<Vec<Answer>, std::io::Error>;
-
-async fn gather(mut asking: JoinSet<Answers>, began: Instant) -> Result<Loaded, std::io::Error> {
-    let mut answers = Vec::new();
-    while let Some(asked) = asking.join_next().await {
-        answers.extend(asked??);
-    }
-    let last = answers.iter().map(|answer| answer.at).max().unwrap_or(began);
-    Ok(Loaded { answers, seconds: (last - began).as_secs_f64() })
-}
-
-/// One thread asks and reads, or reads alone, as little beside the service and PostgreSQL as may be.
-async fn on_a_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, Failure>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, std::io::Error>>,
-{
+/// Runs it beside the benchmark's own runtime.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
     let (done, seen) = oneshot::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let _ = done.send(runtime.and_then(|runtime| runtime.block_on(work())));
-    });
+    std::thread::spawn(move || done.send(work()));
     Ok(seen.await??)
 }
 
@@ -265,42 +183,110 @@ fn goes_first() {
     }
 }
 
+/// Connections of one thread, each with one request at a time.
+struct Lanes {
+    poll: Poll,
+    ready: Events,
+    all: Vec<Lane>,
+    free: Vec<usize>,
+}
+
+struct Lane {
+    connection: Connection<mio::net::TcpStream>,
+    due: Instant,
+    late: Duration,
+}
+
+impl Lanes {
+    fn open(address: SocketAddr, connections: usize) -> std::io::Result<Self> {
+        let (poll, mut all) = (Poll::new()?, Vec::new());
+        for number in 0..connections {
+            let Connection { stream, read } = Connection::open(address)?;
+            stream.set_nonblocking(true)?;
+            let mut stream = mio::net::TcpStream::from_std(stream);
+            poll.registry().register(&mut stream, Token(number), Interest::READABLE)?;
+            let connection = Connection { stream, read };
+            all.push(Lane { connection, due: Instant::now(), late: Duration::ZERO });
+        }
+        Ok(Self { poll, ready: Events::with_capacity(connections), free: (0..connections).collect(), all })
+    }
+
+    fn are_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    fn are_waiting(&self) -> bool {
+        self.free.len() < self.all.len()
+    }
+
+    /// Sends a request that was meant to go at `due`.
+    fn send(&mut self, request: &[u8], due: Instant) -> std::io::Result<()> {
+        let lane = &mut self.all[self.free.pop().ok_or(ErrorKind::WouldBlock)?];
+        (lane.due, lane.late) = (due, due.elapsed());
+        lane.connection.sends(request)
+    }
+
+    /// Takes the answers that have come, and waits for one at most so long.
+    fn read(&mut self, patience: Option<Duration>, answers: &mut Vec<Answer>) -> std::io::Result<()> {
+        self.poll.poll(&mut self.ready, patience)?;
+        for event in &self.ready {
+            let Token(number) = event.token();
+            let Lane { connection, due, late } = &mut self.all[number];
+            if let Some(status) = connection.reads()? {
+                let at = Instant::now();
+                answers.push(Answer { status, at, took: at - *due, late: *late });
+                self.free.push(number);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One kept connection.
-pub struct Connection {
-    stream: TcpStream,
+pub struct Connection<S = std::net::TcpStream> {
+    stream: S,
     read: Vec<u8>,
 }
 
 impl Connection {
-    pub async fn open(address: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+    pub fn open(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = std::net::TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, read: Vec::with_capacity(4096) })
     }
 
-    /// Sends a request that was meant to go at `due`, and reads its answer, which [`Connection::answer`] has then.
-    pub async fn asks(&mut self, request: &[u8], due: Instant) -> std::io::Result<Answer> {
-        let late = due.elapsed();
-        self.stream.write_all(request).await?;
-        let status = self.reads().await?.ok_or(ErrorKind::UnexpectedEof)?;
-        let at = Instant::now();
-        Ok(Answer { status, at, took: at - due, late })
-    }
-
-    /// The status of the next answer, or nothing at the connection's end.
-    async fn reads(&mut self) -> std::io::Result<Option<u16>> {
-        self.read.clear();
-        while self.stream.read_buf(&mut self.read).await? > 0 {
-            if let Some(status) = complete(&self.read) {
-                return Ok(Some(status));
-            }
-        }
-        Ok(None)
+    /// Waits for the answer, which [`Connection::answer`] has then, and gives its status.
+    pub fn asks(&mut self, request: &[u8]) -> std::io::Result<u16> {
+        self.sends(request)?;
+        Ok(self.reads()?.ok_or(ErrorKind::WouldBlock)?)
     }
 
     /// The last answer, head and body.
     pub fn answer(&self) -> String {
         String::from_utf8_lossy(&self.read).into_owned()
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    fn sends(&mut self, request: &[u8]) -> std::io::Result<()> {
+        self.read.clear();
+        self.stream.write_all(request)
+    }
+
+    /// The status of the answer; nothing if it is not there as a whole and would have to be waited for.
+    fn reads(&mut self) -> std::io::Result<Option<u16>> {
+        let mut part = [0; 4096];
+        loop {
+            match self.stream.read(&mut part) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.read.extend_from_slice(&part[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            if let Some(status) = complete(&self.read) {
+                return Ok(Some(status));
+            }
+        }
     }
 }
 

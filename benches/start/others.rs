@@ -46,7 +46,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
         let cookie = &cookies[(number / GUESSES) as usize % cookies.len()];
         post("/api/auth/recovery/verify", &format!("cookie: {cookie}\r\n"), r#"{"code":"00000000"}"#)
     });
-    let tokens = sign_in(&replica).await?;
+    let tokens = sign_in(&replica)?;
     let sessions: Requests = Arc::new(move |number| {
         let token = &tokens[number as usize % tokens.len()];
         format!("GET /api/auth/session HTTP/1.1\r\nhost: bench\r\nx-session-token: {token}\r\n\r\n")
@@ -86,12 +86,11 @@ fn login(trader: u64) -> Vec<u8> {
 async fn recoveries(bench: &Bench, replica: &Replica) -> Result<Vec<String>, Failure> {
     let mut beginning = JoinSet::new();
     for _ in 0..CONNECTIONS {
-        let mut connection = Connection::open(replica.address).await?;
-        let Load { requests, numbers, .. } = bench.starts(replica);
-        beginning.spawn(async move {
+        let (mut connection, load) = (Connection::open(replica.address)?, bench.starts(replica));
+        beginning.spawn_blocking(move || {
             let mut cookies = Vec::new();
             while cookies.len() < RECOVERIES / CONNECTIONS {
-                connection.asks(&requests(numbers.claim()), Instant::now()).await?;
+                connection.asks(&load.next())?;
                 let answer = connection.answer();
                 let cookie = answer.split("set-cookie: ").nth(1).and_then(|rest| rest.split(';').next());
                 cookies.push(cookie.unwrap_or_default().to_owned());
@@ -106,11 +105,11 @@ async fn recoveries(bench: &Bench, replica: &Replica) -> Result<Vec<String>, Fai
     Ok(cookies)
 }
 
-async fn sign_in(replica: &Replica) -> Result<Vec<String>, Failure> {
-    let mut connection = Connection::open(replica.address).await?;
+fn sign_in(replica: &Replica) -> Result<Vec<String>, Failure> {
+    let mut connection = Connection::open(replica.address)?;
     let mut tokens = Vec::new();
     for trader in 0..TRADERS {
-        connection.asks(&login(trader), Instant::now()).await?;
+        connection.asks(&login(trader))?;
         let answer = connection.answer();
         let body: Value = serde_json::from_str(answer.rsplit("\r\n").next().unwrap_or_default())?;
         tokens.push(body["sessionToken"].as_str().ok_or("a login gave no token")?.to_owned());
