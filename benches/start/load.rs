@@ -120,15 +120,14 @@ impl Load {
         on_a_thread(move || {
             let mut lanes = Lanes::open(load.address, connections)?;
             let (began, mut answers) = (Instant::now(), Vec::new());
-            loop {
-                while lanes.are_free() && began.elapsed() < lasting {
-                    lanes.send(&load.next(), Instant::now())?;
-                }
-                if !lanes.are_waiting() {
-                    return Ok(Loaded::since(began, answers));
-                }
-                lanes.read(None, &mut answers)?;
+            while lanes.are_free() {
+                lanes.send(&load.next(), Instant::now())?;
             }
+            while lanes.are_waiting() {
+                let next = || (began.elapsed() < lasting).then(|| load.next());
+                lanes.read(None, &mut answers, next)?;
+            }
+            Ok(Loaded::since(began, answers))
         })
         .await
     }
@@ -147,7 +146,7 @@ impl Load {
                 .peekable();
             while times.peek().is_some() || lanes.are_waiting() {
                 std::thread::sleep(TICK);
-                lanes.read(Some(Duration::ZERO), &mut answers)?;
+                lanes.read(Some(Duration::ZERO), &mut answers, || None)?;
                 let now = Instant::now();
                 while lanes.are_free()
                     && let Some(due) = times.next_if(|due| *due <= now)
@@ -221,24 +220,38 @@ impl Lanes {
 
     /// Sends a request that was meant to go at `due`.
     fn send(&mut self, request: &[u8], due: Instant) -> std::io::Result<()> {
-        let lane = &mut self.all[self.free.pop().ok_or(ErrorKind::WouldBlock)?];
-        (lane.due, lane.late) = (due, due.elapsed());
-        lane.connection.sends(request)
+        let lane = self.free.pop().ok_or(ErrorKind::WouldBlock)?;
+        self.all[lane].send(request, due)
     }
 
-    /// Takes the answers that have come, and waits for one at most so long.
-    fn read(&mut self, patience: Option<Duration>, answers: &mut Vec<Answer>) -> std::io::Result<()> {
+    /// Takes the answers that have come, and waits for one at most so long. Whoever has its answer asks `next` at once.
+    fn read(
+        &mut self,
+        patience: Option<Duration>,
+        answers: &mut Vec<Answer>,
+        next: impl Fn() -> Option<Vec<u8>>,
+    ) -> std::io::Result<()> {
         self.poll.poll(&mut self.ready, patience)?;
         for event in &self.ready {
             let Token(number) = event.token();
-            let Lane { connection, due, late } = &mut self.all[number];
-            if let Some(status) = connection.reads()? {
+            let lane = &mut self.all[number];
+            if let Some(status) = lane.connection.reads()? {
                 let at = Instant::now();
-                answers.push(Answer { status, at, took: at - *due, late: *late });
-                self.free.push(number);
+                answers.push(Answer { status, at, took: at - lane.due, late: lane.late });
+                match next() {
+                    Some(request) => lane.send(&request, Instant::now())?,
+                    None => self.free.push(number),
+                }
             }
         }
         Ok(())
+    }
+}
+
+impl Lane {
+    fn send(&mut self, request: &[u8], due: Instant) -> std::io::Result<()> {
+        (self.due, self.late) = (due, due.elapsed());
+        self.connection.sends(request)
     }
 }
 

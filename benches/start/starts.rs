@@ -10,13 +10,18 @@ use crate::replica::Replica;
 use crate::{Bench, Failure, header, nothing_is_owed, row};
 
 const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
-/// Rounds of a closed loop and of pgbench, by turns: the machine has its moods.
-const ROUNDS: usize = 3;
+/// Rounds of a closed loop and of pgbench, by turns: the machine has its moods. pgbench's are not short, as each of its
+/// connections begins with a cold cache.
+const ROUNDS: usize = 5;
+/// A round of an open loop. What the machine can changes within seconds, so it is as near as can be to the one in which its
+/// rate was found.
+const OPEN_ROUND: Duration = Duration::from_secs(1);
+/// Rounds of an open loop for each second that a measurement lasts.
+const OPEN_ROUNDS: usize = 3;
 /// Connections of an open loop: enough that a request hardly ever waits for one.
 const OPEN_CONNECTIONS: usize = 256;
 /// The same for twice what the service can.
 const OVERLOAD_CONNECTIONS: usize = 1024;
-const OPEN_ROUND: Duration = Duration::from_secs(1);
 
 /// CPU seconds of the service and of PostgreSQL.
 #[derive(Default)]
@@ -88,9 +93,8 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     Ok(Value::Array(rows))
 }
 
-/// Open-loop, at half and at 90% of what a closed loop reached just before. What the machine can changes within seconds, so
-/// rounds are short and many, and each is seen by itself, too. No start can be quicker than the disk, so before each a
-/// flush is measured alone.
+/// Open-loop, at half and at 90% of what a closed loop reached just before, each round by itself and all together. No start
+/// can be quicker than the disk, so before each a flush is measured alone.
 pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     println!(
         "start, open-loop, at half and at 90% of what a closed loop of 64 reached in the second before each"
@@ -100,7 +104,7 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     let shares = [0.5, 0.9];
     let (mut seen, mut meant) = (shares.map(|_| Loaded::default()), [0.0; 2]);
     let (mut alone, mut multiples) = (Vec::new(), Vec::new());
-    let rounds = ROUNDS * bench.lasting.as_secs() as usize;
+    let rounds = OPEN_ROUNDS * bench.lasting.as_secs() as usize;
     for _ in 0..rounds {
         let mut round = Vec::new();
         for (share, meant) in shares.iter().zip(&mut meant) {
