@@ -42,7 +42,7 @@ type Failure = Box<dyn std::error::Error>;
 #[derive(Parser)]
 struct Options {
     /// How long each measurement lasts, in seconds
-    #[arg(long, default_value = "5")]
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Measure these alone; may be given several times
     #[arg(long)]

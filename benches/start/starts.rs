@@ -105,7 +105,7 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     let (mut seen, mut meant) = (shares.map(|_| Loaded::default()), [0.0; 2]);
     let (mut alone, mut multiples) = (Vec::new(), Vec::new());
     let rounds = OPEN_ROUNDS * bench.lasting.as_secs() as usize;
-    for _ in 0..rounds {
+    for number in 1..=rounds {
         let mut round = Vec::new();
         for (share, meant) in shares.iter().zip(&mut meant) {
             let capacity = bench.starts(&replica).closed(64, OPEN_ROUND).await?.rate(200);
@@ -115,7 +115,12 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
             nothing_is_owed(&bench.pool).await?;
             *meant += capacity * share / rounds as f64;
         }
-        multiples.push(round[1].quantile(200, 0.99) / round[0].quantile(200, 0.5));
+        let (half, most) = (round[0].quantile(200, 0.5), round[1].quantile(200, 0.99));
+        multiples.push(most / half);
+        println!(
+            "round {number} of {rounds}: p99 at 90% {most:.2}, p50 at half {half:.2}, {:.1} times",
+            most / half
+        );
         seen.iter_mut().zip(round).for_each(|(seen, one)| seen.add(one));
     }
     header(&OPEN);
