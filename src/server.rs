@@ -102,7 +102,7 @@ impl Server {
         // Both first: until they are known, every request is answered 502.
         let (mut probes, _) =
             tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.database_health());
-        let (recovery, mut committing) = Recovery::new(Arc::clone(&app));
+        let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
         let draining = Arc::clone(&site.draining);
         let api = http::with_layers(http::router(site.clone()).merge(more), &site);
@@ -130,7 +130,7 @@ impl Server {
             _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
             _ = &mut courier => Some("courier"),
-            _ = &mut committing => Some("group commit"),
+            _ = &mut commits => Some("group commit"),
             _ = probes.join_next() => Some("probe"),
         };
         if let Some(task) = ended {

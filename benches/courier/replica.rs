@@ -79,7 +79,7 @@ impl Replica {
         command.env("HTTP_ADDR", address.to_string()).env("METRICS_ADDR", metrics_address.to_string());
         let replica = Self { child: command.stderr(Stdio::null()).spawn()?, address, metrics_address };
         let began = Instant::now();
-        while TcpStream::connect(address).is_err() {
+        while [address, metrics_address].iter().any(|address| TcpStream::connect(address).is_err()) {
             if began.elapsed() > Duration::from_secs(10) {
                 return Err("the service does not listen; run it by hand to see why".into());
             }

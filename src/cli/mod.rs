@@ -9,6 +9,7 @@ mod outbox;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
@@ -177,8 +178,11 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
+/// On a thread for each core but one, which the commits of `start` have (docs/decisions/21).
 fn to_its_end(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let workers = (cores - 1).max(1);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(work)
 }
 
 /// What is traced is over when its last spans are delivered.

@@ -9,12 +9,15 @@ mod reset;
 mod start;
 mod verify;
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use tokio::task::JoinHandle;
+use tokio::runtime;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 pub use self::start::{Standing, Started};
@@ -37,13 +40,29 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The flow, and the task that commits starts; the task ends when the last clone of the flow is gone.
+    /// The flow, and what closes when the thread that commits starts ends: when the last clone of the flow is gone, and
+    /// never before. Commits wait for no request that is read or answered meanwhile (docs/decisions/21).
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no thread or no descriptors to give.
     #[must_use]
-    pub fn new(app: Arc<App>) -> (Self, JoinHandle<()>) {
+    pub fn new(app: Arc<App>) -> (Self, oneshot::Receiver<Infallible>) {
         let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
         let (starts, arrivals) = group_commit::channel(queue, batch, LONGEST_WAIT);
-        let committing = tokio::spawn(start::commit_starts(Arc::clone(&app), arrivals));
-        (Self { app, starts }, committing)
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("the operating system gives descriptors");
+        let (committing, ended) = oneshot::channel();
+        let commits = start::commit_starts(Arc::clone(&app), arrivals);
+        let work = move || {
+            let _committing = committing;
+            runtime.block_on(commits);
+        };
+        thread::Builder::new()
+            .name("commits".into())
+            .spawn(work)
+            .expect("the operating system gives a thread");
+        (Self { app, starts }, ended)
     }
 }
 
