@@ -1,22 +1,19 @@
-//! The cryptography of a JWT: ES256 alone, by p256.
+//! The cryptography of a JWT that is verified: ES256 alone, by p256.
 
-use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
-use jsonwebtoken::errors::{ErrorKind, Result as JwtResult};
+use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey};
-use p256::ecdsa::signature::{Signer as _, Verifier as _};
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
-use p256::pkcs8::DecodePrivateKey as _;
+use p256::ecdsa::signature::Verifier as _;
+use p256::ecdsa::{Signature, VerifyingKey};
 
 /// ES256 for the jsonwebtoken crate, and nothing else: its own choices of cryptography bring RSA and more along.
 static ES256: CryptoProvider = CryptoProvider {
-    signer_factory: |algorithm, key| match algorithm {
-        Algorithm::ES256 => Ok(Box::new(Es256Signer(
-            SigningKey::from_pkcs8_der(key.as_bytes()).map_err(|_| ErrorKind::InvalidEcdsaKey)?,
+    // It would read the key anew for every JWT, which takes longer than to sign it: see `KeyRing::sign`.
+    signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
+    verifier_factory: |algorithm, key: &DecodingKey| match algorithm {
+        Algorithm::ES256 => Ok(Box::new(Es256Verifier(
+            VerifyingKey::from_sec1_bytes(key.try_get_as_bytes()?).map_err(|_| ErrorKind::InvalidEcdsaKey)?,
         ))),
-        _ => Err(ErrorKind::InvalidAlgorithm.into()),
-    },
-    verifier_factory: |algorithm, key| match algorithm {
-        Algorithm::ES256 => Ok(Box::new(Es256Verifier(verifying_key(key)?))),
         _ => Err(ErrorKind::InvalidAlgorithm.into()),
     },
     key_utils: KeyUtils::new_unimplemented(),
@@ -27,25 +24,7 @@ pub(super) fn install() {
     let _ = ES256.install_default();
 }
 
-fn verifying_key(key: &DecodingKey) -> JwtResult<VerifyingKey> {
-    VerifyingKey::from_sec1_bytes(key.try_get_as_bytes()?).map_err(|_| ErrorKind::InvalidEcdsaKey.into())
-}
-
-struct Es256Signer(SigningKey);
 struct Es256Verifier(VerifyingKey);
-
-impl signature::Signer<Vec<u8>> for Es256Signer {
-    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
-        let signed: Signature = self.0.try_sign(message).map_err(|_| signature::Error::new())?;
-        Ok(signed.to_bytes().to_vec())
-    }
-}
-
-impl JwtSigner for Es256Signer {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::ES256
-    }
-}
 
 impl signature::Verifier<Vec<u8>> for Es256Verifier {
     fn verify(&self, message: &[u8], signed: &Vec<u8>) -> Result<(), signature::Error> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{DecodingKey, EncodingKey};
+use jsonwebtoken::DecodingKey;
 use p256::ecdsa::{SigningKey, VerifyingKey};
 use p256::elliptic_curve::Generate as _;
 use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
@@ -31,7 +31,7 @@ const NAME: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T
 pub(super) struct Key {
     pub(super) since: OffsetDateTime,
     pub(super) id: String,
-    pub(super) encoding: EncodingKey,
+    pub(super) secret: SigningKey,
     pub(super) decoding: DecodingKey,
     public: VerifyingKey,
 }
@@ -88,14 +88,13 @@ pub fn rotate(folder: &Path, now: OffsetDateTime) -> Result<Rotation, KeysUnusab
 }
 
 impl Key {
-    pub(super) fn new(since: OffsetDateTime, secret: &SigningKey) -> Self {
+    pub(super) fn new(since: OffsetDateTime, secret: SigningKey) -> Self {
         let public = *secret.verifying_key();
-        let der = secret.to_pkcs8_der().expect("a P-256 key fits PKCS#8");
         let (x, y) = coordinates(&public);
         Self {
             since,
             id: since.format(NAME).expect("a time of this age has four digits for its year"),
-            encoding: EncodingKey::from_ec_der(der.as_bytes()),
+            secret,
             decoding: DecodingKey::from_ec_components(&x, &y).expect("base64url as it was just written"),
             public,
         }
@@ -151,7 +150,7 @@ fn read_keys(folder: &Path) -> Result<Vec<Key>, KeysUnusable> {
         let secret = SigningKey::from_pkcs8_pem(&pem).map_err(|_| {
             KeysUnusable(format!("has a file {name}.pem that is not a P-256 private key in PKCS#8 PEM"))
         })?;
-        keys.push(Key::new(since.assume_utc(), &secret));
+        keys.push(Key::new(since.assume_utc(), secret));
     }
     keys.sort_by_key(|key| key.since);
     Ok(keys)
@@ -160,9 +159,8 @@ fn read_keys(folder: &Path) -> Result<Vec<Key>, KeysUnusable> {
 /// Written beside and renamed, so that nobody ever reads half a key; readable by its owner alone.
 fn write_key(folder: &Path, since: OffsetDateTime) -> Result<String, KeysUnusable> {
     let unwritable = |error: std::io::Error| KeysUnusable(format!("cannot be written: {error}"));
-    let secret = SigningKey::generate();
-    let key = Key::new(since.truncate_to_second(), &secret);
-    let pem = secret.to_pkcs8_pem(LineEnding::LF).expect("a P-256 key fits PKCS#8");
+    let key = Key::new(since.truncate_to_second(), SigningKey::generate());
+    let pem = key.secret.to_pkcs8_pem(LineEnding::LF).expect("a P-256 key fits PKCS#8");
     let path = folder.join(&key.id).with_extension("pem");
     let half = path.with_extension("new");
     let mut file = fs::OpenOptions::new()

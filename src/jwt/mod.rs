@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Header, Validation};
-use p256::ecdsa::SigningKey;
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{Signature, SigningKey};
 use p256::elliptic_curve::Generate as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -94,7 +97,7 @@ impl KeyRing {
     /// One key that is gone with the process, for `vos-auth dev` and tests.
     #[must_use]
     pub fn ephemeral() -> Self {
-        let key = Key::new(OffsetDateTime::UNIX_EPOCH, &SigningKey::generate());
+        let key = Key::new(OffsetDateTime::UNIX_EPOCH, SigningKey::generate());
         Self { folder: None, keys: RwLock::new(Arc::new(vec![key])) }
     }
 
@@ -111,18 +114,20 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Signs with the newest key whose time has begun; before the first one's, with the first.
+    /// Signs with the newest key whose time has begun; before the first one's, with the first. The form is RFC 7515's
+    /// compact serialization (§7.1).
     ///
     /// # Panics
     ///
-    /// Never: claims are plain JSON, and a key that was read can sign.
+    /// Never: header and claims are plain JSON.
     #[must_use]
     pub fn sign(&self, claims: &Claims, now: OffsetDateTime) -> String {
-        es256::install();
         let keys = self.keys();
         let key = &keys[signing(&keys, now)];
         let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::ES256) };
-        jsonwebtoken::encode(&header, claims, &key.encoding).expect("a key that was read can sign")
+        let signed = format!("{}.{}", encoded(&header), encoded(claims));
+        let signature: Signature = key.secret.sign(signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
     }
 
     /// What a JWT says, if it is ours, for `audience`, and alive. The key is found by its published id alone: nothing in
@@ -184,6 +189,10 @@ impl KeyRing {
     fn keys(&self) -> Arc<Vec<Key>> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn encoded(part: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(part).expect("a header and claims are plain JSON"))
 }
 
 impl fmt::Debug for KeyRing {
