@@ -174,11 +174,12 @@ async fn on_a_thread<T: Send + 'static>(
     Ok(seen.await??)
 }
 
-/// Gives this thread priority over the others, if root measures: a request that goes late would count as a slow answer.
+/// This thread runs at once whenever it wants to, if root measures: a request that goes late would count as a slow answer.
+/// A nice value does not do: it counts only among what one session has started, and PostgreSQL has one of its own.
 fn goes_first() {
     let thread = std::fs::read_link("/proc/thread-self").ok();
     if let Some(id) = thread.as_deref().and_then(|path| path.file_name()) {
-        let _ = Command::new("renice").args(["-n", "-10", "-p"]).arg(id).output();
+        let _ = Command::new("chrt").args(["--fifo", "--pid", "1"]).arg(id).output();
     }
 }
 
@@ -200,7 +201,10 @@ impl Lanes {
     fn open(address: SocketAddr, connections: usize) -> std::io::Result<Self> {
         let (poll, mut all) = (Poll::new()?, Vec::new());
         for number in 0..connections {
-            let Connection { stream, read } = Connection::open(address)?;
+            let mut connection = Connection::open(address)?;
+            // What it takes to accept them is nobody's measurement.
+            connection.asks(b"GET /healthz HTTP/1.1\r\nhost: bench\r\n\r\n")?;
+            let Connection { stream, read } = connection;
             stream.set_nonblocking(true)?;
             let mut stream = mio::net::TcpStream::from_std(stream);
             poll.registry().register(&mut stream, Token(number), Interest::READABLE)?;
