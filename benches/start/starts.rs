@@ -19,9 +19,9 @@ const OPEN_ROUND: Duration = Duration::from_secs(1);
 /// Rounds of an open loop for each second that a measurement lasts.
 const OPEN_ROUNDS: usize = 3;
 /// Connections of an open loop: enough that a request hardly ever waits for one.
-const OPEN_CONNECTIONS: usize = 256;
-/// The same for twice what the service can.
-const OVERLOAD_CONNECTIONS: usize = 1024;
+const OPEN_CONNECTIONS: usize = 1024;
+/// Connections of the closed loop that finds what a slow disk can.
+const SLOW_DISK_CONNECTIONS: usize = 256;
 
 /// CPU seconds of the service and of PostgreSQL.
 #[derive(Default)]
@@ -62,14 +62,13 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
         let (mut seen, mut spent, mut memory) = (Loaded::default(), Spent::default(), 0.0_f64);
         let (mut alone, mut mean) = (0.0, 0.0);
         for _ in 0..ROUNDS {
-            // pgbench has the machine for itself, and the mails that it left owed are nobody's measurement.
             let replica = bench.serve(&bench.url, &[]).await?;
-            nothing_is_owed(&bench.pool).await?;
             let before = Spent::by(bench, &replica);
             seen.add(bench.starts(&replica).closed(connections, bench.lasting).await?);
             spent.add(&before, &Spent::by(bench, &replica));
             memory = memory.max(resident(&replica));
             nothing_is_owed(&bench.pool).await?;
+            // pgbench has the machine for itself.
             drop(replica);
             let (rate, latency) = pgbench(&bench.url, connections, bench.lasting)?;
             alone += rate / ROUNDS as f64;
@@ -173,13 +172,13 @@ pub async fn overload(bench: &Bench) -> Result<Value, Failure> {
 async fn overloaded(bench: &Bench) -> Result<Value, Failure> {
     // Small batches: the disk is what there is too little of, and not the two cores that the load has a part of.
     let replica = bench.serve(&bench.url, &[("START_BATCH", "16")]).await?;
-    let capacity = bench.starts(&replica).closed(OPEN_CONNECTIONS, bench.lasting).await?.rate(200);
+    let capacity = bench.starts(&replica).closed(SLOW_DISK_CONNECTIONS, bench.lasting).await?.rate(200);
     println!(
-        "start with a flush of 5 ms and batches of 16; a closed loop of {OPEN_CONNECTIONS} reached {capacity:.0} a second; times in ms"
+        "start with a flush of 5 ms and batches of 16; a closed loop of {SLOW_DISK_CONNECTIONS} reached {capacity:.0} a second; times in ms"
     );
     header(&OPEN);
     nothing_is_owed(&bench.pool).await?;
-    let seen = bench.starts(&replica).open(OVERLOAD_CONNECTIONS, capacity * 2.0, bench.lasting).await?;
+    let seen = bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * 2.0, bench.lasting).await?;
     let measured = open_row(capacity * 2.0, &seen);
     println!("answers by status: {:?}", seen.statuses());
     Ok(measured)

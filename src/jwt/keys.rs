@@ -33,7 +33,6 @@ pub(super) struct Key {
     pub(super) id: String,
     pub(super) secret: SigningKey,
     pub(super) decoding: DecodingKey,
-    public: VerifyingKey,
 }
 
 /// Keys that cannot be used, as the second half of a sentence; it quotes no key.
@@ -89,19 +88,17 @@ pub fn rotate(folder: &Path, now: OffsetDateTime) -> Result<Rotation, KeysUnusab
 
 impl Key {
     pub(super) fn new(since: OffsetDateTime, secret: SigningKey) -> Self {
-        let public = *secret.verifying_key();
-        let (x, y) = coordinates(&public);
+        let (x, y) = coordinates(secret.verifying_key());
         Self {
             since,
             id: since.format(NAME).expect("a time of this age has four digits for its year"),
             secret,
             decoding: DecodingKey::from_ec_components(&x, &y).expect("base64url as it was just written"),
-            public,
         }
     }
 
     pub(super) fn to_jwk(&self) -> Value {
-        let (x, y) = coordinates(&self.public);
+        let (x, y) = coordinates(self.secret.verifying_key());
         json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": self.id, "x": x, "y": y })
     }
 }

@@ -40,8 +40,8 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The flow, and what closes when the thread that commits starts ends: when the last clone of the flow is gone, and
-    /// never before. Commits wait for no request that is read or answered meanwhile (docs/decisions/21).
+    /// The flow, and what closes when the thread that commits starts ends, with the last clone of the flow. It does nothing
+    /// else, so that commits wait for no request that is read or answered meanwhile (docs/decisions/21).
     ///
     /// # Panics
     ///
