@@ -7,6 +7,7 @@
 //! A lease outlives what is done under it: see [`lease`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, info_span};
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::config::{CODE_LIFE_ON_ARRIVAL, Config, STORAGE_DEADLINE};
@@ -27,7 +29,7 @@ use crate::locale::Locale;
 use crate::mail::gateway::{Gateway, NotSent, Slot, Stage};
 use crate::mail::message::{About, Composer, Mail};
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, Claim, ClaimedMail, Content, Reach, Taken};
+use crate::outbox::{self, Claim, ClaimedMail, Content, Taken};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
@@ -51,12 +53,35 @@ pub fn lease(smtp_deadline: Duration) -> Duration {
 
 /// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
 #[derive(Clone, Debug, Default)]
-pub struct Bell(Arc<Notify>);
+pub struct Bell(Arc<Ringing>);
+
+#[derive(Debug)]
+struct Ringing {
+    notify: Notify,
+    /// The first half of the first id that has to be looked at; past all of them, if it is none.
+    from: AtomicU64,
+}
+
+impl Default for Ringing {
+    fn default() -> Self {
+        Self { notify: Notify::default(), from: AtomicU64::new(u64::MAX) }
+    }
+}
 
 impl Bell {
-    /// Wakes the courier, now or when it next listens.
-    pub fn ring(&self) {
-        self.0.notify_one();
+    /// Wakes the courier, now or when it next listens: mails may be owed that were not before, none with an id below `from`.
+    pub fn ring(&self, from: Uuid) {
+        self.remember(from);
+        self.0.notify.notify_one();
+    }
+
+    fn remember(&self, from: Uuid) {
+        self.0.from.fetch_min(from.as_u64_pair().0, Ordering::Relaxed);
+    }
+
+    /// Where to look from, for what was rung for since this was asked last.
+    fn take(&self) -> Uuid {
+        Uuid::from_u64_pair(self.0.from.swap(u64::MAX, Ordering::Relaxed), 0)
     }
 }
 
@@ -93,7 +118,7 @@ impl Courier {
         let mut busy: JoinSet<()> = JoinSet::new();
         let mut poll = tokio::time::interval(config.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut reach = Reach::All;
+        let mut look_everywhere = true;
         let mut mails_wait = false;
         let mut stopped_at = None;
         loop {
@@ -103,7 +128,9 @@ impl Courier {
             let free = courier.gateway.free();
             let window = if mails_wait && free > 0 { free * ROWS_A_SLOT } else { outbox::WINDOW };
             let mut more = false;
-            match courier.claim(reach, stopped_at, free, window, lease).await {
+            let rung_from = courier.bell.take();
+            let from = if look_everywhere { Uuid::nil() } else { rung_from };
+            match courier.claim(from, stopped_at, free, window, lease).await {
                 Ok((now, claim)) => {
                     let held = Held { now, claimed_at, lease };
                     courier.count("no_recipient", "none", claim.no_recipient);
@@ -122,6 +149,7 @@ impl Courier {
                 }
                 Err(error) => {
                     mails_wait = false;
+                    courier.bell.remember(from);
                     tracing::warn!(cause = cause(&error), "the outbox cannot be read; it is tried again");
                 }
             }
@@ -132,21 +160,18 @@ impl Courier {
                 return;
             }
             tokio::time::sleep_until(claimed_at + if mails_wait { BUSY_PACE } else { PACE }).await;
-            if more {
-                reach = Reach::All;
-                continue;
-            }
-            reach = tokio::select! {
-                () = stop.cancelled(), if stopped_at.is_none() => {
-                    stopped_at = Some(courier.clock.now());
-                    Reach::All
-                }
-                () = freed.notified(), if mails_wait => Reach::All,
-                // A mail whose task panicked stays owed: its lease will end.
-                Some(_) = busy.join_next(), if stopped_at.is_some() || mails_wait => Reach::All,
-                () = courier.bell.0.notified(), if stopped_at.is_none() && !mails_wait => Reach::Recent,
-                _ = poll.tick() => Reach::All,
-            };
+            look_everywhere = more
+                || tokio::select! {
+                    () = stop.cancelled(), if stopped_at.is_none() => {
+                        stopped_at = Some(courier.clock.now());
+                        true
+                    }
+                    () = freed.notified(), if mails_wait => true,
+                    // A mail whose task panicked stays owed: its lease will end.
+                    Some(_) = busy.join_next(), if stopped_at.is_some() || mails_wait => true,
+                    () = courier.bell.0.notify.notified(), if stopped_at.is_none() && !mails_wait => false,
+                    _ = poll.tick() => true,
+                };
         }
     }
 
@@ -176,14 +201,14 @@ impl Courier {
     /// With no slot free, rows that need no mail are still finished.
     async fn claim(
         &self,
-        reach: Reach,
+        from: Uuid,
         owed_by: Option<OffsetDateTime>,
         free: usize,
         window: usize,
         lease: Duration,
     ) -> Result<(OffsetDateTime, Claim), sqlx::Error> {
         let Some(now) = self.clock.trusted_now() else { return Ok((self.clock.now(), Claim::default())) };
-        let claim = in_time(outbox::claim(&self.pool, now, reach, owed_by, free, window, lease)).await?;
+        let claim = in_time(outbox::claim(&self.pool, now, from, owed_by, free, window, lease)).await?;
         Ok((now, claim))
     }
 

@@ -1,6 +1,7 @@
 //! Changing the password while signed in: the same revocations and the same mail as after a reset.
 
 use crate::app::App;
+use crate::clock::first_id_of;
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
 use crate::password::{Password, Verdict, context};
@@ -55,6 +56,6 @@ pub async fn change(
         Ok(Some(opened))
     })
     .await?;
-    app.bell.ring();
+    app.bell.ring(first_id_of(now));
     Ok(opened.ok_or(Problem::SessionInvalid)?.signed_in(app, now))
 }

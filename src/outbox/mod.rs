@@ -15,21 +15,11 @@ use uuid::Uuid;
 
 pub use self::finish::{Taken, backoff, give_up, retry_at, sent};
 use crate::clock::{first_id_of, new_id};
-use crate::config::{CODE_LIFE_ON_ARRIVAL, STORAGE_DEADLINE};
+use crate::config::CODE_LIFE_ON_ARRIVAL;
 use crate::locale::Locale;
 
 /// Rows that one claim looks through at most.
 pub const WINDOW: usize = 2000;
-
-/// Which rows a claim looks through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Those of the last seconds: what a wake-up is about. Under load the index is full of rows that are long deleted,
-    /// and looking past them all each time would cost more than the work.
-    Recent,
-    /// All of them: what another process left, and what is due again.
-    All,
-}
 
 /// A mail that this process may send until its lease ends.
 #[derive(Debug)]
@@ -98,43 +88,40 @@ pub struct Claim {
 }
 
 /// Claims up to `senders` mails, youngest first (docs/decisions/5), and finishes every row in the window (at most
-/// [`WINDOW`] of them) that needs no mail; with `owed_by`, only rows that were owed by then.
+/// [`WINDOW`] of them) that needs no mail. Rows before the id `from` are left: under load the index is full of rows that are
+/// long deleted, and looking past them all each time would cost more than the work. With `owed_by`, only rows that were
+/// owed by then.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
-/// replicas must never wait for each other. Look-ups are LATERAL and deletions go by an array of ids, so that all of it
-/// is by index: a plan that was made while the table was empty must not scan it when it is not. Nor is what was finished
-/// joined to anything: two lists of a window's length would then be compared each with each.
+/// replicas must never wait for each other. What is locked stays at its place, and so is found there again. Look-ups are
+/// LATERAL, so that all of it is by index: a plan that was made while the table was empty must not scan it when it is not.
+/// Nor is what was finished joined to anything: two lists of a window's length would then be compared each with each.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-#[expect(clippy::too_many_lines, reason = "it is one statement")]
 pub async fn claim(
     pool: &PgPool,
     now: OffsetDateTime,
-    reach: Reach,
+    from: Uuid,
     owed_by: Option<OffsetDateTime>,
     senders: usize,
     window: usize,
     lease: Duration,
 ) -> Result<Claim, sqlx::Error> {
-    let since = match reach {
-        // An id is made before its row is committed, at most the storage deadline earlier.
-        Reach::Recent => first_id_of(now - 2 * STORAGE_DEADLINE),
-        Reach::All => Uuid::nil(),
-    };
     let mut rows = sqlx::query!(
         r#"
         WITH due AS MATERIALIZED (
-            SELECT id, recovery_session_id, account_id AS owner_id, created_at, expires_at, locale, user_agent
+            SELECT id, ctid AS place, recovery_session_id, account_id AS owner_id, created_at, expires_at, locale, user_agent
             FROM outbox
             WHERE id >= $1 AND id < $7
                 AND next_attempt_at <= $2 AND (lease_until IS NULL OR lease_until <= $2)
             ORDER BY id DESC
             LIMIT $3
+            FOR UPDATE SKIP LOCKED
         ),
         addressed AS MATERIALIZED (
-            SELECT due.id, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
+            SELECT due.id, place, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
                 s.key_id, s.created_at AS asked_at, s.client_ip, coalesce(s.user_agent, due.user_agent) AS user_agent,
                 coalesce(s.locale, due.locale) AS request_locale, coalesce(a.id, o.id) AS account_id,
                 coalesce(a.email, o.email) AS account_email, coalesce(a.locale, o.locale) AS account_locale
@@ -150,25 +137,15 @@ pub async fn claim(
             LEFT JOIN LATERAL (SELECT id, email, locale FROM account WHERE id = due.owner_id LIMIT 1) AS o ON true
         ),
         finished AS (
-            DELETE FROM outbox WHERE id = ANY(ARRAY(
-                SELECT o.id FROM addressed d CROSS JOIN LATERAL (
-                    SELECT id FROM outbox WHERE id = d.id AND (lease_until IS NULL OR lease_until <= $2)
-                    FOR UPDATE SKIP LOCKED
-                ) AS o
-                WHERE d.expired OR d.account_id IS NULL
+            DELETE FROM outbox WHERE ctid = ANY(ARRAY(
+                SELECT place FROM addressed WHERE expired OR account_id IS NULL
             ))
             RETURNING expires_at < $4 AS expired
         ),
         claimed AS (
             UPDATE outbox SET attempts = attempts + 1, lease_until = $5
-            WHERE id = ANY(ARRAY(
-                SELECT o.id FROM (
-                    SELECT id FROM addressed WHERE NOT expired AND account_id IS NOT NULL ORDER BY id DESC
-                ) AS d CROSS JOIN LATERAL (
-                    SELECT id FROM outbox WHERE id = d.id AND (lease_until IS NULL OR lease_until <= $2)
-                    FOR UPDATE SKIP LOCKED
-                ) AS o
-                LIMIT $6
+            WHERE ctid = ANY(ARRAY(
+                SELECT place FROM addressed WHERE NOT expired AND account_id IS NOT NULL ORDER BY id DESC LIMIT $6
             ))
             RETURNING id, attempts
         ),
@@ -186,7 +163,7 @@ pub async fn claim(
             d.account_locale AS "account_locale?", d.request_locale AS "request_locale?"
         FROM counted n LEFT JOIN (claimed c JOIN addressed d USING (id)) ON true
         "#,
-        since,
+        from,
         now,
         i64::try_from(window).unwrap_or(i64::MAX),
         now + CODE_LIFE_ON_ARRIVAL,

@@ -7,6 +7,7 @@
 
 use super::{Recovery, Step, usable};
 use crate::client::Client;
+use crate::clock::first_id_of;
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
@@ -63,7 +64,7 @@ impl Recovery {
             Ok(Ok(opened))
         })
         .await??;
-        app.bell.ring();
+        app.bell.ring(first_id_of(now));
         Ok(opened.signed_in(app, now))
     }
 }

@@ -146,6 +146,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
         app.metrics.start_batch.observe(batch.requests.len() as f64);
+        let first_owed = batch.requests.iter().map(|start| start.outbox_id).min().unwrap_or_default();
         match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
             // No row may fail another's start: whichever the statement stumbled over is found one by one.
@@ -172,7 +173,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
                 tracing::warn!(cause = cause(&error), size = batch.requests.len(), "starts cannot be stored");
             }
         }
-        app.bell.ring();
+        app.bell.ring(first_owed);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use uuid::Uuid;
 use vos_auth::outbox;
 
 use crate::harness::relay::{Mood, Relay};
@@ -236,6 +237,23 @@ async fn two_replicas_send_each_mail_once(pool: PgPool) {
     one.stops().await;
 }
 
+/// Each commit says from which row on mails may be owed now: none waits until all rows are looked through.
+#[sqlx::test]
+async fn what_was_just_committed_waits_for_no_poll(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--outbox-poll-interval=1min"]).await;
+    let email = "trader@example.com";
+    service.has_trader(email, "a first password of hers").await;
+    let mut client = service.verified(email).await;
+    assert!(client.resets("a second password of hers").await.is_signed_in());
+    service.relay.mail(2).await;
+    assert!(
+        client.changes_password("a second password of hers", "a third password of hers").await.is_signed_in()
+    );
+    service.relay.mail(3).await;
+    service.mails_code_to(&mut service.client(), email).await;
+    service.stops().await;
+}
+
 /// SIGTERM while a mail is under way and another waits for its sender: both go out before the end.
 #[sqlx::test]
 async fn stopping_sends_what_was_accepted(pool: PgPool) {
@@ -318,8 +336,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
         service.clock.advance(Duration::from_secs(61));
         let now = vos_auth::clock::Clock::Manual(service.clock.clone()).now();
         let lease = Duration::from_mins(1);
-        let mut claim =
-            outbox::claim(&pool, now, outbox::Reach::All, None, 1, outbox::WINDOW, lease).await.unwrap();
+        let mut claim = outbox::claim(&pool, now, Uuid::nil(), None, 1, outbox::WINDOW, lease).await.unwrap();
         (now, Arc::new(claim.mails.pop().expect("the lease has ended")))
     };
     // The service's own courier may not take part in what follows.
