@@ -9,7 +9,7 @@ use sqlx::PgPool;
 
 use crate::load::{Answer, Loaded, quantile};
 use crate::replica::Replica;
-use crate::{Bench, Failure, header, nothing_is_owed, row, schema};
+use crate::{Bench, Failure, header, row, schema, settles};
 
 const CONNECTIONS: usize = 64;
 /// Rounds on the empty and on the full database, by turns.
@@ -28,7 +28,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
         // Which of the two is first changes from round to round: the machine's mood does, too.
         let is_full = matches!(round % 4, 1 | 2);
         for pool in [&bench.pool, &full.pool] {
-            nothing_is_owed(pool).await?;
+            settles(pool).await?;
         }
         let (replica, seen) =
             if is_full { (&full_replica, &mut million) } else { (&empty_replica, &mut empty) };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::load::{Loaded, quantile};
 use crate::machine::{cpu_of, cpu_of_postgres, flushes, pgbench};
 use crate::replica::Replica;
-use crate::{Bench, Failure, header, nothing_is_owed, row};
+use crate::{Bench, Failure, header, row, settles};
 
 const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
 /// Rounds of a closed loop and of pgbench, by turns: the machine has its moods. pgbench's are not short, as each of its
@@ -67,7 +67,7 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
             seen.add(bench.starts(&replica).closed(connections, bench.lasting).await?);
             spent.add(&before, &Spent::by(bench, &replica));
             memory = memory.max(resident(&replica));
-            nothing_is_owed(&bench.pool).await?;
+            settles(&bench.pool).await?;
             // pgbench has the machine for itself.
             drop(replica);
             let (rate, latency) = pgbench(&bench.url, connections, bench.lasting)?;
@@ -111,10 +111,10 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
         let mut round = Vec::new();
         for (share, meant) in shares.iter().zip(&mut meant) {
             let capacity = bench.starts(&replica).closed(64, OPEN_ROUND).await?.rate(200);
-            nothing_is_owed(&bench.pool).await?;
+            settles(&bench.pool).await?;
             alone.extend(flushes(OPEN_ROUND / 4)?);
             round.push(bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * share, OPEN_ROUND).await?);
-            nothing_is_owed(&bench.pool).await?;
+            settles(&bench.pool).await?;
             *meant += capacity * share / rounds as f64;
         }
         let (half, most) = (round[0].quantile(200, 0.5), round[1].quantile(200, 0.99));
@@ -177,7 +177,7 @@ async fn overloaded(bench: &Bench) -> Result<Value, Failure> {
         "start with a flush of 5 ms and batches of 16; a closed loop of {SLOW_DISK_CONNECTIONS} reached {capacity:.0} a second; times in ms"
     );
     header(&OPEN);
-    nothing_is_owed(&bench.pool).await?;
+    settles(&bench.pool).await?;
     let seen = bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * 2.0, bench.lasting).await?;
     let measured = open_row(capacity * 2.0, &seen);
     println!("answers by status: {:?}", seen.statuses());
