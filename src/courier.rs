@@ -149,7 +149,6 @@ impl Courier {
                 }
                 Err(error) => {
                     mails_wait = false;
-                    courier.bell.remember(from);
                     tracing::warn!(cause = cause(&error), "the outbox cannot be read; it is tried again");
                 }
             }
@@ -198,7 +197,7 @@ impl Courier {
         if is_statements_fault(&error) { Err(batch) } else { Ok(()) }
     }
 
-    /// With no slot free, rows that need no mail are still finished.
+    /// With no slot free, rows that need no mail are still finished. What could not be looked through stays rung for.
     async fn claim(
         &self,
         from: Uuid,
@@ -207,9 +206,12 @@ impl Courier {
         window: usize,
         lease: Duration,
     ) -> Result<(OffsetDateTime, Claim), sqlx::Error> {
-        let Some(now) = self.clock.trusted_now() else { return Ok((self.clock.now(), Claim::default())) };
-        let claim = in_time(outbox::claim(&self.pool, now, from, owed_by, free, window, lease)).await?;
-        Ok((now, claim))
+        let Some(now) = self.clock.trusted_now() else {
+            self.bell.remember(from);
+            return Ok((self.clock.now(), Claim::default()));
+        };
+        let claim = in_time(outbox::claim(&self.pool, now, from, owed_by, free, window, lease)).await;
+        Ok((now, claim.inspect_err(|_| self.bell.remember(from))?))
     }
 
     async fn deliver(

@@ -93,13 +93,15 @@ pub struct Claim {
 /// owed by then.
 ///
 /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
-/// replicas must never wait for each other. What is locked stays at its place, and so is found there again. Look-ups are
-/// LATERAL, so that all of it is by index: a plan that was made while the table was empty must not scan it when it is not.
+/// replicas must never wait for each other. Only what is finished or claimed is locked: another replica may have a slot
+/// free for the rest. A row is found again by its place (`ctid`); one that has moved meanwhile is left to the next claim.
+/// Look-ups are LATERAL, so that none scans the table: a plan that was made while it was empty must not when it is full.
 /// Nor is what was finished joined to anything: two lists of a window's length would then be compared each with each.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
+#[expect(clippy::too_many_lines, reason = "it is one statement")]
 pub async fn claim(
     pool: &PgPool,
     now: OffsetDateTime,
@@ -118,7 +120,6 @@ pub async fn claim(
                 AND next_attempt_at <= $2 AND (lease_until IS NULL OR lease_until <= $2)
             ORDER BY id DESC
             LIMIT $3
-            FOR UPDATE SKIP LOCKED
         ),
         addressed AS MATERIALIZED (
             SELECT due.id, place, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
@@ -138,14 +139,25 @@ pub async fn claim(
         ),
         finished AS (
             DELETE FROM outbox WHERE ctid = ANY(ARRAY(
-                SELECT place FROM addressed WHERE expired OR account_id IS NULL
+                SELECT o.ctid FROM (
+                    SELECT place FROM addressed WHERE expired OR account_id IS NULL
+                ) AS d CROSS JOIN LATERAL (
+                    SELECT ctid FROM outbox WHERE ctid = d.place AND (lease_until IS NULL OR lease_until <= $2)
+                    FOR UPDATE SKIP LOCKED
+                ) AS o
             ))
             RETURNING expires_at < $4 AS expired
         ),
         claimed AS (
             UPDATE outbox SET attempts = attempts + 1, lease_until = $5
             WHERE ctid = ANY(ARRAY(
-                SELECT place FROM addressed WHERE NOT expired AND account_id IS NOT NULL ORDER BY id DESC LIMIT $6
+                SELECT o.ctid FROM (
+                    SELECT place FROM addressed WHERE NOT expired AND account_id IS NOT NULL ORDER BY id DESC
+                ) AS d CROSS JOIN LATERAL (
+                    SELECT ctid FROM outbox WHERE ctid = d.place AND (lease_until IS NULL OR lease_until <= $2)
+                    FOR UPDATE SKIP LOCKED
+                ) AS o
+                LIMIT $6
             ))
             RETURNING id, attempts
         ),
