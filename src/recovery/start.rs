@@ -273,13 +273,17 @@ async fn insert(
             FROM decided WHERE admitted AND kept_id IS NULL
         ),
         owed AS (
+            INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
+            SELECT outbox_id, 'recovery_code', session_id, $17, expires_at, $17
+            FROM decided WHERE admitted AND kept_id IS NULL
+        ),
+        owed_again AS (
             -- A resend while a mail is unsent owes none. Its row, of a session that is not there, is finished as one for
             -- nobody: without it, time would tell that a mail waits, and so that somebody is there to get it. Several
             -- that present one session at once owe one mail: they draw on one budget, whose lock they wait for first.
             INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-            SELECT outbox_id, 'recovery_code', CASE WHEN is_unsent THEN session_id ELSE coalesce(kept_id, session_id) END,
-                $17, expires_at, $17
-            FROM decided WHERE admitted
+            SELECT outbox_id, 'recovery_code', CASE WHEN is_unsent THEN session_id ELSE kept_id END, $17, expires_at, $17
+            FROM decided WHERE admitted AND kept_id IS NOT NULL
             ON CONFLICT (recovery_session_id) DO NOTHING
         )
         SELECT place AS "place!", admitted AS "admitted!", kept_id IS NOT NULL AS "kept!",

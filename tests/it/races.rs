@@ -7,7 +7,7 @@ use vos_auth::password::{Cost, Password};
 use crate::harness::client::{Answer, Client};
 use crate::harness::program::{Program, serve_environment};
 use crate::harness::relay::Relay;
-use crate::harness::{database, now};
+use crate::harness::{PATIENCE, database, now};
 use crate::verify::wrong;
 
 fn rounds() -> usize {
@@ -136,4 +136,38 @@ async fn r3_of_20_parallel_resets_one_sets_the_password(pool: PgPool) {
     }
     eprintln!("(set, log in) of 20 resets: {counts:?}");
     assert!(counts.iter().all(|count| *count == (1, 1)), "{counts:?}");
+}
+
+/// Each waits for the budget with a look at the outbox that is older than what the other owes.
+#[sqlx::test]
+async fn two_resends_of_a_session_at_once_owe_one_mail(pool: PgPool) {
+    let mut pair = Pair::start(&pool).await;
+    let (client, _) = pair.trader("resend@example.com").await;
+    let rows = async |of: &str| {
+        let counts = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {of}"));
+        sqlx::query_scalar::<_, i64>(counts).fetch_one(&pool).await.unwrap()
+    };
+    let until = async |count: i64, of: &str| {
+        let reached = async { while rows(of).await != count {} };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("not {count} of {of}"));
+    };
+    until(0, "outbox").await;
+    let (mut budget, mut accounts) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    sqlx::query("SELECT FROM throttle FOR UPDATE").execute(&mut *budget).await.unwrap();
+    // What is owed stays: the courier cannot look anybody up.
+    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *accounts).await.unwrap();
+    let resend = async |mut client: Client, _| client.starts_recovery("resend@example.com").await;
+    let both_wait = async {
+        let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+            AND query LIKE '%INSERT INTO throttle%'";
+        until(2, waits).await;
+        budget.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(pair.at_once(&client, 2, resend), both_wait);
+    assert_eq!(count(&answers, 200), 2);
+    assert_eq!(rows("outbox").await, 1);
+    accounts.rollback().await.unwrap();
+    pair.relay.mail(2).await;
+    until(0, "outbox").await;
+    assert_eq!(pair.relay.mails().len(), 2);
 }
