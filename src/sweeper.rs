@@ -18,8 +18,8 @@ const ROWS: i64 = 5000;
 const PAGES: i64 = 64;
 /// Statements at most for a table, before the sweeper looks again.
 const ROUNDS: u32 = 100;
-/// The sweeper rests this many times as long as its statements took: a tenth of the time of one connection is all it has.
-const REST: u32 = 9;
+/// The sweeper rests this many times as long as its statements took: a fifteenth of the time of one connection is all it has.
+const REST: u32 = 14;
 
 /// Sweeps, and remembers how far it came.
 #[derive(Debug)]
