@@ -204,6 +204,8 @@ async fn commit(
 /// (docs/decisions/21): starts are counted and ranked within their budget, and the keys ordered, or two replicas'
 /// batches would deadlock. The budget's upsert always updates and returns, so that a refusal knows when to come back.
 /// The look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
+/// The mail of a new session can meet no other, and so has an INSERT without ON CONFLICT, which costs every row. A resend
+/// has one with it, also if it owes nothing: time would tell the two apart.
 #[expect(clippy::too_many_lines, reason = "it is one statement")]
 async fn insert(
     connection: &mut PgConnection,
