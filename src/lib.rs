@@ -35,6 +35,7 @@
 //! | the time | [`clock`] | the one place that reads it |
 //! | settings | [`config`] | |
 //! | connections to PostgreSQL, its health | [`database`] | |
+//! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
 //! | deleting what is over | [`sweeper`] | |
 //! | figures | [`metrics`] | |
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
@@ -42,7 +43,7 @@
 //!
 //! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
-//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `traces`}.
+//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `thread`, `traces`}.
 //!
 //! # The life of one `start`
 //!
@@ -113,5 +114,6 @@ pub mod secret;
 pub mod server;
 pub mod session;
 pub mod sweeper;
+pub mod thread;
 pub mod throttle;
 pub mod traces;

@@ -19,6 +19,7 @@ use crate::metrics::ListenerLabel;
 use crate::outbox::inspect;
 use crate::recovery::Recovery;
 use crate::sweeper::Sweeper;
+use crate::thread;
 
 /// Connections to the figures at once: a few scrapers.
 const METRICS_CONNECTIONS: u32 = 64;
@@ -109,6 +110,8 @@ impl Server {
         drop(site);
         let (closing, ending, over) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        // The courier's thread would outlive a service that is dropped.
+        let _guard = over.clone().drop_guard();
         let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), closing.clone()));
         let metrics = http::metrics_router(Arc::clone(&app));
         let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), over.clone()));
@@ -116,9 +119,11 @@ impl Server {
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
         let mut clock = tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
-        let mut courier = tokio::spawn({
-            let (app, ending) = (Arc::clone(&app), ending.clone());
-            async move { courier.run(&app.config, ending).await }
+        let mut courier = thread::spawn("courier", {
+            let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
+            async move {
+                over.run_until_cancelled(courier.run(&app.config, ending)).await;
+            }
         });
 
         let ended = tokio::select! {
@@ -149,7 +154,6 @@ impl Server {
         if finished.await.is_ok() {
             tracing::info!("stopped");
         } else {
-            courier.abort();
             tracing::warn!("stopped at the timeout; what was under way is dropped, unsent mails are kept");
         }
         over.cancel();

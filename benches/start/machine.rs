@@ -1,10 +1,8 @@
 //! What a measurement costs the machine, and what PostgreSQL does alone.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::Failure;
 
@@ -57,35 +55,43 @@ pub async fn postmaster(pool: &sqlx::PgPool) -> Result<u32, Failure> {
 /// pgbench with the single-row form of the statement, prepared, every address once: transactions a second and their mean
 /// time in ms.
 pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64), Failure> {
+    let said = run_pgbench(url, clients, lasting, &[])?;
+    let figure = |start: &str| {
+        said.lines().find_map(|line| line.strip_prefix(start)?.split_whitespace().next()?.parse::<f64>().ok())
+    };
+    figure("tps = ").zip(figure("latency average = ")).ok_or_else(|| format!("pgbench: {said}").into())
+}
+
+/// The same, open-loop: so many a second, at times that are Poisson's; how long each took from when it was due.
+pub fn pgbench_open(
+    url: &str,
+    clients: usize,
+    rate: f64,
+    lasting: Duration,
+) -> Result<Vec<Duration>, Failure> {
+    let folder = concat!(env!("CARGO_TARGET_TMPDIR"), "/pgbench");
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder)?;
+    let (rate, prefix) = (format!("--rate={rate}"), format!("--log-prefix={folder}/log"));
+    run_pgbench(url, clients, lasting, &["--log", &prefix, &rate])?;
+    let mut took = Vec::new();
+    for log in fs::read_dir(folder)? {
+        for line in fs::read_to_string(log?.path())?.lines() {
+            let time = line.split_whitespace().nth(2).ok_or("pgbench's log has another form")?;
+            took.push(Duration::from_micros(time.parse()?));
+        }
+    }
+    Ok(took)
+}
+
+fn run_pgbench(url: &str, clients: usize, lasting: Duration, more: &[&str]) -> Result<String, Failure> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/start/start.sql");
     let (clients, threads) = (clients.to_string(), clients.min(2).to_string());
     let seconds = lasting.as_secs().to_string();
-    let options = ["-n", "-M", "prepared", "-f", script, "-c", &clients, "-j", &threads, "-T", &seconds, url];
-    let output = Command::new("pgbench").args(options).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let figure = |start: &str| {
-        text.lines().find_map(|line| line.strip_prefix(start)?.split_whitespace().next()?.parse::<f64>().ok())
-    };
-    figure("tps = ")
-        .zip(figure("latency average = "))
-        .ok_or_else(|| format!("pgbench: {}", String::from_utf8_lossy(&output.stderr)).into())
-}
-
-/// What a flush of one page takes on the disk that the database is on by default while nothing else works: one is due every
-/// millisecond, and its time counts from then, as in an open loop.
-pub fn flushes(lasting: Duration) -> io::Result<Vec<Duration>> {
-    const EVERY: Duration = Duration::from_millis(1);
-    let file = fs::File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/flushes"))?;
-    file.write_all_at(&[0; 8192], 0)?;
-    file.sync_all()?;
-    let began = Instant::now();
-    let (mut due, mut took) = (began, Vec::new());
-    while due < began + lasting {
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        file.write_all_at(&[1; 8192], 0)?;
-        file.sync_data()?;
-        took.push(due.elapsed());
-        due += EVERY;
+    let options = ["-n", "-M", "prepared", "-f", script, "-c", &clients, "-j", &threads, "-T", &seconds];
+    let output = Command::new("pgbench").args(options).args(more).arg(url).output()?;
+    if !output.status.success() {
+        return Err(format!("pgbench: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    Ok(took)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

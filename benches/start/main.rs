@@ -171,11 +171,16 @@ impl Bench {
 }
 
 /// Waits until the courier is done and all that was written is on the disk, so that neither takes from what is measured
-/// next: the kernel writes what is 30 s old at once, and whoever commits meanwhile waits for it (docs/performance.md).
+/// next.
 async fn settles(pool: &PgPool) -> Result<(), Failure> {
     while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(pool).await? {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    is_on_the_disk()
+}
+
+/// The kernel writes what is 30 s old at once, and whoever commits meanwhile waits for it (docs/performance.md).
+fn is_on_the_disk() -> Result<(), Failure> {
     Command::new("sync").status()?;
     Ok(())
 }

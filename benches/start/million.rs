@@ -119,45 +119,45 @@ impl Full {
         println!("start while the {name} is at work, and before and after; one run");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
         let load = bench.starts(replica);
-        let (seen, spans) = tokio::join!(load.closed(CONNECTIONS, lasting), async {
+        let (seen, span) = tokio::join!(load.closed(CONNECTIONS, lasting), async {
             match by {
                 Disturbance::Sweeper => sweeps(replica, lasting).await,
                 Disturbance::Checkpoint => self.checkpoint(bench.lasting).await,
             }
         });
-        let (seen, spans) = (seen?, spans?);
-        let is_during = |answer: &&Answer| spans.iter().any(|span| span.contains(&answer.at));
+        let (seen, span) = (seen?, span?);
+        let is_during = |answer: &&Answer| span.contains(&answer.at);
         let (during, apart): (Vec<&Answer>, Vec<_>) = seen.of(200).partition(is_during);
-        let length: f64 = spans.iter().map(|span| (span.end - span.start).as_secs_f64()).sum();
+        let length = (span.end - span.start).as_secs_f64();
         let (apart, during) = (part(seen.seconds - length, &apart), part(length, &during));
         println!("{:.2} of the undisturbed rate", rate(&during) / rate(&apart));
         Ok(json!({ "apart": apart, "during": during }))
     }
 
-    async fn checkpoint(&self, after: Duration) -> Result<Vec<Range<Instant>>, Failure> {
+    async fn checkpoint(&self, after: Duration) -> Result<Range<Instant>, Failure> {
         tokio::time::sleep(after).await;
         let began = Instant::now();
         sqlx::raw_sql("CHECKPOINT").execute(&self.pool).await?;
-        Ok(vec![began..Instant::now()])
+        Ok(began..Instant::now())
     }
 }
 
-/// When the sweeper deleted rows.
-async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instant>>, Failure> {
-    let (began, mut spans) = (Instant::now(), Vec::new());
+/// From when the sweeper first deleted rows to when it last did: what it costs is told by the pauses that it makes, too.
+async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Range<Instant>, Failure> {
+    let began = Instant::now();
     let first = replica.metric("vos_auth_swept_rows_total").await?;
-    let (mut looked, mut rows) = (Instant::now(), first);
+    let (mut looked, mut rows, mut at_work) = (began, first, None::<Range<Instant>>);
     while began.elapsed() < lasting {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = replica.metric("vos_auth_swept_rows_total").await?;
         let at = Instant::now();
         if now > rows {
-            spans.push(looked..at);
+            at_work = Some(at_work.map_or(looked, |span| span.start)..at);
         }
         (looked, rows) = (at, now);
     }
     println!("{} rows swept", rows - first);
-    Ok(spans)
+    at_work.ok_or_else(|| "nothing was swept".into())
 }
 
 fn part(seconds: f64, answers: &[&Answer]) -> Value {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::load::{Loaded, quantile};
-use crate::machine::{cpu_of, cpu_of_postgres, flushes, pgbench};
+use crate::machine::{cpu_of, cpu_of_postgres, pgbench, pgbench_open};
 use crate::replica::Replica;
-use crate::{Bench, Failure, header, row, settles};
+use crate::{Bench, Failure, header, is_on_the_disk, row, settles};
 
 const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
 /// Rounds of a closed loop and of pgbench, by turns: the machine has its moods. pgbench's are not short, as each of its
@@ -18,6 +18,10 @@ const ROUNDS: usize = 5;
 const OPEN_ROUND: Duration = Duration::from_secs(1);
 /// Rounds of an open loop for each second that a measurement lasts.
 const OPEN_ROUNDS: usize = 3;
+/// Parts of the capacity that an open loop asks for.
+const SHARES: [f64; 2] = [0.5, 0.9];
+/// Connections of pgbench's open loop: it is at its quickest with about so many.
+const PGBENCH_OPEN: usize = 8;
 /// Connections of an open loop: enough that a request hardly ever waits for one.
 const OPEN_CONNECTIONS: usize = 1024;
 /// Connections of the closed loop that finds what a slow disk can.
@@ -95,53 +99,83 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     Ok(Value::Array(rows))
 }
 
-/// Open-loop, at half and at 90% of what a closed loop reached just before, each round by itself and all together. No start
-/// can be quicker than the disk, so before each a flush is measured alone.
+/// Open-loop, at half and at 90% of what a closed loop reached just before; then pgbench alone in the same way.
 pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     println!(
         "start, open-loop, at half and at 90% of what a closed loop of 64 reached in the second before each"
     );
     println!("times in ms from when a start was meant to go");
     let replica = bench.serve(&bench.url, &[]).await?;
-    let shares = [0.5, 0.9];
-    let (mut seen, mut meant) = (shares.map(|_| Loaded::default()), [0.0; 2]);
-    let (mut alone, mut multiples) = (Vec::new(), Vec::new());
+    let (mut seen, mut meant) = (SHARES.map(|_| Loaded::default()), [0.0; 2]);
+    let mut ours = Waits::default();
     let rounds = OPEN_ROUNDS * bench.lasting.as_secs() as usize;
     for number in 1..=rounds {
-        let mut round = Vec::new();
-        for (share, meant) in shares.iter().zip(&mut meant) {
+        for ((share, meant), seen) in SHARES.iter().zip(&mut meant).zip(&mut seen) {
             let capacity = bench.starts(&replica).closed(64, OPEN_ROUND).await?.rate(200);
             settles(&bench.pool).await?;
-            alone.extend(flushes(OPEN_ROUND / 4)?);
-            round.push(bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * share, OPEN_ROUND).await?);
+            let round = bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * share, OPEN_ROUND).await?;
             settles(&bench.pool).await?;
             *meant += capacity * share / rounds as f64;
+            ours.add(*share, round.of(200).map(|answer| answer.took).collect());
+            seen.add(round);
         }
-        let (half, most) = (round[0].quantile(200, 0.5), round[1].quantile(200, 0.99));
-        multiples.push(most / half);
-        println!(
-            "round {number} of {rounds}: p99 at 90% {most:.2}, p50 at half {half:.2}, {:.1} times",
-            most / half
-        );
-        seen.iter_mut().zip(round).for_each(|(seen, one)| seen.add(one));
+        println!("round {number} of {rounds}: {}", ours.last());
     }
     header(&OPEN);
     let mut rows: Vec<_> = meant.iter().zip(&seen).map(|(meant, seen)| open_row(*meant, seen)).collect();
-    let (half, most) = (seen[0].quantile(200, 0.5), seen[1].quantile(200, 0.99));
-    multiples.sort_by(f64::total_cmp);
-    println!(
-        "p99 at 90% is {:.1} times p50 at half, all {rounds} rounds together; {:.1} in the median round, {:.1} in the best, {:.1} in the worst",
-        most / half,
-        multiples[rounds / 2],
-        multiples[0],
-        multiples[rounds - 1],
-    );
-    println!("a flush alone, one due each ms, before each of them; p99 as a multiple of p50 at half");
-    header(&["p50", "p99", "p99.9", "multiple"]);
-    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| quantile(alone.iter().copied(), share));
-    rows.push(row(&[("p50", p50), ("p99", p99), ("p99.9", p999), ("multiple", p99 / half)]));
-    rows.push(json!({ "multiples": multiples }));
+    rows.push(ours.report("start"));
+    drop(replica);
+    println!("pgbench alone on {PGBENCH_OPEN} connections, in the same way, but at random times");
+    let mut alone = Waits::default();
+    for number in 1..=rounds {
+        for share in SHARES {
+            let (capacity, _) = pgbench(&bench.url, PGBENCH_OPEN, OPEN_ROUND)?;
+            is_on_the_disk()?;
+            alone.add(share, pgbench_open(&bench.url, PGBENCH_OPEN, capacity * share, OPEN_ROUND)?);
+            is_on_the_disk()?;
+        }
+        println!("round {number} of {rounds}: {}", alone.last());
+    }
+    rows.push(alone.report("pgbench"));
     Ok(Value::Array(rows))
+}
+
+/// What clients of open loops waited, round by round, at half and at 90% of what could be done.
+#[derive(Default)]
+struct Waits {
+    half: Vec<Vec<Duration>>,
+    most: Vec<Vec<Duration>>,
+}
+
+impl Waits {
+    fn add(&mut self, share: f64, waited: Vec<Duration>) {
+        if share == SHARES[0] { &mut self.half } else { &mut self.most }.push(waited);
+    }
+
+    /// The last round's.
+    fn last(&self) -> String {
+        let [half, most] = [&self.half, &self.most].map(|rounds| &rounds[rounds.len() - 1..]);
+        let (half, most) = (over(half, 0.5), over(most, 0.99));
+        format!("p99 at 90% {most:.2}, p50 at half {half:.2}, {:.1} times", most / half)
+    }
+
+    /// How many times the p50 at half the p99 at 90% is: all rounds together, and each by itself.
+    fn report(&self, whose: &str) -> Value {
+        let (half, most) = (over(&self.half, 0.5), over(&self.most, 0.99));
+        let together = most / half;
+        let rounds = self.half.iter().zip(&self.most);
+        let mut apart: Vec<_> = rounds.map(|(half, most)| over(&[most], 0.99) / over(&[half], 0.5)).collect();
+        apart.sort_by(f64::total_cmp);
+        let [best, median, worst] = [0, apart.len() / 2, apart.len() - 1].map(|place| apart[place]);
+        println!(
+            "{whose}: p99 at 90% is {most:.2}, {together:.1} times the p50 at half, all rounds together; {median:.1} in the median round, {best:.1} in the best, {worst:.1} in the worst"
+        );
+        json!({ "of": whose, "together": together, "rounds": apart })
+    }
+}
+
+fn over(rounds: &[impl AsRef<[Duration]>], share: f64) -> f64 {
+    quantile(rounds.iter().flat_map(|round| round.as_ref().iter().copied()), share)
 }
 
 const OPEN: [&str; 9] =

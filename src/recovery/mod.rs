@@ -9,14 +9,11 @@ mod reset;
 mod start;
 mod verify;
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use tokio::runtime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -28,6 +25,7 @@ use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
 use crate::error::Problem;
 use crate::group_commit::{self, GroupCommit};
 use crate::secret::TokenHash;
+use crate::thread;
 
 /// How long a start waits for the database at most when more come than it can take.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -40,28 +38,17 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The flow, and what closes when the thread that commits starts ends, with the last clone of the flow. It does nothing
-    /// else, so that commits wait for no request that is read or answered meanwhile (docs/decisions/21).
+    /// The flow, and what says that the commits of starts have ended, as they do with its last clone. They have a thread of
+    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/21).
     ///
     /// # Panics
     ///
     /// If the operating system has no thread or no descriptors to give.
     #[must_use]
-    pub fn new(app: Arc<App>) -> (Self, oneshot::Receiver<Infallible>) {
+    pub fn new(app: Arc<App>) -> (Self, oneshot::Receiver<()>) {
         let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
         let (starts, arrivals) = group_commit::channel(queue, batch, LONGEST_WAIT);
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.expect("the operating system gives descriptors");
-        let (committing, ended) = oneshot::channel();
-        let commits = start::commit_starts(Arc::clone(&app), arrivals);
-        let work = move || {
-            let _committing = committing;
-            runtime.block_on(commits);
-        };
-        thread::Builder::new()
-            .name("commits".into())
-            .spawn(work)
-            .expect("the operating system gives a thread");
+        let ended = thread::spawn("commits", start::commit_starts(Arc::clone(&app), arrivals));
         (Self { app, starts }, ended)
     }
 }
