@@ -14,8 +14,10 @@ use crate::{Bench, Failure, header, row, schema, settles};
 const CONNECTIONS: usize = 64;
 /// Rounds on the empty and on the full database, by turns.
 const ROUNDS: usize = 12;
-/// How long the load with the sweeper lasts; it looks every 30 s.
-const SWEEPS: Duration = Duration::from_secs(75);
+/// How long the loads without and with the sweeper last, so that many of its rests are in the second.
+const SWEEPS: Duration = Duration::from_secs(40);
+/// When nothing was swept for so long, nothing is left: it looks every 30 s.
+const SWEPT: Duration = Duration::from_secs(33);
 
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let full = full(bench).await?;
@@ -41,8 +43,8 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
     println!("{:.2} of the empty one's rate", rate(&million) / rate(&empty));
     let disturbed = json!({
-        "sweeper": full.disturbed(bench, &full_replica, Disturbance::Sweeper).await?,
-        "checkpoint": full.disturbed(bench, &full_replica, Disturbance::Checkpoint).await?,
+        "sweeper": full.swept(bench, &full_replica).await?,
+        "checkpoint": full.flushed(bench, &full_replica).await?,
     });
     Ok(json!({ "empty": empty, "million": million, "disturbed": disturbed }))
 }
@@ -58,13 +60,6 @@ fn rounds(rows: f64, rounds: &[Loaded]) -> Value {
 struct Full {
     url: String,
     pool: PgPool,
-}
-
-#[derive(Clone, Copy)]
-enum Disturbance {
-    /// 500,000 rows that are over, and the sweeper that deletes them.
-    Sweeper,
-    Checkpoint,
 }
 
 async fn full(bench: &Bench) -> Result<Full, Failure> {
@@ -107,24 +102,32 @@ async fn recoveries(pool: &PgPool, rows: i64, hours_ago: f64) -> Result<(), Fail
 }
 
 impl Full {
-    /// One load, during part of which something else goes on; both parts, and what was left of the rate.
-    async fn disturbed(&self, bench: &Bench, replica: &Replica, by: Disturbance) -> Result<Value, Failure> {
-        let (name, lasting) = match by {
-            Disturbance::Sweeper => ("sweeper", SWEEPS),
-            Disturbance::Checkpoint => ("checkpoint", bench.lasting * 3),
-        };
-        if matches!(by, Disturbance::Sweeper) {
-            recoveries(&self.pool, 500_000, 48.0).await?;
-        }
-        println!("start while the {name} is at work, and before and after; one run");
+    /// One load while the sweeper has nothing to do, and one while it deletes 500,000 recoveries and their budgets.
+    async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
+        println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
+        header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
+        while rows_swept(replica, SWEPT).await? > 0 {}
+        settles(&self.pool).await?;
+        let apart = bench.starts(replica).closed(CONNECTIONS, SWEEPS).await?;
+        recoveries(&self.pool, 500_000, 48.0).await?;
+        settles(&self.pool).await?;
+        while rows_swept(replica, Duration::from_millis(100)).await? == 0 {}
+        let load = bench.starts(replica);
+        let (during, rows) = tokio::join!(load.closed(CONNECTIONS, SWEEPS), rows_swept(replica, SWEEPS));
+        let during = during?;
+        let [apart, during] =
+            [apart, during].map(|seen| part(seen.seconds, &seen.of(200).collect::<Vec<_>>()));
+        println!("{} rows swept; {:.2} of the undisturbed rate", rows?, rate(&during) / rate(&apart));
+        Ok(json!({ "apart": apart, "during": during }))
+    }
+
+    /// One load, and a checkpoint in the midst of it.
+    async fn flushed(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
+        println!("start before and after a checkpoint, and during it; one run");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
         let load = bench.starts(replica);
-        let (seen, span) = tokio::join!(load.closed(CONNECTIONS, lasting), async {
-            match by {
-                Disturbance::Sweeper => sweeps(replica, lasting).await,
-                Disturbance::Checkpoint => self.checkpoint(bench.lasting).await,
-            }
-        });
+        let (seen, span) =
+            tokio::join!(load.closed(CONNECTIONS, bench.lasting * 3), self.checkpoint(bench.lasting));
         let (seen, span) = (seen?, span?);
         let is_during = |answer: &&Answer| span.contains(&answer.at);
         let (during, apart): (Vec<&Answer>, Vec<_>) = seen.of(200).partition(is_during);
@@ -142,22 +145,11 @@ impl Full {
     }
 }
 
-/// From when the sweeper first deleted rows to when it last did: what it costs is told by the pauses that it makes, too.
-async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Range<Instant>, Failure> {
-    let began = Instant::now();
-    let first = replica.metric("vos_auth_swept_rows_total").await?;
-    let (mut looked, mut rows, mut at_work) = (began, first, None::<Range<Instant>>);
-    while began.elapsed() < lasting {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = replica.metric("vos_auth_swept_rows_total").await?;
-        let at = Instant::now();
-        if now > rows {
-            at_work = Some(at_work.map_or(looked, |span| span.start)..at);
-        }
-        (looked, rows) = (at, now);
-    }
-    println!("{} rows swept", rows - first);
-    at_work.ok_or_else(|| "nothing was swept".into())
+/// How many rows the sweeper deletes meanwhile.
+async fn rows_swept(replica: &Replica, meanwhile: Duration) -> Result<usize, Failure> {
+    let before = replica.metric("vos_auth_swept_rows_total").await?;
+    tokio::time::sleep(meanwhile).await;
+    Ok(replica.metric("vos_auth_swept_rows_total").await? - before)
 }
 
 fn part(seconds: f64, answers: &[&Answer]) -> Value {
