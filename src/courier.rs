@@ -4,8 +4,8 @@
 //! another process left. A mail is never sent inside a transaction. No more mails are claimed than the relays have free
 //! slots, so a claimed mail starts at once.
 //!
-//! A lease outlives what is done under it: see [`lease`]. It works on a thread of its own, so that requests are read and
-//! answered meanwhile (docs/decisions/21).
+//! A lease outlives what is done under it: see [`lease`]. The courier has a thread of its own, so that requests are read
+//! and answered meanwhile (docs/decisions/21).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -43,7 +43,8 @@
 //!
 //! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
-//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`, `thread`, `traces`}.
+//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
+//! `thread`, `traces`}.
 //!
 //! # The life of one `start`
 //!

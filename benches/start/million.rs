@@ -42,9 +42,11 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     }
     let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
     println!("{:.2} of the empty one's rate", rate(&million) / rate(&empty));
+    eprintln!("waiting until the sweeper has nothing to do…");
+    while rows_swept(&full_replica, SWEPT).await? > 0 {}
     let disturbed = json!({
-        "sweeper": full.swept(bench, &full_replica).await?,
         "checkpoint": full.flushed(bench, &full_replica).await?,
+        "sweeper": full.swept(bench, &full_replica).await?,
     });
     Ok(json!({ "empty": empty, "million": million, "disturbed": disturbed }))
 }
@@ -106,11 +108,11 @@ impl Full {
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
-        while rows_swept(replica, SWEPT).await? > 0 {}
         settles(&self.pool).await?;
         let apart = bench.starts(replica).closed(CONNECTIONS, SWEEPS).await?;
         recoveries(&self.pool, 500_000, 48.0).await?;
         settles(&self.pool).await?;
+        eprintln!("waiting for the sweeper, which looks every 30 s…");
         while rows_swept(replica, Duration::from_millis(100)).await? == 0 {}
         let load = bench.starts(replica);
         let (during, rows) = tokio::join!(load.closed(CONNECTIONS, SWEEPS), rows_swept(replica, SWEEPS));

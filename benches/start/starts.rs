@@ -1,5 +1,7 @@
 //! `start`: closed-loop beside pgbench, open-loop, overloaded, and a million of them.
 
+use std::fmt::{self, Display, Formatter};
+use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -110,72 +112,84 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     let mut ours = Waits::default();
     let rounds = OPEN_ROUNDS * bench.lasting.as_secs() as usize;
     for number in 1..=rounds {
-        for ((share, meant), seen) in SHARES.iter().zip(&mut meant).zip(&mut seen) {
+        for (place, share) in SHARES.iter().enumerate() {
             let capacity = bench.starts(&replica).closed(64, OPEN_ROUND).await?.rate(200);
             settles(&bench.pool).await?;
             let round = bench.starts(&replica).open(OPEN_CONNECTIONS, capacity * share, OPEN_ROUND).await?;
             settles(&bench.pool).await?;
-            *meant += capacity * share / rounds as f64;
-            ours.add(*share, round.of(200).map(|answer| answer.took).collect());
-            seen.add(round);
+            meant[place] += capacity * share / rounds as f64;
+            ours.0[place].push(round.of(200).map(|answer| answer.took).collect());
+            seen[place].add(round);
         }
-        println!("round {number} of {rounds}: {}", ours.last());
+        println!("round {number} of {rounds}: {}", ours.of(number - 1..number));
     }
     header(&OPEN);
     let mut rows: Vec<_> = meant.iter().zip(&seen).map(|(meant, seen)| open_row(*meant, seen)).collect();
     rows.push(ours.report("start"));
+    // pgbench has the machine for itself.
     drop(replica);
     println!("pgbench alone on {PGBENCH_OPEN} connections, in the same way, but at random times");
     let mut alone = Waits::default();
     for number in 1..=rounds {
-        for share in SHARES {
+        for (place, share) in SHARES.iter().enumerate() {
             let (capacity, _) = pgbench(&bench.url, PGBENCH_OPEN, OPEN_ROUND)?;
             is_on_the_disk()?;
-            alone.add(share, pgbench_open(&bench.url, PGBENCH_OPEN, capacity * share, OPEN_ROUND)?);
+            alone.0[place].push(pgbench_open(&bench.url, PGBENCH_OPEN, capacity * share, OPEN_ROUND)?);
             is_on_the_disk()?;
         }
-        println!("round {number} of {rounds}: {}", alone.last());
+        println!("round {number} of {rounds}: {}", alone.of(number - 1..number));
     }
     rows.push(alone.report("pgbench"));
     Ok(Value::Array(rows))
 }
 
-/// What clients of open loops waited, round by round, at half and at 90% of what could be done.
+/// What clients of open loops waited in each round, at half and at 90% of what could be done.
 #[derive(Default)]
-struct Waits {
-    half: Vec<Vec<Duration>>,
-    most: Vec<Vec<Duration>>,
-}
+struct Waits([Vec<Vec<Duration>>; 2]);
 
 impl Waits {
-    fn add(&mut self, share: f64, waited: Vec<Duration>) {
-        if share == SHARES[0] { &mut self.half } else { &mut self.most }.push(waited);
+    /// These rounds, all together.
+    fn of(&self, rounds: Range<usize>) -> Multiple {
+        let [half, most] = [(&self.0[0], 0.5), (&self.0[1], 0.99)];
+        let over = |(all, share): (&Vec<Vec<Duration>>, f64)| {
+            quantile(all[rounds.clone()].iter().flatten().copied(), share)
+        };
+        Multiple { half: over(half), most: over(most) }
     }
 
-    /// The last round's.
-    fn last(&self) -> String {
-        let [half, most] = [&self.half, &self.most].map(|rounds| &rounds[rounds.len() - 1..]);
-        let (half, most) = (over(half, 0.5), over(most, 0.99));
-        format!("p99 at 90% {most:.2}, p50 at half {half:.2}, {:.1} times", most / half)
-    }
-
-    /// How many times the p50 at half the p99 at 90% is: all rounds together, and each by itself.
+    /// All rounds together, and each by itself.
     fn report(&self, whose: &str) -> Value {
-        let (half, most) = (over(&self.half, 0.5), over(&self.most, 0.99));
-        let together = most / half;
-        let rounds = self.half.iter().zip(&self.most);
-        let mut apart: Vec<_> = rounds.map(|(half, most)| over(&[most], 0.99) / over(&[half], 0.5)).collect();
+        let rounds = self.0[0].len();
+        let together = self.of(0..rounds);
+        let mut apart: Vec<_> = (0..rounds).map(|round| self.of(round..round + 1).times()).collect();
         apart.sort_by(f64::total_cmp);
-        let [best, median, worst] = [0, apart.len() / 2, apart.len() - 1].map(|place| apart[place]);
         println!(
-            "{whose}: p99 at 90% is {most:.2}, {together:.1} times the p50 at half, all rounds together; {median:.1} in the median round, {best:.1} in the best, {worst:.1} in the worst"
+            "{whose}, all rounds together: {together}; {:.1} in the median round, {:.1} in the best, {:.1} in the worst",
+            apart[rounds / 2],
+            apart[0],
+            apart[rounds - 1],
         );
-        json!({ "of": whose, "together": together, "rounds": apart })
+        json!({ "of": whose, "together": together.times(), "rounds": apart })
     }
 }
 
-fn over(rounds: &[impl AsRef<[Duration]>], share: f64) -> f64 {
-    quantile(rounds.iter().flat_map(|round| round.as_ref().iter().copied()), share)
+/// How much longer one in a hundred waits at 90% than one in two at half.
+struct Multiple {
+    half: f64,
+    most: f64,
+}
+
+impl Multiple {
+    fn times(&self) -> f64 {
+        self.most / self.half
+    }
+}
+
+impl Display for Multiple {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { half, most } = self;
+        write!(f, "p99 at 90% {most:.2}, p50 at half {half:.2}, {:.1} times", self.times())
+    }
 }
 
 const OPEN: [&str; 9] =

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 use vos_auth::outbox;
 
+use crate::harness::database::until_left;
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, Service, Setup};
 
@@ -277,7 +278,7 @@ async fn stopping_sends_what_was_accepted(pool: PgPool) {
     assert_eq!(relay.mails().len(), 2);
 }
 
-/// A relay that stalls cannot hold the stop beyond its limit, and the mail is still owed.
+/// A relay that stalls cannot hold the stop beyond its limit: nothing goes on after it, and the mail is still owed.
 #[sqlx::test]
 async fn stopping_ends_at_its_timeout_and_keeps_the_mail(pool: PgPool) {
     let service =
@@ -290,6 +291,7 @@ async fn stopping_ends_at_its_timeout_and_keeps_the_mail(pool: PgPool) {
     let count =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
     service.stops().await;
+    until_left(&pool).await;
     assert_eq!((count().await, relay.mails().len()), (1, 0));
 }
 

@@ -9,11 +9,26 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use url::Url;
 
+use super::PATIENCE;
+
 /// The URL of a test's database: that of the suite, with the database's name.
 pub fn url(pool: &PgPool) -> String {
     let mut url: Url = std::env::var("DATABASE_URL").expect("make test sets DATABASE_URL").parse().unwrap();
     url.set_path(pool.connect_options().get_database().unwrap());
     url.into()
+}
+
+/// Waits until no service is connected to a test's database any more, for less than the longest that one may wait for a
+/// relay.
+pub async fn until_left(pool: &PgPool) {
+    let connected = "SELECT EXISTS (SELECT FROM pg_stat_activity
+        WHERE application_name = 'vos-auth' AND datname = current_database())";
+    let waiting = async {
+        while sqlx::query_scalar(connected).fetch_one(pool).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE / 2, waiting).await.expect("the service leaves the database");
 }
 
 /// What the way to PostgreSQL does.
