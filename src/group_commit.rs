@@ -5,7 +5,7 @@
 //! batches from [`Arrivals`], and each caller of [`GroupCommit::submit`] gets its own result.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -17,23 +17,25 @@ use crate::traces;
 #[derive(Debug)]
 pub struct GroupCommit<T, R> {
     queue: mpsc::Sender<Waiting<T, R>>,
-    overloaded: Arc<AtomicBool>,
+    /// How many may wait now.
+    room: Arc<AtomicUsize>,
 }
 
 /// The committing task's end.
 #[derive(Debug)]
 pub struct Arrivals<T, R> {
     queue: mpsc::Receiver<Waiting<T, R>>,
-    overloaded: Arc<AtomicBool>,
+    room: Arc<AtomicUsize>,
     max_batch: usize,
     max_wait: Duration,
+    /// When the last batch was.
+    taken: Instant,
 }
 
 #[derive(Debug)]
 struct Waiting<T, R> {
     request: T,
     answer: oneshot::Sender<R>,
-    since: Instant,
     span: Span,
 }
 
@@ -46,14 +48,14 @@ pub struct Batch<T, R> {
     spans: Vec<Span>,
 }
 
-/// The request was not committed as far as is known here: the queue is full or slow, or its batch failed.
+/// The request was not committed as far as is known here: too many wait, or its batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the request was not committed")]
 pub struct NotCommitted;
 
-/// A queue of at most `queue` waiting requests, taken out at most `max_batch` at a time. Behind one that waited longer
-/// than `max_wait` nobody queues, unless the next batch has room for all that wait: then it is no load that the disk
-/// cannot bear, but a disk that paused.
+/// A queue of at most `queue` waiting requests, taken out at most `max_batch` at a time, and of no more than are committed
+/// within `max_wait` at the last batch's pace. Whoever has room in the next batch may always wait: a disk that paused is
+/// no load that it cannot bear.
 #[must_use]
 pub fn channel<T, R>(
     queue: usize,
@@ -61,9 +63,10 @@ pub fn channel<T, R>(
     max_wait: Duration,
 ) -> (GroupCommit<T, R>, Arrivals<T, R>) {
     let (sender, receiver) = mpsc::channel(queue);
-    let overloaded = Arc::new(AtomicBool::new(false));
-    let arrivals = Arrivals { queue: receiver, overloaded: Arc::clone(&overloaded), max_batch, max_wait };
-    (GroupCommit { queue: sender, overloaded }, arrivals)
+    let room = Arc::new(AtomicUsize::new(queue));
+    let taken = Instant::now();
+    let arrivals = Arrivals { queue: receiver, room: Arc::clone(&room), max_batch, max_wait, taken };
+    (GroupCommit { queue: sender, room }, arrivals)
 }
 
 impl<T, R> GroupCommit<T, R> {
@@ -71,14 +74,15 @@ impl<T, R> GroupCommit<T, R> {
     ///
     /// # Errors
     ///
-    /// [`NotCommitted`] at once if the queue is full or slow, or when the batch failed.
+    /// [`NotCommitted`] at once if too many wait, or when the batch failed.
     pub async fn submit(&self, request: T) -> Result<R, NotCommitted> {
-        if self.overloaded.load(Ordering::Relaxed) {
+        let waiting = self.queue.max_capacity() - self.queue.capacity();
+        if waiting >= self.room.load(Ordering::Relaxed) {
             return Err(NotCommitted);
         }
         let (answer, answered) = oneshot::channel();
         let span = info_span!("wait for commit");
-        let waiting = Waiting { request, answer, since: Instant::now(), span: span.clone() };
+        let waiting = Waiting { request, answer, span: span.clone() };
         self.queue.try_send(waiting).map_err(|_| NotCommitted)?;
         answered.instrument(span).await.map_err(|_| NotCommitted)
     }
@@ -86,20 +90,20 @@ impl<T, R> GroupCommit<T, R> {
 
 impl<T, R> Clone for GroupCommit<T, R> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), overloaded: Arc::clone(&self.overloaded) }
+        Self { queue: self.queue.clone(), room: Arc::clone(&self.room) }
     }
 }
 
 impl<T, R> Arrivals<T, R> {
     /// The next batch: everything that waits, up to the bound. `None` when every caller is gone.
     pub async fn next(&mut self) -> Option<Batch<T, R>> {
+        self.room.store(self.room(), Ordering::Relaxed);
         let mut waiting = Vec::new();
         loop {
             if self.queue.recv_many(&mut waiting, self.max_batch).await == 0 {
                 return None;
             }
-            let is_slow = waiting.first().is_some_and(|oldest| oldest.since.elapsed() > self.max_wait);
-            self.overloaded.store(is_slow && self.queue.len() >= self.max_batch, Ordering::Relaxed);
+            self.taken = Instant::now();
             // Whoever stopped waiting must not get a mail for it.
             waiting.retain(|waiting| !waiting.answer.is_closed());
             if !waiting.is_empty() {
@@ -108,6 +112,16 @@ impl<T, R> Arrivals<T, R> {
                 return Some(Batch { requests, answers, spans });
             }
         }
+    }
+
+    /// How many may wait: as many batches as fit into the longest wait if each takes what the last one took, and any number
+    /// if nobody does.
+    fn room(&self) -> usize {
+        if self.queue.is_empty() {
+            return usize::MAX;
+        }
+        let batches = self.max_wait.as_nanos() / self.taken.elapsed().as_nanos().max(1);
+        usize::try_from(batches).unwrap_or(usize::MAX).max(1).saturating_mul(self.max_batch)
     }
 }
 
@@ -192,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn behind_one_that_waited_long_nobody_queues_until_a_batch_holds_all() {
+    async fn no_more_wait_than_are_committed_in_time_unless_the_next_batch_holds_them() {
         let (commit, mut arrivals) = channel::<u32, u32>(64, 2, Duration::ZERO);
         let submit = |n| {
             let commit = commit.clone();
@@ -209,6 +223,33 @@ mod tests {
         arrivals.next().await.unwrap().answer([4, 6]);
         assert_eq!(late.await.unwrap(), Ok(6));
         for (n, caller) in (0..).zip(callers) {
+            assert_eq!(caller.await.unwrap(), Ok(n));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_batch_after_which_nobody_waits_refuses_nobody() {
+        let (commit, mut arrivals) = channel::<usize, usize>(64, 2, Duration::ZERO);
+        let submit = |n| {
+            let commit = commit.clone();
+            tokio::spawn(async move { commit.submit(n).await })
+        };
+        let first = submit(0);
+        tokio::task::yield_now().await;
+        arrivals.next().await.unwrap().answer([0]);
+        assert_eq!(first.await.unwrap(), Ok(0));
+        let (batch, callers) = tokio::join!(arrivals.next(), async {
+            let callers: Vec<_> = (1..=5).map(submit).collect();
+            tokio::task::yield_now().await;
+            callers
+        });
+        batch.unwrap().answer([1, 2]);
+        drop(commit);
+        while let Some(batch) = arrivals.next().await {
+            let results = batch.requests.clone();
+            batch.answer(results);
+        }
+        for (n, caller) in (1..).zip(callers) {
             assert_eq!(caller.await.unwrap(), Ok(n));
         }
     }

@@ -12,8 +12,10 @@ use crate::replica::Replica;
 use crate::{Bench, Failure, header, row, schema, settles};
 
 const CONNECTIONS: usize = 64;
-/// Rounds on the empty and on the full database, by turns.
+/// Rounds on the empty and on the full database, by turns, for each second that a measurement lasts. They are short, as
+/// what the machine can changes within seconds.
 const ROUNDS: usize = 12;
+const ROUND: Duration = Duration::from_secs(1);
 /// How long the loads without and with the sweeper last, so that many of its rests are in the second.
 const SWEEPS: Duration = Duration::from_secs(40);
 /// When nothing was swept for so long, nothing is left: it looks every 30 s.
@@ -23,10 +25,11 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let full = full(bench).await?;
     let (empty_replica, full_replica) =
         (bench.serve(&bench.url, &[]).await?, bench.serve(&full.url, &[]).await?);
-    println!("start at {CONNECTIONS} connections, {ROUNDS} rounds by turns; times in ms");
+    let pairs = ROUNDS * bench.lasting.as_secs() as usize;
+    println!("start at {CONNECTIONS} connections, {pairs} rounds of a second by turns; times in ms");
     header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
     let (mut empty, mut million) = (Vec::new(), Vec::new());
-    for round in 0..2 * ROUNDS {
+    for round in 0..2 * pairs {
         // Which of the two is first changes from round to round: the machine's mood does, too.
         let is_full = matches!(round % 4, 1 | 2);
         for pool in [&bench.pool, &full.pool] {
@@ -38,17 +41,28 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
             // The outbox is as full in one as in the other.
             sqlx::raw_sql("TRUNCATE recovery_session, throttle").execute(&bench.pool).await?;
         }
-        seen.push(bench.starts(replica).closed(CONNECTIONS, bench.lasting).await?);
+        seen.push(bench.starts(replica).closed(CONNECTIONS, ROUND).await?);
     }
+    let by_pair = empty.iter().zip(&million).map(|(empty, million)| million.rate(200) / empty.rate(200));
+    let (mean, error) = mean(&by_pair.collect::<Vec<_>>());
     let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
-    println!("{:.2} of the empty one's rate", rate(&million) / rate(&empty));
+    let ratio = rate(&million) / rate(&empty);
+    println!("{ratio:.2} of the empty one's rate; {mean:.3} in the mean pair of rounds, ± {error:.3}");
     eprintln!("waiting until the sweeper has nothing to do…");
     while rows_swept(&full_replica, SWEPT).await? > 0 {}
     let disturbed = json!({
         "checkpoint": full.flushed(bench, &full_replica).await?,
         "sweeper": full.swept(bench, &full_replica).await?,
     });
-    Ok(json!({ "empty": empty, "million": million, "disturbed": disturbed }))
+    Ok(json!({ "empty": empty, "million": million, "mean": mean, "error": error, "disturbed": disturbed }))
+}
+
+/// The mean, and the error that it has at most in nineteen of twenty runs.
+fn mean(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, 1.96 * (squares / (count - 1.0) / count).sqrt())
 }
 
 fn rounds(rows: f64, rounds: &[Loaded]) -> Value {

@@ -202,8 +202,8 @@ pub struct Config {
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 
-    /// Starts that may wait for the database at once; further ones are answered 502, as they are when starts have waited
-    /// over 100 ms and more of them wait than one batch holds
+    /// Starts that may wait for the database at once; further ones are answered 502, as they are when more wait than are
+    /// committed within 100 ms and than one batch holds
     #[arg(long, env, value_name = "START_QUEUE", default_value = "2048", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub start_queue: u32,
 

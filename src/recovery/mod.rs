@@ -27,7 +27,7 @@ use crate::group_commit::{self, GroupCommit};
 use crate::secret::TokenHash;
 use crate::thread;
 
-/// How long a start waits for the database at most when more come than it can take.
+/// Within which time all starts that wait are to be committed, when more come than the database can take.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// The recovery flow.
