@@ -18,14 +18,13 @@ const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
 /// How long the loads without and with the sweeper last, so that many of its rests are in the second.
 const SWEEPS: Duration = Duration::from_secs(40);
-/// When nothing was swept for so long, nothing is left: it looks every 30 s.
-const SWEPT: Duration = Duration::from_secs(33);
 
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let full = full(bench).await?;
     let (empty_replica, full_replica) =
         (bench.serve(&bench.url, &[]).await?, bench.serve(&full.url, &[]).await?);
     let pairs = ROUNDS * bench.lasting.as_secs() as usize;
+    full.is_swept().await?;
     println!("start at {CONNECTIONS} connections, {pairs} rounds of a second by turns; times in ms");
     header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
     let (mut empty, mut million) = (Vec::new(), Vec::new());
@@ -48,8 +47,6 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
     let ratio = rate(&million) / rate(&empty);
     println!("{ratio:.2} of the empty one's rate; {mean:.3} in the mean pair of rounds, ± {error:.3}");
-    eprintln!("waiting until the sweeper has nothing to do…");
-    while rows_swept(&full_replica, SWEPT).await? > 0 {}
     let disturbed = json!({
         "checkpoint": full.flushed(bench, &full_replica).await?,
         "sweeper": full.swept(bench, &full_replica).await?,
@@ -118,6 +115,16 @@ async fn recoveries(pool: &PgPool, rows: i64, hours_ago: f64) -> Result<(), Fail
 }
 
 impl Full {
+    /// Waits until the sweeper has deleted the budgets that are full again.
+    async fn is_swept(&self) -> Result<(), Failure> {
+        eprintln!("waiting for the sweeper, which looks every 30 s…");
+        let left = "SELECT EXISTS (SELECT FROM throttle WHERE greatest(short_at, long_at) < now())";
+        while sqlx::query_scalar(left).fetch_one(&self.pool).await? {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(())
+    }
+
     /// One load while the sweeper has nothing to do, and one while it deletes 500,000 recoveries and their budgets.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
