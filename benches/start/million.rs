@@ -16,7 +16,7 @@ const CONNECTIONS: usize = 64;
 /// what the machine can changes within seconds.
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
-/// How long the loads without and with the sweeper last, so that many of its rests are in the second.
+/// How long the loads without and with the sweeper last, so that many of its rests are in the latter.
 const SWEEPS: Duration = Duration::from_secs(40);
 
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
@@ -115,29 +115,34 @@ async fn recoveries(pool: &PgPool, rows: i64, hours_ago: f64) -> Result<(), Fail
 }
 
 impl Full {
-    /// Waits until the sweeper has deleted the budgets that are full again.
+    /// Waits until the sweeper has deleted the budgets that are full again and the recoveries that are long over.
     async fn is_swept(&self) -> Result<(), Failure> {
         eprintln!("waiting for the sweeper, which looks every 30 s…");
-        let left = "SELECT EXISTS (SELECT FROM throttle WHERE greatest(short_at, long_at) < now())";
+        let left = "SELECT EXISTS (SELECT FROM throttle WHERE greatest(short_at, long_at) < now())
+            OR (SELECT created_at FROM recovery_session ORDER BY id LIMIT 1) < now() - interval '30 hours'";
         while sqlx::query_scalar(left).fetch_one(&self.pool).await? {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Ok(())
     }
 
-    /// One load while the sweeper has nothing to do, and one while it deletes 500,000 recoveries and their budgets.
+    /// A load while the sweeper deletes 500,000 recoveries and their budgets, and before and after it one of half the length
+    /// while it has nothing to do.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
+        let load = bench.starts(replica);
         settles(&self.pool).await?;
-        let apart = bench.starts(replica).closed(CONNECTIONS, SWEEPS).await?;
+        let mut apart = load.closed(CONNECTIONS, SWEEPS / 2).await?;
         recoveries(&self.pool, 500_000, 48.0).await?;
         settles(&self.pool).await?;
         eprintln!("waiting for the sweeper, which looks every 30 s…");
         while rows_swept(replica, Duration::from_millis(100)).await? == 0 {}
-        let load = bench.starts(replica);
         let (during, rows) = tokio::join!(load.closed(CONNECTIONS, SWEEPS), rows_swept(replica, SWEEPS));
         let during = during?;
+        self.is_swept().await?;
+        settles(&self.pool).await?;
+        apart.add(load.closed(CONNECTIONS, SWEEPS / 2).await?);
         let [apart, during] =
             [apart, during].map(|seen| part(seen.seconds, &seen.of(200).collect::<Vec<_>>()));
         println!("{} rows swept; {:.2} of the undisturbed rate", rows?, rate(&during) / rate(&apart));
