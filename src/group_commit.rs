@@ -165,19 +165,21 @@ impl<T, R> Batch<T, R> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_mins(1);
 
+    fn submits(commit: &GroupCommit<u32, u32>, n: u32) -> JoinHandle<Result<u32, NotCommitted>> {
+        let commit = commit.clone();
+        tokio::spawn(async move { commit.submit(n).await })
+    }
+
     #[tokio::test]
     async fn what_arrives_together_is_committed_together_and_each_gets_its_own() {
-        let (commit, mut arrivals) = channel::<u32, u32>(16, 3, PATIENCE);
-        let callers: Vec<_> = (0..5)
-            .map(|n| {
-                let commit = commit.clone();
-                tokio::spawn(async move { commit.submit(n).await })
-            })
-            .collect();
+        let (commit, mut arrivals) = channel(16, 3, PATIENCE);
+        let callers: Vec<_> = (0..5).map(|n| submits(&commit, n)).collect();
         tokio::task::yield_now().await;
         let mut sizes = Vec::new();
         while sizes.iter().sum::<usize>() < 5 {
@@ -194,11 +196,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_a_dropped_batch_fails() {
-        let (commit, mut arrivals) = channel::<u32, u32>(1, 8, PATIENCE);
-        let first = tokio::spawn({
-            let commit = commit.clone();
-            async move { commit.submit(1).await }
-        });
+        let (commit, mut arrivals) = channel(1, 8, PATIENCE);
+        let first = submits(&commit, 1);
         tokio::task::yield_now().await;
         assert_eq!(commit.submit(2).await, Err(NotCommitted));
         drop(arrivals.next().await);
@@ -207,18 +206,14 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_wait_than_are_committed_in_time_unless_the_next_batch_holds_them() {
-        let (commit, mut arrivals) = channel::<u32, u32>(64, 2, Duration::ZERO);
-        let submit = |n| {
-            let commit = commit.clone();
-            tokio::spawn(async move { commit.submit(n).await })
-        };
-        let callers: Vec<_> = (0..5).map(submit).collect();
+        let (commit, mut arrivals) = channel(64, 2, Duration::ZERO);
+        let callers: Vec<_> = (0..5).map(|n| submits(&commit, n)).collect();
         tokio::task::yield_now().await;
         arrivals.next().await.unwrap().answer([0, 1]);
         let refused = tokio::time::timeout(PATIENCE, commit.submit(5)).await;
         assert_eq!(refused, Ok(Err(NotCommitted)));
         arrivals.next().await.unwrap().answer([2, 3]);
-        let late = submit(6);
+        let late = submits(&commit, 6);
         tokio::task::yield_now().await;
         arrivals.next().await.unwrap().answer([4, 6]);
         assert_eq!(late.await.unwrap(), Ok(6));
@@ -229,17 +224,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_batch_after_which_nobody_waits_refuses_nobody() {
-        let (commit, mut arrivals) = channel::<usize, usize>(64, 2, Duration::ZERO);
-        let submit = |n| {
-            let commit = commit.clone();
-            tokio::spawn(async move { commit.submit(n).await })
-        };
-        let first = submit(0);
+        let (commit, mut arrivals) = channel(64, 2, Duration::ZERO);
+        let first = submits(&commit, 0);
         tokio::task::yield_now().await;
         arrivals.next().await.unwrap().answer([0]);
         assert_eq!(first.await.unwrap(), Ok(0));
         let (batch, callers) = tokio::join!(arrivals.next(), async {
-            let callers: Vec<_> = (1..=5).map(submit).collect();
+            let callers: Vec<_> = (1..=5).map(|n| submits(&commit, n)).collect();
             tokio::task::yield_now().await;
             callers
         });
@@ -256,11 +247,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_stopped_waiting_is_not_committed() {
-        let (commit, mut arrivals) = channel::<u32, u32>(8, 8, PATIENCE);
-        let gone = tokio::spawn({
-            let commit = commit.clone();
-            async move { commit.submit(1).await }
-        });
+        let (commit, mut arrivals) = channel(8, 8, PATIENCE);
+        let gone = submits(&commit, 1);
         tokio::task::yield_now().await;
         gone.abort();
         assert!(gone.await.is_err());

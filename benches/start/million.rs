@@ -126,22 +126,29 @@ impl Full {
         Ok(())
     }
 
+    /// Writes all there is, so that no load has the checkpoint of what was done before it.
+    async fn is_written(&self) -> Result<(), Failure> {
+        settles(&self.pool).await?;
+        sqlx::raw_sql("CHECKPOINT").execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// A load while the sweeper deletes 500,000 recoveries and their budgets, and before and after it one of half the length
     /// while it has nothing to do.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
         let load = bench.starts(replica);
-        settles(&self.pool).await?;
+        self.is_written().await?;
         let mut apart = load.closed(CONNECTIONS, SWEEPS / 2).await?;
         recoveries(&self.pool, 500_000, 48.0).await?;
-        settles(&self.pool).await?;
+        self.is_written().await?;
         eprintln!("waiting for the sweeper, which looks every 30 s…");
         while rows_swept(replica, Duration::from_millis(100)).await? == 0 {}
         let (during, rows) = tokio::join!(load.closed(CONNECTIONS, SWEEPS), rows_swept(replica, SWEEPS));
         let during = during?;
         self.is_swept().await?;
-        settles(&self.pool).await?;
+        self.is_written().await?;
         apart.add(load.closed(CONNECTIONS, SWEEPS / 2).await?);
         let [apart, during] =
             [apart, during].map(|seen| part(seen.seconds, &seen.of(200).collect::<Vec<_>>()));
