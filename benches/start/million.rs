@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use vos_auth::config::{CODE_LIFETIME, RESET_LIFETIME};
 
 use crate::load::{Answer, Loaded, quantile};
 use crate::replica::Replica;
@@ -16,15 +17,18 @@ const CONNECTIONS: usize = 64;
 /// what the machine can changes within seconds.
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
-/// How long the loads without and with the sweeper last, so that many of its rests are in the latter.
-const SWEEPS: Duration = Duration::from_secs(40);
+/// How many recoveries come of age, and budgets full again, while the sweeper is measured, which looks several times meanwhile.
+const AGED: i64 = 500_000;
+/// As many of them a second.
+const AGED_A_SECOND: i64 = 2000;
+/// When a recovery is deleted.
+const AGE: Duration = Duration::from_hours(24).saturating_add(RESET_LIFETIME).saturating_add(CODE_LIFETIME);
 
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let full = full(bench).await?;
     let (empty_replica, full_replica) =
         (bench.serve(&bench.url, &[]).await?, bench.serve(&full.url, &[]).await?);
     let pairs = ROUNDS * bench.lasting.as_secs() as usize;
-    full.is_swept().await?;
     println!("start at {CONNECTIONS} connections, {pairs} rounds of a second by turns; times in ms");
     header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
     let (mut empty, mut million) = (Vec::new(), Vec::new());
@@ -86,74 +90,82 @@ async fn full(bench: &Bench) -> Result<Full, Failure> {
         SELECT gen_random_uuid(), 'somebody-' || n || '@example.com', now(), now() FROM generate_series(1, 1000000) AS n";
     sqlx::raw_sql(accounts).execute(&pool).await?;
     // Half of them live, half over, and not yet old enough to be swept.
-    recoveries(&pool, 500_000, 0.0).await?;
-    recoveries(&pool, 500_000, 20.0).await?;
+    recoveries(&pool, 500_000, Duration::from_mins(5)).await?;
+    recoveries(&pool, 500_000, Duration::from_hours(20)).await?;
+    budgets(&pool, 500_000, Duration::from_hours(2)).await?;
     sqlx::raw_sql("VACUUM ANALYZE").execute(&pool).await?;
     sqlx::raw_sql("CHECKPOINT").execute(&pool).await?;
     Ok(Full { url, pool })
 }
 
-/// Recoveries that began so many hours ago, and the budgets that they drew on.
-async fn recoveries(pool: &PgPool, rows: i64, hours_ago: f64) -> Result<(), Failure> {
+/// Recoveries of which the first began so long ago, and the others after it at an even pace.
+async fn recoveries(pool: &PgPool, rows: i64, ago: Duration) -> Result<(), Failure> {
     // Ids carry the time, as those of the service do: the sweeper goes by it.
     let recoveries = "
-        WITH named AS MATERIALIZED (
-            SELECT n, at, encode(sha256((at::text || n)::bytea), 'hex') AS hash,
-                (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7000'
-                    || right(replace(gen_random_uuid()::text, '-', ''), 16))::uuid AS id
-            FROM (SELECT n, clock_timestamp() - $2 * interval '1 hour' AS at FROM generate_series(1, $1) AS n) AS times
-        ), drawn AS (
-            INSERT INTO throttle (key, short_at, long_at, admitted)
-            SELECT sha256(hash::bytea), at + interval '300 s', at + interval '8640 s', 1 FROM named
-        )
         INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, client_ip, user_agent)
-        SELECT id, decode(hash, 'hex'), 'somebody-' || n || '@example.com', 'bench', at, at + interval '10 min',
+        SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7000'
+                || right(replace(gen_random_uuid()::text, '-', ''), 16))::uuid,
+            sha256((at::text || n)::bytea), 'somebody-' || n || '@example.com', 'bench', at, at + interval '10 min',
             '203.0.113.9', 'Mozilla/5.0 (Windows NT 10.0; Win64; x64)'
-        FROM named";
-    sqlx::query(recoveries).bind(rows).bind(hours_ago).execute(pool).await?;
+        FROM (SELECT n, now() - ($2 - n / $3::float8) * interval '1 s' AS at FROM generate_series(1, $1) AS n) AS times";
+    sqlx::query(recoveries)
+        .bind(rows)
+        .bind(ago.as_secs_f64())
+        .bind(AGED_A_SECOND as f64)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Budgets of which the first is full again after so long, and the others after it at an even pace.
+async fn budgets(pool: &PgPool, rows: i64, after: Duration) -> Result<(), Failure> {
+    let budgets = "
+        INSERT INTO throttle (key, short_at, long_at, admitted)
+        SELECT sha256(gen_random_uuid()::text::bytea), at, at, 1
+        FROM (SELECT now() + ($2 + n / $3::float8) * interval '1 s' AS at FROM generate_series(1, $1) AS n) AS times";
+    sqlx::query(budgets)
+        .bind(rows)
+        .bind(after.as_secs_f64())
+        .bind(AGED_A_SECOND as f64)
+        .execute(pool)
+        .await?;
     Ok(())
 }
 
 impl Full {
-    /// Waits until the sweeper has deleted the budgets that are full again and the recoveries that are long over.
-    async fn is_swept(&self) -> Result<(), Failure> {
-        eprintln!("waiting for the sweeper, which looks every 30 s…");
-        let left = "SELECT EXISTS (SELECT FROM throttle WHERE greatest(short_at, long_at) < now())
-            OR (SELECT created_at FROM recovery_session ORDER BY id LIMIT 1) < now() - interval '30 hours'";
-        while sqlx::query_scalar(left).fetch_one(&self.pool).await? {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        Ok(())
-    }
-
-    /// Writes all there is, so that no load has the checkpoint of what was done before it.
-    async fn is_written(&self) -> Result<(), Failure> {
-        settles(&self.pool).await?;
-        sqlx::raw_sql("CHECKPOINT").execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// A load while the sweeper deletes 500,000 recoveries and their budgets, and before and after it one of half the length
-    /// while it has nothing to do.
+    /// One load while recoveries come of age and budgets are full again: after the sweeper has looked it is at work until it
+    /// has deleted them, and then rests until it looks again.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
-        println!("start while the sweeper has nothing to do, and while it is at work, its rests among it");
+        let lasting = Duration::from_secs((AGED / AGED_A_SECOND).unsigned_abs());
+        recoveries(&self.pool, AGED, AGE).await?;
+        budgets(&self.pool, AGED, Duration::ZERO).await?;
+        settles(&self.pool).await?;
+        println!(
+            "start while the sweeper has nothing to do, and while it is at work; one run of {lasting:?}"
+        );
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
         let load = bench.starts(replica);
-        self.is_written().await?;
-        let mut apart = load.closed(CONNECTIONS, SWEEPS / 2).await?;
-        recoveries(&self.pool, 500_000, 48.0).await?;
-        self.is_written().await?;
-        eprintln!("waiting for the sweeper, which looks every 30 s…");
-        while rows_swept(replica, Duration::from_millis(100)).await? == 0 {}
-        let (during, rows) = tokio::join!(load.closed(CONNECTIONS, SWEEPS), rows_swept(replica, SWEEPS));
-        let during = during?;
-        self.is_swept().await?;
-        self.is_written().await?;
-        apart.add(load.closed(CONNECTIONS, SWEEPS / 2).await?);
-        let [apart, during] =
-            [apart, during].map(|seen| part(seen.seconds, &seen.of(200).collect::<Vec<_>>()));
-        println!("{} rows swept; {:.2} of the undisturbed rate", rows?, rate(&during) / rate(&apart));
-        Ok(json!({ "apart": apart, "during": during }))
+        let (seen, sweeps) = tokio::join!(load.closed(CONNECTIONS, lasting), sweeps(replica, lasting));
+        let (seen, sweeps) = (seen?, sweeps?);
+        // Each time at work, and the rest after it.
+        let turns: Vec<_> = sweeps
+            .windows(2)
+            .map(|two| [two[0].end..two[1].start, two[0].clone()].map(|span| Turn::of(&seen, span)))
+            .collect();
+        let [apart, during] = [0, 1].map(|which| {
+            let turns: Vec<_> = turns.iter().map(|turn| &turn[which]).collect();
+            let answers: Vec<_> = turns.iter().flat_map(|turn| turn.answers.iter().copied()).collect();
+            part(turns.iter().map(|turn| turn.seconds).sum(), &answers)
+        });
+        let mut ratios: Vec<_> = turns.iter().map(|[apart, during]| during.rate() / apart.rate()).collect();
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{} rows swept; {:.2} of the undisturbed rate, by the rests after each of {} times at work {ratios:.2?}",
+            rows_swept(replica).await?,
+            rate(&during) / rate(&apart),
+            ratios.len()
+        );
+        Ok(json!({ "apart": apart, "during": during, "ratios": ratios }))
     }
 
     /// One load, and a checkpoint in the midst of it.
@@ -180,11 +192,45 @@ impl Full {
     }
 }
 
-/// How many rows the sweeper deletes meanwhile.
-async fn rows_swept(replica: &Replica, meanwhile: Duration) -> Result<usize, Failure> {
-    let before = replica.metric("vos_auth_swept_rows_total").await?;
-    tokio::time::sleep(meanwhile).await;
-    Ok(replica.metric("vos_auth_swept_rows_total").await? - before)
+/// What was answered in a part of a load.
+struct Turn<'a> {
+    seconds: f64,
+    answers: Vec<&'a Answer>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(seen: &'a Loaded, span: Range<Instant>) -> Self {
+        let answers = seen.of(200).filter(|answer| span.contains(&answer.at)).collect();
+        Self { seconds: (span.end - span.start).as_secs_f64(), answers }
+    }
+
+    fn rate(&self) -> f64 {
+        self.answers.len() as f64 / self.seconds
+    }
+}
+
+/// When the sweeper is at work: as long as it deletes something every few seconds.
+async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instant>>, Failure> {
+    let (began, mut before) = (Instant::now(), rows_swept(replica).await?);
+    let mut sweeps: Vec<Range<Instant>> = Vec::new();
+    let mut looked = began;
+    while began.elapsed() < lasting {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (rows, now) = (rows_swept(replica).await?, Instant::now());
+        if rows > before {
+            match sweeps.last_mut() {
+                Some(sweep) if now - sweep.end < Duration::from_secs(10) => sweep.end = now,
+                _ => sweeps.push(looked..now),
+            }
+        }
+        (before, looked) = (rows, now);
+    }
+    Ok(sweeps)
+}
+
+/// How many rows the sweeper has deleted.
+async fn rows_swept(replica: &Replica) -> Result<usize, Failure> {
+    replica.metric("vos_auth_swept_rows_total").await
 }
 
 fn part(seconds: f64, answers: &[&Answer]) -> Value {
