@@ -14,6 +14,7 @@ pub struct Replica {
     child: Child,
     pub address: SocketAddr,
     metrics_address: SocketAddr,
+    http: reqwest::Client,
 }
 
 /// A folder with a key for JWTs.
@@ -69,7 +70,7 @@ impl Replica {
         let serving: serde_json::Value = serde_json::from_str(&serving.await?)?;
         let address = |name: &str| serving[name].as_str().unwrap_or_default().parse();
         let (address, metrics_address) = (address("http_addr")?, address("metrics_addr")?);
-        Ok(Self { child, address, metrics_address })
+        Ok(Self { child, address, metrics_address, http: reqwest::Client::new() })
     }
 
     /// One whose log nobody reads, so that reading it costs the measurement nothing. Returns once it listens.
@@ -77,7 +78,8 @@ impl Replica {
         let (address, metrics_address) = (free_address()?, free_address()?);
         let mut command = serve(environment);
         command.env("HTTP_ADDR", address.to_string()).env("METRICS_ADDR", metrics_address.to_string());
-        let replica = Self { child: command.stderr(Stdio::null()).spawn()?, address, metrics_address };
+        let child = command.stderr(Stdio::null()).spawn()?;
+        let replica = Self { child, address, metrics_address, http: reqwest::Client::new() };
         let began = Instant::now();
         while [address, metrics_address].iter().any(|address| TcpStream::connect(address).is_err()) {
             if began.elapsed() > Duration::from_secs(10) {
@@ -102,7 +104,8 @@ impl Replica {
 
     /// The figure in the first line that begins so; 0 if there is none.
     pub async fn metric(&self, line_start: &str) -> Result<usize, Failure> {
-        let page = reqwest::get(format!("http://{}/metrics", self.metrics_address)).await?.text().await?;
+        let page =
+            self.http.get(format!("http://{}/metrics", self.metrics_address)).send().await?.text().await?;
         let line = page.lines().find(|line| line.starts_with(line_start));
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
     }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +47,12 @@ impl Loaded {
     fn since(began: Instant, answers: Vec<Answer>) -> Self {
         let last = answers.last().map_or(began, |answer| answer.at);
         Self { answers, seconds: (last - began).as_secs_f64() }
+    }
+
+    /// A part of it.
+    pub fn within(&self, span: &Range<Instant>) -> Self {
+        let answers = self.answers.iter().filter(|answer| span.contains(&answer.at)).copied().collect();
+        Self { answers, seconds: (span.end - span.start).as_secs_f64() }
     }
 
     /// What one more load saw.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use vos_auth::config::{CODE_LIFETIME, RESET_LIFETIME};
 
-use crate::load::{Answer, Loaded, quantile};
+use crate::load::Loaded;
 use crate::replica::Replica;
 use crate::{Bench, Failure, header, row, schema, settles};
 
@@ -18,7 +18,7 @@ const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
 /// How many recoveries come of age, and budgets full again, while the sweeper is measured, which looks several times meanwhile.
-const AGED: i64 = 500_000;
+const AGED: i64 = 600_000;
 /// As many of them a second.
 const AGED_A_SECOND: i64 = 2000;
 /// When a recovery is deleted.
@@ -48,7 +48,8 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     }
     let by_pair = empty.iter().zip(&million).map(|(empty, million)| million.rate(200) / empty.rate(200));
     let (mean, error) = mean(&by_pair.collect::<Vec<_>>());
-    let (empty, million) = (rounds(0.0, &empty), rounds(1e6, &million));
+    let (empty, million) =
+        (figures(("rows", 0.0), &together(empty)), figures(("rows", 1e6), &together(million)));
     let ratio = rate(&million) / rate(&empty);
     println!("{ratio:.2} of the empty one's rate; {mean:.3} in the mean pair of rounds, ± {error:.3}");
     let disturbed = json!({
@@ -66,12 +67,12 @@ fn mean(values: &[f64]) -> (f64, f64) {
     (mean, 1.96 * (squares / (count - 1.0) / count).sqrt())
 }
 
-fn rounds(rows: f64, rounds: &[Loaded]) -> Value {
-    let seconds: f64 = rounds.iter().map(|round| round.seconds).sum();
-    let answers = || rounds.iter().flat_map(|round| round.of(200));
-    let at = |share| quantile(answers().map(|answer| answer.took), share);
-    let rate = answers().count() as f64 / seconds;
-    row(&[("rows", rows), ("starts/s", rate), ("p50", at(0.5)), ("p99", at(0.99)), ("p99.9", at(0.999))])
+fn together(rounds: Vec<Loaded>) -> Loaded {
+    let mut all = Loaded::default();
+    for round in rounds {
+        all.add(round);
+    }
+    all
 }
 
 struct Full {
@@ -147,23 +148,18 @@ impl Full {
         let load = bench.starts(replica);
         let (seen, sweeps) = tokio::join!(load.closed(CONNECTIONS, lasting), sweeps(replica, lasting));
         let (seen, sweeps) = (seen?, sweeps?);
-        // Each time at work, and the rest after it.
-        let turns: Vec<_> = sweeps
-            .windows(2)
-            .map(|two| [two[0].end..two[1].start, two[0].clone()].map(|span| Turn::of(&seen, span)))
-            .collect();
-        let [apart, during] = [0, 1].map(|which| {
-            let turns: Vec<_> = turns.iter().map(|turn| &turn[which]).collect();
-            let answers: Vec<_> = turns.iter().flat_map(|turn| turn.answers.iter().copied()).collect();
-            part(turns.iter().map(|turn| turn.seconds).sum(), &answers)
-        });
-        let mut ratios: Vec<_> = turns.iter().map(|[apart, during]| during.rate() / apart.rate()).collect();
-        ratios.sort_by(f64::total_cmp);
+        let rests: Vec<_> = sweeps.windows(2).map(|two| seen.within(&(two[0].end..two[1].start))).collect();
+        let works: Vec<_> = sweeps.windows(3).map(|three| seen.within(&three[1])).collect();
+        // Beside the rests before and after it, as the table grows meanwhile.
+        let ratio = |(work, rests): (&Loaded, &[Loaded])| {
+            2.0 * work.rate(200) / (rests[0].rate(200) + rests[1].rate(200))
+        };
+        let ratios: Vec<_> = works.iter().zip(rests.windows(2)).map(ratio).collect();
+        let (apart, during) = (part(&together(rests)), part(&together(works)));
         println!(
-            "{} rows swept; {:.2} of the undisturbed rate, by the rests after each of {} times at work {ratios:.2?}",
-            rows_swept(replica).await?,
+            "{:.2} of the undisturbed rate; by each time at work and the rests before and after it {ratios:.2?}; {} rows swept in all",
             rate(&during) / rate(&apart),
-            ratios.len()
+            rows_swept(replica).await?,
         );
         Ok(json!({ "apart": apart, "during": during, "ratios": ratios }))
     }
@@ -173,13 +169,13 @@ impl Full {
         println!("start before and after a checkpoint, and during it; one run");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
         let load = bench.starts(replica);
+        let began = Instant::now();
         let (seen, span) =
             tokio::join!(load.closed(CONNECTIONS, bench.lasting * 3), self.checkpoint(bench.lasting));
         let (seen, span) = (seen?, span?);
-        let is_during = |answer: &&Answer| span.contains(&answer.at);
-        let (during, apart): (Vec<&Answer>, Vec<_>) = seen.of(200).partition(is_during);
-        let length = (span.end - span.start).as_secs_f64();
-        let (apart, during) = (part(seen.seconds - length, &apart), part(length, &during));
+        let mut apart = seen.within(&(began..span.start));
+        apart.add(seen.within(&(span.end..Instant::now())));
+        let (apart, during) = (part(&apart), part(&seen.within(&span)));
         println!("{:.2} of the undisturbed rate", rate(&during) / rate(&apart));
         Ok(json!({ "apart": apart, "during": during }))
     }
@@ -189,23 +185,6 @@ impl Full {
         let began = Instant::now();
         sqlx::raw_sql("CHECKPOINT").execute(&self.pool).await?;
         Ok(began..Instant::now())
-    }
-}
-
-/// What was answered in a part of a load.
-struct Turn<'a> {
-    seconds: f64,
-    answers: Vec<&'a Answer>,
-}
-
-impl<'a> Turn<'a> {
-    fn of(seen: &'a Loaded, span: Range<Instant>) -> Self {
-        let answers = seen.of(200).filter(|answer| span.contains(&answer.at)).collect();
-        Self { seconds: (span.end - span.start).as_secs_f64(), answers }
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers.len() as f64 / self.seconds
     }
 }
 
@@ -233,15 +212,17 @@ async fn rows_swept(replica: &Replica) -> Result<usize, Failure> {
     replica.metric("vos_auth_swept_rows_total").await
 }
 
-fn part(seconds: f64, answers: &[&Answer]) -> Value {
-    let at = |share| quantile(answers.iter().map(|answer| answer.took), share);
-    let a_second = answers.len() as f64 / seconds;
+fn part(seen: &Loaded) -> Value {
+    figures(("seconds", seen.seconds), seen)
+}
+
+fn figures(first: (&str, f64), seen: &Loaded) -> Value {
     row(&[
-        ("seconds", seconds),
-        ("starts/s", a_second),
-        ("p50", at(0.5)),
-        ("p99", at(0.99)),
-        ("p99.9", at(0.999)),
+        first,
+        ("starts/s", seen.rate(200)),
+        ("p50", seen.quantile(200, 0.5)),
+        ("p99", seen.quantile(200, 0.99)),
+        ("p99.9", seen.quantile(200, 0.999)),
     ])
 }
 
