@@ -17,7 +17,7 @@ const NEW: &str = "night train in autumn rain";
 
 /// What `vos-auth account …` says, or why it fails.
 fn account(pool: &PgPool, arguments: &[&str]) -> Result<String, String> {
-    let url = database::url(pool);
+    let url = database::operator_url(pool);
     let ended = run(&[&["account"], arguments].concat(), &[("DATABASE_URL", url.as_str())]);
     let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }

@@ -22,7 +22,7 @@ impl Moved {
         let file = format!("{}/faketime-{name}", env!("CARGO_TARGET_TMPDIR"));
         std::fs::write(&file, "+0").unwrap();
         let library = library();
-        let (url, relay) = (database::url(pool), relay.url());
+        let (url, relay) = (database::service_url(pool), relay.url());
         let changes = [
             ("LD_PRELOAD", library.to_str().unwrap()),
             ("FAKETIME_TIMESTAMP_FILE", &file),

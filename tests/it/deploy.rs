@@ -23,7 +23,7 @@ const TRADER: &str = "trader@example.com";
 /// Two replicas of the built program behind nginx, before a relay.
 async fn start(pool: &PgPool) -> (Host, Relay) {
     let relay = Relay::start().await;
-    (Host::start(&database::url(pool), &relay.url(), &[]).await, relay)
+    (Host::start(&database::service_url(pool), &relay.url(), &[]).await, relay)
 }
 
 #[sqlx::test]
@@ -39,7 +39,7 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     let (relay, traces) = (Relay::start().await, Receiver::start(receiver::Mood::Takes));
     let traces_url = traces.url();
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url.as_str())];
-    let mut host = Host::start(&database::url(&pool), &relay.url(), &traced).await;
+    let mut host = Host::start(&database::service_url(&pool), &relay.url(), &traced).await;
     let nginx = Arc::clone(&host.nginx);
     let said = [
         "Host: evil.example",

@@ -24,7 +24,7 @@ fn peak_memory(program: &Program) -> usize {
 
 #[sqlx::test]
 async fn r10_200_parallel_resets_leave_healthz_answering_and_memory_bounded(pool: PgPool) {
-    let (relay, url) = (Relay::start().await, database::url(&pool));
+    let (relay, url) = (Relay::start().await, database::service_url(&pool));
     let relay_url = relay.url();
     let changes = [("NETWORK_BURST", "1000000"), ("HASHING_QUEUE", "200"), ("HASHING_THREADS", "2")];
     let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &changes));

@@ -188,7 +188,7 @@ async fn the_figures_are_there_however_many_hold_their_address(pool: PgPool) {
 #[sqlx::test]
 async fn a_process_with_few_descriptors_takes_few_connections(pool: PgPool) {
     let relay = Relay::start().await;
-    let (url, relay_url) = (database::url(&pool), relay.url());
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
     let environment = serve_environment(&url, &relay_url, &[("SMTP_IDLE", "0s")]);
     let few = ["prlimit", "--nofile=600:600"];
     let mut program = Program::start_under(&few, &["serve"], &environment);

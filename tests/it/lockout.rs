@@ -30,7 +30,7 @@ async fn service(pool: &PgPool, settings: &[&str]) -> Service {
 
 /// What an operator's `vos-auth account COMMAND EMAIL` prints.
 fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String> {
-    let url = database::url(pool);
+    let url = database::operator_url(pool);
     let ended = run(&["account", command, email], &[("DATABASE_URL", &url), ("DEVICE_SECRETS", SECRET)]);
     let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }

@@ -35,6 +35,7 @@ mod refusals;
 mod relays;
 mod reset;
 mod retention;
+mod roles;
 mod rotation;
 mod session;
 mod start;

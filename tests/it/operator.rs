@@ -35,7 +35,7 @@ async fn owes_notice(service: &Service, email: &str) -> Uuid {
 #[sqlx::test]
 async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     let service = Service::start(&pool).await;
-    let url = database::url(&pool);
+    let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
     let list = || vos_auth(&["outbox", "list"], &environment).0;
     assert_eq!(list().trim(), "nothing is owed");
@@ -77,7 +77,7 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
 #[sqlx::test]
 async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
     let service = Service::start(&pool).await;
-    let url = database::url(&pool);
+    let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));

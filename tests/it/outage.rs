@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use vos_auth::database::KeptConnection;
 
 use crate::harness::client::Client;
-use crate::harness::database::{Proxy, Way};
+use crate::harness::database::{self, Proxy, Way};
 use crate::harness::raw::Raw;
 use crate::harness::relay::Relay;
 use crate::harness::{Service, Setup};
@@ -136,7 +136,9 @@ async fn a_restart_between_two_starts_is_not_noticed(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn readyz_names_missing_migrations(pool: PgPool) {
-    let service = Service::start(&pool).await;
+    // There is nothing yet that rights could be granted on.
+    let database_url = Some(database::url(&pool));
+    let service = Service::start_with(&pool, Setup { database_url, ..Setup::default() }).await;
     let ready = service.client().get("/readyz").await;
     assert_eq!(ready.error(), (503, "not_ready"));
     assert_eq!(ready.body["parts"]["database"], "migrations_missing");

@@ -30,7 +30,7 @@ impl Host {
             Ok(_) | Err(CreateError::EmailTaken) => {}
             Err(error) => panic!("{error}"),
         }
-        let url = database::url(pool);
+        let url = database::service_url(pool);
         let mut program = Program::start(&["serve"], &serve_environment(&url, relay, settings));
         let (address, metrics) = (program.address(), program.metrics_address());
         Self { program, client: Client::new(address), metrics }

@@ -91,13 +91,14 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
 #[sqlx::test]
 async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPool) {
     let relay = Relay::start().await;
-    let (url, relay_url) = (database::url(&pool), relay.url());
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
+    let operator_url = database::operator_url(&pool);
     let secrets = tempfile("secrets", SECRET);
     let changes =
         [("LOG_LEVEL", "trace"), ("RECOVERY_SECRETS", ""), ("RECOVERY_SECRETS_FILE", secrets.as_str())];
     let created = run_with_input(
         &["account", "create", "trader.secret@example.com", "--password-stdin"],
-        &[("DATABASE_URL", &url)],
+        &[("DATABASE_URL", &operator_url)],
         "a password of one's own\n",
     );
     assert!(created.status.success());
@@ -106,7 +107,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
     let code = relay.mail(1).await.code();
     assert!(client.starts_recovery("not an address").await.status == 400);
-    let journey = whole_journey(program.address(), &url, &relay).await;
+    let journey = whole_journey(program.address(), &operator_url, &relay).await;
     let outbox =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
     let struck_off = async {
@@ -153,14 +154,17 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
 }
 
 /// Another trader's whole way, right and wrong: every secret that was sent or answered on it.
-async fn whole_journey(address: std::net::SocketAddr, url: &str, relay: &Relay) -> Vec<String> {
+async fn whole_journey(address: std::net::SocketAddr, operator_url: &str, relay: &Relay) -> Vec<String> {
     let email = "second.secret@example.com";
     let passwords =
         ["morning boat on a green river", "night train in autumn rain", "not the password at all"];
     let [old, new, wrong] = passwords;
     let input = format!("{old}\n");
-    let created =
-        run_with_input(&["account", "create", email, "--password-stdin"], &[("DATABASE_URL", url)], &input);
+    let created = run_with_input(
+        &["account", "create", email, "--password-stdin"],
+        &[("DATABASE_URL", operator_url)],
+        &input,
+    );
     assert!(created.status.success());
     let mut client = Client::new(address);
     let mut answers = vec![client.logs_in(email, wrong).await, client.starts_recovery(email).await];
@@ -197,7 +201,7 @@ fn tempfile(name: &str, content: &str) -> String {
 #[sqlx::test]
 async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
     let relay = Relay::start().await;
-    let (url, relay_url) = (database::url(&pool), relay.url());
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
     for signal in ["-TERM", "-INT"] {
         let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &[]));
         let address = program.address();
@@ -219,7 +223,7 @@ async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
 #[sqlx::test]
 async fn an_empty_variable_counts_as_none(pool: PgPool) {
     let relay = Relay::start().await;
-    let (url, relay_url) = (database::url(&pool), relay.url());
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
     let mut environment = serve_environment(&url, &relay_url, &[]);
     for name in [
         "TRUSTED_PROXIES",
@@ -238,7 +242,7 @@ async fn an_empty_variable_counts_as_none(pool: PgPool) {
 
 #[sqlx::test]
 async fn account_create_makes_an_account_once(pool: PgPool) {
-    let url = database::url(&pool);
+    let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
     let arguments =
         ["account", "create", "Trader@Example.com", "--locale", "vi", "--traits", r#"{"name":"An"}"#];

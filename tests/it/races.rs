@@ -22,7 +22,7 @@ struct Pair {
 
 impl Pair {
     async fn start(pool: &PgPool) -> Self {
-        let (relay, url) = (Relay::start().await, database::url(pool));
+        let (relay, url) = (Relay::start().await, database::service_url(pool));
         let relay_url = relay.url();
         let changes = [
             ("NETWORK_BURST", "1000000"),

@@ -34,7 +34,7 @@ async fn serve_needs_no_place_to_write_to(pool: PgPool) {
     }
     Service::has_account_at(&pool, "trader@example.com").await;
     let relay = Relay::start().await;
-    let (url, relay_url) = (database::url(&pool), relay.url());
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
     let environment = serve_environment(&url, &relay_url, &[]);
     let mut program = Program::start_under(&READ_ONLY, &["serve"], &environment);
     let mut client = Client::new(program.address());

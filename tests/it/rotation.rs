@@ -45,7 +45,8 @@ impl Stage {
     /// Before a relay that is a task of the test.
     async fn usual(pool: &PgPool, changes: &[(&str, &str)]) -> Self {
         let relay = Relay::start().await;
-        Self::start(pool, &database::url(pool), &relay.url(), Mailbox::Relay(relay.clone()), changes).await
+        Self::start(pool, &database::service_url(pool), &relay.url(), Mailbox::Relay(relay.clone()), changes)
+            .await
     }
 
     /// Rolls new settings out. Codes that were mailed before are entered while the two replicas differ, and after.
@@ -232,7 +233,7 @@ async fn the_relays_password_and_its_authority_rotate(pool: PgPool) {
     let ca = postfix.ca();
     // Between Postfix's change and the next probe a mail finds no relay, and waits.
     let settings = [("SMTP_CA_FILE", ca.as_str()), ("SMTP_PROBE_INTERVAL", "1s")];
-    let mut stage = Stage::start(&pool, &database::url(&pool), &old, mailbox, &settings).await;
+    let mut stage = Stage::start(&pool, &database::service_url(&pool), &old, mailbox, &settings).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         let next = postfix.makes_next_certificate();

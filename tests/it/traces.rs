@@ -22,7 +22,7 @@ fn traceparent(flags: &str) -> String {
 
 /// `serve` with a database and a relay of its own.
 async fn serve(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -> (Program, Client) {
-    let (url, relay) = (database::url(pool), relay.url());
+    let (url, relay) = (database::service_url(pool), relay.url());
     let mut program = Program::start(&["serve"], &serve_environment(&url, &relay, changes));
     let client = Client::new(program.address());
     has_relay(&client).await;
@@ -47,8 +47,8 @@ fn sends_traces(program: &Program) -> bool {
 
 /// A recovery with one wrong code, a login, and a path that there is not.
 async fn journey(pool: &PgPool, relay: &Relay, client: &mut Client) -> (String, Vec<Answer>) {
-    let created =
-        run_with_input(&["account", "create", EMAIL], &[("DATABASE_URL", &database::url(pool))], "");
+    let environment = [("DATABASE_URL", &*database::operator_url(pool))];
+    let created = run_with_input(&["account", "create", EMAIL], &environment, "");
     assert!(created.status.success());
     let mut answers = vec![client.starts_recovery(EMAIL).await];
     let code = relay.mail(1).await.code();

@@ -1,7 +1,13 @@
-//! The test's own database, and a way to it that can be cut.
+//! The test's own database, the roles that connect to it, and a way to it that can be cut.
+//!
+//! The service connects as in production: as a role that owns nothing and has what `deploy/grants.sql` grants it. So do an
+//! operator's commands. A test's own pool, `migrate` and `dev` connect as the owner.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
 
 use sqlx::PgPool;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
@@ -11,11 +17,55 @@ use url::Url;
 
 use super::PATIENCE;
 
-/// The URL of a test's database: that of the suite, with the database's name.
+/// The role of `serve`, as `deploy/grants.sql` names it.
+pub const SERVE: &str = "vos_auth_serve";
+/// The role of an operator's commands.
+pub const OPERATOR: &str = "vos_auth_operator";
+
+/// The owner's URL of a test's database: that of the suite, with the database's name.
 pub fn url(pool: &PgPool) -> String {
     let mut url: Url = std::env::var("DATABASE_URL").expect("make test sets DATABASE_URL").parse().unwrap();
     url.set_path(pool.connect_options().get_database().unwrap());
     url.into()
+}
+
+/// The URL for `serve`, with its rights granted.
+pub fn service_url(pool: &PgPool) -> String {
+    url_as(pool, SERVE)
+}
+
+/// The URL for an operator's commands, with their rights granted.
+pub fn operator_url(pool: &PgPool) -> String {
+    url_as(pool, OPERATOR)
+}
+
+fn url_as(pool: &PgPool, role: &str) -> String {
+    static GRANTED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    let owners = url(pool);
+    if GRANTED.lock().unwrap().insert(owners.clone()) {
+        grant(&owners);
+    }
+    let mut url: Url = owners.parse().unwrap();
+    url.set_username(role).unwrap();
+    url.into()
+}
+
+/// Grants by `deploy/grants.sql` in the database of a URL of its owner.
+pub fn grant(url: &str) {
+    // Roles are of the whole cluster: another test may make them at the same moment.
+    let make = |role| {
+        format!(
+            "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$"
+        )
+    };
+    let psql = Command::new("psql")
+        .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", url])
+        .args(["--command=SET client_min_messages = warning", "--command", &make(SERVE)])
+        .args(["--command", &make(OPERATOR)])
+        .args(["--file", concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grants.sql")])
+        .output()
+        .expect("psql is on the PATH of `make test`");
+    assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
 }
 
 /// Waits until no service is connected to a test's database any more, for less than the longest that one may wait for a
@@ -91,9 +141,9 @@ impl Proxy {
         Self { address, way }
     }
 
-    /// The URL of `pool`'s database by this way.
+    /// The service's URL of `pool`'s database by this way.
     pub fn url(&self, pool: &PgPool) -> String {
-        let mut url: Url = url(pool).parse().unwrap();
+        let mut url: Url = service_url(pool).parse().unwrap();
         url.set_query(None);
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(self.address.port())).unwrap();

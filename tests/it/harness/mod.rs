@@ -91,7 +91,7 @@ impl Service {
         };
         let keys = setup.keys.unwrap_or_else(|| Key::random("test"));
         let secrets = Secrets {
-            database_url: setup.database_url.unwrap_or_else(|| database::url(pool)),
+            database_url: setup.database_url.unwrap_or_else(|| database::service_url(pool)),
             code_keys: keys.clone().into(),
             device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),

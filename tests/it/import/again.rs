@@ -65,7 +65,7 @@ async fn is_under_way(pool: &PgPool, content: String, rows: i64) -> (Program, st
     // What an earlier run left behind.
     let _ = std::fs::remove_file(&pipe);
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let url = database::url(pool);
+    let url = database::operator_url(pool);
     let program = Program::start(&["account", "import", &pipe], &[("DATABASE_URL", url.as_str())]);
     let writing = tokio::task::spawn_blocking(move || {
         let mut pipe = std::fs::OpenOptions::new().write(true).open(pipe).unwrap();

@@ -69,7 +69,7 @@ struct Ended {
 }
 
 fn vos_auth(pool: &PgPool, arguments: &[&str]) -> Ended {
-    let url = database::url(pool);
+    let url = database::operator_url(pool);
     let ended = run(arguments, &[("DATABASE_URL", url.as_str())]);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { said: text(ended.stdout), why: text(ended.stderr), well: ended.status.success() }
