@@ -1,16 +1,14 @@
 //! The commands of docs/backup-and-restore.md as they stand there, and what a restored database is worth to those who were
 //! signed in, on their way back, or owed a mail.
 
-use std::process::Command;
-
-use sqlx::{Connection as _, PgConnection, PgPool};
-use url::Url;
+use sqlx::PgPool;
 
 use crate::harness::client::Client;
 use crate::harness::cluster::Cluster;
+use crate::harness::machine::Machine;
 use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::relay::{Mood, Relay};
-use crate::harness::{Service, database};
+use crate::harness::{Service, needs};
 
 const PASSWORD: &str = "morning boat on a green river";
 
@@ -29,63 +27,18 @@ fn blocks(heading: &str) -> Vec<String> {
     blocks.collect()
 }
 
-/// Where the commands run, and what they are told. The name of the new database alone differs.
-struct Operator {
-    folder: String,
-    database: String,
-    environment: Vec<(&'static str, String)>,
-}
-
-impl Operator {
-    fn of(url: &str) -> Self {
-        let of_database = |name: &str| {
-            let mut url: Url = url.parse().unwrap();
-            url.set_path(name);
-            url.to_string()
-        };
-        let database = format!("restored_{}", std::process::id());
-        let folder = format!("{}/{database}", env!("CARGO_TARGET_TMPDIR"));
-        std::fs::create_dir_all(&folder).unwrap();
-        let program = std::path::Path::new(env!("CARGO_BIN_EXE_vos-auth")).parent().unwrap();
-        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-        let environment = vec![
-            ("DATABASE_URL", url.to_owned()),
-            ("SERVER_URL", of_database("postgres")),
-            ("RESTORED_URL", of_database(&database)),
-            ("PATH", path),
-        ];
-        Self { folder, database, environment }
+/// On a machine where only `*_FILE` is set, the database belongs to another role than the service's, and root is no role.
+#[tokio::test]
+async fn from_a_dump_everybody_goes_on_where_they_were() {
+    if !needs::has_root("docs/operations.md") {
+        return;
     }
-
-    fn restored(&self) -> &str {
-        &self.environment.iter().find(|(name, _)| *name == "RESTORED_URL").unwrap().1
-    }
-
-    fn runs(&self, block: &str) -> String {
-        let lines = block.replace("vos_auth_restored", &self.database);
-        let environment = self.environment.iter().map(|(name, value)| (*name, value.as_str()));
-        let mut bash = Command::new("bash");
-        bash.args(["-euc", &lines]).current_dir(&self.folder).env_clear().envs(environment);
-        let output = bash.output().unwrap();
-        assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    async fn tidies_up(self) {
-        let server = &self.environment.iter().find(|(name, _)| *name == "SERVER_URL").unwrap().1;
-        let mut server = PgConnection::connect(server).await.unwrap();
-        let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.database));
-        sqlx::query(drop).execute(&mut server).await.unwrap();
-        std::fs::remove_dir_all(self.folder).unwrap();
-    }
-}
-
-#[sqlx::test]
-async fn from_a_dump_everybody_goes_on_where_they_were(pool: PgPool) {
-    let (relay, url) = (Relay::start().await, database::url(&pool));
-    let operator = Operator::of(&url);
-    let serve = |url: &str| Program::start(&["serve"], &serve_environment(url, &relay.url(), &[]));
-    let mut program = serve(&url);
+    let (relay, machine) = (Relay::start().await, Machine::start().await);
+    let file = machine.service_url_file();
+    let changes = [("DATABASE_URL", ""), ("DATABASE_URL_FILE", &file)];
+    let serve = || Program::start(&["serve"], &serve_environment("", &relay.url(), &changes));
+    let pool = PgPool::connect(&machine.owner_url()).await.unwrap();
+    let mut program = serve();
     let address = program.address();
     has_relay(&Client::new(address)).await;
     for email in ["trader@example.com", "mailed@example.com", "owed@example.com"] {
@@ -105,14 +58,21 @@ async fn from_a_dump_everybody_goes_on_where_they_were(pool: PgPool) {
     assert!(program.ends().1);
 
     let [dump] = &blocks("A dump")[..] else { panic!("one block") };
-    operator.runs(dump);
-    let [restore, revoke] = &blocks("Back from a dump")[..] else { panic!("two blocks") };
+    machine.operator_runs(dump);
+    Service::has_trader_at(&pool, "later@example.com", PASSWORD).await;
+    pool.close().await;
+    let [restore, rename, revoke] = &blocks("Back from a dump")[..] else { panic!("three blocks") };
+    machine.operator_runs(restore);
     let all = vos_auth::database::MIGRATOR.iter().count();
-    let said = operator.runs(restore);
+    let said = machine.operator_runs(rename);
     assert!(said.contains(&format!("{all} migrations are applied, 0 to go")), "{said}");
 
+    let restored = PgPool::connect(&machine.owner_url()).await.unwrap();
+    until(&restored, "account WHERE email = 'later@example.com'", 0).await;
+    let others = "pg_class WHERE relnamespace = 'public'::regnamespace AND relowner <> 'vos_auth'::regrole";
+    until(&restored, others, 0).await;
     relay.is_in_mood(Mood::Takes);
-    let mut program = serve(operator.restored());
+    let mut program = serve();
     let address = program.address();
     has_relay(&Client::new(address)).await;
     assert!(signed_in.at(address).refreshes().await.is_signed_in());
@@ -120,17 +80,15 @@ async fn from_a_dump_everybody_goes_on_where_they_were(pool: PgPool) {
     assert!(mailed.at(address).verifies(&code).await.is_verified());
     let code = relay.mail_to("owed@example.com", 1).await.code();
     assert!(owed.at(address).verifies(&code).await.is_verified());
-    let restored = PgPool::connect(operator.restored()).await.unwrap();
     until_outbox_has(&restored, 0).await;
     assert_eq!(relay.mails().len(), 2, "each once");
 
-    assert_eq!(operator.runs(revoke).trim(), "2 sessions have ended");
+    assert_eq!(machine.operator_runs(revoke).trim(), "2 sessions have ended");
     assert_eq!(signed_in.at(address).refreshes().await.error(), (401, "session_invalid"));
     until(&restored, "audit_event WHERE what = 'sessions_revoked' AND account_id IS NULL", 1).await;
     assert!(Client::new(address).logs_in("trader@example.com", PASSWORD).await.is_signed_in());
     program.is_killed();
     restored.close().await;
-    operator.tidies_up().await;
 }
 
 /// A base backup and the WAL since lead to any moment: to the one before a mistake.

@@ -34,6 +34,38 @@ impl Cluster {
 
     /// The same at a port, which counts if the settings have it listen on a network.
     pub async fn start_at(port: u16, settings: impl FnOnce(&Path) -> String) -> Self {
+        let cluster = Self::make(port, "vos_auth", settings);
+        let mut connection = cluster.connect().await;
+        vos_auth::database::MIGRATOR.run(&mut connection).await.unwrap();
+        cluster
+    }
+
+    /// One as Debian's package makes it, and empty: its superuser is `postgres`, whom the system's user of that name is on the
+    /// socket; everybody else says a password, at 127.0.0.1 and the port.
+    #[allow(dead_code, reason = "a test does it, not `make chaos`")]
+    pub async fn as_debian_makes_it(port: u16) -> Self {
+        let cluster = Self::make(port, "postgres", |home| {
+            let rules =
+                "local all postgres peer\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n";
+            std::fs::write(home.join("data/pg_hba.conf"), rules).unwrap();
+            "listen_addresses = '127.0.0.1'\n".to_owned()
+        });
+        let ready = async {
+            while !as_owner("pg_isready")
+                .args(["-q", "-p", &cluster.port.to_string(), "-h"])
+                .arg(&cluster.home)
+                .status()
+                .unwrap()
+                .success()
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.expect("PostgreSQL comes up");
+        cluster
+    }
+
+    fn make(port: u16, superuser: &str, settings: impl FnOnce(&Path) -> String) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let home = std::env::temp_dir().join(format!("vos-auth-cluster-{}-{number}", std::process::id()));
@@ -45,7 +77,7 @@ impl Cluster {
         let made = as_owner("initdb")
             .arg("-D")
             .arg(home.join("data"))
-            .args(["-U", "vos_auth", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"])
+            .args(["-U", superuser, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"])
             .current_dir(&home)
             .output()
             .unwrap();
@@ -54,10 +86,7 @@ impl Cluster {
             std::fs::OpenOptions::new().append(true).open(home.join("data/postgresql.conf")).unwrap();
         write!(file, "listen_addresses = ''\nport = {port}\n{}", settings(&home)).unwrap();
         let server = serve(&home);
-        let cluster = Self { home, port, server };
-        let mut connection = cluster.connect().await;
-        vos_auth::database::MIGRATOR.run(&mut connection).await.unwrap();
-        cluster
+        Self { home, port, server }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -8,6 +8,7 @@ pub mod database;
 pub mod encrypted;
 pub mod host;
 pub mod load;
+pub mod machine;
 pub mod needs;
 pub mod nginx;
 pub mod postfix;
