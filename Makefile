@@ -32,7 +32,7 @@ test: page-tools ## run every test against a database of their own
 	@ls /usr/sbin/nginx /usr/bin/curl >/dev/null 2>&1 || scripts/apt-install nginx nginx curl
 	@[ -x /usr/bin/promtool ] || scripts/apt-install promtool --no-install-recommends prometheus
 	@cargo test --no-run
-	@[ "$$(id -u)" -eq 0 ] || echo 'make test: without root, the tests with a real Postfix and the one on a read-only file system are left out' >&2
+	@[ "$$(id -u)" -eq 0 ] || echo 'make test: without root, the tests with a real Postfix, the one of restoring a dump and the one on a read-only file system are left out' >&2
 	@scripts/with-postgres test cargo test
 
 catalogue: page-tools ## run every test, and write what became of each requirement into docs/catalogue.md

@@ -1,11 +1,13 @@
 //! `vos-auth migrate`: brings the schema to this version while the release before is at work.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Failure, connect_with};
+use crate::config::ConfigError;
 use crate::{config, database};
 
 /// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
@@ -20,6 +22,10 @@ pub(super) async fn run() -> Result<(), Failure> {
     let options = database::options(&config::database_url()?)?.options([("lock_timeout", LOCK_TIMEOUT)]);
     for _ in 1..TRIES {
         match migrate(connect_with(&options).await?).await {
+            Err(error) if is_refused(&error) => {
+                let why = "connects as a role that may not change the schema: give `migrate` the URL of the database's owner";
+                return Err(ConfigError::new("DATABASE_URL", why).into());
+            }
             Err(error) if is_in_the_way(&error) => {
                 println!("somebody holds a table that the next step changes: trying again");
                 tokio::time::sleep(PAUSE).await;
@@ -77,9 +83,17 @@ fn index_of(sql: &str) -> Option<&str> {
 
 /// Whether a lock was not to be had in time, or in any order (a deadlock).
 fn is_in_the_way(error: &MigrateError) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("55P03" | "40P01"))
+}
+
+/// Whether the role lacks a right, as those of the service and of an operator do.
+fn is_refused(error: &MigrateError) -> bool {
+    sqlstate(error).as_deref() == Some("42501")
+}
+
+fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
-        return false;
+        return None;
     };
-    let code = cause.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
+    cause.as_database_error()?.code()
 }

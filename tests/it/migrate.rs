@@ -18,6 +18,14 @@ async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
     assert!(second.contains(&format!("{all} migrations are applied, 0 to go")), "{second}");
 }
 
+/// The URL that an operator's shell has is of a role that changes no schema.
+#[sqlx::test]
+async fn migrate_says_that_it_wants_the_owners_url(pool: PgPool) {
+    let migrated = run(&["migrate"], &[("DATABASE_URL", &database::operator_url(&pool))]);
+    let said = String::from_utf8(migrated.stderr).unwrap();
+    assert!(!migrated.status.success() && said.contains("the URL of the database's owner"), "{said}");
+}
+
 /// A step that waited on would have every request on that table wait behind it.
 #[sqlx::test(migrations = false)]
 async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
