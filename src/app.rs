@@ -17,7 +17,10 @@ use crate::mail::message::Composer;
 use crate::metrics::Metrics;
 use crate::password::{Cost, Hasher};
 use crate::secret::Keys;
-use crate::throttle::{Budget, NetworkLimiter};
+use crate::throttle::{Budget, SourceLimits};
+
+/// Connections for the look-ups of session tokens.
+const TOKEN_CONNECTIONS: u32 = 2;
 
 /// What the features work with.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct App {
     pub database: PgConnectOptions,
     /// Connections for everything else.
     pub pool: PgPool,
+    /// Connections for the look-ups of session tokens, so that no flood of made-up ones holds a login up.
+    pub token_pool: PgPool,
     /// A connection for the questions about health, which must not wait behind requests.
     pub health_pool: PgPool,
     /// What codes are derived from.
@@ -52,8 +57,8 @@ pub struct App {
     pub failure_budget: Budget,
     /// The budget of browsers that become known.
     pub device_budget: Budget,
-    /// The budgets of client networks.
-    pub network_limiter: NetworkLimiter,
+    /// What networks and known browsers may ask of this replica.
+    pub source_limits: SourceLimits,
     /// The figures.
     pub metrics: Arc<Metrics>,
 }
@@ -103,20 +108,21 @@ impl App {
         };
         let origin = config.public_origin.as_ref().map(ToString::to_string);
         let jwt_issuer = config.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
-        let (address_budget, failure_budget, device_budget, network_limiter) = match limits {
+        let (address_budget, failure_budget, device_budget, source_limits) = match limits {
             Limits::On => (
                 Budget::of_address(&config),
                 Budget::of_failures(),
                 Budget::of_devices(),
-                NetworkLimiter::new(config.network_burst, config.network_per_minute, clock.clone()),
+                SourceLimits::new(&config, &clock),
             ),
             Limits::Off => {
                 let none = Budget::unlimited();
-                (none, none, none, NetworkLimiter::unlimited())
+                (none, none, none, SourceLimits::unlimited(&clock))
             }
         };
         let app = Self {
             pool: database::pool(&database, config.database_connections),
+            token_pool: database::pool(&database, TOKEN_CONNECTIONS),
             health_pool: database::pool(&database, 1),
             code_keys: secrets.code_keys.clone(),
             device_keys: secrets.device_keys.clone(),
@@ -131,7 +137,7 @@ impl App {
             address_budget,
             failure_budget,
             device_budget,
-            network_limiter,
+            source_limits,
             metrics,
         };
         Ok((app, courier))

@@ -1,9 +1,11 @@
 //! The device cookie (OWASP, "Device Cookies"): a browser that has signed in before has budgets of its own, so that
 //! strangers who spend an address's budget lock nobody out of a browser they know.
 //!
-//! It is checked without a table: a name of 16 bytes that says since when, 16 of a MAC over it, and 16 of a MAC over it and
-//! the address that signed in, under a key of `DEVICE_SECRETS`. The first MAC says that it is ours before a request is parsed, the second
-//! for whom it speaks.
+//! It is checked without a table: 16 bytes of a name that says since when, 16 of an owner tag, which is a MAC of the address that
+//! signed in, and 16 of a MAC over both, under a key of `DEVICE_SECRETS`. The last one says that the cookie is ours before a request
+//! is parsed, the tag for whom it speaks: all cookies of one address have the same tag, and share one bucket in memory.
+//!
+//! A cookie of the form before has a MAC over the name in place of the tag. It is good for its year and has no tag.
 //!
 //! A recovery ticket is the same for a victim on a new device: an operator prints it, it lives 15 minutes, and it stands
 //! for a device cookie at one `start`.
@@ -26,15 +28,29 @@ const PART: usize = 16;
 /// What a value is for: one cannot be used as the other.
 #[derive(Debug)]
 pub struct Purpose {
-    issued: &'static str,
-    owned: &'static str,
+    value: &'static str,
+    tag: &'static str,
+    former: Option<Former>,
     lifetime: Duration,
 }
 
+/// The labels of the form before.
+#[derive(Debug)]
+struct Former {
+    issued: &'static str,
+    owned: &'static str,
+}
+
 /// The cookie of a browser that has signed in.
-pub const COOKIE: Purpose = Purpose { issued: "device/1", owned: "device-of/1", lifetime: DEVICE_LIFETIME };
+pub const COOKIE: Purpose = Purpose {
+    value: "device/2",
+    tag: "device-owner/2",
+    former: Some(Former { issued: "device/1", owned: "device-of/1" }),
+    lifetime: DEVICE_LIFETIME,
+};
 /// The ticket of an operator.
-pub const TICKET: Purpose = Purpose { issued: "ticket/1", owned: "ticket-of/1", lifetime: TICKET_LIFETIME };
+pub const TICKET: Purpose =
+    Purpose { value: "ticket/2", tag: "ticket-owner/2", former: None, lifetime: TICKET_LIFETIME };
 
 /// The name of a browser that has signed in, or of a ticket: a UUIDv7, so that it says since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,13 +75,37 @@ impl DeviceId {
     }
 }
 
+/// A MAC of the address that a device cookie or a ticket speaks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnerTag([u8; PART]);
+
+impl OwnerTag {
+    fn of(key: &Key, purpose: &Purpose, address: &EmailAddress) -> Self {
+        Self(part(&key.mac(purpose.tag, &[address.as_str().as_bytes()]), 0))
+    }
+}
+
+impl std::fmt::Debug for OwnerTag {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OwnerTag(redacted)")
+    }
+}
+
 /// A device cookie or a ticket that was issued here. Whose it is shows [`KnownDevice::of`].
 #[derive(Clone)]
 pub struct KnownDevice {
     id: DeviceId,
-    owner: [u8; PART],
+    owner: Owner,
     purpose: &'static Purpose,
     key: Key,
+}
+
+/// What says for whom a cookie speaks.
+#[derive(Clone)]
+enum Owner {
+    Tag(OwnerTag),
+    /// A MAC over name and address.
+    Former([u8; PART]),
 }
 
 impl KnownDevice {
@@ -73,10 +113,19 @@ impl KnownDevice {
     #[must_use]
     pub fn read(purpose: &'static Purpose, keys: &Keys, value: &str, now: OffsetDateTime) -> Option<Self> {
         let bytes: [u8; 3 * PART] = URL_SAFE_NO_PAD.decode(value).ok()?.try_into().ok()?;
-        let (id, ours, owner) = (part(&bytes, 0), part(&bytes, 1), part(&bytes, 2));
-        let key = keys.iter().find(|key| bool::from(name_mac(key, purpose.issued, id).ct_eq(&ours)))?;
-        let id = DeviceId(Uuid::from_bytes(id));
-        id.is_within(purpose.lifetime, now).then(|| Self { id, owner, purpose, key: key.clone() })
+        let (name, second, third) = (part(&bytes, 0), part(&bytes, 1), part(&bytes, 2));
+        let id = DeviceId(Uuid::from_bytes(name));
+        let read = |owner, key: &Key| Self { id, owner, purpose, key: key.clone() };
+        let tagged = |key: &Key| {
+            let tag = OwnerTag(second);
+            bool::from(value_mac(key, purpose, name, tag).ct_eq(&third)).then(|| read(Owner::Tag(tag), key))
+        };
+        let former = |key: &Key| {
+            let mac: [u8; PART] = part(&key.mac(purpose.former.as_ref()?.issued, &[&name]), 0);
+            bool::from(mac.ct_eq(&second)).then(|| read(Owner::Former(third), key))
+        };
+        let known = keys.iter().find_map(|key| tagged(key).or_else(|| former(key)))?;
+        id.is_within(purpose.lifetime, now).then_some(known)
     }
 
     /// The device, whoever signed in on it.
@@ -94,10 +143,24 @@ impl KnownDevice {
     /// The device, if the last one who signed in on it has this address; the ticket, if it is for this address.
     #[must_use]
     pub fn of(&self, address: &EmailAddress) -> Option<DeviceId> {
-        bool::from(
-            owner_mac(&self.key, self.purpose.owned, *self.id.0.as_bytes(), address).ct_eq(&self.owner),
-        )
-        .then_some(self.id)
+        let is_owner = match (&self.owner, &self.purpose.former) {
+            (Owner::Tag(tag), _) => tag.0.ct_eq(&OwnerTag::of(&self.key, self.purpose, address).0),
+            (Owner::Former(owner), Some(former)) => {
+                let parts: [&[u8]; 2] = [self.id.as_bytes(), address.as_str().as_bytes()];
+                owner.ct_eq(&part::<32>(&self.key.mac(former.owned, &parts), 0))
+            }
+            (Owner::Former(_), None) => return None,
+        };
+        bool::from(is_owner).then_some(self.id)
+    }
+
+    /// What all cookies of its address have in common; none in the form before.
+    #[must_use]
+    pub fn owner_tag(&self) -> Option<OwnerTag> {
+        match self.owner {
+            Owner::Tag(tag) => Some(tag),
+            Owner::Former(_) => None,
+        }
     }
 }
 
@@ -110,20 +173,16 @@ impl std::fmt::Debug for KnownDevice {
 /// The value of a cookie that says that `address` has signed in on this device, or of a ticket for `address`.
 #[must_use]
 pub fn issue(purpose: &Purpose, keys: &Keys, device: DeviceId, address: &EmailAddress) -> String {
-    let (key, id) = (keys.newest(), *device.0.as_bytes());
-    let (ours, owner) = (name_mac(key, purpose.issued, id), owner_mac(key, purpose.owned, id, address));
-    URL_SAFE_NO_PAD.encode([id, ours, owner].concat())
+    let (key, name) = (keys.newest(), *device.0.as_bytes());
+    let tag = OwnerTag::of(key, purpose, address);
+    URL_SAFE_NO_PAD.encode([name, tag.0, value_mac(key, purpose, name, tag)].concat())
 }
 
-fn name_mac(key: &Key, label: &'static str, id: [u8; PART]) -> [u8; PART] {
-    part(&key.mac(label, &[&id]), 0)
+fn value_mac(key: &Key, purpose: &Purpose, name: [u8; PART], tag: OwnerTag) -> [u8; PART] {
+    part(&key.mac(purpose.value, &[&name, &tag.0]), 0)
 }
 
-fn owner_mac(key: &Key, label: &'static str, id: [u8; PART], address: &EmailAddress) -> [u8; PART] {
-    part(&key.mac(label, &[&id, address.as_str().as_bytes()]), 0)
-}
-
-fn part(bytes: &[u8], place: usize) -> [u8; PART] {
+fn part<const N: usize>(bytes: &[u8; N], place: usize) -> [u8; PART] {
     std::array::from_fn(|n| bytes[place * PART + n])
 }
 
@@ -151,6 +210,24 @@ mod tests {
         assert!(!known.is_ageing(now) && known.is_ageing(now + DEVICE_LIFETIME));
         let later = now + DEVICE_LIFETIME + Duration::from_secs(1);
         assert!(KnownDevice::read(&COOKIE, &keys, &value, later).is_none(), "a year later");
+    }
+
+    #[test]
+    fn cookies_of_one_address_share_a_tag_and_the_form_before_has_none() {
+        let (keys, now) = (Keys::from(Key::random("a")), now());
+        let address = |text: &str| EmailAddress::parse(text).unwrap();
+        let read = |value: &str| KnownDevice::read(&COOKIE, &keys, value, now).unwrap();
+        let tag = |email: &str| read(&issue(&COOKIE, &keys, DeviceId::new(now), &address(email))).owner_tag();
+        assert_eq!(tag("alice@example.com"), tag("alice@example.com"));
+        assert_ne!(tag("alice@example.com"), tag("bob@example.com"));
+
+        let (id, key) = (DeviceId::new(now), keys.newest());
+        let ours: [u8; PART] = part(&key.mac("device/1", &[id.as_bytes()]), 0);
+        let owner: [u8; PART] = part(&key.mac("device-of/1", &[id.as_bytes(), b"alice@example.com"]), 0);
+        let former = URL_SAFE_NO_PAD.encode([&id.as_bytes()[..], &ours, &owner].concat());
+        let known = read(&former);
+        assert_eq!((known.of(&address("alice@example.com")), known.owner_tag()), (Some(id), None));
+        assert_eq!(known.of(&address("bob@example.com")), None);
     }
 
     #[test]

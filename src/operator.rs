@@ -5,10 +5,11 @@ use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::account::record;
+use crate::account::{self, record};
 use crate::audit::{self, Event};
 use crate::email_address::EmailAddress;
-use crate::{outbox, recovery, session, throttle};
+use crate::throttle::{self, Budget};
+use crate::{outbox, recovery, session};
 
 /// Disables an account, which ends its sessions and its pending recoveries, or makes it active again. False: it was so
 /// already, or is gone.
@@ -115,8 +116,36 @@ pub async fn revoke_all_sessions(
     Ok(ended)
 }
 
-/// Deletes everything that is stored of a person: the account, its sessions, the recoveries and budgets of its address, the
-/// mails that are owed to it. Audit events stay, as somebody has to answer for what happened; they keep the account's id,
+/// Fills the buckets of any address again, whoever owns it: that an operator did so must not tell a stranger that there is
+/// an account. At most 3 times in 24 hours, as each gives 95 guesses at a code.
+///
+/// # Errors
+///
+/// What PostgreSQL answers; inside: how many buckets had been drawn on, or when the next time is.
+pub async fn unblock(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    email: &EmailAddress,
+) -> Result<Result<u64, OffsetDateTime>, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let key = throttle::unblock_key(email);
+    if let Err(at) = throttle::spend(&mut *transaction, now, &key, Budget::of_unblocks()).await? {
+        return Ok(Err(at));
+    }
+    let account =
+        account::active_by_email(&mut *transaction, email.as_str()).await?.map(|account| account.id);
+    if let Some(id) = account {
+        // A login draws on two of these buckets under this lock.
+        account::lock(&mut transaction, id, None).await?;
+    }
+    let filled = throttle::lift(&mut *transaction, email).await?;
+    audit::record(&mut *transaction, now, Event::AccountUnblocked, account, None).await?;
+    transaction.commit().await?;
+    Ok(Ok(filled))
+}
+
+/// Deletes everything that is stored of a person: the account, its sessions, the recoveries of its address, the emails that
+/// are pending for it. The rate limits of its address are hashes, and go when their buckets are full, within a day. Audit events stay, as somebody has to answer for what happened; they keep the account's id,
 /// and no network address or device any more. False: it is gone already.
 ///
 /// # Errors
@@ -133,7 +162,7 @@ pub async fn erase(
     };
     let recoveries = recovery::delete_all(&mut transaction, &email).await?;
     outbox::forget(&mut transaction, id, &recoveries).await?;
-    throttle::forget(&mut transaction, &email, id).await?;
+    throttle::forget(&mut transaction, id).await?;
     audit::forget_clients(&mut transaction, id).await?;
     record::delete(&mut transaction, id).await?;
     audit::record(&mut *transaction, now, Event::AccountErased, id, None).await?;

@@ -158,7 +158,8 @@ impl Server {
         }
         over.cancel();
         // A connection whose other end is gone does not say goodbye: it is not waited for.
-        let closing = async { tokio::join!(app.pool.close(), app.health_pool.close()) };
+        let closing =
+            async { tokio::join!(app.pool.close(), app.token_pool.close(), app.health_pool.close()) };
         let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
         Ok(())
     }

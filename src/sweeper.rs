@@ -46,7 +46,7 @@ impl Sweeper {
     /// Deletes what is over by now, all of it unless there is very much. A table that fails holds no other back.
     pub async fn sweep(&mut self) {
         let app = Arc::clone(&self.app);
-        let networks = app.network_limiter.sweep();
+        let networks = app.source_limits.sweep();
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
         for _ in 0..ROUNDS {
             let began = Instant::now();

@@ -1,11 +1,13 @@
-//! Budgets: how many codes an address may be sent and how many logins may fail for it (table `throttle`), how many
-//! requests a network may make (memory).
+//! Rate limits: how many codes an address may be sent and how many logins may fail for it (table `throttle`), how many
+//! requests a network may make ([`SourceLimits`], in memory).
 //!
 //! Both are the generic cell rate algorithm (ITU-T I.371): a bucket is the time at which it would be full again. The
-//! address budget lives in PostgreSQL, because the bound on guesses (promise 4) rests on it across replicas and
-//! restarts; the network budget protects this process alone, so memory is enough.
+//! buckets of addresses are in PostgreSQL, because the bound on guesses (promise 4) rests on them across replicas and
+//! restarts; those of networks protect this process alone, so memory is enough.
 
 mod network;
+mod presented;
+mod sources;
 
 use std::time::Duration;
 
@@ -15,7 +17,8 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use self::network::{NetworkLimiter, Source, network_of};
+pub use self::network::{Limiter, Source, network_of};
+pub use self::sources::SourceLimits;
 use crate::config::{Config, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
@@ -71,6 +74,12 @@ impl Budget {
         Self { short_burst: 1, short_refill: TICKET_LIFETIME, long_burst: 1, long_refill: TICKET_LIFETIME }
     }
 
+    /// How often an operator may fill the buckets of an address: twice at once, one more every 12 hours; 3 times in any 24.
+    #[must_use]
+    pub fn of_unblocks() -> Self {
+        Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
+    }
+
     /// No bound worth the name, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -111,6 +120,12 @@ pub fn device_key(address: &EmailAddress) -> Key {
 #[must_use]
 pub fn ticket_key(ticket: DeviceId) -> Key {
     Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
+}
+
+/// Times that an operator filled the buckets of `address`.
+#[must_use]
+pub fn unblock_key(address: &EmailAddress) -> Key {
+    key_of("unblock", address, None)
 }
 
 fn key_of(purpose: &str, address: &EmailAddress, device: Option<DeviceId>) -> Key {
@@ -195,7 +210,7 @@ pub fn interval(duration: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }
 
-/// Fills the budgets of an address again: its recoveries, its failed logins, and the browsers that become known with it.
+/// Fills the buckets of an address again: its recoveries, its failed logins, and the browsers that become known with it.
 /// Those of browsers that are known already are their own. Gives how many had been drawn on.
 ///
 /// # Errors
@@ -208,20 +223,13 @@ pub async fn lift(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Resu
     Ok(lifted.execute(executor).await?.rows_affected())
 }
 
-/// Deletes the budgets of an erased account. Those of browsers have names that only the browsers know; the sweeper takes
-/// them when they are full.
+/// Deletes the bucket of an erased account. Those of its address and of its browsers are hashes that any address has, and
+/// stay until they are full: that they are gone would tell a stranger that somebody was erased.
 ///
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn forget(
-    transaction: &mut PgConnection,
-    email: &str,
-    account_id: Uuid,
-) -> Result<(), sqlx::Error> {
-    if let Ok(address) = EmailAddress::parse(email) {
-        lift(&mut *transaction, &address).await?;
-    }
+pub async fn forget(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
     let key = password_key(account_id);
     sqlx::query!("DELETE FROM throttle WHERE key = $1", &key[..]).execute(transaction).await?;
     Ok(())

@@ -1,29 +1,30 @@
-//! What stands around the handlers: request id, client address, the headers of every answer, log and figures; the network's
-//! budget; the origin.
+//! What stands around the handlers: request id, client address, the headers of every answer, log and figures; the rate limits of
+//! networks; the origin.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
 use tracing::Instrument as _;
 
+use crate::app::App;
 use crate::clock::new_id;
 use crate::config::Config;
 use crate::error::{Error, Problem};
-use crate::http::extract::{ClientIp, locale_of, ticket};
+use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
 use crate::http::{ROUTES, Site, cookie, error};
 use crate::locale::Locale;
 use crate::metrics::Answer;
 use crate::throttle::Source;
-use crate::traces;
+use crate::{recovery, session, traces};
 
 /// The other end of the TCP connection; the server puts it into every request.
 #[derive(Clone, Copy, Debug)]
@@ -86,20 +87,69 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     response
 }
 
-/// Lets a POST through that costs a mail or a hash: first the budget of its network (or of its browser, if it is a known
-/// one, or of its ticket), then its origin; both before anything is parsed.
+/// Lets a POST through that costs an email or a hash: first the rate limit of its network (or of its account's known browsers,
+/// or of its ticket), then its origin; both before anything is parsed.
 pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
-    let client = request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
-    let source = cookie::known_device(request.headers(), &site.app)
-        .or_else(|| ticket(request.headers(), &site.app))
-        .map_or(Source::Network(client), |device| Source::Device(device.id()));
-    if let Err(wait) = site.app.network_limiter.admit(source) {
+    let admitted = site.app.source_limits.requests.admit(source(&request, &site.app));
+    go_on(&site, admitted, request, next).await
+}
+
+/// The same for a step of a recovery: one with a cookie of its own draws on no network, or a neighbour behind the same
+/// address could end it.
+pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Next) -> Response {
+    let cookie =
+        cookie::recovery_token(request.headers()).filter(|token| recovery::was_issued(&site.app, token));
+    let admitted = site.app.source_limits.admit_recovery(
+        cookie.map(|token| token.hash()).as_ref(),
+        Source::Network(client_of(&request)),
+        source(&request, &site.app),
+    );
+    go_on(&site, admitted, request, next).await
+}
+
+async fn go_on(site: &Site, admitted: Result<(), Duration>, request: Request, next: Next) -> Response {
+    if let Err(wait) = admitted {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
     if !comes_from_us(request.headers(), &site.app.config) {
         return Error::from(Problem::OriginRefused).into_response();
     }
     next.run(request).await
+}
+
+/// Lets a session token be looked up. One that was issued here costs nothing, unless it has ended and comes again and again;
+/// any other draws on its network's bucket, and gets that back if it is good.
+pub async fn admit_token(
+    State(site): State<Site>,
+    SessionToken(token): SessionToken,
+    request: Request,
+    next: Next,
+) -> Response {
+    // Without a token nothing is looked up.
+    let Some(token) = token else { return next.run(request).await };
+    let (limits, hash, source) = (&site.app.source_limits, token.hash(), source(&request, &site.app));
+    let is_free = session::was_issued(&site.app, &token) && limits.is_free(&hash);
+    if !is_free && let Err(wait) = limits.unknown_tokens.admit(source) {
+        return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
+    }
+    let response = next.run(request).await;
+    match (is_free, response.status() == StatusCode::UNAUTHORIZED) {
+        (true, true) => limits.was_refused(&hash),
+        (false, false) => limits.unknown_tokens.refund(source),
+        _ => {}
+    }
+    response
+}
+
+/// Whose bucket a request draws on.
+fn source(request: &Request, app: &App) -> Source {
+    let known = cookie::known_device(request.headers(), app).or_else(|| ticket(request.headers(), app));
+    let tag = known.and_then(|device| device.owner_tag());
+    tag.map_or_else(|| Source::Network(client_of(request)), Source::Owner)
+}
+
+fn client_of(request: &Request) -> IpAddr {
+    request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
 }
 
 /// `Origin`, if present, decides alone; `Sec-Fetch-Site` only without it. Neither: not a browser, so no cookie of

@@ -24,8 +24,11 @@ use crate::clock::first_id_of;
 use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
 use crate::error::Problem;
 use crate::group_commit::{self, GroupCommit};
-use crate::secret::TokenHash;
+use crate::secret::{Token, TokenHash};
 use crate::thread;
+
+/// What the tokens of recoveries are issued for.
+const TOKEN_LABEL: &str = "recovery-token/1";
 
 /// Within which time all starts that wait are to be committed, when more come than the database can take.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -51,6 +54,12 @@ impl Recovery {
         let ended = thread::spawn("commits", start::commit_starts(Arc::clone(&app), arrivals));
         (Self { app, starts }, ended)
     }
+}
+
+/// Whether a recovery token was issued here, as it says itself. Those of the form before do not say so.
+#[must_use]
+pub fn was_issued(app: &App, token: &Token) -> bool {
+    token.was_issued(&app.code_keys, TOKEN_LABEL, RESET_LIFETIME, app.clock.now())
 }
 
 /// How far a session has come.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::Recovery;
+use super::{Recovery, TOKEN_LABEL};
 use crate::app::App;
 use crate::client::Client;
 use crate::clock::new_id;
@@ -112,7 +112,7 @@ impl Recovery {
         client: &Client,
     ) -> Result<Started, Error> {
         let now = self.app.time()?;
-        let token = Token::random();
+        let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
         let start = Start {
             session_id: new_id(now),
             outbox_id: new_id(now),

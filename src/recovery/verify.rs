@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Recovery, State, Step, usable};
+use super::{Recovery, State, Step, TOKEN_LABEL, usable};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
 use crate::database::within_deadline;
@@ -77,7 +77,7 @@ impl Recovery {
         if !right.is_some_and(|key| key.code(attempt.session_id).is(&code)) || attempt.decoy {
             return Err(wrong());
         }
-        let token = Token::random();
+        let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
         let token_hash = token.hash();
         let ends = now + RESET_LIFETIME;
         within_deadline("mark verified", async {

@@ -28,6 +28,9 @@ use crate::error::{Error, Problem};
 use crate::jwt::Claims;
 use crate::secret::{Token, TokenHash};
 
+/// What the tokens of sessions are issued for.
+const TOKEN_LABEL: &str = "session-token/1";
+
 /// Sessions of one account that are kept, the newest: whoever signs in for every call must not fill the table, nor make
 /// the end of all sessions a long one.
 const KEPT_PER_ACCOUNT: i64 = 100;
@@ -79,6 +82,13 @@ impl Authenticated {
     }
 }
 
+/// Whether a session token was issued here, as it says itself. Those of the form before do not say so. Under
+/// `DEVICE_SECRETS`, which are kept for a year: a session outlives a rotation of `RECOVERY_SECRETS`.
+#[must_use]
+pub fn was_issued(app: &App, token: &Token) -> bool {
+    token.was_issued(&app.device_keys, TOKEN_LABEL, app.config.session_lifetime, app.clock.now())
+}
+
 /// The session of a token, with its idle limit slid.
 ///
 /// # Errors
@@ -88,10 +98,10 @@ pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authent
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
     let (now, idle) = (app.time()?, app.config.session_idle);
     within_deadline("find session", async {
-        let Some((account_id, session)) = touch(&app.pool, now, idle, &token).await? else {
+        let Some((account_id, session)) = touch(&app.token_pool, now, idle, &token).await? else {
             return Ok(None);
         };
-        let account = account::active(&app.pool, account_id).await?;
+        let account = account::active(&app.token_pool, account_id).await?;
         Ok(account.map(|account| Authenticated { session, account }))
     })
     .await?
@@ -179,7 +189,7 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
     let now = app.clock.now();
     within_deadline("end session", async {
-        let mut transaction = app.pool.begin().await?;
+        let mut transaction = app.token_pool.begin().await?;
         let ended = sqlx::query_scalar!(
             "UPDATE session SET revoked_at = $2
              WHERE token_hash = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3

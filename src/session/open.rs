@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{Authenticated, KEPT_PER_ACCOUNT, Session, revoke_all};
+use super::{Authenticated, KEPT_PER_ACCOUNT, Session, TOKEN_LABEL, revoke_all};
 use crate::account::{self, Account};
 use crate::app::App;
 use crate::client::Client;
@@ -64,7 +64,7 @@ pub(crate) async fn open(
     caller: Caller<'_>,
 ) -> Result<Opened, sqlx::Error> {
     let client = caller.client;
-    let token = Token::random();
+    let token = Token::issue(app.device_keys.newest(), TOKEN_LABEL, now);
     let token_hash = token.hash();
     let ends_at = now + app.config.session_lifetime;
     let session = Session {

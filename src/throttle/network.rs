@@ -1,17 +1,13 @@
-//! The budget of a network or a browser, in memory: governor's, with a bound on what it remembers.
+//! Rate limits of networks and browsers, in memory and therefore of one replica: the generic cell rate algorithm, with a bound on
+//! what it remembers.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::clock::Clock as GovernorClock;
-use governor::middleware::NoOpMiddleware;
-use governor::state::keyed::DashMapStateStore;
-use governor::{Quota, RateLimiter};
-
 use crate::clock::Clock;
-use crate::known_device::DeviceId;
+use crate::known_device::OwnerTag;
 
 /// What a client's address counts as: an IPv4 address, or the /64 that an IPv6 customer is given.
 #[must_use]
@@ -22,91 +18,120 @@ pub fn network_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Whose budget a request draws on: its network's, or that of a browser that has signed in before, as carriers put
-/// thousands of people behind one address.
+/// Whose bucket a request draws on: its network's, or that of an account's known browsers, as carriers put thousands of
+/// people behind one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A client's address.
     Network(IpAddr),
-    /// A device cookie that was issued here.
-    Device(DeviceId),
+    /// The address that signed in on the browser, or that an operator's ticket is for.
+    Owner(OwnerTag),
 }
-
-type Limiter = RateLimiter<Source, DashMapStateStore<Source>, Clock, NoOpMiddleware<Duration>>;
 
 /// Sources that are remembered at most, in some 10 MB.
 const MAX_SOURCES: usize = 100_000;
 
-/// The budget of each source, in memory and therefore of one replica.
+/// A bucket for each source.
 #[derive(Debug)]
-pub struct NetworkLimiter {
-    limiter: Option<Limiter>,
+pub struct Limiter {
+    /// None lifts the limit, for `DEV_NO_LIMITS=1`.
+    quota: Option<Quota>,
     clock: Clock,
-    /// Requests since the last sweep: no more sources can be new since.
-    since_sweep: AtomicUsize,
-    /// Whether half of the room was still taken after it.
-    is_full: AtomicBool,
+    buckets: Mutex<Buckets>,
 }
 
-impl NetworkLimiter {
-    /// `burst` requests at once and `per_minute` in the long run, both at least 1.
+#[derive(Clone, Copy, Debug)]
+struct Quota {
+    burst: u32,
+    refill: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
+    /// When the bucket of each source will be full again.
+    full_at: HashMap<Source, Duration>,
+    /// When full ones were last forgotten.
+    swept_at: Duration,
+}
+
+impl Limiter {
+    /// `burst` units at once and `per_minute` in the long run, both at least 1.
     #[must_use]
     pub fn new(burst: u32, per_minute: u32, clock: Clock) -> Self {
-        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
-        Self::of(Some(RateLimiter::dashmap_with_clock(quota, clock.clone())), clock)
+        let quota = Quota { burst: burst.max(1), refill: Duration::from_mins(1) / per_minute.max(1) };
+        Self { quota: Some(quota), clock, buckets: Mutex::default() }
     }
 
     /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self::of(None, Clock::system())
+        Self { quota: None, clock: Clock::system(), buckets: Mutex::default() }
     }
 
-    fn of(limiter: Option<Limiter>, clock: Clock) -> Self {
-        Self { limiter, clock, since_sweep: AtomicUsize::new(0), is_full: AtomicBool::new(false) }
-    }
-
-    /// Counts a request. While tens of thousands of sources ask at once, everybody passes: the budget would have to
-    /// forget somebody or to refuse strangers, and the bound on codes does not rest on it.
+    /// Draws one unit. While 100,000 sources ask at once, new ones pass: the limiter would have to forget some or to refuse
+    /// strangers, and the bound on codes does not rest on it.
     ///
     /// # Errors
     ///
-    /// How long to wait, if the budget is spent; the refused request costs nothing.
+    /// How long to wait, if nothing is left; the refused request costs nothing.
     pub fn admit(&self, source: Source) -> Result<(), Duration> {
-        let Some(limiter) = &self.limiter else {
-            return Ok(());
-        };
-        if self.since_sweep.fetch_add(1, Ordering::Relaxed) == MAX_SOURCES / 2 {
-            let _ = self.sweep();
+        let Some(quota) = self.quota else { return Ok(()) };
+        let now = self.clock.elapsed();
+        let mut buckets = self.buckets();
+        let Some(full_at) = buckets.of(source, now) else { return Ok(()) };
+        let next = (*full_at).max(now) + quota.refill;
+        let wait = next.saturating_sub(now + quota.refill * quota.burst);
+        if !wait.is_zero() {
+            return Err(wait);
         }
-        if self.is_full.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let source = match source {
-            Source::Network(ip) => Source::Network(network_of(ip)),
-            device @ Source::Device(_) => device,
-        };
-        limiter.check_key(&source).map_err(|refused| refused.wait_time_from(GovernorClock::now(&self.clock)))
+        *full_at = next;
+        Ok(())
     }
 
-    /// Forgets the networks whose budget is full again, and says how many are left.
+    /// Gives one unit back: the request turned out to be one that costs nothing.
+    pub fn refund(&self, source: Source) {
+        let Some(quota) = self.quota else { return };
+        let now = self.clock.elapsed();
+        if let Some(full_at) = self.buckets().of(source, now) {
+            *full_at = full_at.saturating_sub(quota.refill);
+        }
+    }
+
+    /// Forgets the sources whose bucket is full again, and says how many are left.
     #[must_use]
     pub fn sweep(&self) -> usize {
-        let Some(limiter) = &self.limiter else { return 0 };
-        self.since_sweep.store(0, Ordering::Relaxed);
-        limiter.retain_recent();
-        limiter.shrink_to_fit();
-        self.is_full.store(limiter.len() >= MAX_SOURCES / 2, Ordering::Relaxed);
-        limiter.len()
+        let now = self.clock.elapsed();
+        let mut buckets = self.buckets();
+        buckets.sweep(now);
+        buckets.full_at.len()
+    }
+
+    fn buckets(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl GovernorClock for Clock {
-    type Instant = Duration;
+impl Buckets {
+    /// When its bucket will be full; `None` if there is no room for one more.
+    fn of(&mut self, source: Source, now: Duration) -> Option<&mut Duration> {
+        const SWEEP_EVERY: Duration = Duration::from_secs(1);
+        let source = match source {
+            Source::Network(ip) => Source::Network(network_of(ip)),
+            owner @ Source::Owner(_) => owner,
+        };
+        if self.full_at.len() >= MAX_SOURCES && now.saturating_sub(self.swept_at) >= SWEEP_EVERY {
+            self.sweep(now);
+        }
+        if self.full_at.len() >= MAX_SOURCES {
+            return self.full_at.get_mut(&source);
+        }
+        Some(self.full_at.entry(source).or_default())
+    }
 
-    fn now(&self) -> Duration {
-        self.elapsed()
+    fn sweep(&mut self, now: Duration) {
+        self.swept_at = now;
+        self.full_at.retain(|_, full_at| *full_at > now);
+        self.full_at.shrink_to_fit();
     }
 }
 
@@ -122,7 +147,7 @@ mod tests {
     #[test]
     fn a_network_has_a_burst_and_then_its_rate() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
-        let limiter = NetworkLimiter::new(30, 60, Clock::Manual(clock.clone()));
+        let limiter = Limiter::new(30, 60, Clock::Manual(clock.clone()));
         let client = Source::Network(IpAddr::from([203, 0, 113, 7]));
         assert_eq!((0..40).filter(|_| limiter.admit(client).is_ok()).count(), 30);
         assert_eq!(limiter.admit(client), Err(Duration::from_secs(1)));
@@ -135,17 +160,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_can_be_drawn_again() {
+        let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
+        let limiter = Limiter::new(2, 60, Clock::Manual(clock));
+        let client = Source::Network(IpAddr::from([203, 0, 113, 7]));
+        assert!(limiter.admit(client).is_ok() && limiter.admit(client).is_ok());
+        limiter.refund(client);
+        assert!(limiter.admit(client).is_ok());
+        assert!(limiter.admit(client).is_err());
+    }
+
+    #[test]
     fn so_many_networks_that_memory_would_run_out_are_let_through() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
-        let limiter = NetworkLimiter::new(1, 60, Clock::Manual(clock.clone()));
+        let limiter = Limiter::new(1, 60, Clock::Manual(clock.clone()));
         let source = |n: u32| Source::Network(IpAddr::from(n.to_be_bytes()));
         assert!((0..300_000).all(|n| limiter.admit(source(n)).is_ok()));
-        assert!(limiter.sweep() <= MAX_SOURCES);
-        assert!((0..100).all(|_| limiter.admit(source(0)).is_ok()), "it counts nobody while it is full");
+        assert_eq!(limiter.sweep(), MAX_SOURCES);
+        assert!((0..100).all(|_| limiter.admit(source(300_000)).is_ok()), "no room to count one more");
+        assert!(limiter.admit(source(0)).is_err(), "those that are counted go on to be");
         clock.advance(Duration::from_secs(2));
-        assert_eq!(limiter.sweep(), 0);
-        assert!(limiter.admit(source(0)).is_ok());
-        assert_eq!(limiter.admit(source(0)), Err(Duration::from_secs(1)));
+        assert!(limiter.admit(source(300_000)).is_ok());
+        assert_eq!(limiter.admit(source(300_000)), Err(Duration::from_secs(1)));
+        assert_eq!(limiter.sweep(), 1);
     }
 
     #[test]

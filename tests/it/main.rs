@@ -18,6 +18,7 @@ mod hostile;
 mod hostile_syntax;
 mod import;
 mod jwt;
+mod limits;
 mod lockout;
 mod login;
 mod mail;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 
 use super::{Failure, connect};
 use crate::account::record::{self, Name, Record};
@@ -22,7 +22,7 @@ use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
 use crate::operator::{self, EmailSet};
 use crate::password::{self, Password};
-use crate::{session, throttle};
+use crate::session;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -86,9 +86,10 @@ pub(super) enum AccountCommand {
     RevokeAll,
     /// Delete an account and all that is stored of its owner, for good. Audit events keep its id alone
     Erase(Whose),
-    /// Fill an address's budgets again, after strangers have spent them: recoveries, failed logins, new browsers
+    /// Fill the rate limits of an address again, after strangers have used them up: recoveries, failed logins, new browsers.
+    /// At most 3 times in 24 hours
     Unblock {
-        /// The address of an account
+        /// Any address, whether an account has it or not
         email: String,
     },
     /// Print a ticket that lets its holder start one recovery for the address although its budget is spent. Needs
@@ -235,16 +236,16 @@ async fn erase(whose: &Whose) -> Result<(), Failure> {
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
-    let mut connection = connect().await?;
-    let mut transaction = connection.begin().await?;
-    let account = owner(&mut transaction, &email).await?;
-    // A login draws on two of these budgets under this lock.
-    account::lock(&mut transaction, account.id, None).await?;
-    let lifted = throttle::lift(&mut *transaction, &email).await?;
-    audit::record(&mut *transaction, Clock::system().now(), Event::AccountUnblocked, account.id, None)
-        .await?;
-    transaction.commit().await?;
-    println!("{lifted} budgets were drawn on, and are full again");
+    match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
+        Ok(filled) => println!("{filled} rate limits of this address were drawn on, and are full again"),
+        Err(at) => {
+            let at = at.truncate_to_second();
+            return Err(format!(
+                "this address was unblocked 3 times in 24 hours; the next time is after {at}"
+            )
+            .into());
+        }
+    }
     Ok(())
 }
 

@@ -1,0 +1,151 @@
+//! Bearer tokens, in plain and as they are stored.
+//!
+//! A token says by itself that it was issued here: 16 random bytes, 4 of the time of issue in seconds, and 12 of a MAC over
+//! both. So a made-up one is told apart before a table is asked. The MAC is about rate limits alone; what a token opens is
+//! decided by the look-up of its hash.
+
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use time::OffsetDateTime;
+
+use super::{Key, Keys};
+
+/// Characters of a token as text: 32 bytes in unpadded base64url.
+pub const TOKEN_CHARS: usize = 43;
+const TOKEN_BYTES: usize = 32;
+const RANDOM_BYTES: usize = 16;
+/// Random bytes and time: what the MAC is over.
+const NAMED_BYTES: usize = RANDOM_BYTES + 4;
+
+/// A bearer token with 128 random bits, in plain. It leaves in a cookie or an answer and is stored as a [`TokenHash`] alone.
+#[derive(Clone)]
+pub struct Token([u8; TOKEN_BYTES]);
+
+impl Token {
+    /// A new token, with random bytes of the operating system, for the use that `label` names.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give; nothing safe could be done then.
+    #[must_use]
+    pub fn issue(key: &Key, label: &str, now: OffsetDateTime) -> Self {
+        let mut bytes = [0; TOKEN_BYTES];
+        SysRng.try_fill_bytes(&mut bytes[..RANDOM_BYTES]).expect("the operating system gives random bytes");
+        bytes[RANDOM_BYTES..NAMED_BYTES].copy_from_slice(&seconds(now).to_be_bytes());
+        let mac = key.mac(label, &[&bytes[..NAMED_BYTES]]);
+        bytes[NAMED_BYTES..].copy_from_slice(&mac[..TOKEN_BYTES - NAMED_BYTES]);
+        Self(bytes)
+    }
+
+    /// Whether it was issued under one of `keys` for this use, within the last `lifetime`. Clocks of two replicas may differ
+    /// by a few seconds.
+    #[must_use]
+    pub fn was_issued(&self, keys: &Keys, label: &str, lifetime: Duration, now: OffsetDateTime) -> bool {
+        const CLOCKS: u64 = 5;
+        let (named, mac) = self.0.split_at(NAMED_BYTES);
+        let at = named[RANDOM_BYTES..].iter().fold(0, |at, byte| at << 8 | u32::from(*byte));
+        let age = i64::from(seconds(now)) - i64::from(at);
+        let is_recent = age.unsigned_abs() <= if age < 0 { CLOCKS } else { lifetime.as_secs() + CLOCKS };
+        is_recent && keys.iter().any(|key| key.mac(label, &[named])[..mac.len()].ct_eq(mac).into())
+    }
+
+    /// Reads what [`Token::expose`] wrote: exactly 43 characters of base64url. Anything else is no token.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != TOKEN_CHARS {
+            return None;
+        }
+        Some(Self(URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?))
+    }
+
+    /// The token as text, for the one answer that hands it over.
+    #[must_use]
+    pub fn expose(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// What is stored and looked up. No salt or stretching: 128 random bits cannot be guessed from their SHA-256.
+    #[must_use]
+    pub fn hash(&self) -> TokenHash {
+        TokenHash(Sha256::digest(self.0).into())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// SHA-256 of a [`Token`]: all that the database knows of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// The bytes as they are stored.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash(redacted)")
+    }
+}
+
+/// Until 2106.
+fn seconds(at: OffsetDateTime) -> u32 {
+    u32::try_from(at.unix_timestamp()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LABEL: &str = "test/1";
+    const LIFETIME: Duration = Duration::from_mins(15);
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + Duration::from_hours(400_000)
+    }
+
+    #[test]
+    fn tokens_read_back_and_nothing_else_does() {
+        let token = Token::issue(&Key::random("a"), LABEL, now());
+        let text = token.expose();
+        assert_eq!(text.len(), TOKEN_CHARS);
+        assert_eq!(Token::parse(&text).unwrap().hash(), token.hash());
+        for broken in ["", &text[1..], &format!("{text}="), &format!("{}+", &text[1..]), &"é".repeat(21)] {
+            assert!(Token::parse(broken).is_none(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_token_says_that_it_was_issued_here_for_one_use_and_for_how_long() {
+        let (old, new) = (Key::random("a"), Key::random("b"));
+        let rotated = Keys(vec![new, old.clone()]);
+        let token = Token::issue(&old, LABEL, now());
+        let was_issued = |at| token.was_issued(&rotated, LABEL, LIFETIME, at);
+        assert!(
+            was_issued(now()) && was_issued(now() + LIFETIME) && was_issued(now() - Duration::from_secs(1))
+        );
+        assert!(!was_issued(now() + LIFETIME + Duration::from_mins(1)), "too old");
+        assert!(!was_issued(now() - Duration::from_mins(1)), "from the future");
+        assert!(!token.was_issued(&rotated, "other/1", LIFETIME, now()), "another use");
+        assert!(!token.was_issued(&Key::random("a").into(), LABEL, LIFETIME, now()), "another secret");
+        for place in 0..TOKEN_BYTES {
+            let mut changed = token.0;
+            changed[place] ^= 1;
+            assert!(!Token(changed).was_issued(&rotated, LABEL, LIFETIME, now()), "{place}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What one client behind an address may take from others behind it: the limits that a replica keeps in memory.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+use vos_auth::email_address::EmailAddress;
+use vos_auth::throttle;
+
+use crate::harness::client::Client;
+use crate::harness::program::run;
+use crate::harness::{Service, database};
+
+const TRADER: &str = "trader@example.com";
+const PASSWORD: &str = "morning boat on a green river";
+
+/// A token that looks like one and was issued by nobody.
+fn made_up() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+}
+
+/// Uses up what the address may ask of verify and reset-password.
+async fn a_neighbour_spends_the_address(service: &Service) {
+    let mut neighbour = service.client();
+    while neighbour.verifies("1234 5678").await.error() != (429, "network_throttled") {
+        neighbour.cookie = Some(format!("__Host-vos_recovery={}", made_up()));
+    }
+}
+
+/// One neighbour behind the same address cuts no recovery off: neither at verify nor at reset-password, nor at start.
+#[sqlx::test]
+async fn v_a_neighbour_does_not_end_a_recovery(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account(TRADER).await;
+    let mut victim = service.client();
+    let code = service.mails_code_to(&mut victim, TRADER).await;
+    a_neighbour_spends_the_address(&service).await;
+    assert!(service.client().starts_recovery("other@example.com").await.is_code_sent(), "start has its own");
+    assert!(victim.verifies(&code).await.is_verified());
+    assert_eq!(victim.resets("short").await.error(), (400, "password_too_short"));
+    assert!(victim.resets(PASSWORD).await.is_signed_in());
+    service.stops().await;
+}
+
+/// A recovery cookie is good for 12 requests, then it draws on its network; so does a forged one, and one that has expired.
+#[sqlx::test]
+async fn v_a_recovery_cookie_is_good_for_twelve_requests(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let mut client = service.client();
+    assert!(client.starts_recovery(TRADER).await.is_code_sent());
+    let mut late = service.client();
+    assert!(late.starts_recovery(TRADER).await.is_code_sent());
+    a_neighbour_spends_the_address(&service).await;
+    for _ in 0..12 {
+        assert_eq!(client.verifies("no code").await.error(), (400, "code_malformed"));
+    }
+    let refused = client.verifies("no code").await;
+    assert_eq!((refused.error(), refused.retry_after()), ((429, "network_throttled"), 1));
+    service.clock.advance(Duration::from_mins(16));
+    a_neighbour_spends_the_address(&service).await;
+    assert_eq!(late.verifies("no code").await.error(), (429, "network_throttled"), "its time is over");
+    service.stops().await;
+}
+
+/// Whoever collects recovery cookies gains nothing: a network may begin to use so many a minute as it may send requests.
+#[sqlx::test]
+async fn v_collected_recovery_cookies_are_bounded_by_network(pool: PgPool) {
+    let service =
+        Service::start_with_settings(&pool, &["--network-burst=30", "--network-per-minute=10"]).await;
+    let mut collected = Vec::new();
+    for n in 0..15 {
+        let mut client = service.client();
+        assert!(client.starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent());
+        collected.push(client);
+    }
+    a_neighbour_spends_the_address(&service).await;
+    let mut answered = 0;
+    for client in &mut collected {
+        answered += usize::from(client.verifies("no code").await.status == 400);
+    }
+    assert_eq!(answered, 10);
+    assert_eq!(collected[0].verifies("no code").await.status, 400, "one that has begun goes on");
+    service.stops().await;
+}
+
+async fn signed_in(service: &Service) -> Client {
+    let mut client = service.client();
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    client
+}
+
+/// Made-up session tokens are bounded for each network; a good one pays nothing and is not held up, nor is a login.
+#[sqlx::test]
+async fn l_made_up_session_tokens_are_bounded_by_network(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let client = signed_in(&service).await;
+    let mut stranger = service.client();
+    let mut refused = 0;
+    for n in 0..45 {
+        stranger.token = Some(made_up());
+        let answer = match n % 3 {
+            0 => stranger.refreshes().await,
+            1 => stranger.get("/api/auth/sessions").await,
+            _ => stranger.logs_out().await,
+        };
+        match answer.error() {
+            (401, "session_invalid") => {}
+            (429, "network_throttled") => refused += usize::from((1..=60).contains(&answer.retry_after())),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 15, "30 are looked up");
+    for _ in 0..40 {
+        assert!(client.refreshes().await.is_signed_in(), "a good token pays nothing");
+    }
+    assert_eq!(service.client().refreshes().await.error(), (401, "session_invalid"), "nor does none");
+    signed_in(&service).await;
+    service.stops().await;
+}
+
+/// A token that was good and has ended is looked up twelve times more for nothing, then as a made-up one.
+#[sqlx::test]
+async fn l_an_ended_session_token_counts_as_made_up_in_the_end(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let client = signed_in(&service).await;
+    assert_eq!(client.logs_out().await.status, 200);
+    let mut answers = Vec::new();
+    for _ in 0..12 + 30 + 5 {
+        answers.push(client.refreshes().await.status);
+    }
+    assert_eq!(answers.iter().filter(|status| **status == 401).count(), 12 + 30);
+    assert!(answers[42..].iter().all(|status| *status == 429));
+    service.stops().await;
+}
+
+/// A token of a release before does not say that it was issued here, and pays nothing either, as it is good.
+#[sqlx::test]
+async fn l_a_good_token_of_the_form_before_pays_nothing(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let mut client = signed_in(&service).await;
+    let token: [u8; 32] = rand::random();
+    let former = sqlx::query("UPDATE session SET token_hash = $1").bind(&Sha256::digest(token)[..]);
+    former.execute(&pool).await.unwrap();
+    client.token = Some(URL_SAFE_NO_PAD.encode(token));
+    for _ in 0..40 {
+        assert!(client.refreshes().await.is_signed_in());
+    }
+    service.stops().await;
+}
+
+/// Ten browsers of one account share a bucket: cookies do not multiply what one may ask.
+#[sqlx::test]
+async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let mut browsers = Vec::new();
+    for _ in 0..10 {
+        let mut browser = service.client();
+        assert!(browser.logs_in(TRADER, PASSWORD).await.is_signed_in());
+        assert!(browser.device.is_some());
+        browsers.push(browser);
+    }
+    let mut accepted = 0;
+    for n in 0..50 {
+        let browser = &mut browsers[n % 10];
+        browser.cookie = None;
+        accepted +=
+            usize::from(browser.starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent());
+    }
+    assert_eq!(accepted, 30);
+    service.stops().await;
+}
+
+fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String> {
+    let ended = run(&["account", command, email], &[("DATABASE_URL", &database::url(pool))]);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
+}
+
+/// An operator's help tells a stranger nothing: it is there for any address, and bounded.
+#[sqlx::test]
+async fn s_unblock_is_there_for_any_address_and_bounded(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account(TRADER).await;
+    for email in [TRADER, "nobody@example.com"] {
+        let mut said = Vec::new();
+        for _ in 0..2 {
+            while service.client().starts_recovery(email).await.is_code_sent() {}
+            said.push(operator(&pool, "unblock", email).unwrap());
+            assert!(service.client().starts_recovery(email).await.is_code_sent(), "{email}");
+        }
+        assert_eq!(said, vec!["1 rate limits of this address were drawn on, and are full again\n"; 2]);
+        let why = operator(&pool, "unblock", email).unwrap_err();
+        assert!(why.contains("the next time is after"), "{why}");
+    }
+    assert_eq!(service.count("audit_event WHERE what = 'account_unblocked'").await, 4);
+    service.stops().await;
+}
+
+/// The buckets of an erased address stay until they are full: a stranger who used them up sees no difference.
+#[sqlx::test]
+async fn s_an_erased_address_keeps_its_buckets(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_account(TRADER).await;
+    while service.client().starts_recovery(TRADER).await.is_code_sent() {}
+    let key = throttle::recovery_key(&EmailAddress::parse(TRADER).unwrap(), None);
+    operator(&pool, "erase", TRADER).unwrap();
+    let kept = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM throttle WHERE key = $1").bind(&key[..]);
+    assert_eq!(kept.fetch_one(&pool).await.unwrap(), 1);
+    assert_eq!(service.client().starts_recovery(TRADER).await.error(), (429, "address_throttled"));
+    service.stops().await;
+}
