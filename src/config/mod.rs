@@ -123,11 +123,13 @@ pub struct Config {
     #[arg(long, env, value_name = "SIGN_IN_URL", default_value = "/", help_heading = "Page")]
     pub sign_in_url: SignInUrl,
 
-    /// Requests that one network (an IPv4 address or an IPv6 /64) may send at once, a replica
+    /// Requests of a kind that one network (an IPv4 address or an IPv6 /64) may send at once, a replica: start, login and a new
+    /// password; verify and reset-password without a cookie of their own; unknown session tokens
     #[arg(long, env, value_name = "NETWORK_BURST", default_value = "30", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_burst: u32,
 
-    /// Requests that one network may send a minute in the long run, a replica
+    /// Requests of a kind that one network may send a minute in the long run, a replica; also recovery cookies that it may
+    /// begin to use
     #[arg(long, env, value_name = "NETWORK_PER_MINUTE", default_value = "60", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_per_minute: u32,
 
@@ -198,7 +200,8 @@ pub struct Config {
     )]
     pub jwt_audience: String,
 
-    /// Connections to PostgreSQL beside the one of `start`, the two of the courier and the one of /readyz
+    /// Connections to PostgreSQL beside the one of `start`, two each of the courier and of session tokens, and the one of
+    /// /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 

@@ -169,6 +169,13 @@ async fn every_documented_answer_is_given_as_documented(pool: PgPool) {
     client.verifies("12345678").await;
     check("post", VERIFY, &client.verifies("12345678").await);
     check("post", RESET, &client.resets(NEW).await);
+    client.token = Some("A".repeat(43));
+    client.refreshes().await;
+    check("post", "/api/auth/logout", &client.logs_out().await);
+    check("get", "/api/auth/session", &client.refreshes().await);
+    check("get", "/api/auth/sessions", &client.get("/api/auth/sessions").await);
+    check("delete", "/api/auth/sessions", &client.delete("/api/auth/sessions").await);
+    check("delete", one, &client.delete(&format!("/api/auth/sessions/{id}")).await);
     service.stops().await;
 
     let mut described = BTreeSet::new();
