@@ -37,7 +37,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON session, recovery_session, outbox, throt
 GRANT SELECT, UPDATE (revoked_at) ON session TO :"operator";
 GRANT SELECT, UPDATE (state), DELETE ON recovery_session TO :"operator";
 GRANT SELECT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
-GRANT SELECT (key), DELETE ON throttle TO :"operator";
+-- `account unblock` counts how often it was used, in the table that it empties.
+GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
 
 -- Appended by both, changed by no service. The sweeper deletes after AUDIT_RETENTION, by id; `account erase` blanks two columns.
 GRANT SELECT (id), INSERT, DELETE ON audit_event TO :"serve";

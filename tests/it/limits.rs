@@ -177,7 +177,7 @@ async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
 }
 
 fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String> {
-    let ended = run(&["account", command, email], &[("DATABASE_URL", &database::url(pool))]);
+    let ended = run(&["account", command, email], &[("DATABASE_URL", &database::operator_url(pool))]);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
 }

@@ -21,7 +21,7 @@ const RIGHTS: [(&str, &str, &str); 8] = [
     ("recovery_number", "USAGE", "USAGE"),
     ("recovery_session", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (state)"),
     ("session", "DELETE, INSERT, SELECT, UPDATE", "SELECT, UPDATE (revoked_at)"),
-    ("throttle", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT (key)"),
+    ("throttle", "DELETE, INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, UPDATE"),
 ];
 
 /// The effective rights of a role, those of PUBLIC included, on every table and sequence of the schema.
