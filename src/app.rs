@@ -9,7 +9,8 @@ use time::OffsetDateTime;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
 use crate::courier::{Bell, Courier};
-use crate::database::{self, Health};
+use crate::database;
+use crate::database::health::Monitor;
 use crate::error::{Error, Problem};
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
@@ -35,8 +36,8 @@ pub struct App {
     pub pool: PgPool,
     /// Connections for the look-ups of session tokens, so that no flood of made-up ones holds a login up.
     pub token_pool: PgPool,
-    /// A connection for the questions about health, which must not wait behind requests.
-    pub health_pool: PgPool,
+    /// Whether PostgreSQL can be worked with, over a connection that does not wait behind requests.
+    pub health: Monitor,
     /// What codes are derived from.
     pub code_keys: Keys,
     /// What device cookies are made with.
@@ -123,7 +124,7 @@ impl App {
         let app = Self {
             pool: database::pool(&database, config.database_connections),
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
-            health_pool: database::pool(&database, 1),
+            health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys: secrets.code_keys.clone(),
             device_keys: secrets.device_keys.clone(),
             jwt_keys,
@@ -152,12 +153,5 @@ impl App {
         self.clock
             .trusted_now()
             .ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, database::OUTAGE_RETRY_AFTER))
-    }
-
-    /// Asks PostgreSQL how it is, and compares its clock with this machine's.
-    pub async fn database_health(&self) -> Health {
-        let health = database::health(&self.health_pool, &self.clock).await;
-        self.metrics.clock_skewed.set(i64::from(health == Health::ClockSkewed));
-        health
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
-use crate::database::{Health, in_time};
+use crate::database::health::Health;
 use crate::http::listener::{Listener, affordable_connections};
 use crate::http::{self, Site};
 use crate::metrics::ListenerLabel;
@@ -27,9 +27,9 @@ const METRICS_CONNECTIONS: u32 = 64;
 const KEYS_REREAD: Duration = Duration::from_mins(1);
 /// How often the outbox is counted.
 const OUTBOX_LOOK: Duration = Duration::from_secs(5);
-/// How often the clock is compared with PostgreSQL's.
-const CLOCK_CHECK: Duration = Duration::from_mins(1);
-/// How often the clock is looked at: whether it was moved since.
+/// How often PostgreSQL is checked while all is well.
+const HEALTH_CHECK: Duration = Duration::from_secs(10);
+/// How often the clock is looked at, whether it was moved since; and PostgreSQL is checked while the service cannot work.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// A service that is bound to its addresses and not yet running.
@@ -102,7 +102,7 @@ impl Server {
         let config = &app.config;
         // Both first: until they are known, every request is answered 502.
         let (mut probes, _) =
-            tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.database_health());
+            tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.health.check());
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
         let draining = Arc::clone(&site.draining);
@@ -118,7 +118,7 @@ impl Server {
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
-        let mut clock = tokio::spawn(watch_clock(Arc::clone(&app), over.clone()));
+        let mut health = tokio::spawn(watch_database(Arc::clone(&app), over.clone()));
         let mut courier = thread::spawn("courier", {
             let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
             async move {
@@ -131,7 +131,7 @@ impl Server {
             _ = &mut api => Some("api"),
             _ = &mut metrics => Some("metrics"),
             _ = &mut sweeper => Some("sweeper"),
-            _ = &mut clock => Some("clock"),
+            _ = &mut health => Some("health check"),
             _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
             _ = &mut courier => Some("courier"),
@@ -158,8 +158,7 @@ impl Server {
         }
         over.cancel();
         // A connection whose other end is gone does not say goodbye: it is not waited for.
-        let closing =
-            async { tokio::join!(app.pool.close(), app.token_pool.close(), app.health_pool.close()) };
+        let closing = async { tokio::join!(app.pool.close(), app.token_pool.close()) };
         let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
         Ok(())
     }
@@ -174,27 +173,23 @@ async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: Cancell
     listener.accept(routes, &app.config, &app.metrics, stop).await;
 }
 
-/// Compares the clock with PostgreSQL's every minute, and every second while the two are not known to agree: every rule
-/// of time rests on it.
-async fn watch_clock(app: Arc<App>, stop: CancellationToken) {
-    let (mut compared, mut was_skewed) = (Instant::now(), false);
+/// Checks PostgreSQL, and compares the clock with its clock: every rule of time rests on it. More often while the service
+/// cannot work, so that it goes on soon.
+async fn watch_database(app: Arc<App>, stop: CancellationToken) {
+    let (mut checked, mut health) = (Instant::now(), Health::Ok);
     while stop.run_until_cancelled(tokio::time::sleep(CLOCK_LOOK)).await.is_some() {
-        if app.clock.is_trusted() && compared.elapsed() < CLOCK_CHECK {
+        if app.clock.is_trusted() && health == Health::Ok && checked.elapsed() < HEALTH_CHECK {
             continue;
         }
-        compared = Instant::now();
-        let is_skewed = app.database_health().await == Health::ClockSkewed;
-        if is_skewed && !was_skewed {
-            tracing::error!("this machine's clock is over a second from PostgreSQL's: check NTP on both");
-        }
-        was_skewed = is_skewed;
+        checked = Instant::now();
+        health = app.health.check().await;
     }
 }
 
 /// Sees how much is owed, for the figures. All replicas see the same.
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_LOOK)).await.is_some() {
-        if let Ok(backlog) = in_time(inspect::backlog(&app.health_pool)).await {
+        if let Ok(backlog) = app.health.ask(inspect::backlog).await {
             inspect::show(&app.metrics, &backlog, app.clock.now());
         }
     }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
-use crate::database::Health;
+use crate::database::health::Health;
 use crate::error::{Error, Problem};
 use crate::http::Site;
 use crate::http::error::Parts;
@@ -32,10 +32,10 @@ pub async fn healthz() -> Response {
 /// `GET /readyz`: whether requests should come here, and which part is in the way. The relay is told but does not
 /// count: without it `start` answers 502 by itself, and everything else works.
 pub async fn readyz(State(site): State<Site>) -> Response {
-    let database = site.app.database_health().await;
+    let database = site.app.health.check().await;
     let draining = site.draining.load(Ordering::Relaxed);
     let parts = json!({
-        "database": database,
+        "database": database.as_str(),
         "mail": if site.app.gateway.is_up() { "ok" } else { "unavailable" },
         "server": if draining { "stopping" } else { "ok" },
     });

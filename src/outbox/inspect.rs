@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -173,7 +173,7 @@ pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn backlog(pool: &PgPool) -> Result<Vec<Backlog>, sqlx::Error> {
+pub async fn backlog(connection: &mut PgConnection) -> Result<Vec<Backlog>, sqlx::Error> {
     sqlx::query_as!(
         Backlog,
         r#"SELECT kind AS "kind: MailKind", count(*) FILTER (WHERE next_attempt_at < expires_at) AS "owed!",
@@ -181,6 +181,6 @@ pub async fn backlog(pool: &PgPool) -> Result<Vec<Backlog>, sqlx::Error> {
                min(created_at) FILTER (WHERE next_attempt_at < expires_at) AS oldest
            FROM outbox GROUP BY kind"#
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await
 }

@@ -25,6 +25,9 @@ use crate::locale::Locale;
 use crate::secret::{Token, TokenHash};
 use crate::throttle::{self, Budget, Key, interval, recovery_key, ticket_key};
 
+/// How long the connection of starts lasts. Rarely less: a request that comes meanwhile waits for the new one's plans.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
+
 /// An accepted start: what the cookie has to hold.
 #[derive(Debug)]
 pub struct Started {
@@ -142,7 +145,7 @@ impl Recovery {
 
 /// Commits what arrives, batch after batch, over a connection of its own.
 pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
-    let mut database = KeptConnection::new(&app.database);
+    let mut database = KeptConnection::new(&app.database, CONNECTION_LIFETIME);
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
         app.metrics.start_batch.observe(batch.requests.len() as f64);

@@ -11,6 +11,7 @@ pub mod load;
 pub mod machine;
 pub mod needs;
 pub mod nginx;
+pub mod pooler;
 pub mod postfix;
 pub mod program;
 pub mod raw;

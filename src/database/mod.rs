@@ -1,4 +1,7 @@
-//! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair.
+//! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair. [`health`] says
+//! whether the service can work with it.
+
+pub mod health;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,7 +12,6 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
 
-use crate::clock::{Clock, MAX_SKEW};
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::error::{Error, Problem};
 
@@ -43,22 +45,30 @@ pub fn options(url: &str) -> Result<PgConnectOptions, ConfigError> {
     Ok(options.application_name("vos-auth").disable_statement_logging())
 }
 
-/// The same, for the statements of the running service: the server gives up on one when its client has.
-#[must_use]
-pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
-    options.clone().options([
-        ("statement_timeout", STORAGE_DEADLINE.as_millis().to_string().as_str()),
+/// The settings that every session of the running service has, written as `current_setting` shows them. [`health`]
+/// checks that a session really has them: a connection pooler may drop them.
+fn settings() -> [(&'static str, String); 6] {
+    let is = |value: &str| value.to_owned();
+    [
+        // The server gives up on a statement when its client has.
+        ("statement_timeout", format!("{}s", STORAGE_DEADLINE.as_secs())),
         // Every statement of the service has an index to go by. A plan is kept as long as its connection, and one that
         // was made while a table was empty would scan it when it holds millions.
-        ("enable_seqscan", "off"),
+        ("enable_seqscan", is("off")),
         // A bitmap scan does not mark the entries of deleted rows, so it meets them again every time.
-        ("enable_bitmapscan", "off"),
-        ("jit", "off"),
+        ("enable_bitmapscan", is("off")),
+        ("jit", is("off")),
         // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
-        ("idle_in_transaction_session_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", is("5s")),
         // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/1).
-        ("plan_cache_mode", "force_generic_plan"),
-    ])
+        ("plan_cache_mode", is("force_generic_plan")),
+    ]
+}
+
+/// The same, for the statements of the running service, with its settings.
+#[must_use]
+pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().options(settings())
 }
 
 /// A pool that connects when it is first used, so that the service starts while PostgreSQL is down.
@@ -90,21 +100,20 @@ pub struct KeptConnection {
     open: Option<PgConnection>,
     opened: Instant,
     used: Instant,
+    max_lifetime: Duration,
 }
 
 impl KeptConnection {
     /// A connection that idled this long is asked whether it still lives before it is used: PostgreSQL may have been
     /// restarted meanwhile, and a trader should not be the one who finds out.
     const TRUSTED_IDLE: Duration = Duration::from_millis(20);
-    /// Then another takes its place, so that a new certificate or a new address of the server is met. Rarely: whoever comes
-    /// meanwhile waits for the connection and for its plans.
-    const MAX_LIFETIME: Duration = Duration::from_mins(10);
 
-    /// Opened on first use.
+    /// Opened on first use. After `max_lifetime` another takes its place, so that a new certificate or a new address of the
+    /// server is met.
     #[must_use]
-    pub fn new(options: &PgConnectOptions) -> Self {
+    pub fn new(options: &PgConnectOptions, max_lifetime: Duration) -> Self {
         let now = Instant::now();
-        Self { options: with_deadline(options), open: None, opened: now, used: now }
+        Self { options: with_deadline(options), open: None, opened: now, used: now, max_lifetime }
     }
 
     /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
@@ -115,7 +124,7 @@ impl KeptConnection {
     /// What connecting failed with.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
         if let Some(mut connection) = self.open.take()
-            && self.opened.elapsed() < Self::MAX_LIFETIME
+            && self.opened.elapsed() < self.max_lifetime
             && (self.used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
         {
             return Ok(connection);
@@ -181,53 +190,8 @@ pub fn is_statements_fault(error: &sqlx::Error) -> bool {
 #[must_use]
 pub fn cause(error: &sqlx::Error) -> String {
     match error {
+        sqlx::Error::PoolTimedOut => "no answer in time".to_owned(),
         sqlx::Error::Database(error) => format!("SQLSTATE {}", error.code().unwrap_or_default()),
         other => other.to_string(),
-    }
-}
-
-/// What keeps the service from working, by part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Health {
-    /// It works.
-    Ok,
-    /// PostgreSQL does not answer in time.
-    Unreachable,
-    /// PostgreSQL answers, but only reads: a standby, or a former primary.
-    ReadOnly,
-    /// The schema is older than this program: run `vos-auth migrate`.
-    MigrationsMissing,
-    /// The clocks of this machine and of PostgreSQL are more than a second apart.
-    ClockSkewed,
-}
-
-/// Asks PostgreSQL for its schema's version and its time, and tells `clock` whether the two agree. The one statement that
-/// reads the server's time.
-pub async fn health(pool: &PgPool, clock: &Clock) -> Health {
-    let (now, asked) = (clock.now(), std::time::Instant::now());
-    let query = sqlx::query!(
-        r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
-            current_setting('transaction_read_only') = 'on' AS "read_only!" FROM _sqlx_migrations WHERE success"#
-    );
-    match tokio::time::timeout(STORAGE_DEADLINE, query.fetch_one(pool)).await {
-        Ok(Ok(row)) => {
-            let skewed = (row.clock - now).abs() - asked.elapsed() > MAX_SKEW;
-            clock.was_compared(now, asked, !skewed);
-            if skewed {
-                Health::ClockSkewed
-            } else if row.read_only {
-                Health::ReadOnly
-            } else if row.version < MIGRATOR.iter().map(|step| step.version).max() {
-                Health::MigrationsMissing
-            } else {
-                Health::Ok
-            }
-        }
-        // 42P01: the table of migrations is not there, so none has run.
-        Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
-            Health::MigrationsMissing
-        }
-        Ok(Err(_)) | Err(_) => Health::Unreachable,
     }
 }
