@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::config::{CODE_LIFE_ON_ARRIVAL, Config, STORAGE_DEADLINE};
-use crate::database::{cause, in_time, is_statements_fault};
+use crate::database::{failures, in_time, is_statements_fault};
 use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
 use crate::locale::Locale;
 use crate::mail::gateway::{Gateway, NotSent, Slot, Stage};
@@ -150,7 +150,7 @@ impl Courier {
                 }
                 Err(error) => {
                     mails_wait = false;
-                    tracing::warn!(cause = cause(&error), "the outbox cannot be read; it is tried again");
+                    failures::note("read the outbox", &error);
                 }
             }
             if stopped_at.is_some() && busy.is_empty() && !more {
@@ -194,7 +194,7 @@ impl Courier {
             batch.answer(std::iter::repeat_n((), size));
             return Ok(());
         };
-        tracing::warn!(cause = cause(&error), size, "mails that were taken cannot be struck off");
+        failures::note("delete delivered mails", &error);
         if is_statements_fault(&error) { Err(batch) } else { Ok(()) }
     }
 
@@ -303,10 +303,8 @@ impl Courier {
                     // Why it was not is said by the one who struck off.
                     taken.submit(Taken { mail, at: held.now() }).await.is_ok()
                 }
-                Finish::Retry(at, why) => {
-                    self.is_written(owed, outbox::retry_at(&self.pool, at, owed, why)).await
-                }
-                Finish::GiveUp(why) => self.is_written(owed, outbox::give_up(&self.pool, owed, why)).await,
+                Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
+                Finish::GiveUp(why) => self.is_written(outbox::give_up(&self.pool, owed, why)).await,
             };
             if written || held.claimed_at.elapsed() + PAUSE >= held.lease {
                 return;
@@ -315,14 +313,10 @@ impl Courier {
         }
     }
 
-    async fn is_written(
-        &self,
-        owed: &ClaimedMail,
-        write: impl Future<Output = Result<(), sqlx::Error>>,
-    ) -> bool {
+    async fn is_written(&self, write: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
         let written = in_time(write).await;
         if let Err(error) = &written {
-            tracing::warn!(cause = cause(error), outbox_id = %owed.id, "the outbox cannot be written");
+            failures::note("write the outbox", error);
         }
         written.is_ok()
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
+use crate::database::failures;
 use crate::database::health::Health;
 use crate::http::listener::{Listener, affordable_connections};
 use crate::http::{self, Site};
@@ -101,7 +102,7 @@ impl Server {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
         // Both first: until they are known, every request is answered 502.
-        let (mut probes, _) =
+        let (mut probes, health) =
             tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.health.check());
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
@@ -118,7 +119,7 @@ impl Server {
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
-        let mut health = tokio::spawn(watch_database(Arc::clone(&app), over.clone()));
+        let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, over.clone()));
         let mut courier = thread::spawn("courier", {
             let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
             async move {
@@ -175,9 +176,10 @@ async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: Cancell
 
 /// Checks PostgreSQL, and compares the clock with its clock: every rule of time rests on it. More often while the service
 /// cannot work, so that it goes on soon.
-async fn watch_database(app: Arc<App>, stop: CancellationToken) {
-    let (mut checked, mut health) = (Instant::now(), Health::Ok);
+async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationToken) {
+    let mut checked = Instant::now();
     while stop.run_until_cancelled(tokio::time::sleep(CLOCK_LOOK)).await.is_some() {
+        failures::log_counted();
         if app.clock.is_trusted() && health == Health::Ok && checked.elapsed() < HEALTH_CHECK {
             continue;
         }

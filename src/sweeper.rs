@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::database::{cause, in_time};
+use crate::database::{failures, in_time};
 use crate::{audit, recovery, session, throttle};
 
 /// How often the sweeper looks.
@@ -52,12 +52,14 @@ impl Sweeper {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
             let kept = app.config.recovery_retention;
-            let recoveries =
-                self.count("recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);
+            let recoveries = self
+                .count("sweep recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);
             let age = app.config.session_lifetime + app.config.session_retention;
-            let sessions = self.count("session", in_time(session::sweep(&app.pool, now, age, ROWS)).await);
+            let sessions =
+                self.count("sweep session", in_time(session::sweep(&app.pool, now, age, ROWS)).await);
             let kept = app.config.audit_retention;
-            let events = self.count("audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
+            let events =
+                self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
             if recoveries.max(sessions).max(events) < ROWS.unsigned_abs() {
                 break;
             }
@@ -68,7 +70,7 @@ impl Sweeper {
             let Some(now) = app.clock.trusted_now() else { return };
             let swept = in_time(throttle::sweep(&app.pool, now, self.next_page, PAGES)).await;
             let next = swept.as_ref().ok().and_then(|(_, next)| *next);
-            self.count("throttle", swept.map(|(rows, _)| rows));
+            self.count("sweep throttle", swept.map(|(rows, _)| rows));
             self.next_page = next.unwrap_or_default();
             if next.is_none() {
                 break;
@@ -77,18 +79,14 @@ impl Sweeper {
         }
     }
 
-    fn count(&self, table: &'static str, deleted: Result<u64, sqlx::Error>) -> u64 {
+    fn count(&self, what: &'static str, deleted: Result<u64, sqlx::Error>) -> u64 {
         match deleted {
             Ok(rows) => {
                 self.app.metrics.swept_rows.inc_by(rows);
                 rows
             }
             Err(error) => {
-                tracing::warn!(
-                    table,
-                    cause = cause(&error),
-                    "what is over cannot be deleted; it is tried again"
-                );
+                failures::note(what, &error);
                 0
             }
         }

@@ -270,7 +270,11 @@ impl Log {
                 LogFormat::Pretty => lines.with_ansi(terminal).boxed(),
             };
         let no_span = filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE);
-        let lines = registry().with(lines.with_filter(filter.and(no_span)));
+        let quotes_nothing = filter_fn(|metadata| {
+            !database::QUOTING_TARGETS.iter().any(|target| metadata.target().starts_with(target))
+        });
+        let quotes_nothing = quotes_nothing.with_max_level_hint(LevelFilter::TRACE);
+        let lines = registry().with(lines.with_filter(filter.and(no_span).and(quotes_nothing)));
         let traces = Traces::new(traces, Handle::current())?;
         match &traces {
             Some(traces) => lines.with(traces.layer()).init(),

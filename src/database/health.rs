@@ -4,16 +4,32 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 
-use super::{KeptConnection, MIGRATOR, cause, in_time, settings};
+use super::{DISK_FULL, KeptConnection, MIGRATOR, cause, failures, in_time, settings, sqlstate};
 use crate::clock::{Clock, MAX_SKEW};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StateLabel};
 
 /// How long the connection of the health check lasts. A new one soon meets a changed password or certificate.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
+
+/// How long after the last pass it is tried whether PostgreSQL can still store.
+const STORING_TRIED: Duration = Duration::from_mins(1);
+/// For how long a statement that met a full disk counts.
+const FULL_DISK_COUNTS: Duration = Duration::from_secs(10);
+/// What the role of the service needs; `deploy/grants.sql` grants it.
+const RIGHTS: [(&str, &[&str]); 8] = [
+    ("account", &["SELECT", "UPDATE"]),
+    ("audit_event", &["SELECT", "INSERT", "DELETE"]),
+    ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("recovery_number", &["USAGE"]),
+    ("recovery_session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("throttle", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("_sqlx_migrations", &["SELECT"]),
+];
 
 /// What keeps the service from working, by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +38,14 @@ pub enum Health {
     Ok,
     /// PostgreSQL does not answer in time.
     Unreachable,
+    /// PostgreSQL does not let the service in, or not at a table: password, role, database, grants.
+    Refused,
+    /// The connection cannot be encrypted as `DATABASE_URL` asks: the server's certificate, or the file to check it by.
+    Certificate,
     /// PostgreSQL answers, but only reads: a standby, or a former primary.
     ReadOnly,
+    /// The disk is full: PostgreSQL reads, and cannot store.
+    Full,
     /// The schema is older than this program: run `vos-auth migrate`.
     MigrationsMissing,
     /// The clocks of this machine and of PostgreSQL are more than a second apart.
@@ -33,25 +55,54 @@ pub enum Health {
 }
 
 impl Health {
+    /// Every state.
+    pub const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::Unreachable,
+        Self::Refused,
+        Self::Certificate,
+        Self::ReadOnly,
+        Self::Full,
+        Self::MigrationsMissing,
+        Self::ClockSkewed,
+        Self::Settings,
+    ];
+
     /// The name in `/readyz`, in metrics and in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Certificate => "certificate",
             Self::ReadOnly => "read_only",
+            Self::Full => "full",
             Self::MigrationsMissing => "migrations_missing",
             Self::ClockSkewed => "clock_skewed",
             Self::Settings => "settings",
         }
     }
 
-    /// What an error says of PostgreSQL.
-    fn of(error: &sqlx::Error) -> Self {
+    /// What an error says of PostgreSQL. A socket that is not there and an `sslrootcert` that is not there are the same
+    /// error: `networked` says that there is no socket.
+    fn of(error: &sqlx::Error, networked: bool) -> Self {
+        use std::io::ErrorKind::{InvalidData, NotFound, PermissionDenied};
         match error {
-            // 42P01: the table of migrations is not there, so none has run.
-            sqlx::Error::Database(error) if error.code().as_deref() == Some("42P01") => {
-                Self::MigrationsMissing
+            sqlx::Error::Database(error) => match error.code().unwrap_or_default().as_ref() {
+                "25006" => Self::ReadOnly,
+                "3D000" | "42501" => Self::Refused,
+                // The table of migrations is not there, so none has run.
+                "42P01" => Self::MigrationsMissing,
+                DISK_FULL => Self::Full,
+                code if code.starts_with("28") => Self::Refused,
+                _ => Self::Unreachable,
+            },
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Certificate,
+            // So says rustls what it refuses.
+            sqlx::Error::Io(error) if error.kind() == InvalidData => Self::Certificate,
+            sqlx::Error::Io(error) if networked && [NotFound, PermissionDenied].contains(&error.kind()) => {
+                Self::Certificate
             }
             _ => Self::Unreachable,
         }
@@ -64,6 +115,13 @@ impl Health {
             Self::Unreachable => {
                 "PostgreSQL does not answer: check the server, the network, and host and port of DATABASE_URL"
             }
+            Self::Refused => {
+                "PostgreSQL refuses the service: check user, password and database of DATABASE_URL, pg_hba.conf, and the role's grants"
+            }
+            Self::Certificate => {
+                "the connection to PostgreSQL cannot be encrypted: check the server's certificate, and sslmode and sslrootcert of DATABASE_URL"
+            }
+            Self::Full => "PostgreSQL cannot store: its disk is full",
             Self::ReadOnly => "PostgreSQL only reads: DATABASE_URL has to lead to the primary",
             Self::MigrationsMissing => "the schema is older than this program: run `vos-auth migrate`",
             Self::ClockSkewed => {
@@ -91,8 +149,26 @@ impl Finding {
         Self { health, cause: String::new(), fix: String::new() }
     }
 
-    fn of(error: &sqlx::Error) -> Self {
-        Self { cause: cause(error), ..Self::just(Health::of(error)) }
+    fn of(error: &sqlx::Error, networked: bool) -> Self {
+        Self { cause: cause(error), ..Self::just(Health::of(error, networked)) }
+    }
+
+    /// Names the settings that differ, and how the role gets them in every session.
+    fn other_settings(names: &[String], role: &str) -> Self {
+        let wanted = settings().into_iter().filter(|(name, _)| names.iter().any(|other| other == name));
+        let fix = wanted.map(|(name, value)| format!("ALTER ROLE {role} SET {name} = '{value}';"));
+        let (cause, fix) = (names.join(", "), fix.collect::<Vec<_>>().join(" "));
+        Self { health: Health::Settings, cause, fix }
+    }
+
+    fn log(&self) {
+        let Self { health, cause, fix } = self;
+        let (state, advice) = (health.as_str(), health.advice());
+        match health {
+            Health::Ok => tracing::info!(database = state, "{advice}"),
+            Health::Settings => tracing::warn!(database = state, cause, fix, "{advice}"),
+            _ => tracing::warn!(database = state, cause, "{advice}"),
+        }
     }
 }
 
@@ -101,6 +177,8 @@ impl Finding {
 pub struct Monitor {
     clock: Clock,
     metrics: Arc<Metrics>,
+    /// Whether a network leads there, and not a socket.
+    networked: bool,
     state: Mutex<State>,
 }
 
@@ -110,19 +188,22 @@ struct State {
     found: Finding,
     /// When the check began that found it.
     asked: Option<Instant>,
+    /// When PostgreSQL last showed that it can store.
+    stored: Option<Instant>,
 }
 
 impl Monitor {
     /// Connects when it is first asked.
     #[must_use]
     pub fn new(options: &PgConnectOptions, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let networked = options.get_socket().is_none() && !options.get_host().starts_with('/');
         let kept = KeptConnection::new(options, CONNECTION_LIFETIME);
-        let state = State { kept, found: Finding::just(Health::Ok), asked: None };
-        Self { clock, metrics, state: Mutex::new(state) }
+        let state = State { kept, found: Finding::just(Health::Ok), asked: None, stored: None };
+        Self { clock, metrics, networked, state: Mutex::new(state) }
     }
 
-    /// Asks PostgreSQL how it is, and compares its clock with this machine's. Who comes while others are asking shares the
-    /// answer of the next check.
+    /// Asks PostgreSQL how it is, and compares its clock with this machine's. Callers that come while a check is under way
+    /// share the next one.
     pub async fn check(&self) -> Health {
         let came = Instant::now();
         let mut state = self.state.lock().await;
@@ -130,14 +211,24 @@ impl Monitor {
             return state.found.health;
         }
         state.asked = Some(Instant::now());
-        let found = in_time(look(&mut state.kept, &self.clock)).await;
-        let found = found.unwrap_or_else(|error| Finding::of(&error));
-        self.metrics.clock_skewed.set(i64::from(found.health == Health::ClockSkewed));
+        // On the heap: connecting is a part of it.
+        let found = in_time(Box::pin(look(&mut state, &self.clock))).await;
+        let found = found.unwrap_or_else(|error| Finding::of(&error, self.networked));
+        self.show(found.health);
         if found != state.found {
-            say(&found);
+            found.log();
         }
         state.found = found;
         state.found.health
+    }
+
+    fn show(&self, found: Health) {
+        self.metrics.database_up.set(i64::from(found == Health::Ok));
+        self.metrics.clock_skewed.set(i64::from(found == Health::ClockSkewed));
+        for health in Health::ALL {
+            let label = StateLabel { state: health.as_str() };
+            self.metrics.database_state.get_or_create(&label).set(i64::from(found == health));
+        }
     }
 
     /// Asks a question over the connection of the health check.
@@ -160,56 +251,80 @@ impl Monitor {
     }
 }
 
-fn say(found: &Finding) {
-    let Finding { health, cause, fix } = found;
-    let (health, advice) = (health.as_str(), health.advice());
-    match found.health {
-        Health::Ok => tracing::info!(health, "{advice}"),
-        Health::Settings => tracing::warn!(health, cause, fix, "{advice}"),
-        _ => tracing::warn!(health, cause, "{advice}"),
-    }
-}
-
-/// Reads the schema's version, the server's time and the session's settings, and tells `clock` whether the two clocks agree.
-/// The one statement that reads the server's time.
-async fn look(kept: &mut KeptConnection, clock: &Clock) -> Result<Finding, sqlx::Error> {
-    let mut connection = kept.take().await?;
-    let (names, values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
+/// Reads what the service relies on, in the order in which one hides the next, and tells `clock` whether the two clocks
+/// agree. The one statement that reads the server's time.
+async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> {
+    let mut connection = state.kept.take().await?;
+    let (settings_names, settings_values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
+    let rights = RIGHTS.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
+    let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
     let (now, asked) = (clock.now(), Instant::now());
+    // A right to some columns will do: deploy/grants.sql grants no more of `account`.
     let row = sqlx::query!(
         r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",
             ARRAY(SELECT name FROM unnest($1::text[], $2::text[]) AS wanted (name, value)
-                WHERE current_setting(name) <> value) AS "other_settings!"
+                WHERE current_setting(name) <> value) AS "other_settings!",
+            ARRAY(SELECT needed || ' on ' || name FROM unnest($3::text[], $4::text[]) AS needed (name, needed)
+                WHERE NOT CASE needed
+                    WHEN 'USAGE' THEN has_sequence_privilege(to_regclass(name), needed)
+                    WHEN 'DELETE' THEN has_table_privilege(to_regclass(name), needed)
+                    ELSE has_any_column_privilege(to_regclass(name), needed) END) AS "missing_rights!"
            FROM _sqlx_migrations WHERE success"#,
-        &names as _,
-        &values,
+        &settings_names as _,
+        &settings_values,
+        &rights_on as _,
+        &rights as _,
     )
     .fetch_one(&mut connection)
     .await?;
     let skewed = (row.clock - now).abs() - asked.elapsed() > MAX_SKEW;
     clock.was_compared(now, asked, !skewed);
-    let found = if skewed {
-        Finding::just(Health::ClockSkewed)
-    } else if row.read_only {
-        Finding::just(Health::ReadOnly)
-    } else if row.version < MIGRATOR.iter().map(|step| step.version).max() {
-        Finding::just(Health::MigrationsMissing)
-    } else if !row.other_settings.is_empty() {
-        other_settings(&row.other_settings, &row.role)
-    } else {
-        Finding::just(Health::Ok)
-    };
-    // A session in which something is wrong is closed: the next may lead to another server, or have what was changed.
-    if found.health == Health::Ok {
-        kept.put(connection);
+    let found = |health, cause: String| Ok(Finding { cause, ..Finding::just(health) });
+    if skewed {
+        return Ok(Finding::just(Health::ClockSkewed));
     }
-    Ok(found)
+    if row.read_only {
+        return found(Health::ReadOnly, "transaction_read_only is on".into());
+    }
+    let wanted = MIGRATOR.iter().map(|step| step.version).max();
+    if row.version < wanted {
+        let [is, wanted] = [row.version, wanted].map(Option::unwrap_or_default);
+        return found(
+            Health::MigrationsMissing,
+            format!("the schema is at {is}, this program needs {wanted}"),
+        );
+    }
+    if !row.missing_rights.is_empty() {
+        let lacks = row.missing_rights.join(", ");
+        return found(Health::Refused, format!("the role {} lacks {lacks}", row.role));
+    }
+    if failures::met_full_disk_within(FULL_DISK_COUNTS) {
+        state.stored = None;
+        return found(Health::Full, sqlstate(DISK_FULL));
+    }
+    if state.stored.is_none_or(|stored| stored.elapsed() >= STORING_TRIED) {
+        state.stored = None;
+        store(&mut connection).await?;
+        state.stored = Some(Instant::now());
+    }
+    if !row.other_settings.is_empty() {
+        return Ok(Finding::other_settings(&row.other_settings, &row.role));
+    }
+    // A session in which something is wrong is closed: the next may lead to another server, or have what was changed.
+    state.kept.put(connection);
+    Ok(Finding::just(Health::Ok))
 }
 
-/// Names the settings that differ, and how the role gets them in every session.
-fn other_settings(names: &[String], role: &str) -> Finding {
-    let wanted = settings().into_iter().filter(|(name, _)| names.iter().any(|other| other == name));
-    let fix = wanted.map(|(name, value)| format!("ALTER ROLE {role} SET {name} = '{value}';"));
-    Finding { health: Health::Settings, cause: names.join(", "), fix: fix.collect::<Vec<_>>().join(" ") }
+/// Has PostgreSQL write about a megabyte where its tables are: a temporary file, which it deletes at once. It needs no
+/// right, and nothing of it is flushed, kept or replicated.
+async fn store(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let here = sqlx::query!(
+        "SELECT set_config('work_mem', '64kB', true) AS memory, set_config('temp_tablespaces', '', true) AS place"
+    );
+    here.fetch_one(&mut *transaction).await?;
+    // More than fits into that memory, so that it is written.
+    sqlx::query!("SELECT count(*) FROM generate_series(1, 40000)").fetch_one(&mut *transaction).await?;
+    transaction.rollback().await
 }

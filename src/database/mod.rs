@@ -1,6 +1,7 @@
 //! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair. [`health`] says
 //! whether the service can work with it.
 
+pub mod failures;
 pub mod health;
 
 use std::str::FromStr;
@@ -87,7 +88,9 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
                 let writes = sqlx::query_scalar!(
                     r#"SELECT current_setting('transaction_read_only') = 'off' AS "writes!""#
                 );
-                in_time(writes.fetch_one(connection)).await
+                in_time(writes.fetch_one(connection))
+                    .await
+                    .inspect_err(|error| failures::note("return a connection", error))
             })
         })
         .connect_lazy_with(with_deadline(options))
@@ -155,8 +158,7 @@ pub async fn within_deadline<T>(
 ) -> Result<T, Error> {
     let span = info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql");
     in_time(work).instrument(span).await.map_err(|error| {
-        let fault = is_statements_fault(&error);
-        tracing::warn!(what, cause = cause(&error), fault, "a request cannot be stored or looked up");
+        failures::note(what, &error);
         Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
     })
 }
@@ -176,22 +178,51 @@ pub async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> R
 #[must_use]
 pub fn is_statements_fault(error: &sqlx::Error) -> bool {
     match error {
-        // Classes of SQLSTATE: 08 connection, 25 a server that only reads (a former primary), 53 out of resources, 57
-        // cancelled or shutting down, 58 system error.
-        sqlx::Error::Database(error) => error
-            .code()
-            .is_some_and(|code| !["08", "25", "53", "57", "58"].contains(&&code[..2.min(code.len())])),
+        // Classes of SQLSTATE: 08 connection, 25 a server that only reads (a former primary), 28 authentication, 3D no
+        // such database, 53 out of resources, 57 cancelled or shutting down, 58 system error; 42501 is a missing right.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            let class = &code[..2.min(code.len())];
+            !["08", "25", "28", "3D", "53", "57", "58"].contains(&class) && code != "42501"
+        }),
         sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
     }
 }
+
+/// What sqlx logs under these targets quotes PostgreSQL, whose words can quote a row: no log may have it.
+pub const QUOTING_TARGETS: [&str; 2] = ["sqlx::postgres::notice", "sqlx_core::pool"];
 
 /// An error as a log may say it: PostgreSQL's own words can quote a row, its SQLSTATE cannot.
 #[must_use]
 pub fn cause(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::PoolTimedOut => "no answer in time".to_owned(),
-        sqlx::Error::Database(error) => format!("SQLSTATE {}", error.code().unwrap_or_default()),
+        sqlx::Error::Database(error) => sqlstate(&error.code().unwrap_or_default()),
+        sqlx::Error::Io(error) => error.to_string(),
         other => other.to_string(),
     }
+}
+
+/// The SQLSTATE with which PostgreSQL cannot make a file longer.
+const DISK_FULL: &str = "53100";
+
+fn sqlstate(code: &str) -> String {
+    meaning(code).map_or_else(|| format!("SQLSTATE {code}"), |meaning| format!("SQLSTATE {code} ({meaning})"))
+}
+
+/// What a SQLSTATE means that an operator can do something about.
+fn meaning(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "25006" => "the server only reads",
+        "28000" => "no such role, or pg_hba.conf lets it in from nowhere",
+        "28P01" => "wrong password",
+        "3D000" => "no such database",
+        "42501" => "a right is missing",
+        "42P01" => "no such table",
+        DISK_FULL => "the disk is full",
+        "53300" => "too many connections",
+        "57014" => "cancelled at the time limit",
+        "57P03" => "the server is starting or stopping",
+        _ => return None,
+    })
 }

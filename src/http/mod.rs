@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 use tower_cookies::CookieManagerLayer;
@@ -104,7 +104,7 @@ pub fn with_layers(routes: Router, site: &Site) -> Router {
 
 /// The figures, for the private address alone.
 pub fn metrics_router(app: Arc<App>) -> Router {
-    Router::new().route("/metrics", get(async move || well_known::metrics(&app)))
+    Router::new().route("/metrics", get(async move |headers: HeaderMap| well_known::metrics(&app, &headers)))
 }
 
 /// Fetch's CORS protocol for exactly the origins of the settings, with credentials.

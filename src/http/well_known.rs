@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -36,6 +36,7 @@ pub async fn readyz(State(site): State<Site>) -> Response {
     let draining = site.draining.load(Ordering::Relaxed);
     let parts = json!({
         "database": database.as_str(),
+        "relays": site.app.gateway.states(),
         "mail": if site.app.gateway.is_up() { "ok" } else { "unavailable" },
         "server": if draining { "stopping" } else { "ok" },
     });
@@ -79,9 +80,14 @@ pub async fn jwks(State(site): State<Site>) -> Response {
     ([(CACHE_CONTROL, cached)], Json(keys)).into_response()
 }
 
-/// `GET /metrics`, on the private address.
+/// `GET /metrics`, on the private address: OpenMetrics for a client that accepts it, else the text format 0.0.4.
 #[must_use]
-pub fn metrics(app: &App) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+pub fn metrics(app: &App, headers: &HeaderMap) -> Response {
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (content_type, page) = if accepted.any(|types| types.contains("application/openmetrics-text")) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", app.metrics.open_metrics())
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", app.metrics.text())
+    };
+    ([(CONTENT_TYPE, content_type)], page).into_response()
 }

@@ -184,6 +184,13 @@ impl Gateway {
         self.relays.iter().any(Relay::is_up)
     }
 
+    /// Each relay when it was last probed, in order of preference: `ok`, or the stage at which the probe ended.
+    #[must_use]
+    pub fn states(&self) -> Vec<&'static str> {
+        let state = |relay: &Relay| relay.trouble().as_ref().map_or("ok", |why| why.stage.as_str());
+        self.relays.iter().map(state).collect()
+    }
+
     /// How many mails can begin now.
     #[must_use]
     pub fn free(&self) -> usize {
@@ -245,7 +252,7 @@ impl Gateway {
         });
         let found = asked.await.unwrap_or(Err(NotSent::just(Stage::Deadline)));
         let up = found.is_ok();
-        if relay.is_found(up) || !up {
+        if relay.is_found(found.as_ref().err()) {
             match &found {
                 Ok(_) => tracing::info!(relay = place, "relay is usable"),
                 Err(why) => tracing::warn!(relay = place, %why, "relay is not usable"),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -27,6 +27,8 @@ pub(super) struct Relay {
     /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
     /// change what the next `start` answers, and tell.
     up: AtomicBool,
+    /// Why it is not, as the probe last found.
+    trouble: Mutex<Option<NotSent>>,
     /// One for each mail that may be under way at once.
     slots: Arc<Semaphore>,
     pace: Option<DefaultDirectRateLimiter>,
@@ -142,6 +144,7 @@ impl Relay {
             tls,
             credentials,
             up: AtomicBool::new(false),
+            trouble: Mutex::default(),
             slots: Arc::new(Semaphore::new(options.connections as usize)),
             // No burst: a relay that counts by the second must never see more in any.
             pace: options
@@ -156,9 +159,19 @@ impl Relay {
         self.up.load(Ordering::Relaxed)
     }
 
-    /// Notes what the probe found, and says whether that is news.
-    pub(super) fn is_found(&self, up: bool) -> bool {
-        self.up.swap(up, Ordering::Relaxed) != up
+    /// Why it is not usable; `None` while it is.
+    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<NotSent>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the probe found, and says whether that is news: the state, or the reason for it.
+    pub(super) fn is_found(&self, trouble: Option<&NotSent>) -> bool {
+        let up = trouble.is_none();
+        let changed = self.up.swap(up, Ordering::Relaxed) != up;
+        let mut known = self.trouble();
+        let other = known.as_ref() != trouble;
+        *known = trouble.cloned();
+        changed || other
     }
 
     pub(super) fn free(&self) -> usize {
@@ -191,7 +204,7 @@ impl Relay {
         drop(self.fresh_idle());
     }
 
-    fn fresh_idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+    fn fresh_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|idle| idle.since.elapsed() < self.max_idle);
         idle

@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::client::Client;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, RESEND_LIFE, STORAGE_DEADLINE};
-use crate::database::{KeptConnection, OUTAGE_RETRY_AFTER, cause, is_statements_fault};
+use crate::database::{KeptConnection, OUTAGE_RETRY_AFTER, failures, is_statements_fault};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::group_commit::{Arrivals, Batch};
@@ -154,17 +154,12 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
             Ok(outcomes) => batch.answer(outcomes),
             // No row may fail another's start: whichever the statement stumbled over is found one by one.
             Err(error) if is_statements_fault(&error) => {
-                let size = batch.requests.len();
-                tracing::error!(
-                    cause = cause(&error),
-                    size,
-                    "a batch of starts failed; it is run row by row"
-                );
+                failures::note("store starts, then row by row", &error);
                 for single in batch.split().filter(Batch::is_awaited) {
                     match commit(&app, &mut database, &single).instrument(single.span()).await {
                         Ok(outcomes) => single.answer(outcomes),
                         Err(error) => {
-                            tracing::error!(cause = cause(&error), "a start failed");
+                            failures::note("store a start", &error);
                             if !is_statements_fault(&error) {
                                 break;
                             }
@@ -172,9 +167,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
                     }
                 }
             }
-            Err(error) => {
-                tracing::warn!(cause = cause(&error), size = batch.requests.len(), "starts cannot be stored");
-            }
+            Err(error) => failures::note("store starts", &error),
         }
         app.bell.ring(first_owed);
     }

@@ -11,7 +11,7 @@ use crate::account::{self, Account, Candidate};
 use crate::app::App;
 use crate::audit;
 use crate::client::Client;
-use crate::database::{cause, within_deadline};
+use crate::database::{failures, within_deadline};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::metrics::{LoginLabel, LoginOutcome};
@@ -132,6 +132,6 @@ impl Passed<'_> {
 async fn record_failure(pool: PgPool, now: OffsetDateTime, account_id: Uuid, client: Client) {
     let event = audit::Event::SignInFailed;
     if let Err(error) = audit::record(&pool, now, event, account_id, Some((&client).into())).await {
-        tracing::warn!(cause = cause(&error), "a failed login could not be recorded");
+        failures::note("record a failed login", &error);
     }
 }

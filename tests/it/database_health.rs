@@ -1,15 +1,19 @@
-//! Whoever operates the service is told what is wrong with its database: by the log, by `/readyz` and by the metrics.
+//! The operator of the service is told what is wrong with its database: by the log, by `/readyz` and by the metrics.
+
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sqlx::Connection as _;
+use sqlx::{Connection as _, PgConnection};
+use vos_auth::database::MIGRATOR;
 
-use crate::harness::PATIENCE;
 use crate::harness::client::Client;
 use crate::harness::cluster::Cluster;
 use crate::harness::database::Server;
-use crate::harness::pooler;
-use crate::harness::program::{Program, serve_environment};
+use crate::harness::encrypted::Encrypted;
+use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::relay::Relay;
+use crate::harness::small_disk::SmallDisk;
+use crate::harness::{PATIENCE, Service, metric, needs, pooler};
 
 /// The program before a database, and what it says about it.
 struct Operated {
@@ -20,15 +24,21 @@ struct Operated {
 
 impl Operated {
     async fn start(database_url: &str) -> Self {
+        Self::start_with(database_url, &[]).await
+    }
+
+    async fn start_with(database_url: &str, changes: &[(&str, &str)]) -> Self {
         let relay = Relay::start().await;
-        let mut program = Program::start(&["serve"], &serve_environment(database_url, &relay.url(), &[]));
+        let relay_url = relay.url();
+        let environment = serve_environment(database_url, &relay_url, changes);
+        let mut program = Program::start(&["serve"], &environment);
         let client = Client::new(program.address());
         Self { program, client, _relay: relay }
     }
 
-    /// Waits for the line of the log that names the state.
+    /// Waits for the line of the log that names a state whose name begins so.
     fn says(&mut self, state: &str) -> Value {
-        let line = self.program.line_with(&format!("\"health\":\"{state}\""));
+        let line = self.program.line_with(&format!("\"database\":\"{state}"));
         serde_json::from_str(&line).unwrap()
     }
 
@@ -40,6 +50,217 @@ impl Operated {
     async fn until_ready(&self) {
         let ready = async { while self.readyz().await.0 != 200 {} };
         tokio::time::timeout(PATIENCE, ready).await.expect("it is ready");
+    }
+
+    async fn metric(&mut self, line_start: &str) -> f64 {
+        metric(self.program.metrics_address(), line_start).await
+    }
+
+    /// Ends it: everything it wrote.
+    fn log(self) -> Vec<String> {
+        self.program.signal("-TERM");
+        let (log, well) = self.program.ends();
+        assert!(well, "{log:?}");
+        log
+    }
+}
+
+async fn runs(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+/// Each is said once, with its reason, within seconds of the start; `/readyz` and the metrics name the same state.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
+    let server = Encrypted::start().await;
+    let mut administrator = server.pool.acquire().await.unwrap();
+    runs(
+        &mut administrator,
+        "CREATE ROLE no_grants LOGIN PASSWORD 'first';
+         CREATE ROLE most_grants LOGIN PASSWORD 'first';
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO most_grants;
+         GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO most_grants;
+         REVOKE DELETE ON outbox FROM most_grants;
+         REVOKE INSERT ON audit_event FROM most_grants;
+         CREATE ROLE reader LOGIN PASSWORD 'first' IN ROLE vos_auth;
+         ALTER ROLE reader SET default_transaction_read_only = on;",
+    )
+    .await;
+    let well = server.url();
+    let (stranger, closed) = (server.makes_next_certificate(), closed_port());
+    let as_role = |role: &str| well.replace("vos_auth_1", role);
+    let at = |place: &str| {
+        let (before, after) = (well.split_once('@').unwrap().0, well.split_once("/postgres?").unwrap().1);
+        format!("{before}@{place}/postgres?{after}")
+    };
+    let cases = [
+        ("wrong password", well.replace("first", "not-the-password"), "refused", "SQLSTATE 28P01"),
+        ("wrong database", well.replace("/postgres?", "/elsewhere?"), "refused", "SQLSTATE 3D000"),
+        ("no grants", as_role("no_grants"), "refused", "SQLSTATE 42501"),
+        (
+            "two grants missing",
+            as_role("most_grants"),
+            "refused",
+            "most_grants lacks INSERT on audit_event, DELETE on outbox",
+        ),
+        ("wrong CA", server.url_by(&stranger.ca), "certificate", "invalid peer certificate"),
+        ("missing CA", server.url_by("/nowhere/ca.pem"), "certificate", "No such file or directory"),
+        ("another name", at(&format!("127.0.0.1:{}", server.port())), "certificate", "not valid for name"),
+        ("closed port", at(&format!("localhost:{closed}")), "unreachable", "Connection refused"),
+        ("unknown host", at("database.invalid"), "unreachable", "failed to lookup address"),
+        ("read only", as_role("reader"), "read_only", ""),
+    ];
+    let mut wrong = Vec::new();
+    for (case, url, state, cause) in cases {
+        let began = Instant::now();
+        let mut service = Operated::start(&url).await;
+        let line = service.says("");
+        let said_at = began.elapsed();
+        let mut ready = Vec::new();
+        for _ in 0..3 {
+            ready.push(service.readyz().await);
+        }
+        let of_state = format!("vos_auth_database_state{{state=\"{state}\"}}");
+        let metrics = [
+            service.metric("vos_auth_database_up").await,
+            service.metric(&of_state).await,
+            service.metric("vos_auth_database_state{state=\"ok\"}").await,
+        ];
+        let log = service.log();
+        let found = [
+            ("warns", line["level"] == "WARN"),
+            ("state", line["database"] == state),
+            ("cause", line["cause"].as_str().unwrap().contains(cause)),
+            ("at once", said_at < Duration::from_secs(10)),
+            ("readyz", ready == vec![(503, state.to_owned()); 3]),
+            ("metrics", metrics.map(|value| value > 0.5) == [false, true, false]),
+            ("once", log.iter().filter(|line| line.contains("\"database\":\"")).count() == 1),
+            (
+                "no secret",
+                !log.iter().any(|line| line.contains("not-the-password") || line.contains("first@")),
+            ),
+        ];
+        let failed: Vec<_> = found.iter().filter(|(_, holds)| !holds).map(|(what, _)| *what).collect();
+        if !failed.is_empty() {
+            wrong.push(format!("{case}: {failed:?}: {line} {ready:?} {metrics:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let service = Operated::start(&well).await;
+    service.until_ready().await;
+    assert!(!service.log().iter().any(|line| line.contains("\"database\":\"")), "nothing is wrong");
+}
+
+/// A port that nobody listens at: it is bound, and closed at the end of the test's process.
+fn closed_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// The disk with the tables is full: they are read as ever, and nothing can be stored. The service says so, with or without
+/// a request; it does not say it for each; and it goes on by itself when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_turns_readyz_red_and_does_not_flood_the_log() {
+    if !needs::has_root("a disk of its own") {
+        return;
+    }
+    let disk = match SmallDisk::mount() {
+        Ok(disk) => disk,
+        Err(why) => {
+            needs::has(false, &format!("a file system cannot be mounted here ({why})"));
+            return;
+        }
+    };
+    let cluster = Cluster::start().await;
+    let mut administrator = cluster.connect().await;
+    let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path().display());
+    runs(&mut administrator, &tablespace).await;
+    runs(&mut administrator, "CREATE DATABASE vos TABLESPACE small").await;
+    let mut inside = PgConnection::connect_with(&cluster.options().database("vos")).await.unwrap();
+    MIGRATOR.run(&mut inside).await.unwrap();
+    let url = cluster.url_for("vos_auth", "none").replace("/postgres?", "/vos?");
+    let mut service = Operated::start_with(&url, &[("NETWORK_BURST", "100000")]).await;
+    has_relay(&service.client).await;
+    service.until_ready().await;
+    assert!(service.client.starts_recovery("before@example.com").await.is_code_sent());
+
+    disk.fills();
+    // The pages that there are have room for some more.
+    let mut tried = 0..2000;
+    let refused = loop {
+        let n = tried.next().expect("the disk is full");
+        let answer = service.client.clone().starts_recovery(&format!("trader{n}@example.com")).await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.error(), (502, "storage_unavailable"));
+    assert_eq!(service.readyz().await, (503, "full".to_owned()));
+    assert_eq!(service.says("full")["level"], "WARN");
+    assert!(service.metric("vos_auth_database_state{state=\"full\"}").await > 0.5);
+    for n in 0..200 {
+        let answer = service.client.clone().starts_recovery(&format!("late{n}@example.com")).await;
+        assert_eq!(answer.status, 502, "{n}");
+    }
+
+    // Another replica, which nobody asks for anything, finds it out by itself.
+    let mut quiet = Operated::start(&url).await;
+    let line = quiet.says("full");
+    assert!(line["cause"].as_str().unwrap().contains("SQLSTATE 53100"), "{line}");
+    assert!(quiet.metric("vos_auth_database_up").await < 0.5);
+
+    disk.has_room_again();
+    for service in [&mut service, &mut quiet] {
+        assert_eq!(service.says("ok")["level"], "INFO");
+        service.until_ready().await;
+    }
+    assert!(service.client.starts_recovery("after@example.com").await.is_code_sent());
+    let log = service.log();
+    let failed: Vec<_> = log.iter().filter(|line| line.contains("PostgreSQL failed")).collect();
+    assert!((1..10).contains(&failed.len()), "{failed:#?}");
+    drop(cluster);
+}
+
+/// What PostgreSQL writes may quote a row, whether it is a notice, a warning, or a failure and its detail.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_databases_own_words_never_reach_the_log() {
+    let cluster = Cluster::start().await;
+    let mut administrator = cluster.connect().await;
+    runs(
+        &mut administrator,
+        "CREATE FUNCTION talks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE NOTICE 'verbatim notice %', NEW;
+            RAISE WARNING 'verbatim warning %', NEW;
+            IF TG_TABLE_NAME = 'session' THEN
+                RAISE EXCEPTION 'verbatim failure %', NEW USING DETAIL = 'verbatim detail', HINT = 'verbatim hint';
+            END IF;
+            RETURN NEW;
+         END $$;
+         CREATE TRIGGER talks BEFORE INSERT ON recovery_session FOR EACH ROW EXECUTE FUNCTION talks();
+         CREATE TRIGGER talks BEFORE INSERT ON session FOR EACH ROW EXECUTE FUNCTION talks();",
+    )
+    .await;
+    let pool = sqlx::PgPool::connect_with(cluster.options()).await.unwrap();
+    Service::has_trader_at(&pool, "trader@example.com", "morning boat on a green river").await;
+    let url = cluster.url_for("vos_auth", "none");
+    let mut service = Operated::start_with(&url, &[("LOG_LEVEL", "trace")]).await;
+    has_relay(&service.client).await;
+    assert!(service.client.starts_recovery("trader@example.com").await.is_code_sent());
+    let mut client = service.client.clone();
+    let logs_in = client.logs_in("trader@example.com", "morning boat on a green river").await;
+    assert_eq!(logs_in.error(), (502, "storage_unavailable"));
+    // An idle connection of a pool learns why it was ended when it is next used.
+    runs(
+        &mut administrator,
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = 'vos-auth'",
+    )
+    .await;
+    client.logs_in("trader@example.com", "morning boat on a green river").await;
+    service.program.line_with("PostgreSQL failed");
+    let log = service.log().join("\n");
+    assert!(log.contains("\"cause\":\"SQLSTATE P0001\""), "{log}");
+    for words in ["verbatim", "terminating connection", "trader@example.com"] {
+        assert!(!log.contains(words), "{words} in {log}");
     }
 }
 
@@ -68,7 +289,7 @@ async fn a_session_without_our_settings_is_named_and_what_the_log_says_fixes_it(
     let fix = line["fix"].as_str().unwrap();
     assert_eq!(fix.matches("ALTER ROLE vos_auth SET ").count(), 6, "{fix}");
     let mut administrator = cluster.connect().await;
-    sqlx::raw_sql(sqlx::AssertSqlSafe(fix.to_owned())).execute(&mut administrator).await.unwrap();
+    runs(&mut administrator, fix).await;
     administrator.close().await.unwrap();
     service.until_ready().await;
     assert_eq!(service.says("ok")["level"], "INFO");

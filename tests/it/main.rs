@@ -23,6 +23,7 @@ mod limits;
 mod lockout;
 mod login;
 mod mail;
+mod metrics;
 mod migrate;
 mod operator;
 mod outage;

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
 use sqlx::PgPool;
 use vos_auth::database::KeptConnection;
 
-use crate::harness::client::Client;
 use crate::harness::database::{self, Proxy, Way};
 use crate::harness::raw::Raw;
 use crate::harness::relay::Relay;
@@ -348,23 +346,4 @@ async fn the_connection_of_starts_is_renewed_by_age(pool: PgPool) {
         backends.push(backend);
     }
     assert!(backends[0] == backends[1] && backends[1] != backends[2], "{backends:?}");
-}
-
-#[sqlx::test]
-async fn metrics_are_on_the_private_address_alone(pool: PgPool) {
-    let service = Service::start(&pool).await;
-    service.client().starts_recovery("trader@example.com").await;
-    let url = format!("http://{}/metrics", service.metrics_address);
-    let page = reqwest::get(url).await.unwrap().text().await.unwrap();
-    for line in [
-        "vos_auth_build_info{version=\"",
-        "vos_auth_http_answers_total{route=\"/api/auth/recovery/start\",status=\"200\"} 1",
-        "vos_auth_relay_up{relay=\"0\"} 1",
-        "# EOF",
-    ] {
-        assert!(page.contains(line), "{line} in {page}");
-    }
-    let request = service.client().request(Method::GET, "/metrics");
-    assert_eq!(Client::answer(request).await.status, 404);
-    service.stops().await;
 }

@@ -1,11 +1,18 @@
 //! Several relays: which takes a mail, and how much each is asked to bear.
 
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use sqlx::PgPool;
 
+use crate::harness::client::Client;
+use crate::harness::program::{Program, serve_environment};
 use crate::harness::relay::{Mood, Relay};
-use crate::harness::{Service, Setup};
+use crate::harness::{Service, Setup, database};
 
 /// Relays are used in order of preference, and the next one when the first is away.
 #[sqlx::test]
@@ -163,4 +170,40 @@ async fn a_relay_whose_kept_connection_fell_silent_stays_usable(pool: PgPool) {
         })
         .await;
     service.stops().await;
+}
+
+/// A relay that is not usable is logged when the reason changes, and not at every probe; `/readyz` says where the probe ended.
+#[sqlx::test]
+async fn a_relay_is_named_again_when_the_reason_changes(pool: PgPool) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("smtp://{}?tls=none", listener.local_addr().unwrap());
+    let greeting = Arc::new(Mutex::new("554 5.3.2 not today"));
+    let probed = Arc::<AtomicUsize>::default();
+    let (greets, counts) = (Arc::clone(&greeting), Arc::clone(&probed));
+    std::thread::spawn(move || {
+        for mut probe in listener.incoming().map_while(Result::ok) {
+            let words = *greets.lock().unwrap();
+            let _ = probe.write_all(format!("{words}\r\n").as_bytes());
+            counts.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let database = database::url(&pool);
+    let environment = serve_environment(&database, &url, &[("SMTP_PROBE_INTERVAL", "1s")]);
+    let mut program = Program::start(&["serve"], &environment);
+    let client = Client::new(program.address());
+    program.line_with("connect 554");
+    let ready = client.get("/readyz").await;
+    assert_eq!((ready.status, &ready.body["parts"]["mail"]), (200, &json!("unavailable")));
+    assert_eq!(ready.body["parts"]["relays"], json!(["connect"]));
+    let before = probed.load(Ordering::Relaxed);
+    while probed.load(Ordering::Relaxed) < before + 2 {
+        std::thread::yield_now();
+    }
+    *greeting.lock().unwrap() = "421 4.3.2 too many of you";
+    program.line_with("connect 421");
+    program.signal("-TERM");
+    let (log, _) = program.ends();
+    let said: Vec<_> = log.iter().filter(|line| line.contains("relay is not usable")).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(!log.iter().any(|line| line.contains("not today")), "{log:#?}");
 }

@@ -64,6 +64,10 @@ ssl_key_file = '{tls}/key.pem'\n"
         self.file("ca.pem")
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn file(&self, name: &str) -> String {
         self.tls.join(name).display().to_string()
     }

@@ -17,6 +17,7 @@ pub mod program;
 pub mod raw;
 pub mod receiver;
 pub mod relay;
+pub mod small_disk;
 pub mod tripwire;
 
 use std::net::SocketAddr;

@@ -1,10 +1,12 @@
 //! What an operator can watch. Names and units follow Prometheus' conventions; label sets are small and fixed, and no
 //! label holds anything that a client sent.
 
+mod text;
+
 use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -50,6 +52,13 @@ pub struct KindLabel {
 pub struct RelayLabel {
     /// The place.
     pub relay: usize,
+}
+
+/// What a health check found of PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    /// As in `/readyz`: [`crate::database::health::Health`].
+    pub state: &'static str,
 }
 
 /// What became of an entered code.
@@ -147,6 +156,10 @@ pub struct Metrics {
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
+    /// 1 while the service can work with PostgreSQL.
+    pub database_up: Gauge,
+    /// 1 for the state that the last health check found, 0 for every other.
+    pub database_state: Family<StateLabel, Gauge>,
     /// Clock of this machine less clock of PostgreSQL is over a second: 1.
     pub clock_skewed: Gauge,
     /// Networks that the limiter in memory remembers.
@@ -177,6 +190,8 @@ impl Default for Metrics {
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
+            database_up: Gauge::default(),
+            database_state: Family::default(),
             clock_skewed: Gauge::default(),
             throttled_networks: Gauge::default(),
             swept_rows: Counter::default(),
@@ -215,6 +230,10 @@ impl Default for Metrics {
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
+        let help = "1 while the service can work with PostgreSQL";
+        registry.register("database_up", help, metrics.database_up.clone());
+        let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
+        registry.register("database_state", help, metrics.database_state.clone());
         let help = "1 while the clock is over a second from PostgreSQL's";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";
@@ -244,12 +263,18 @@ impl Metrics {
         }
     }
 
-    /// Everything as OpenMetrics text.
+    /// Everything as OpenMetrics text, version 1.0.0.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn open_metrics(&self) -> String {
         let mut page = String::new();
         // Writing to a String does not fail.
-        let _ = text::encode(&mut page, &self.registry);
+        let _ = prometheus_client::encoding::text::encode(&mut page, &self.registry);
         page
+    }
+
+    /// Everything in the text format of Prometheus, version 0.0.4.
+    #[must_use]
+    pub fn text(&self) -> String {
+        text::from_open_metrics(&self.open_metrics())
     }
 }
