@@ -197,3 +197,43 @@ pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx
     );
     Ok(ids.fetch_all(executor).await?.into_iter().collect())
 }
+
+/// When what another system keeps of an account was last changed here, by a person: a sign-in and its new hash of the same
+/// password are no change.
+#[derive(Clone, Copy, Debug)]
+pub struct Changes {
+    /// The account.
+    pub account_id: Uuid,
+    /// The password, or the whole account if it was created here.
+    pub password: Option<OffsetDateTime>,
+    /// The address.
+    pub email: Option<OffsetDateTime>,
+    /// Whether it is active.
+    pub state: Option<OffsetDateTime>,
+}
+
+/// The accounts that were changed here since then, in the order of their ids, for as long as events are kept.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn changed_since(
+    executor: impl PgExecutor<'_>,
+    since: OffsetDateTime,
+) -> Result<Vec<Changes>, sqlx::Error> {
+    sqlx::query_as!(
+        Changes,
+        r#"SELECT account_id AS "account_id!",
+               max(created_at) FILTER (WHERE what IN ('password_reset', 'password_changed', 'account_created')) AS password,
+               max(created_at) FILTER (WHERE what = 'email_changed') AS email,
+               max(created_at) FILTER (WHERE what IN ('account_disabled', 'account_enabled')) AS state
+           FROM audit_event
+           WHERE id >= $1 AND created_at >= $2 AND account_id IS NOT NULL AND what IN ('password_reset', 'password_changed',
+               'account_created', 'email_changed', 'account_disabled', 'account_enabled', 'account_erased')
+           GROUP BY account_id ORDER BY account_id"#,
+        first_id_of(since),
+        since
+    )
+    .fetch_all(executor)
+    .await
+}

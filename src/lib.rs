@@ -29,6 +29,7 @@
 //! | accounts | [`account`] | `account` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
+//! | Ory Kratos's admin API, for both | [`kratos`] | |
 //! | what happened | [`audit`] | `audit_event` |
 //! | who asks: address, User-Agent, language | [`client`] | |
 //! | tokens, codes, keys | [`secret`] | the one place for secrets |
@@ -43,7 +44,7 @@
 //!
 //! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
-//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
+//! `known_device`, `database`, `group_commit`, `kratos`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
 //! `thread`, `traces`}.
 //!
 //! # The life of one `start`
@@ -103,6 +104,7 @@ pub mod http;
 pub mod import;
 pub mod jwt;
 pub mod known_device;
+pub mod kratos;
 pub mod locale;
 pub mod mail;
 pub mod metrics;

@@ -90,6 +90,22 @@ pub async fn page(
     .await
 }
 
+/// The accounts of these ids, in no order.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Record>, sqlx::Error> {
+    sqlx::query_as!(
+        Record,
+        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at
+         FROM account WHERE id = ANY($1)",
+        ids,
+    )
+    .fetch_all(executor)
+    .await
+}
+
 /// Locks the row of an account, whatever its state, and gives its address and whether it is active.
 ///
 /// # Errors

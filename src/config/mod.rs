@@ -15,7 +15,7 @@ use clap::builder::RangedI64ValueParser;
 use ipnet::IpNet;
 
 pub use self::origin::{Origin, is_local};
-pub use self::secrets::{Secrets, database_url, device_secrets, smtp_relays};
+pub use self::secrets::{Secrets, database_url, device_secrets, kratos_authorization, smtp_relays};
 pub use self::sign_in::SignInUrl;
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
@@ -63,6 +63,15 @@ fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
 /// A sentence, if it is no time or out of bounds.
 pub fn login_failure_time(text: &str) -> Result<Duration, String> {
     between(text, 10 * MILLISECOND, 10_000 * MILLISECOND)
+}
+
+/// Reads `AUDIT_RETENTION`, for those who ask what happened.
+///
+/// # Errors
+///
+/// A sentence, if it is no time or out of bounds.
+pub fn audit_retention(text: &str) -> Result<Duration, String> {
+    between(text, DAY, 36_500 * DAY)
 }
 
 /// Reads `SESSION_IDLE`, for those who list sessions.
@@ -224,7 +233,7 @@ pub struct Config {
     pub session_retention: Duration,
 
     /// How long audit events are kept, such as 365days: what your law and your auditors ask for
-    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = |text: &str| between(text, DAY, 36_500 * DAY))]
+    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = audit_retention)]
     pub audit_retention: Duration,
 
     /// Who mails are from: a name and an address

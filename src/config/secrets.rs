@@ -62,6 +62,15 @@ pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
     Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
+/// `KRATOS_AUTHORIZATION`: the value of the header `Authorization` for Kratos's admin API, where a proxy asks for one.
+///
+/// # Errors
+///
+/// A sentence that names the variable if it is doubled or unreadable.
+pub fn kratos_authorization() -> Result<Option<String>, ConfigError> {
+    secret("KRATOS_AUTHORIZATION")
+}
+
 fn keys(name: &'static str) -> Result<Keys, ConfigError> {
     required(name, "give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
         .parse()

@@ -12,6 +12,10 @@ use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::password::{Stored, Unusable};
 
+/// Why an identity is refused whose address could be mistaken for another one.
+pub const NOT_ASCII: &str = "its email has characters beyond ASCII before the @: such addresses can be mistaken for others and are \
+                             refused here; give it another one there, then import again";
+
 /// Where in an identity something stands that the incumbent leaves to each installation.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -26,8 +30,16 @@ pub struct Paths {
 pub struct JsonPath(String);
 
 impl JsonPath {
-    fn text<'a>(&self, value: &'a Value) -> Option<&'a str> {
+    /// The text that stands there.
+    #[must_use]
+    pub fn text<'a>(&self, value: &'a Value) -> Option<&'a str> {
         value.pointer(&self.0)?.as_str()
+    }
+
+    /// The names and numbers on the way, from the outermost.
+    #[must_use]
+    pub fn steps(&self) -> Vec<String> {
+        self.0.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~")).collect()
     }
 }
 
@@ -171,7 +183,10 @@ struct Fields<'a> {
 impl Fields<'_> {
     fn identity(self, id: Option<Uuid>, traits: Map<String, Value>) -> Result<Identity, &'static str> {
         let email =
-            EmailAddress::parse(self.email).map_err(|_| "its email is not one that mail can be sent to")?;
+            EmailAddress::parse(self.email).map_err(|_| match self.email.trim().rsplit_once('@') {
+                Some((local, _)) if !local.is_ascii() => NOT_ASCII,
+                _ => "its email is not one that mail can be sent to",
+            })?;
         let active = match self.state {
             None | Some("active") => true,
             Some("inactive" | "disabled") => false,
@@ -285,7 +300,8 @@ mod tests {
             ("/id", json!("17"), "UUID"),
             ("/traits", json!([]), "no traits"),
             ("/traits/email", json!(["a@example.com"]), "IMPORT_EMAIL_PATH"),
-            ("/traits/email", json!("mıke@example.com"), "mail can be sent to"),
+            ("/traits/email", json!("mıke@example.com"), "beyond ASCII before the @"),
+            ("/traits/email", json!("mike@"), "mail can be sent to"),
             ("/state", json!("gone"), "active nor inactive"),
             ("/created_at", json!("yesterday"), "2026-01-31"),
             ("/traits/name/first", json!("a\0b"), "U+0000"),

@@ -1,31 +1,37 @@
-//! Takes over the accounts of another system, from Ory Kratos's identity export or from a CSV.
+//! Takes over the accounts of another system: from a running Ory Kratos, from a file of its identities, or from a CSV.
 //!
 //! One thread reads, parses and judges; the task that called writes what comes, a batch a transaction. Whatever is killed
 //! at whatever moment: the same file run again brings the same end, as each record says by itself what becomes of it.
 
 pub mod identity;
+mod pages;
+mod refused;
 mod source;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
 use sqlx::{Executor as _, PgConnection};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use self::identity::Paths;
+pub(crate) use self::refused::Refusals;
+pub use self::refused::Unwritable;
 use self::source::Record;
 use crate::account::import::{Fate, Incoming, import};
 use crate::audit;
 use crate::clock::Clock;
 use crate::database::cause;
+use crate::kratos::Kratos;
 use crate::password::{self, Stored, Unusable};
 
 /// Batches that are read ahead.
@@ -34,9 +40,9 @@ const AHEAD: usize = 2;
 /// What is imported, and how.
 #[derive(Debug)]
 pub struct Import {
-    /// The export: a JSON array, a JSON object a line, or a CSV; its first character tells.
-    pub file: PathBuf,
-    /// Where the records go that are refused, each with its line and the reason.
+    /// Where the records come from.
+    pub source: Source,
+    /// Where refused records are listed, each with the reason, and its line if it is of a file.
     pub refused: PathBuf,
     /// Where in an identity what is needed stands.
     pub paths: Paths,
@@ -44,25 +50,38 @@ pub struct Import {
     pub dry_run: bool,
 }
 
+/// Where records come from. `Display` names it.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A JSON array, a JSON object a line, or a CSV; its first character tells.
+    File(PathBuf),
+    /// A running Kratos, so many identities a request.
+    Kratos(Box<Kratos>, u16),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Kratos(..) => f.write_str("Kratos"),
+        }
+    }
+}
+
 /// Why an import did not come to its end. What it has written stays, and the same import run again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The export cannot be read, from somewhere on.
-    #[error("{} cannot be read: {why}", file.display())]
+    /// The source cannot be read, from somewhere on.
+    #[error("{from} cannot be read: {why}")]
     Unreadable {
-        /// The file.
-        file: PathBuf,
+        /// The source.
+        from: String,
         /// Why.
         why: io::Error,
     },
-    /// The file of refused records cannot be written.
-    #[error("{} cannot be written: {why}", file.display())]
-    Unwritable {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        why: io::Error,
-    },
+    /// The list of refused records cannot be written.
+    #[error(transparent)]
+    Unwritable(#[from] Unwritable),
     /// What PostgreSQL answered, as it may be shown.
     #[error("the database failed ({}); run the same import again to go on", cause(.0))]
     Storage(#[from] sqlx::Error),
@@ -86,6 +105,8 @@ pub struct Report {
     pub kept: u64,
     /// Records that were refused.
     pub refused: u64,
+    /// Of these, those whose address has characters beyond ASCII before the @.
+    pub not_ascii: u64,
     /// Passwords that are verified, by kind.
     pub passwords: BTreeMap<&'static str, u64>,
     /// Passwords that are too weak to keep, by kind.
@@ -155,9 +176,8 @@ async fn write(
     report: &mut Report,
     mut progress: impl FnMut(&Report),
 ) -> Result<(), ImportError> {
-    let unreadable = |why| ImportError::Unreadable { file: what.file.clone(), why };
-    let file = File::open(&what.file).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
+    let unreadable = |why| ImportError::Unreadable { from: what.source.to_string(), why };
+    let Opened { input, length, asking } = open(&what.source).map_err(unreadable)?;
     let mut refusals = Refusals::create(&what.refused)?;
     // A plan that was made while the table was empty must not scan it when it holds a million.
     connection.execute("SET enable_seqscan = off").await?;
@@ -171,18 +191,18 @@ async fn write(
     let read = Arc::new(AtomicU64::new(0));
     let (paths, counter) = (what.paths.clone(), Arc::clone(&read));
     // No thread of the runtime, which would wait for the end of a pipe when it has been stopped.
-    let reading = std::thread::spawn(move || source::read(file, &paths, &counter, &sender));
+    let reading = std::thread::spawn(move || source::read(input, &paths, &counter, &sender));
     while let Some(batch) = stop.run_until_cancelled(batches.recv()).await.flatten() {
         let records = batch.map_err(unreadable)?;
         report.records += records.len() as u64;
         report.percent = (read.load(Ordering::Relaxed) * 100).checked_div(length);
-        for part in distinct(records, &erased, &mut refusals, report)? {
+        for part in distinct(what, records, &erased, &mut refusals, report)? {
             let (new, others): (Vec<_>, Vec<_>) =
                 part.into_iter().map(|one| (one.new, (one.line, one.password))).unzip();
             let fates = import(connection, clock.now(), &new, what.dry_run).await?;
             for ((fate, new), (line, password)) in fates.into_iter().zip(new).zip(others) {
                 if let Some(reason) = refusal(fate) {
-                    refusals.write(line, new.id, reason)?;
+                    refusals.write(what.line(line), new.id, reason)?;
                 }
                 report.count(fate, password);
             }
@@ -194,7 +214,37 @@ async fn write(
     }
     // It has ended, as nothing comes any more: whether at the end of the file, it has to say.
     reading.join().map_err(|_| unreadable(io::Error::other("reading it failed")))?;
-    refusals.end(report.refused)
+    drop(asking);
+    Ok(refusals.end()?)
+}
+
+/// A source that is being read.
+struct Opened {
+    input: Box<dyn Read + Send>,
+    /// In octets; 0: nobody knows.
+    length: u64,
+    asking: Option<AbortOnDropHandle<()>>,
+}
+
+fn open(source: &Source) -> io::Result<Opened> {
+    match source {
+        Source::File(path) => {
+            let file = File::open(path)?;
+            let length = file.metadata()?.len();
+            Ok(Opened { input: Box::new(file), length, asking: None })
+        }
+        Source::Kratos(kratos, page_size) => {
+            let (pages, asking) = pages::open(Kratos::clone(kratos), *page_size);
+            Ok(Opened { input: Box::new(pages), length: 0, asking: Some(asking) })
+        }
+    }
+}
+
+impl Import {
+    /// Lines are of files; what Kratos sends has none that anybody could look up.
+    fn line(&self, line: u64) -> Option<u64> {
+        matches!(self.source, Source::File(_)).then_some(line)
+    }
 }
 
 /// A record that can be written.
@@ -207,6 +257,7 @@ struct Candidate {
 /// The records that were not refused, in parts in which no id and no address is twice: a later record of the file finds the
 /// earlier one written.
 fn distinct(
+    what: &Import,
     records: Vec<Record>,
     erased: &HashSet<Uuid>,
     refusals: &mut Refusals,
@@ -225,7 +276,8 @@ fn distinct(
             Ok(found) => found,
             Err(refusal) => {
                 report.refused += 1;
-                refusals.write(line, refusal.id, refusal.reason)?;
+                report.not_ascii += u64::from(refusal.reason == identity::NOT_ASCII);
+                refusals.write(what.line(line), refusal.id, refusal.reason)?;
                 continue;
             }
         };
@@ -248,39 +300,5 @@ fn refusal(fate: Fate) -> Option<&'static str> {
         ),
         Fate::OtherId => Some("its email is that of an account with another id"),
         Fate::Created | Fate::Updated | Fate::Unchanged | Fate::Kept => None,
-    }
-}
-
-/// The file of refused records: one JSON object a line, without anything of the record but its id.
-struct Refusals {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-#[derive(Serialize)]
-struct Refused {
-    line: u64,
-    id: Option<Uuid>,
-    reason: &'static str,
-}
-
-impl Refusals {
-    fn create(path: &Path) -> Result<Self, ImportError> {
-        let file = File::create(path);
-        let file = file.map_err(|why| ImportError::Unwritable { file: path.into(), why })?;
-        Ok(Self { path: path.into(), file: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, line: u64, id: Option<Uuid>, reason: &'static str) -> Result<(), ImportError> {
-        let written = serde_json::to_writer(&mut self.file, &Refused { line, id, reason });
-        let written = written.map_err(io::Error::from).and_then(|()| self.file.write_all(b"\n"));
-        written.map_err(|why| ImportError::Unwritable { file: self.path.clone(), why })
-    }
-
-    /// Nothing refused, nothing left behind.
-    fn end(mut self, refused: u64) -> Result<(), ImportError> {
-        let ended = self.file.flush();
-        let ended = if refused == 0 { ended.and_then(|()| std::fs::remove_file(&self.path)) } else { ended };
-        ended.map_err(|why| ImportError::Unwritable { file: self.path, why })
     }
 }

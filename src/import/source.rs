@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,11 +27,11 @@ pub(super) struct Record {
 
 type Batches = Sender<io::Result<Vec<Record>>>;
 
-/// Sends the file's records, a batch at a time, until nobody takes them; an error is the last that is sent.
-pub(super) fn read(file: File, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
+/// Sends the records of a file, or of pages, a batch at a time, until nobody takes them; an error is the last that is sent.
+pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
     let place = Rc::<Place>::default();
     let mut input =
-        Input { file: BufReader::with_capacity(1 << 16, file), place: Rc::clone(&place), counter };
+        Input { file: BufReader::with_capacity(1 << 16, from), place: Rc::clone(&place), counter };
     let mut records = Records { batch: Vec::new(), octets: 0, place, batches };
     let done = match input.first() {
         Ok(Some(b'[')) => arrays(input, paths, &mut records),
@@ -92,7 +91,7 @@ struct Place {
 
 /// A file whose place is known, and that ends in an error within a record that is too long.
 struct Input<'a> {
-    file: BufReader<File>,
+    file: BufReader<Box<dyn Read + Send>>,
     place: Rc<Place>,
     counter: &'a AtomicU64,
 }
@@ -158,6 +157,8 @@ fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Res
     let mut json = serde_json::Deserializer::from_reader(input);
     loop {
         Elements { paths, records }.deserialize(&mut json)?;
+        // A page is written before the next one is waited for.
+        records.send()?;
         if json.end().is_ok() {
             return Ok(());
         }

@@ -1,27 +1,36 @@
-//! `vos-auth account import` and `export`: a move from another system, and back.
+//! `vos-auth account import`: a move from another system.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{BufWriter, IsTerminal as _, Write};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use humantime::format_duration;
 
 use super::super::{Failure, connect, stop_signal};
+use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
-use crate::export;
 use crate::import::identity::JsonPath;
-use crate::import::{self, Import, Paths, Report};
+use crate::import::{self, Import, Paths, Report, Source};
+use crate::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArguments {
     /// The export: a JSON array of identities, one identity a line, or a CSV with the columns email, and if you like
     /// password_hash, locale, state, id, traits
-    file: PathBuf,
-    /// Where refused records are listed, with line and reason. Default: FILE.refused.ndjson
+    #[arg(required_unless_present = "from_kratos")]
+    file: Option<PathBuf>,
+    /// Take them from a running Kratos instead: the base of its admin API, such as http://127.0.0.1:4434
+    #[arg(long, value_name = "URL", conflicts_with = "file")]
+    from_kratos: Option<AdminUrl>,
+    /// Identities of one request to Kratos
+    #[arg(long, value_name = "COUNT", requires = "from_kratos", default_value = "500", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    page_size: u16,
+    /// Let hashes cross a network without TLS; without it http is for this machine and private addresses alone
+    #[arg(long, requires = "from_kratos")]
+    plain_http: bool,
+    /// Where refused records are listed, with id and reason, and line in a file. Default: FILE.refused.ndjson, or
+    /// kratos.refused.ndjson
     #[arg(long, value_name = "PATH")]
     refused: Option<PathBuf>,
     /// Read all of it, look everything up, say what would be done, and write nothing to the database
@@ -39,24 +48,21 @@ pub(in crate::cli) struct ImportArguments {
         default_value = "metadata_public.locale"
     )]
     locale_path: JsonPath,
-    /// The setting of `serve`, which the dearest imported password is compared with
+    /// The setting of `serve`, which the slowest imported hash is compared with
     #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", value_parser = config::login_failure_time)]
     login_failure_time: Duration,
 }
 
 pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
-    let ImportArguments { file, refused, dry_run, email_path, locale_path, login_failure_time } = arguments;
-    let refused = refused.unwrap_or_else(|| {
-        let mut path = file.clone().into_os_string();
-        path.push(".refused.ndjson");
-        path.into()
-    });
-    let paths = Paths { email: email_path, locale: locale_path };
-    let what = Import { file, refused, paths, dry_run };
+    let login_failure_time = arguments.login_failure_time;
+    let what = what(arguments)?;
     let mut connection = connect().await?;
     let mut progress = Progress::begin();
     let (report, done) = import::run(&mut connection, &Clock::system(), &what, &stop_signal()?, |report| {
-        progress.tell(report);
+        progress.tell(report.records, |rate| {
+            let percent = report.percent.map(|percent| format!("{percent}%, ")).unwrap_or_default();
+            format!("{percent}{} records, {rate} a second, {} refused", report.records, report.refused)
+        });
     })
     .await;
     let (report, dearest) = tokio::task::spawn_blocking(move || {
@@ -64,10 +70,16 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
         (report, dearest)
     })
     .await?;
-    println!("{}", summary(&report, dry_run));
+    let mut lines = vec![summary(&report, &what)];
     if let Some((kind, time)) = dearest {
-        println!("{}", advice(kind, time, login_failure_time));
+        let advice = Advice::of(kind, time, login_failure_time);
+        // What is to be done before the import comes first.
+        lines.insert(usize::from(!advice.is_to_be_done), advice.text);
     }
+    if report.not_ascii > 0 {
+        lines.insert(0, not_ascii(report.not_ascii));
+    }
+    println!("{}", lines.join("\n"));
     done?;
     if report.refused > 0 {
         let why = format!("{} records were refused: {} says why", report.refused, what.refused.display());
@@ -76,33 +88,44 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A line now and then on standard error: often for eyes, seldom for a log.
-struct Progress {
-    began: Instant,
-    told: Instant,
-    every: Duration,
-}
-
-impl Progress {
-    fn begin() -> Self {
-        let every = Duration::from_secs(if std::io::stderr().is_terminal() { 1 } else { 10 });
-        Self { began: Instant::now(), told: Instant::now(), every }
-    }
-
-    fn tell(&mut self, report: &Report) {
-        if self.told.elapsed() < self.every {
-            return;
+fn what(arguments: ImportArguments) -> Result<Import, Failure> {
+    let ImportArguments {
+        file,
+        from_kratos,
+        page_size,
+        plain_http,
+        refused,
+        dry_run,
+        email_path,
+        locale_path,
+        ..
+    } = arguments;
+    let (source, default) = match (file, from_kratos) {
+        (_, Some(url)) => {
+            let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
+            (Source::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
         }
-        self.told = Instant::now();
-        let percent = report.percent.map(|percent| format!("{percent}%, ")).unwrap_or_default();
-        let rate = u128::from(report.records) * 1000 / self.began.elapsed().as_millis().max(1);
-        eprintln!("{percent}{} records, {rate} a second, {} refused", report.records, report.refused);
-    }
+        (file, None) => {
+            let file = file.unwrap_or_default();
+            let mut default = file.clone().into_os_string();
+            default.push(".refused.ndjson");
+            (Source::File(file), default.into())
+        }
+    };
+    let paths = Paths { email: email_path, locale: locale_path };
+    Ok(Import { source, refused: refused.unwrap_or(default), paths, dry_run })
 }
 
-fn summary(report: &Report, dry_run: bool) -> String {
+fn not_ascii(count: u64) -> String {
+    format!(
+        "{count} emails have characters beyond ASCII before the @ and are refused: give these identities another email before \
+         the import, or their owners cannot sign in here"
+    )
+}
+
+fn summary(report: &Report, what: &Import) -> String {
     let Report { records, created, updated, unchanged, kept, refused, .. } = report;
-    let tense = if dry_run { "nothing was written; it would be " } else { "" };
+    let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
     let mut lines = vec![format!(
         "{records} records: {tense}{created} new, {updated} changed, {unchanged} as they were, {kept} left as they are here, {refused} refused"
     )];
@@ -116,7 +139,10 @@ fn summary(report: &Report, dry_run: bool) -> String {
         (report.too_weak.values().sum(), format!("too weak to keep ({})", kinds(&report.too_weak))),
         (report.broken, "broken or too dear to compute".into()),
         (report.unknown, "of an unknown kind".into()),
-        (report.without, "not in the file".into()),
+        (
+            report.without,
+            format!("not in {}", if matches!(what.source, Source::File(_)) { "the file" } else { "Kratos" }),
+        ),
     ];
     let left_out: Vec<_> = left_out
         .iter()
@@ -128,51 +154,45 @@ fn summary(report: &Report, dry_run: bool) -> String {
     }
     if report.passwords.is_empty() && report.without > 0 {
         lines.push(
-            "the file has no password at all: was it exported with include_credential=password?".into(),
+            match what.source {
+                Source::File(_) => {
+                    "the file has no password at all: was it exported with include_credential=password?"
+                }
+                Source::Kratos(..) => {
+                    "Kratos gave no password at all: import a file, one identity after the other"
+                }
+            }
+            .into(),
         );
     }
     lines.join("\n")
 }
 
-fn advice(kind: &str, time: Duration, setting: Duration) -> String {
-    let millis = |time: Duration| {
-        format_duration(Duration::from_millis(time.as_millis().try_into().unwrap_or(u64::MAX)))
-    };
-    let dearest = format!("the dearest password is {kind}, verified in {} here", millis(time));
-    // A password that is not in NFC is tried as it was typed, too.
-    let needed = time * 2;
-    if needed < setting {
-        return format!("{dearest}: LOGIN_FAILURE_TIME ({}) is long enough", format_duration(setting));
-    }
-    let needed =
-        Duration::from_millis(needed.as_millis().next_multiple_of(100).try_into().unwrap_or(u64::MAX));
-    format!(
-        "{dearest}: raise LOGIN_FAILURE_TIME ({}) above {}, or the time of a failed login tells such accounts",
-        format_duration(setting),
-        format_duration(needed)
-    )
+/// Whether a failed login takes long enough.
+struct Advice {
+    text: String,
+    is_to_be_done: bool,
 }
 
-pub(super) async fn export(out: Option<PathBuf>) -> Result<(), Failure> {
-    let mut connection = connect().await?;
-    let file: Box<dyn Write> = match &out {
-        Some(path) => Box::new(
-            file_of_its_owner(path).map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
-        ),
-        None => Box::new(std::io::stdout()),
-    };
-    let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
-    eprintln!("{count} accounts are exported, with the hashes of their passwords");
-    Ok(())
-}
-
-/// Whoever reads it can guess at every password, so a file that was there becomes its owner's alone, too.
-fn file_of_its_owner(path: &Path) -> std::io::Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    if file.metadata()?.is_file() {
-        file.set_permissions(Permissions::from_mode(0o600))?;
+impl Advice {
+    fn of(kind: &str, time: Duration, setting: Duration) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let slowest = Duration::from_millis(millis(time));
+        let slowest = format!("the slowest hash is {kind}, verified in {} here", format_duration(slowest));
+        let setting_text = format_duration(setting);
+        // A password that is not in NFC is tried as it was typed, too.
+        let needed = time * 2;
+        if needed < setting {
+            let text = format!("{slowest}: LOGIN_FAILURE_TIME ({setting_text}) is long enough");
+            return Self { text, is_to_be_done: false };
+        }
+        let enough = (millis(needed) + 1).next_multiple_of(100);
+        let text = format!(
+            "set LOGIN_FAILURE_TIME={enough}ms for `serve` before the switch (it is {setting_text}): {slowest}, and a failed \
+             login that takes longer tells that the address has an account"
+        );
+        Self { text, is_to_be_done: true }
     }
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -180,11 +200,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_login_has_to_take_longer_than_the_dearest_password_twice() {
-        let advice =
-            |millis, setting| advice("scrypt", Duration::from_millis(millis), Duration::from_millis(setting));
-        assert!(advice(249, 500).ends_with("LOGIN_FAILURE_TIME (500ms) is long enough"));
-        assert!(advice(250, 500).contains("raise LOGIN_FAILURE_TIME (500ms) above 500ms"));
-        assert!(advice(310, 500).contains("raise LOGIN_FAILURE_TIME (500ms) above 700ms"));
+    fn a_failed_login_has_to_take_longer_than_the_slowest_hash_twice() {
+        let advice = |millis, setting| {
+            Advice::of("scrypt", Duration::from_millis(millis), Duration::from_millis(setting))
+        };
+        assert!(!advice(249, 500).is_to_be_done);
+        assert!(advice(249, 500).text.ends_with("LOGIN_FAILURE_TIME (500ms) is long enough"));
+        for (millis, set) in [(250, "=600ms "), (299, "=600ms "), (310, "=700ms "), (550, "=1200ms ")] {
+            let Advice { text, is_to_be_done } = advice(millis, 500);
+            assert!(is_to_be_done && text.starts_with(&format!("set LOGIN_FAILURE_TIME{set}")), "{text}");
+        }
     }
 }

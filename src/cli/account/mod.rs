@@ -1,9 +1,10 @@
 //! `vos-auth account`: what an operator does about accounts.
 
+mod export;
 mod import;
+mod progress;
 mod show;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -43,15 +44,12 @@ pub(super) enum AccountCommand {
         #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", value_parser = config::password_min_chars())]
         password_min_chars: u16,
     },
-    /// Take over the accounts of another system, from Ory Kratos's identity export or a CSV. Can be interrupted and run
-    /// again: an account that has been used here since is never changed
+    /// Take over the accounts of another system: from a running Ory Kratos, a file of its identities, or a CSV. Can be
+    /// interrupted and run again: an account that has been used here since is never changed
     Import(import::ImportArguments),
-    /// Write all accounts as Ory Kratos does, one JSON object a line, with the hashes of their passwords
-    Export {
-        /// The file, readable to its owner alone. Default: standard output
-        #[arg(long, value_name = "PATH")]
-        out: Option<PathBuf>,
-    },
+    /// Write all accounts as Ory Kratos does, one JSON object a line, with the hashes of their passwords; or carry what has
+    /// changed here back into a running Kratos
+    Export(export::ExportArguments),
     /// Show an account, in whatever state
     Show {
         #[command(flatten)]
@@ -123,7 +121,7 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
             create(&email, locale, &traits, password_stdin.then_some(password_min_chars)).await
         }
         AccountCommand::Import(arguments) => import::import(arguments).await,
-        AccountCommand::Export { out } => import::export(out).await,
+        AccountCommand::Export(arguments) => export::export(arguments).await,
         AccountCommand::Show { whose, idle, json } => {
             let (mut connection, account) = whose.found().await?;
             show::show(&mut connection, Clock::system().now(), idle.session_idle, &account, json).await

@@ -1,4 +1,8 @@
-//! Writes every account as the incumbent's admin API does, one JSON object a line, for a copy or for the way back.
+//! Writes every account as the incumbent's admin API does, one JSON object a line, for a copy or for the way back;
+//! or carries what has changed here back into a running Kratos ([`kratos`]).
+
+pub mod kratos;
+mod merge;
 
 use std::io::{self, Write};
 

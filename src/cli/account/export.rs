@@ -1,0 +1,126 @@
+//! `vos-auth account export`: to a file, or back into Kratos.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use humantime::format_duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::super::{Failure, connect, stop_signal};
+use super::progress::Progress;
+use crate::clock::Clock;
+use crate::config;
+use crate::export::{self, kratos::Carried, kratos::ToKratos};
+use crate::import::identity::JsonPath;
+use crate::kratos::{AdminUrl, Kratos};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ExportArguments {
+    /// The file, readable to its owner alone. Default: standard output
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
+    /// Carry changes back into a running Kratos instead: the base of its admin API, such as http://127.0.0.1:4434. Of each
+    /// account whose password, email or state was changed here since TIME, that alone is written. Can be interrupted and run
+    /// again
+    #[arg(long, value_name = "URL", requires = "since", conflicts_with = "out")]
+    to_kratos: Option<AdminUrl>,
+    /// The time of the last import, such as 2026-11-29T12:00:00Z
+    #[arg(long, value_name = "TIME", requires = "to_kratos", value_parser = time)]
+    since: Option<OffsetDateTime>,
+    /// Look everything up, say what would be done, and write nothing to Kratos
+    #[arg(long, requires = "to_kratos")]
+    dry_run: bool,
+    /// Where identities are listed that failed, or that were changed in Kratos later than here, with id and reason
+    #[arg(long, value_name = "PATH", requires = "to_kratos", default_value = "kratos.failed.ndjson")]
+    failed: PathBuf,
+    /// Where in an identity the email stands
+    #[arg(long, env = "IMPORT_EMAIL_PATH", value_name = "IMPORT_EMAIL_PATH", default_value = "traits.email")]
+    email_path: JsonPath,
+    /// Let hashes cross a network without TLS; without it http is for this machine and private addresses alone
+    #[arg(long, requires = "to_kratos")]
+    plain_http: bool,
+    /// The setting of `serve`: changes that are older are not known any more
+    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", value_parser = config::audit_retention)]
+    audit_retention: Duration,
+}
+
+fn time(text: &str) -> Result<OffsetDateTime, &'static str> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "write it like 2026-11-29T12:00:00Z")
+}
+
+pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
+    let ExportArguments { out, to_kratos, since, dry_run, failed, email_path, plain_http, audit_retention } =
+        arguments;
+    let (Some(url), Some(since)) = (to_kratos, since) else { return to_file(out).await };
+    let now = Clock::system().now();
+    if since > now {
+        return Err("--since is in the future: give the time of the last import".into());
+    }
+    if since < now - audit_retention {
+        let kept = format_duration(audit_retention);
+        return Err(format!("--since is longer ago than audit events are kept ({kept}): what changed then is not known any more").into());
+    }
+    let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
+    let what = ToKratos { since, email_path, failed, dry_run };
+    let mut connection = connect().await?;
+    let mut progress = Progress::begin();
+    let told = |carried: &Carried| {
+        if carried.looked_at == 0 {
+            eprintln!("{} accounts have changed here since then", carried.changed);
+        }
+        progress.tell(carried.looked_at, |rate| {
+            let Carried { changed, looked_at, failed, .. } = carried;
+            format!("{looked_at} of {changed} accounts, {rate} a second, {failed} failed")
+        });
+    };
+    let (carried, done) =
+        export::kratos::run(&mut connection, now, &kratos, &what, &stop_signal()?, told).await;
+    println!("{}", summary(&carried, &what));
+    done?;
+    if carried.failed > 0 {
+        return Err(format!("{} accounts failed: {} says why", carried.failed, what.failed.display()).into());
+    }
+    Ok(())
+}
+
+fn summary(carried: &Carried, what: &ToKratos) -> String {
+    let Carried { changed, looked_at, written, same, newer_there, failed } = carried;
+    let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
+    let done = format!(
+        "{looked_at} of {changed} accounts that have changed here: {tense}{written} written, {same} as they were, {failed} failed"
+    );
+    if *newer_there == 0 {
+        return done;
+    }
+    let list = what.failed.display();
+    format!(
+        "{done}\n{newer_there} were changed in Kratos later than here, and stay so in that: {list} says which"
+    )
+}
+
+async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
+    let mut connection = connect().await?;
+    let file: Box<dyn Write> = match &out {
+        Some(path) => Box::new(
+            file_of_its_owner(path).map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
+        ),
+        None => Box::new(std::io::stdout()),
+    };
+    let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
+    eprintln!("{count} accounts are exported, with the hashes of their passwords");
+    Ok(())
+}
+
+/// Whoever reads it can guess at every password, so a file that was there becomes its owner's alone, too.
+fn file_of_its_owner(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,55 @@
+//! The pages of Kratos's list as one text to read: its arrays one after the other.
+
+use std::io::{self, Read};
+
+use hyper::body::Bytes;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::kratos::{Kratos, KratosError, Page};
+
+/// Pages that arrive, the last of them an error if Kratos failed.
+pub(super) struct Pages {
+    coming: Receiver<Result<Page, KratosError>>,
+    page: Bytes,
+    was_last: bool,
+}
+
+/// What reads the pages, on a thread that may block, and the task that asks for them, one ahead. Without the task there is
+/// nothing more to read.
+pub(super) fn open(kratos: Kratos, size: u16) -> (Pages, AbortOnDropHandle<()>) {
+    let (sender, coming) = channel(1);
+    let asking = tokio::spawn(async move { ask(&kratos, size, &sender).await });
+    (Pages { coming, page: Bytes::new(), was_last: false }, AbortOnDropHandle::new(asking))
+}
+
+/// Until the last page, an error, or nobody reads any more.
+async fn ask(kratos: &Kratos, size: u16, pages: &Sender<Result<Page, KratosError>>) {
+    let mut token = None;
+    loop {
+        let page = kratos.page(size, token.as_deref()).await;
+        token = page.as_ref().ok().and_then(|page| page.next.clone());
+        if pages.send(page).await.is_err() || token.is_none() {
+            return;
+        }
+    }
+}
+
+impl Read for Pages {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.page.is_empty() {
+            let failed = |why: &str| io::Error::other(format!("{why}; run the same import again to go on"));
+            match self.coming.blocking_recv() {
+                Some(page) => {
+                    let page = page.map_err(|why| failed(&why.to_string()))?;
+                    (self.page, self.was_last) = (page.identities, page.next.is_none());
+                }
+                None if self.was_last => return Ok(0),
+                None => return Err(failed("nobody asks for its next page any more")),
+            }
+        }
+        let part = self.page.split_to(into.len().min(self.page.len()));
+        into[..part.len()].copy_from_slice(&part);
+        Ok(part.len())
+    }
+}

@@ -1,0 +1,60 @@
+//! The list of what could not be moved: one JSON object a line, without anything of a record but its id.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+/// The list. Readable to its owner alone.
+pub(crate) struct Refusals {
+    path: PathBuf,
+    file: BufWriter<File>,
+    is_empty: bool,
+}
+
+/// The list cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot be written: {why}", file.display())]
+pub struct Unwritable {
+    file: PathBuf,
+    why: io::Error,
+}
+
+#[derive(Serialize)]
+struct Refused<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    id: Option<Uuid>,
+    reason: &'a str,
+}
+
+impl Refusals {
+    pub(crate) fn create(path: &Path) -> Result<Self, Unwritable> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+        let file = file.map_err(|why| Unwritable { file: path.into(), why })?;
+        Ok(Self { path: path.into(), file: BufWriter::new(file), is_empty: true })
+    }
+
+    /// `line`: where in a file the record was.
+    pub(crate) fn write(
+        &mut self,
+        line: Option<u64>,
+        id: Option<Uuid>,
+        reason: &str,
+    ) -> Result<(), Unwritable> {
+        self.is_empty = false;
+        let written = serde_json::to_writer(&mut self.file, &Refused { line, id, reason });
+        let written = written.map_err(io::Error::from).and_then(|()| self.file.write_all(b"\n"));
+        written.map_err(|why| Unwritable { file: self.path.clone(), why })
+    }
+
+    /// Nothing refused, nothing left behind.
+    pub(crate) fn end(mut self) -> Result<(), Unwritable> {
+        let ended = self.file.flush();
+        let ended = if self.is_empty { ended.and_then(|()| std::fs::remove_file(&self.path)) } else { ended };
+        ended.map_err(|why| Unwritable { file: self.path, why })
+    }
+}

@@ -1,0 +1,275 @@
+//! Ory Kratos's admin API: its list of identities page by page, one identity, and an identity put back.
+//!
+//! The client asks the given address alone: it follows no redirect, and takes of the link to the next page nothing but its
+//! token. Answers are bounded in time and in octets. No error quotes an answer, which holds addresses and hashes.
+
+mod url;
+
+use std::time::Duration;
+
+use ::url::Url;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::TokioExecutor;
+use uuid::Uuid;
+
+pub use self::url::AdminUrl;
+use crate::config::ConfigError;
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a whole answer may take: a page of 1,000 identities from a busy Kratos needs seconds.
+const ANSWER: Duration = Duration::from_mins(1);
+/// The longest identity and the longest page, in octets.
+const MAX_IDENTITY: usize = 1 << 20;
+const MAX_PAGE: usize = 64 << 20;
+
+/// A client of one Kratos.
+#[derive(Clone, Debug)]
+pub struct Kratos {
+    url: AdminUrl,
+    authorization: Option<HeaderValue>,
+    connections: Connections,
+}
+
+/// Over http no certificates are needed, which a bare machine may not have.
+#[derive(Clone, Debug)]
+enum Connections {
+    Plain(Client<HttpConnector, Full<Bytes>>),
+    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+}
+
+/// Why Kratos did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KratosError {
+    /// No answer, or not a whole one.
+    #[error("it does not answer ({0})")]
+    Away(String),
+    /// An answer with another status than the one that is hoped for.
+    #[error("it answered {0}{hint}", hint = hint(*.0))]
+    Status(StatusCode),
+    /// An answer that is not of this API.
+    #[error("{0}")]
+    Unreadable(&'static str),
+}
+
+impl KratosError {
+    /// Whether the next request would fare no better.
+    #[must_use]
+    pub fn is_of_all_requests(&self) -> bool {
+        match self {
+            Self::Away(_) => true,
+            Self::Status(status) => {
+                status.is_redirection() || matches!(status.as_u16(), 401 | 403 | 407 | 429 | 502..=504)
+            }
+            Self::Unreadable(_) => false,
+        }
+    }
+}
+
+fn hint(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        300..=399 => ": redirects are not followed; give the address that it names",
+        401 | 403 => ": set KRATOS_AUTHORIZATION to what the proxy before it asks for",
+        404 => ": is this the admin API, whose usual port is 4434?",
+        429 => ": it limits requests; try again later",
+        _ => "",
+    }
+}
+
+/// A page of the list.
+pub struct Page {
+    /// A JSON array of identities, as Kratos wrote it.
+    pub identities: Bytes,
+    /// What asks for the next page; `None` after the last one.
+    pub next: Option<String>,
+}
+
+impl Kratos {
+    /// A client that connects to nothing yet. `plain_http` lets hashes cross a network without TLS. `authorization` is the
+    /// value of that header.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if the address needs TLS, there is no certificate to check it by, or `authorization` is no header.
+    pub fn new(url: AdminUrl, plain_http: bool, authorization: Option<&str>) -> Result<Self, ConfigError> {
+        let unusable = |why: String| ConfigError::new("the URL of Kratos", why);
+        if !plain_http && !url.is_safe() {
+            let why = "would carry the hashes of passwords over a network without TLS: use https, or --plain-http if that \
+                       network is yours alone";
+            return Err(unusable(why.into()));
+        }
+        let mut http = HttpConnector::new();
+        http.set_connect_timeout(Some(CONNECT));
+        let client = || Client::builder(TokioExecutor::new());
+        let connections = if url.is_https() {
+            http.enforce_http(false);
+            let tls = HttpsConnectorBuilder::new().with_native_roots();
+            let tls = tls.map_err(|error| unusable(format!("cannot be checked: {error}")))?;
+            Connections::Tls(client().build(tls.https_only().enable_http1().wrap_connector(http)))
+        } else {
+            Connections::Plain(client().build(http))
+        };
+        let authorization = authorization.map(|value| {
+            let mut value = HeaderValue::from_str(value).map_err(|_| {
+                ConfigError::new("KRATOS_AUTHORIZATION", "is not the value of an HTTP header")
+            })?;
+            value.set_sensitive(true);
+            Ok::<_, ConfigError>(value)
+        });
+        Ok(Self { url, authorization: authorization.transpose()?, connections })
+    }
+
+    /// A page of the list, in the order of ids, with passwords.
+    ///
+    /// # Errors
+    ///
+    /// [`KratosError`].
+    pub async fn page(&self, size: u16, token: Option<&str>) -> Result<Page, KratosError> {
+        let mut url = self.url.of_identities();
+        url.query_pairs_mut()
+            .append_pair("include_credential", "password")
+            .append_pair("page_size", &size.to_string());
+        if let Some(token) = token {
+            url.query_pairs_mut().append_pair("page_token", token);
+        }
+        let (status, headers, identities) = self.ask(Method::GET, &url, None, MAX_PAGE).await?;
+        if status != StatusCode::OK {
+            return Err(KratosError::Status(status));
+        }
+        if identities.trim_ascii_start().first() != Some(&b'[') {
+            return Err(KratosError::Unreadable("it answered with something else than a list of identities"));
+        }
+        let next = next_page(&headers, &url)?;
+        if next.is_some() && next.as_deref() == token {
+            return Err(KratosError::Unreadable("its list does not go on: the next page is the same one"));
+        }
+        Ok(Page { identities, next })
+    }
+
+    /// An identity with its password, as Kratos writes it; `None` if there is none with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`KratosError`].
+    pub async fn identity(&self, id: Uuid) -> Result<Option<Bytes>, KratosError> {
+        let mut url = self.url.of_identity(id);
+        url.query_pairs_mut().append_pair("include_credential", "password");
+        match self.ask(Method::GET, &url, None, MAX_IDENTITY).await? {
+            (StatusCode::OK, _, identity) => Ok(Some(identity)),
+            (StatusCode::NOT_FOUND, ..) => Ok(None),
+            (status, ..) => Err(KratosError::Status(status)),
+        }
+    }
+
+    /// Replaces an identity, all but the credentials that `identity` does not have.
+    ///
+    /// # Errors
+    ///
+    /// [`KratosError`].
+    pub async fn put(&self, id: Uuid, identity: Vec<u8>) -> Result<(), KratosError> {
+        match self.ask(Method::PUT, &self.url.of_identity(id), Some(identity), MAX_IDENTITY).await? {
+            (StatusCode::OK, ..) => Ok(()),
+            (status, ..) => Err(KratosError::Status(status)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: &Url,
+        json: Option<Vec<u8>>,
+        max: usize,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), KratosError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(url.as_str())
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("vos-auth/", env!("CARGO_PKG_VERSION")));
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if json.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::from(json.unwrap_or_default());
+        let request = request.body(body).map_err(|error| KratosError::Away(error.to_string()))?;
+        let asking = async {
+            let answer = self.connections.request(request).await.map_err(|error| away(&error))?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, max).collect().await.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    KratosError::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
+                } else {
+                    away(&*error)
+                }
+            })?;
+            Ok((head.status, head.headers, body.to_bytes()))
+        };
+        let late = |_| KratosError::Away(format!("not within {} seconds", ANSWER.as_secs()));
+        tokio::time::timeout(ANSWER, asking).await.map_err(late)?
+    }
+}
+
+impl Connections {
+    async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, legacy::Error> {
+        match self {
+            Self::Plain(client) => client.request(request).await,
+            Self::Tls(client) => client.request(request).await,
+        }
+    }
+}
+
+/// With its causes: the outermost says no more than that connecting failed.
+fn away(error: &(dyn std::error::Error + 'static)) -> KratosError {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    KratosError::Away(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+}
+
+/// The token of the next page, of the header `Link` (RFC 8288). Only the token: a proxy may have changed the rest.
+fn next_page(headers: &HeaderMap, asked: &Url) -> Result<Option<String>, KratosError> {
+    let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    let next = links.flat_map(|links| links.split('<')).find_map(|link| {
+        let (target, parameters) = link.split_once('>')?;
+        let is_next =
+            parameters.split([';', ',']).any(|one| matches!(one.trim(), "rel=\"next\"" | "rel=next"));
+        is_next.then_some(target)
+    });
+    let Some(next) = next else { return Ok(None) };
+    let url = asked.join(next).ok();
+    let token = url.and_then(|url| {
+        url.query_pairs().find_map(|(name, value)| (name == "page_token").then(|| value.into_owned()))
+    });
+    let unknown = "its list has no page tokens: it is older than Kratos 1.0; import a file from it";
+    token.filter(|token| !token.is_empty()).map(Some).ok_or(KratosError::Unreadable(unknown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_next_page_only_the_token_is_taken() {
+        let asked = Url::parse("http://127.0.0.1:4434/admin/identities?page_size=2").unwrap();
+        let next = |link: &'static str| {
+            let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);
+            next_page(&headers, &asked).map_err(|error| error.to_string())
+        };
+        let first = "</admin/identities?page_size=2&page_token=00>; rel=\"first\"";
+        assert_eq!(next(first), Ok(None));
+        for target in [
+            "/admin/identities?page_size=2&page_token=a%2Bb",
+            "https://elsewhere.example/x?page_token=a%2Bb",
+            "?page_token=a%2Bb&page_size=2",
+        ] {
+            let link: &'static str = format!("{first},<{target}>; rel=\"next\"").leak();
+            assert_eq!(next(link), Ok(Some("a+b".to_owned())), "{link}");
+        }
+        assert!(next("</admin/identities?page=2>; rel=\"next\"").unwrap_err().contains("no page tokens"));
+    }
+}
