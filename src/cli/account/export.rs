@@ -29,7 +29,7 @@ pub(in crate::cli) struct ExportArguments {
     /// again
     #[arg(long, value_name = "URL", requires = "since", conflicts_with = "out")]
     to_kratos: Option<AdminUrl>,
-    /// The time of the last import, such as 2026-11-29T12:00:00Z
+    /// The time of the first import, such as 2026-11-29T12:00:00Z
     #[arg(long, value_name = "TIME", requires = "to_kratos", value_parser = time)]
     since: Option<OffsetDateTime>,
     /// Look everything up, say what would be done, and write nothing to Kratos
@@ -59,7 +59,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
     let (Some(url), Some(since)) = (to_kratos, since) else { return to_file(out).await };
     let now = Clock::system().now();
     if since > now {
-        return Err("--since is in the future: give the time of the last import".into());
+        return Err("--since is in the future: give the time of the first import".into());
     }
     if since < now - audit_retention {
         let kept = format_duration(audit_retention);
