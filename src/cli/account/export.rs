@@ -1,5 +1,6 @@
 //! `vos-auth account export`: to a file, or back into Kratos.
 
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -10,6 +11,7 @@ use clap::Args;
 use humantime::format_duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio_util::sync::CancellationToken;
 
 use super::super::{Failure, connect, stop_signal};
 use super::progress::Progress;
@@ -78,14 +80,24 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
             format!("{looked_at} of {changed} accounts, {rate} a second, {failed} failed")
         });
     };
-    let (carried, done) =
-        export::kratos::run(&mut connection, now, &kratos, &what, &stop_signal()?, told).await;
+    let stop = stop_signal()?;
+    let (carried, done) = tokio::select! {
+        done = export::kratos::run(&mut connection, now, &kratos, &what, &stop, told) => done,
+        never = says_that_it_stops(&stop) => match never {},
+    };
     println!("{}", summary(&carried, &what));
     done?;
     if carried.failed > 0 {
         return Err(format!("{} accounts failed: {} says why", carried.failed, what.failed.display()).into());
     }
     Ok(())
+}
+
+/// A PUT that was sent is waited for.
+async fn says_that_it_stops(stop: &CancellationToken) -> Infallible {
+    stop.cancelled().await;
+    eprintln!("stopping as soon as Kratos has answered");
+    std::future::pending().await
 }
 
 fn summary(carried: &Carried, what: &ToKratos) -> String {

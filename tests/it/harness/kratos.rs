@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Map, Value, json};
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::now;
@@ -38,6 +39,8 @@ struct Inner {
     is_gone: bool,
     asked: Vec<Method>,
     authorization: Option<String>,
+    /// While this holds, a PUT waits to be answered.
+    held: Option<watch::Receiver<()>>,
     /// Where the links to its next pages point to.
     links_to: String,
 }
@@ -96,6 +99,13 @@ impl Kratos {
     pub fn is_back(&self) {
         let mut inner = self.inner.lock().unwrap();
         (inner.puts_left, inner.is_gone) = (None, false);
+    }
+
+    /// Answers no PUT until what this gives is dropped.
+    pub fn holds_puts(&self) -> watch::Sender<()> {
+        let (hold, waits) = watch::channel(());
+        self.inner.lock().unwrap().held = Some(waits);
+        hold
     }
 
     /// Lets the links to its pages name another host, as behind a proxy.
@@ -213,6 +223,11 @@ async fn put(
     Json(body): Json<Map<String, Value>>,
 ) -> Response {
     asked(&inner, Method::PUT, &headers);
+    let held = inner.lock().unwrap().held.clone();
+    if let Some(mut held) = held {
+        // An error, when the other end is dropped.
+        let _ = held.changed().await;
+    }
     let mut inner = inner.lock().unwrap();
     if inner.puts_left == Some(0) {
         inner.is_gone = true;

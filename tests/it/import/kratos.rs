@@ -344,3 +344,36 @@ async fn ctrl_c_ends_it_while_kratos_is_silent(pool: PgPool) {
     let (said, well) = program.ends();
     assert!(!well && said.iter().any(|line| line.contains("stopped after 0 records")), "{said:?}");
 }
+
+/// The signal comes while Kratos has a PUT that it has not answered: that one is waited for, and the next is not sent.
+#[sqlx::test]
+async fn ctrl_c_waits_for_the_put_that_was_sent(pool: PgPool) {
+    let kratos = Kratos::start(&with_metadata(0..3));
+    assert!(takes_over(&pool, &kratos, &[]).well);
+    let since = present();
+    let service = Service::start(&pool).await;
+    resets(&service, 0..3).await;
+    service.stops().await;
+    let hold = kratos.holds_puts();
+    let (to, list, url) = (kratos.url(), path_of(&pool, "failed.ndjson"), database::url(&pool));
+    let arguments = ["account", "export", "--to-kratos", &to, "--since", &since, "--failed", &list];
+    let mut program = Program::start(&arguments, &[("DATABASE_URL", url.as_str())]);
+    while kratos.asked(&Method::PUT) == 0 {
+        tokio::task::yield_now().await;
+    }
+    program.signal("-INT");
+    program.line_with("stopping as soon as Kratos has answered");
+    drop(hold);
+    let (said, well) = program.ends();
+    let said = said.join("\n");
+    assert!(!well && said.contains("1 of 3 accounts that have changed here: 1 written"), "{said}");
+    assert!(said.contains("stopped; run the same export again to go on"), "{said}");
+    assert_eq!(kratos.asked(&Method::PUT), 0);
+    let again = carries_back(&pool, &kratos, &since, &[]);
+    assert!(
+        again.well && again.said.contains("2 written, 1 as they were, 0 failed"),
+        "{}{}",
+        again.said,
+        again.why
+    );
+}
