@@ -24,8 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use self::identity::Paths;
-pub(crate) use self::refused::Refusals;
 pub use self::refused::Unwritable;
+pub(crate) use self::refused::{Refusals, file_of_its_owner};
 use self::source::Record;
 use crate::account::import::{Fate, Incoming, import};
 use crate::audit;

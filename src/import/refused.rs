@@ -1,8 +1,8 @@
 //! The list of what could not be moved: one JSON object a line, without anything of a record but its id.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -33,8 +33,7 @@ struct Refused<'a> {
 
 impl Refusals {
     pub(crate) fn create(path: &Path) -> Result<Self, Unwritable> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-        let file = file.map_err(|why| Unwritable { file: path.into(), why })?;
+        let file = file_of_its_owner(path).map_err(|why| Unwritable { file: path.into(), why })?;
         Ok(Self { path: path.into(), file: BufWriter::new(file), is_empty: true })
     }
 
@@ -57,4 +56,13 @@ impl Refusals {
         let ended = if self.is_empty { ended.and_then(|()| std::fs::remove_file(&self.path)) } else { ended };
         ended.map_err(|why| Unwritable { file: self.path, why })
     }
+}
+
+/// Opens a file anew that nobody else can read: one that was there becomes its owner's alone, too.
+pub(crate) fn file_of_its_owner(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }

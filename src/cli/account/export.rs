@@ -1,10 +1,8 @@
 //! `vos-auth account export`: to a file, or back into Kratos.
 
 use std::convert::Infallible;
-use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -18,6 +16,7 @@ use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
 use crate::export::{self, kratos::Carried, kratos::ToKratos};
+use crate::import::file_of_its_owner;
 use crate::import::identity::JsonPath;
 use crate::kratos::{AdminUrl, Kratos};
 
@@ -126,13 +125,4 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
     let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
     eprintln!("{count} accounts are exported, with the hashes of their passwords");
     Ok(())
-}
-
-/// Whoever reads it can guess at every password, so a file that was there becomes its owner's alone, too.
-fn file_of_its_owner(path: &Path) -> std::io::Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    if file.metadata()?.is_file() {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-    }
-    Ok(file)
 }

@@ -34,13 +34,13 @@ struct Inner {
     identities: BTreeMap<Uuid, Value>,
     /// Answered with 500.
     failing: HashSet<Uuid>,
-    /// PUTs until it is gone; `None`: it stays.
-    puts_left: Option<usize>,
+    /// Such requests until it is gone; `None`: it stays.
+    until_gone: Option<(Method, usize)>,
     is_gone: bool,
     asked: Vec<Method>,
     authorization: Option<String>,
-    /// While this holds, a PUT waits to be answered.
-    held: Option<watch::Receiver<()>>,
+    /// After so many of them, such requests wait to be answered.
+    held: Option<(Method, usize, watch::Receiver<()>)>,
     /// Where the links to its next pages point to.
     links_to: String,
 }
@@ -91,20 +91,20 @@ impl Kratos {
         self.inner.lock().unwrap().failing = ids.iter().map(|id| id.parse().unwrap()).collect();
     }
 
-    /// After so many more PUTs it ends every connection without an answer.
-    pub fn is_gone_after(&self, puts: usize) {
-        self.inner.lock().unwrap().puts_left = Some(puts);
+    /// After so many more of these requests it ends every connection without an answer.
+    pub fn is_gone_after(&self, requests: usize, method: Method) {
+        self.inner.lock().unwrap().until_gone = Some((method, requests));
     }
 
     pub fn is_back(&self) {
         let mut inner = self.inner.lock().unwrap();
-        (inner.puts_left, inner.is_gone) = (None, false);
+        (inner.until_gone, inner.is_gone) = (None, false);
     }
 
-    /// Answers no PUT until what this gives is dropped.
-    pub fn holds_puts(&self) -> watch::Sender<()> {
+    /// After so many more of these requests it answers none until what this gives is dropped.
+    pub fn holds_after(&self, requests: usize, method: Method) -> watch::Sender<()> {
         let (hold, waits) = watch::channel(());
-        self.inner.lock().unwrap().held = Some(waits);
+        self.inner.lock().unwrap().held = Some((method, requests, waits));
         hold
     }
 
@@ -127,15 +127,38 @@ impl Kratos {
     }
 }
 
-/// Counts a request; one that comes while Kratos is gone ends its connection.
-fn asked(inner: &Shared, method: Method, headers: &HeaderMap) {
-    let mut inner = inner.lock().unwrap();
-    if inner.is_gone {
-        drop(inner);
+/// Counts a request, and holds it if it is to be held; one that comes while Kratos is gone ends its connection.
+async fn asked(inner: &Shared, method: Method, headers: &HeaderMap) {
+    let (is_gone, held) = inner.lock().unwrap().counts(method, headers);
+    if is_gone {
         hangs_up();
     }
-    inner.asked.push(method);
-    inner.authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+    if let Some(mut held) = held {
+        // An error, when the other end is dropped.
+        let _ = held.changed().await;
+    }
+}
+
+impl Inner {
+    fn counts(&mut self, method: Method, headers: &HeaderMap) -> (bool, Option<watch::Receiver<()>>) {
+        if let Some((gone, left)) = &mut self.until_gone
+            && *gone == method
+        {
+            self.is_gone = *left == 0;
+            *left = left.saturating_sub(1);
+        }
+        let held = match &mut self.held {
+            Some((held, 0, wait)) if *held == method => Some(wait.clone()),
+            Some((held, left, _)) if *held == method => {
+                *left -= 1;
+                None
+            }
+            _ => None,
+        };
+        self.authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        self.asked.push(method);
+        (self.is_gone, held)
+    }
 }
 
 /// Ends the task of the connection, and the connection with it, without a word in the test's output.
@@ -167,7 +190,7 @@ async fn list(
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> Response {
-    asked(&inner, Method::GET, &headers);
+    asked(&inner, Method::GET, &headers).await;
     let of = |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let size = of("page_size").map_or(250, |size| size.parse().unwrap()).clamp(1, MAX_PAGE);
     let after: Uuid = of("page_token").map_or(Uuid::nil(), |token| token.parse().unwrap());
@@ -205,7 +228,7 @@ async fn one(
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> Response {
-    asked(&inner, Method::GET, &headers);
+    asked(&inner, Method::GET, &headers).await;
     let inner = inner.lock().unwrap();
     match inner.identities.get(&id) {
         _ if inner.failing.contains(&id) => problem(StatusCode::INTERNAL_SERVER_ERROR),
@@ -222,19 +245,8 @@ async fn put(
     headers: HeaderMap,
     Json(body): Json<Map<String, Value>>,
 ) -> Response {
-    asked(&inner, Method::PUT, &headers);
-    let held = inner.lock().unwrap().held.clone();
-    if let Some(mut held) = held {
-        // An error, when the other end is dropped.
-        let _ = held.changed().await;
-    }
+    asked(&inner, Method::PUT, &headers).await;
     let mut inner = inner.lock().unwrap();
-    if inner.puts_left == Some(0) {
-        inner.is_gone = true;
-        drop(inner);
-        hangs_up();
-    }
-    inner.puts_left = inner.puts_left.map(|left| left - 1);
     let Some(old) = inner.identities.get(&id) else { return problem(StatusCode::NOT_FOUND) };
     match replaced(old, &body) {
         Ok(new) => {

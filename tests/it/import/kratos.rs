@@ -14,7 +14,7 @@ use super::{
 };
 use crate::harness::kratos::Kratos;
 use crate::harness::program::{Program, run};
-use crate::harness::{Service, database, now};
+use crate::harness::{PATIENCE, Service, database, now};
 
 /// Identities with all that a careless PUT would lose.
 fn with_metadata(numbers: std::ops::Range<u32>) -> Vec<Value> {
@@ -99,6 +99,10 @@ async fn what_is_to_be_done_before_the_import_comes_first(pool: PgPool) {
     all[0]["credentials"]["password"]["config"]["hashed_password"] = BCRYPT.replace("$04$", "$12$").into();
     all[1]["traits"]["email"] = "trần@example.com".into();
     let kratos = Kratos::start(&all);
+    let list = path_of(&pool, "import.refused.ndjson");
+    // What was there before could be read by everybody.
+    std::fs::write(&list, "").unwrap();
+    std::fs::set_permissions(&list, std::fs::Permissions::from_mode(0o644)).unwrap();
     let ended = takes_over(&pool, &kratos, &["--dry-run", "--login-failure-time", "10ms"]);
     let said: Vec<_> = ended.said.lines().collect();
     assert!(said[0].starts_with("1 emails have characters beyond ASCII before the @"), "{}", ended.said);
@@ -106,7 +110,6 @@ async fn what_is_to_be_done_before_the_import_comes_first(pool: PgPool) {
         said[1].strip_prefix("set LOGIN_FAILURE_TIME=").and_then(|rest| rest.split_once("ms for `serve`"));
     assert!(advised.unwrap().0.parse::<u32>().unwrap() >= 100, "Kratos's default cost: {}", ended.said);
     assert!(said[2].starts_with("3 records: nothing was written; it would be 2 new"), "{}", ended.said);
-    let list = path_of(&pool, "import.refused.ndjson");
     let refused: Value = serde_json::from_str(&std::fs::read_to_string(&list).unwrap()).unwrap();
     assert!(refused["id"] == all[1]["id"] && refused.get("line").is_none(), "{refused}");
     assert_eq!(std::fs::metadata(list).unwrap().permissions().mode() & 0o777, 0o600);
@@ -272,17 +275,11 @@ async fn a_kratos_that_is_down_stops_it_and_run_again_it_goes_on(pool: PgPool) {
     let service = Service::start(&pool).await;
     resets(&service, 0..6).await;
     service.stops().await;
-    kratos.is_gone_after(2);
+    kratos.is_gone_after(2, Method::PUT);
     let ended = carries_back(&pool, &kratos, &since, &[]);
     assert!(!ended.well && ended.why.contains("Kratos cannot be asked: it does not answer"), "{}", ended.why);
     assert!(ended.why.contains("run the same export again to go on"), "{}", ended.why);
     assert!(ended.said.starts_with("2 of 6 accounts that have changed here: 2 written"), "{}", ended.said);
-    let import = takes_over(&pool, &kratos, &[]);
-    assert!(
-        !import.well && import.why.contains("Kratos cannot be read: it does not answer"),
-        "{}",
-        import.why
-    );
     kratos.is_back();
     kratos.fails_for(&all.iter().map(|one| one["id"].as_str().unwrap()).collect::<Vec<_>>());
     let ended = carries_back(&pool, &kratos, &since, &[]);
@@ -328,21 +325,41 @@ async fn a_url_that_shows_secrets_or_is_not_kratos_is_refused(pool: PgPool) {
     assert!(back("2020-01-01T00:00:00Z").contains("longer ago than audit events are kept"));
 }
 
-/// The signal comes while the import waits for a page.
+/// A page is written before the next one is answered, and Ctrl-C does not wait for that.
 #[sqlx::test]
-async fn ctrl_c_ends_it_while_kratos_is_silent(pool: PgPool) {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (from, list) =
-        (format!("http://{}", silent.local_addr().unwrap()), path_of(&pool, "import.refused.ndjson"));
-    let url = database::url(&pool);
+async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
+    let kratos = Kratos::start(&with_metadata(0..700));
+    let _hold = kratos.holds_after(1, Method::GET);
+    let (from, list, url) = (kratos.url(), path_of(&pool, "import.refused.ndjson"), database::url(&pool));
     let arguments = ["account", "import", "--from-kratos", &from, "--refused", &list];
     let program = Program::start(&arguments, &[("DATABASE_URL", url.as_str())]);
-    // It asks, and is never answered.
-    let asking = tokio::task::spawn_blocking(move || silent.accept().unwrap());
-    let _kept = asking.await.unwrap();
+    let written = async { while count(&pool, "account").await < 500 {} };
+    tokio::time::timeout(PATIENCE, written).await.expect("the first page is written");
     program.signal("-INT");
     let (said, well) = program.ends();
-    assert!(!well && said.iter().any(|line| line.contains("stopped after 0 records")), "{said:?}");
+    assert!(!well && said.iter().any(|line| line.contains("stopped after 500 records")), "{said:?}");
+}
+
+/// Kratos ends in the middle of its list: what it gave is here, and run again the rest is.
+#[sqlx::test]
+async fn an_import_whose_kratos_is_down_goes_on_when_it_is_run_again(pool: PgPool) {
+    let kratos = Kratos::start(&with_metadata(0..700));
+    kratos.is_gone_after(1, Method::GET);
+    let ended = takes_over(&pool, &kratos, &[]);
+    let why = "Kratos cannot be read: it does not answer";
+    assert!(
+        !ended.well && ended.why.contains(why) && ended.said.starts_with("500 records: 500 new"),
+        "{}",
+        ended.why
+    );
+    assert!(ended.why.contains("run the same import again to go on"), "{}", ended.why);
+    kratos.is_back();
+    let again = takes_over(&pool, &kratos, &[]);
+    assert!(
+        again.well && again.said.starts_with("700 records: 200 new, 0 changed, 500 as they were"),
+        "{}",
+        again.said
+    );
 }
 
 /// The signal comes while Kratos has a PUT that it has not answered: that one is waited for, and the next is not sent.
@@ -354,7 +371,7 @@ async fn ctrl_c_waits_for_the_put_that_was_sent(pool: PgPool) {
     let service = Service::start(&pool).await;
     resets(&service, 0..3).await;
     service.stops().await;
-    let hold = kratos.holds_puts();
+    let hold = kratos.holds_after(0, Method::PUT);
     let (to, list, url) = (kratos.url(), path_of(&pool, "failed.ndjson"), database::url(&pool));
     let arguments = ["account", "export", "--to-kratos", &to, "--since", &since, "--failed", &list];
     let mut program = Program::start(&arguments, &[("DATABASE_URL", url.as_str())]);
