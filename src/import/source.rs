@@ -159,8 +159,11 @@ fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Res
         Elements { paths, records }.deserialize(&mut json)?;
         // A page is written before the next one is waited for.
         records.send()?;
-        if json.end().is_ok() {
-            return Ok(());
+        match json.end() {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_io() => return Err(error.into()),
+            // Another array.
+            Err(_) => {}
         }
     }
 }
