@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "../../tests/it/harness/postfix_files.rs"]
+mod files;
+
 use crate::Failure;
 
 /// How the folders of all runs begin.
@@ -147,9 +150,10 @@ fn free_port() -> u16 {
 
 fn serve(home: &Path) -> Result<Child, Failure> {
     // It makes what its queue lacks.
-    runs(Command::new("postfix").arg("-c").arg(home.join("etc")).arg("check"))?;
+    runs(files::program("usr/sbin/postfix").arg("-c").arg(home.join("etc")).arg("check"))?;
     let mut master = Command::new("setpriv");
-    master.args(["--pdeathsig", "KILL", "/usr/lib/postfix/sbin/master", "-d", "-c"]).arg(home.join("etc"));
+    master.args(["--pdeathsig", "KILL"]).arg(files::path("usr/lib/postfix/sbin/master"));
+    master.args(["-d", "-c"]).arg(home.join("etc")).envs([files::libraries()]);
     Ok(master.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
@@ -174,17 +178,14 @@ fn mails(folder: &Path) -> usize {
 }
 
 fn main_cf(home: &Path, owner: &str) -> String {
-    let home = home.display();
+    let (home, files) = (home.display(), files::main_cf());
     format!(
         "compatibility_level = 3.6
 queue_directory = {home}/queue
 data_directory = {home}/data
 maillog_file = {home}/log/mail.log
 maillog_file_prefixes = {home}
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
+{files}
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 myhostname = relay.chaos.test

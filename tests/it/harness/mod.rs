@@ -14,6 +14,7 @@ pub mod needs;
 pub mod nginx;
 pub mod pooler;
 pub mod postfix;
+pub mod postfix_files;
 pub mod program;
 pub mod raw;
 pub mod receiver;

@@ -18,8 +18,9 @@ pub fn has(met: bool, otherwise: &str) -> bool {
 }
 
 /// Whether a program is there that `make test` installs.
-pub fn has_program(path: &str) -> bool {
-    has(Path::new(path).exists(), &format!("{path} is missing: `make test` installs it"))
+pub fn has_program(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
+    has(path.exists(), &format!("{} is missing: `make test` installs it", path.display()))
 }
 
 /// Whether this is root, which `what` needs.

@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::PATIENCE;
 use super::certificate::{self, Next};
 use super::needs;
+use super::postfix_files as files;
 use super::relay::Mail;
 
 pub const USER: &str = "courier";
@@ -19,7 +20,7 @@ pub const PASSWORD: &str = "a relay's password";
 
 /// Whether Postfix can run at all: it has processes of several users.
 pub fn can_run() -> bool {
-    needs::has_root("Postfix") && needs::has_program("/usr/sbin/postfix")
+    needs::has_root("Postfix") && needs::has_program(files::path("usr/sbin/postfix"))
 }
 
 pub struct Postfix {
@@ -124,7 +125,7 @@ impl Postfix {
     pub fn takes(&self, next: &Next, password: &str) {
         next.replaces(&self.home.join("tls"));
         set_password(&self.home.join("etc/sasl/sasldb2"), password);
-        output(Command::new("postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
+        output(files::program("usr/sbin/postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
     }
 
     /// What it logged, with every line that clients sent it outside TLS and inside.
@@ -184,8 +185,8 @@ pub(super) fn free_port(number: usize) -> u16 {
 
 fn serve(home: &Path) -> Child {
     // It makes what its queue lacks.
-    output(Command::new("postfix").arg("-c").arg(home.join("etc")).arg("check"));
-    let mut master = Command::new("/usr/lib/postfix/sbin/master");
+    output(files::program("usr/sbin/postfix").arg("-c").arg(home.join("etc")).arg("check"));
+    let mut master = files::program("usr/lib/postfix/sbin/master");
     master.arg("-d").arg("-c").arg(home.join("etc")).process_group(0);
     master.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -201,22 +202,20 @@ fn make_password(folder: &Path, mechanisms: &str) {
 }
 
 fn set_password(database: &Path, password: &str) {
-    let script = "printf %s \"$1\" | saslpasswd2 -p -c -f \"$0\" -u example.com courier";
-    output(Command::new("bash").args(["-c", script]).arg(database).arg(password));
+    let script = "printf %s \"$2\" | \"$0\" -p -c -f \"$1\" -u example.com courier";
+    let program = files::path("usr/sbin/saslpasswd2");
+    output(Command::new("bash").args(["-c", script]).arg(program).arg(database).arg(password));
 }
 
 fn main_cf(home: &Path, owner: &str, setup: &Setup<'_>) -> String {
-    let (home, settings) = (home.display(), setup.settings);
+    let (home, files, settings) = (home.display(), files::main_cf(), setup.settings);
     format!(
         "compatibility_level = 3.6
 queue_directory = {home}/queue
 data_directory = {home}/data
 maillog_file = {home}/log/mail.log
 maillog_file_prefixes = {home}
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
+{files}
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 myhostname = relay.example.com
