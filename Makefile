@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -91,3 +91,7 @@ import: ## measure the move of a million accounts: time, memory, kill -9 in the 
 fresh: ## try README's two commands on bare machines made by debootstrap (ARGS="--again ROW"; needs root)
 	@scripts/apt-install fresh
 	@scripts/fresh $(ARGS)
+
+versions: ## run migrations, the whole journey and the statements' plans on PostgreSQL 14 to 18
+	@scripts/apt-install versions
+	@scripts/versions

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod database;
 pub mod encrypted;
 pub mod host;
+pub mod journey;
 pub mod kratos;
 pub mod load;
 pub mod machine;
