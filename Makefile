@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -95,3 +95,8 @@ fresh: ## try README's two commands on bare machines made by debootstrap (ARGS="
 versions: ## run migrations, the whole journey and the statements' plans on PostgreSQL 14 to 18
 	@scripts/apt-install versions
 	@scripts/versions
+
+pooler: ## test PgBouncer's transaction mode, with the version of Debian 13 in a bare root (needs root)
+	@scripts/apt-install pooler
+	@cargo test --test it --no-run
+	@scripts/with-postgres pooler scripts/pooler-trixie

@@ -19,7 +19,9 @@ const TRIES: usize = 200;
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run() -> Result<(), Failure> {
-    let options = database::options(&config::database_url()?)?.options([("lock_timeout", LOCK_TIMEOUT)]);
+    // A step may take long; its role may have the service's timeout, as behind a pooler.
+    let settings = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", "0")];
+    let options = database::options(&config::database_url()?)?.options(settings);
     for _ in 1..TRIES {
         match migrate(connect_with(&options).await?).await {
             Err(error) if is_refused(&error) => {

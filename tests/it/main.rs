@@ -31,6 +31,7 @@ mod outage;
 mod page;
 mod page_trouble;
 mod plans;
+mod pooler;
 mod postfix;
 mod program;
 mod properties;

@@ -26,6 +26,16 @@ async fn migrate_says_that_it_wants_the_owners_url(pool: PgPool) {
     assert!(!migrated.status.success() && said.contains("the URL of the database's owner"), "{said}");
 }
 
+/// The role may have the settings of the service, as docs/poolers.md gives them.
+#[sqlx::test(migrations = false)]
+async fn migrate_takes_its_time_whatever_the_timeout_of_its_role(pool: PgPool) {
+    let database = pool.connect_options().get_database().unwrap().to_owned();
+    let timeout = format!("ALTER DATABASE \"{database}\" SET statement_timeout = '1ms'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(timeout)).execute(&pool).await.unwrap();
+    let migrated = run(&["migrate"], &[("DATABASE_URL", &database::url(&pool))]);
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+}
+
 /// A step that waited on would have every request on that table wait behind it.
 #[sqlx::test(migrations = false)]
 async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {

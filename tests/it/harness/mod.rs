@@ -13,6 +13,7 @@ pub mod load;
 pub mod machine;
 pub mod needs;
 pub mod nginx;
+pub mod pgbouncer;
 pub mod pooler;
 pub mod postfix;
 pub mod postfix_files;
