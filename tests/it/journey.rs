@@ -12,11 +12,11 @@ const TRADER: &str = "trader@example.com";
 /// From an empty database: `migrate`, `serve`, every request, SIGTERM; and the log has no warning in it.
 #[sqlx::test(migrations = false)]
 async fn the_program_migrates_and_serves_the_whole_journey_without_a_warning(pool: PgPool) {
-    let (url, relay) = (database::url(&pool), Relay::start().await);
-    let migrated = run(&["migrate"], &[("DATABASE_URL", &url)]);
+    let relay = Relay::start().await;
+    let migrated = run(&["migrate"], &[("DATABASE_URL", &database::url(&pool))]);
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     Service::has_account_at(&pool, TRADER).await;
-    let relay_url = relay.url();
+    let (url, relay_url) = (database::service_url(&pool), relay.url());
     let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &[]));
     let client = Client::new(program.address());
     has_relay(&client).await;
