@@ -12,6 +12,7 @@ mod database_health;
 mod delivery;
 mod deploy;
 mod dev;
+mod early_refusal;
 mod faults;
 mod harness;
 mod hashing;

@@ -9,6 +9,7 @@ pub mod encrypted;
 pub mod host;
 pub mod journey;
 pub mod kratos;
+pub mod line;
 pub mod load;
 pub mod machine;
 pub mod needs;

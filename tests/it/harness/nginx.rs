@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::PATIENCE;
+use super::line::Line;
 use super::needs;
 use super::postfix::free_port;
 
@@ -18,8 +19,22 @@ const PROGRAM: &str = "/usr/sbin/nginx";
 /// Where clients come from: an address that is not nginx's own.
 pub const CLIENT: &str = "127.0.0.2";
 
+/// How it differs from `deploy/nginx.conf`.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// The network at whose far end it runs, instead of loopback.
+    pub line: Option<&'a Line>,
+    /// Changes of its text; each has to find what it changes. `{plain}` is the port without TLS.
+    pub changes: &'a [(&'a str, &'a str)],
+    /// Whether its main context is Debian's after the command of docs/operations.md, or nginx's own defaults.
+    pub is_documented: bool,
+}
+
 pub struct Nginx {
     home: PathBuf,
+    host: Ipv4Addr,
+    /// Where its clients come from.
+    client: Ipv4Addr,
     pub tls: u16,
     pub plain: u16,
     process: Child,
@@ -32,28 +47,38 @@ pub fn is_installed() -> bool {
 
 impl Nginx {
     pub fn before(replicas: [SocketAddr; 2]) -> Self {
+        Self::start(replicas, &Setup::default())
+    }
+
+    pub fn start(replicas: [SocketAddr; 2], setup: &Setup<'_>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let home = std::env::temp_dir().join(format!("vos-auth-nginx-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&home);
         fs::create_dir_all(&home).unwrap();
         make_certificate(&home);
+        let host = setup.line.map_or(Ipv4Addr::LOCALHOST, |line| line.far);
+        let client = setup.line.map_or(CLIENT.parse().unwrap(), |line| line.near);
         // Beyond those of the Postfixes.
         let (tls, plain) = (free_port(40 + number % 5 * 2), free_port(41 + number % 5 * 2));
         let site = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx.conf")).unwrap();
-        let site = with_own_addresses(&site, tls, plain, replicas);
+        let site = with_own_addresses(&site, host, [tls, plain], replicas);
+        let site = with_changes(site, setup.changes).replace("{plain}", &plain.to_string());
         fs::write(home.join("site.conf"), site).unwrap();
-        fs::write(home.join("nginx.conf"), MAIN).unwrap();
-        let mut nginx = Command::new(PROGRAM);
+        fs::write(home.join("nginx.conf"), main_context(&home, setup.is_documented)).unwrap();
+        let mut nginx = match setup.line {
+            Some(line) => line.at_far_end(PROGRAM),
+            None => Command::new(PROGRAM),
+        };
         nginx.arg("-p").arg(&home).arg("-c").arg(home.join("nginx.conf")).stdin(Stdio::null());
         let process = nginx.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, tls)).is_err() {
+        while TcpStream::connect((host, tls)).is_err() {
             let log = fs::read_to_string(home.join("error.log")).unwrap_or_default();
             assert!(began.elapsed() < PATIENCE, "nginx is not up: {log}");
             std::thread::yield_now();
         }
-        Self { home, tls, plain, process }
+        Self { home, host, client, tls, plain, process }
     }
 
     /// Takes a new certificate into use as an operator does: files changed, then a reload. Ends when it is served.
@@ -91,12 +116,21 @@ impl Nginx {
         fs::read_to_string(self.home.join("error.log")).unwrap_or_default()
     }
 
+    /// Asks for `path` so many times at a steady rate, with `more` in the words of curl's configuration: the statuses.
+    pub async fn asks_at_a_rate(&self, path: &str, times: usize, a_second: usize, more: &str) -> Vec<u16> {
+        let one = format!("{}output = \"/dev/null\"\n{more}", self.transfer(path, "%{http_code}\\n"));
+        let lines = format!("rate = \"{a_second}/s\"\n{}", vec![one; times].join("next\n"));
+        let output = self.curl(lines, &[]).await;
+        output.lines().map(|status| status.parse().unwrap()).collect()
+    }
+
     /// One transfer in the words of curl's configuration.
     fn transfer(&self, path: &str, write_out: &str) -> String {
-        let (port, home) = (self.tls, self.home.display());
+        let Self { tls: port, host, client, .. } = self;
+        let home = self.home.display();
         format!(
-            "silent\nshow-error\npath-as-is\ninterface = \"{CLIENT}\"\ncacert = \"{home}/ca.pem\"
-resolve = \"platform.verolabs.co:{port}:127.0.0.1\"
+            "silent\nshow-error\npath-as-is\ninterface = \"{client}\"\ncacert = \"{home}/ca.pem\"
+resolve = \"platform.verolabs.co:{port}:{host}\"
 url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"\n"
         )
     }
@@ -127,11 +161,14 @@ impl Drop for Nginx {
     }
 }
 
-const MAIN: &str = "daemon off;
+fn main_context(home: &Path, is_documented: bool) -> String {
+    let workers = if is_documented { documented_workers(home) } else { "events {}".to_owned() };
+    format!(
+        "daemon off;
 pid nginx.pid;
 error_log error.log;
-events {}
-http {
+{workers}
+http {{
   access_log access.log;
   client_body_temp_path body;
   proxy_temp_path proxy;
@@ -139,24 +176,52 @@ http {
   uwsgi_temp_path uwsgi;
   scgi_temp_path scgi;
   include site.conf;
+}}
+"
+    )
 }
-";
 
-/// Every change has to find what it changes.
-fn with_own_addresses(site: &str, tls: u16, plain: u16, [first, second]: [SocketAddr; 2]) -> String {
+/// What the command of docs/operations.md makes of the lines on workers in Debian's nginx.conf.
+fn documented_workers(home: &Path) -> String {
+    let debian = home.join("debian.conf");
+    let lines = "worker_processes auto;\nevents {\n\tworker_connections 768;\n\t# multi_accept on;\n}\n";
+    fs::write(&debian, lines).unwrap();
+    let operations = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let operations = fs::read_to_string(operations).unwrap();
+    let (before, _) = operations.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
+    let command = &before[before.rfind("sed -i").expect("it is sed's")..];
+    let script = format!("{command} {}", debian.display());
+    // Once more changes nothing.
+    for _ in 0..2 {
+        assert!(Command::new("bash").args(["-c", &script]).status().unwrap().success(), "{script}");
+    }
+    fs::read_to_string(debian).unwrap()
+}
+
+fn with_own_addresses(
+    site: &str,
+    host: Ipv4Addr,
+    [tls, plain]: [u16; 2],
+    [first, second]: [SocketAddr; 2],
+) -> String {
     let changes = [
-        ("listen 80;", format!("listen 127.0.0.1:{plain};")),
+        ("listen 80;", format!("listen {host}:{plain};")),
         ("listen [::]:80;", String::new()),
-        ("listen 443 ", format!("listen 127.0.0.1:{tls} ")),
+        ("listen 443 ", format!("listen {host}:{tls} ")),
         ("listen [::]:443 ssl;", String::new()),
         ("10.0.0.11:8080", first.to_string()),
         ("10.0.0.12:8080", second.to_string()),
         ("/etc/nginx/tls/platform.verolabs.co.pem", "cert.pem".to_owned()),
         ("/etc/nginx/tls/platform.verolabs.co.key", "key.pem".to_owned()),
     ];
-    changes.into_iter().fold(site.to_owned(), |site, (from, to)| {
+    with_changes(site.to_owned(), &changes.each_ref().map(|(from, to)| (*from, to.as_str())))
+}
+
+/// Every change has to find what it changes.
+fn with_changes(site: String, changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(site, |site, (from, to)| {
         assert!(site.contains(from), "{from}");
-        site.replace(from, &to)
+        site.replace(from, to)
     })
 }
 

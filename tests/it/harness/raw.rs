@@ -88,8 +88,25 @@ impl Raw {
 
     /// Everything until the service has closed.
     pub async fn hears_all(mut self) -> String {
+        self.hears_until_the_end().await
+    }
+
+    /// Everything until the service sends no more; the connection stays.
+    pub async fn hears_until_the_end(&mut self) -> String {
         while self.reads().await {}
         self.text()
+    }
+
+    /// Whether so many drops are taken, one after the other.
+    pub async fn drips_on(&mut self, octets: &[u8], drops: usize) -> bool {
+        let mut tick = interval(DRIP);
+        for _ in 0..drops {
+            tick.tick().await;
+            if !self.sends(octets).await {
+                return false;
+            }
+        }
+        true
     }
 
     async fn reads(&mut self) -> bool {

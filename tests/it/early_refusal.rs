@@ -1,0 +1,164 @@
+//! Requests that are refused before they have been read to their end. The answer arrives whole, and no proxy takes the end
+//! of the connection for a failed replica.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use crate::harness::line::{Line, can_lay};
+use crate::harness::nginx::{Nginx, Setup, is_installed};
+use crate::harness::program::{Program, serve_environment};
+use crate::harness::raw::Raw;
+use crate::harness::{Service, database, needs};
+
+/// Requests of one client, at 20 a second.
+const REQUESTS: usize = 100;
+const A_SECOND: usize = 20;
+
+/// A replica at the near end of a line, behind a proxy at its far end. No mail is sent, so any relay will do.
+fn replica(line: &Line, database_url: &str) -> (Program, SocketAddr) {
+    let (address, proxy) = (format!("{}:0", line.near), format!("{}/32", line.far));
+    let changes = [
+        ("HTTP_ADDR", address.as_str()),
+        ("TRUSTED_PROXIES", &proxy),
+        ("NETWORK_BURST", "1000000"),
+        ("NETWORK_PER_MINUTE", "1000000"),
+    ];
+    let environment = serve_environment(database_url, "smtp://127.0.0.1:9", &changes);
+    let mut program = Program::start(&["serve"], &environment);
+    let address = program.address();
+    (program, address)
+}
+
+/// 63 KiB of headers in four lines and a body of 32 KiB, in the words of curl's configuration.
+fn oversized() -> String {
+    let lines = (0..4).map(|number| format!("header = \"X-{number}: {}\"\n", "a".repeat(16_100)));
+    format!("{}data = \"{}\"\n", lines.collect::<String>(), "b".repeat(32 * 1024))
+}
+
+/// One client sends large requests while another asks for its session.
+async fn attack(pool: &PgPool, changes: &[(&str, &str)], refusals: &[u16]) {
+    if !(can_lay() && is_installed() && needs::has_program("/usr/bin/curl")) {
+        return;
+    }
+    let (line, url) = (Line::lay(), database::url(pool));
+    let ((_first, first), (_second, second)) = (replica(&line, &url), replica(&line, &url));
+    let setup = Setup { line: Some(&line), changes, ..Setup::default() };
+    let nginx = Nginx::start([first, second], &setup);
+    let large = oversized();
+    let (attacker, victim) = tokio::join!(
+        nginx.asks_at_a_rate("/api/auth/login", REQUESTS, A_SECOND, &large),
+        nginx.asks_at_a_rate("/api/auth/session", REQUESTS, A_SECOND, ""),
+    );
+    let failed = victim.iter().filter(|status| **status != 401).count();
+    assert_eq!((failed, victim.len()), (0, REQUESTS), "{}", nginx.log());
+    assert!(attacker.iter().all(|status| refusals.contains(status)), "{attacker:?}");
+    assert!(!nginx.log().contains("upstream"), "{}", nginx.log());
+}
+
+#[sqlx::test]
+async fn early_refusals_take_no_replica_out_behind_the_shipped_nginx(pool: PgPool) {
+    attack(&pool, &[], &[400]).await;
+}
+
+/// A proxy that passes on more than a replica accepts: the replica refuses, and lets it read why.
+#[sqlx::test]
+async fn early_refusals_take_no_replica_out_behind_a_generous_proxy(pool: PgPool) {
+    let generous = [
+        ("large_client_header_buffers 1 14k", "large_client_header_buffers 4 16k"),
+        ("client_max_body_size 16k", "client_max_body_size 32k"),
+    ];
+    attack(&pool, &generous, &[431]).await;
+}
+
+/// Whatever the lines of a request's head are, as its octets are the replica's bound.
+#[sqlx::test]
+async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start_with_settings(&pool, &["--network-burst=1000000"]).await;
+    let without_tls = [(" ssl;", ";")];
+    let setup = Setup { changes: &without_tls, ..Setup::default() };
+    let nginx = Nginx::start([service.address; 2], &setup);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.tls));
+    let request = "GET /openapi.json HTTP/1.1\nHost:platform.verolabs.co\nConnection:close\n";
+    for lines in [1, 2, 16, 90] {
+        let mut passed = 0;
+        for octets in (13_000..16_500).step_by(100) {
+            // nginx writes a space and a CR into each line.
+            let line = format!("x:{}\n", "a".repeat((octets - request.len() - 1) / lines - 3));
+            let head = format!("{request}{}\n", line.repeat(lines));
+            let heard = Raw::says(address, &head).await.hears_all().await;
+            match &heard[..12] {
+                "HTTP/1.1 200" => passed = head.len(),
+                "HTTP/1.1 400" => {
+                    assert!(heard.contains("request_malformed"), "{octets} in {lines}: {heard}");
+                }
+                _ => panic!("{octets} in {lines}: {heard}"),
+            }
+        }
+        assert!((13_900..=15_360).contains(&passed), "{passed} in {lines}");
+    }
+    for (octets, problem) in [(16_384, "email_invalid"), (16_385, "body_too_large")] {
+        let body = format!(r#"{{"email":"{}"}}"#, "a".repeat(octets - 12));
+        let request =
+            "POST /api/auth/recovery/start HTTP/1.1\r\nHost: platform.verolabs.co\r\nConnection: close\r\n";
+        let head =
+            format!("{request}Content-Type: application/json\r\nContent-Length: {octets}\r\n\r\n{body}");
+        let heard = Raw::says(address, head).await.hears_all().await;
+        assert!(heard.starts_with("HTTP/1.1 400") && heard.contains(problem), "{octets}: {heard}");
+    }
+    service.stops().await;
+}
+
+/// Who is still sending when the answer comes is not reset: that may take the answer with it.
+#[sqlx::test]
+async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--body-timeout=300ms"]).await;
+    let rest = "z".repeat(60_000);
+    let post =
+        "POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+    for (request, status) in [
+        (format!("GET /{rest} HTTP/1.1\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\n{}\r\n{rest}", "x: y\r\n".repeat(101)), 431),
+        (format!("GET / HTTP/9.9\r\n{rest}"), 400),
+        (format!("{post} 60000\r\n\r\n{rest}"), 400),
+        (format!("{post} 90000\r\n\r\n{rest}"), 400),
+        (format!("POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n{rest}"), 404),
+        (format!("POST /api/auth/logout HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n{rest}"), 401),
+        (format!("{post} 100\r\n\r\n{{"), 400),
+    ] {
+        let mut raw = Raw::says(service.address, &request).await;
+        let heard = raw.hears_until_the_end().await;
+        assert!(heard.starts_with(&format!("HTTP/1.1 {status}")), "{}: {heard}", &request[..40]);
+        assert!(raw.drips_on(b"z", 10).await, "{}: reset", &request[..40]);
+    }
+    service.stops().await;
+}
+
+/// Who goes on sending, or only stays, is cut off; sooner if others need the place.
+#[sqlx::test]
+async fn one_who_was_refused_early_holds_no_place_for_long(pool: PgPool) {
+    let settings = ["--max-connections=4", "--header-timeout=1h", "--network-burst=1000000"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    let refused = format!("GET /{} HTTP/1.1\r\n", "a".repeat(20_000));
+    let mut flooding = Raw::says(service.address, &refused).await;
+    let sent = flooding.floods(&[b'0'; 16384]).await;
+    assert!(sent < 16 << 20, "{sent}");
+    let mut staying = Vec::new();
+    for _ in 0..4 {
+        let mut raw = Raw::says(service.address, &refused).await;
+        raw.hears("HTTP/1.1 431").await;
+        staying.push(raw);
+    }
+    // Long before any of them would leave by itself.
+    let began = Instant::now();
+    assert_eq!(service.client().get("/healthz").await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    drop(staying);
+    let mut dripping = Raw::says(service.address, &refused).await;
+    dripping.drips(b"0").await;
+    service.stops().await;
+}

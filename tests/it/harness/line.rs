@@ -1,0 +1,64 @@
+//! A network of a test's own: a veth pair between this network namespace and another. Its MTU is Ethernet's, so that a large
+//! request crosses in many segments and round trips, which loopback hides.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::needs;
+
+const IP: &str = "/usr/sbin/ip";
+
+pub struct Line {
+    /// The namespace at the far end.
+    name: String,
+    /// The address of this end.
+    pub near: Ipv4Addr,
+    /// The address of the other end.
+    pub far: Ipv4Addr,
+}
+
+/// Whether one can be laid.
+pub fn can_lay() -> bool {
+    needs::has_root("a network namespace") && needs::has_program(IP)
+}
+
+impl Line {
+    pub fn lay() -> Self {
+        static COUNT: AtomicU8 = AtomicU8::new(0);
+        let (pid, number) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed) % 60);
+        let name = format!("edge{pid}x{number}");
+        // Of 198.18.0.0/15, which is for measurements of networks (RFC 2544).
+        let [.., high, low] = pid.to_be_bytes();
+        let address = |host| Ipv4Addr::new(198, 18 + high % 2, low, number * 4 + host);
+        let line = Self { name, near: address(1), far: address(2) };
+        let Self { name, near, far } = &line;
+        ip(&format!("netns add {name}"));
+        ip(&format!("link add {name} mtu 1500 type veth peer name far mtu 1500 netns {name}"));
+        ip(&format!("address add {near}/30 dev {name}"));
+        ip(&format!("link set {name} up"));
+        ip(&format!("-n {name} address add {far}/30 dev far"));
+        ip(&format!("-n {name} link set far up"));
+        ip(&format!("-n {name} link set lo up"));
+        line
+    }
+
+    /// A program that runs at the far end, with the same file system.
+    pub fn at_far_end(&self, program: &str) -> Command {
+        let mut command = Command::new(IP);
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+}
+
+/// The pair goes with the namespace.
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = Command::new(IP).args(["netns", "delete", &self.name]).status();
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new(IP).args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
