@@ -73,7 +73,7 @@ fuzz: ## try the parsers with made-up input, each for so long (seconds=600; need
 	@scripts/apt-install fuzz
 	@scripts/fuzz $(or $(seconds),600)
 
-hostile: ## measure what clients notice of 10,000 idle connections and 200 slow writers
+hostile: ## measure what clients notice of 10,000 idle connections, 200 slow writers, and 1,700 unfinished headers at nginx
 	@scripts/apt-install hostile
 	@cargo bench --bench hostile --no-run
 	@scripts/with-postgres hostile cargo bench --bench hostile

@@ -1,9 +1,13 @@
 //! `make hostile`: what ordinary clients notice of 10,000 idle connections and 200 slow writers, and what those cost.
 //! Quiet and crowded rounds take turns, with the release binary, its usual limits and a real PostgreSQL. Exits with an
 //! error if the crowd makes the slowest hundredth of the starts more than three times as slow, twice, or if memory passes
-//! its bound.
+//! its bound, or if a request through nginx fails while others hold its connections.
 
 mod crowd;
+#[path = "../../tests/it/harness/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod harness;
+mod proxied;
 #[path = "../courier/replica.rs"]
 #[expect(dead_code, reason = "other measurements use more of it")]
 mod replica;
@@ -31,6 +35,7 @@ const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(5);
 /// A client opens a connection of its own for every so many starts.
 const STARTS_A_CONNECTION: usize = 16;
+const PROXY: (&str, &str) = ("TRUSTED_PROXIES", "127.0.0.1/32");
 /// How much slower the slowest hundredth may become.
 const MAX_RATIO: f64 = 3.0;
 /// Resident memory with the crowd in MiB.
@@ -49,7 +54,7 @@ async fn main() -> Result<(), Failure> {
     let (_sink, relay) = Sink::start().await;
     let relay = format!("smtp://{relay}?tls=none");
     let keys = replica::keys()?;
-    let environment = [("DATABASE_URL", url.as_str()), ("SMTP_RELAYS", &relay), ("JWT_KEYS", &keys)];
+    let environment = [("DATABASE_URL", url.as_str()), ("SMTP_RELAYS", &relay), ("JWT_KEYS", &keys), PROXY];
     let replica = Replica::start(&environment).await?;
     // The first connections, pages and plans are nobody's measurement.
     starts(&replica, Duration::from_secs(2)).await?;
@@ -69,7 +74,7 @@ async fn main() -> Result<(), Failure> {
     if measured.memory > MAX_MEMORY {
         return Err(format!("{:.0} MiB are over the bound of {MAX_MEMORY}", measured.memory).into());
     }
-    Ok(())
+    proxied::measure(&replica).await
 }
 
 struct Measured {

@@ -45,6 +45,7 @@ mod retention;
 mod roles;
 mod rotation;
 mod session;
+mod slow_at_nginx;
 mod start;
 mod traces;
 mod verify;
