@@ -105,7 +105,12 @@ impl Server {
         let (mut probes, health) =
             tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.health.check());
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
-        let site = Site { recovery, app: Arc::clone(&app), draining: Arc::new(AtomicBool::new(false)) };
+        let site = Site {
+            recovery,
+            app: Arc::clone(&app),
+            draining: Arc::new(AtomicBool::new(false)),
+            untrusted_proxies: Arc::default(),
+        };
         let draining = Arc::clone(&site.draining);
         let api = http::with_layers(http::router(site.clone()).merge(more), &site);
         drop(site);

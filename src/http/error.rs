@@ -14,6 +14,9 @@ use crate::locale::{self, Locale};
 /// What a 401 must carry (RFC 9110 §11.6.1). A scheme of our own: Basic would open a browser's dialog.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-auth\"");
 
+/// What is logged and counted of a request whose client closed the connection first. Never sent.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+
 /// The status of each problem. 403 and 410 are never used.
 const fn status(problem: Problem) -> StatusCode {
     match problem {

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
@@ -13,16 +14,18 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
-use tracing::Instrument as _;
+use time::OffsetDateTime;
+use tracing::{Instrument as _, Span};
 
 use crate::app::App;
 use crate::clock::new_id;
 use crate::config::Config;
 use crate::error::{Error, Problem};
+use crate::http::error::CLIENT_CLOSED_REQUEST;
 use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
 use crate::http::{ROUTES, Site, cookie, error};
 use crate::locale::Locale;
-use crate::metrics::Answer;
+use crate::metrics::{Answer, Metrics};
 use crate::throttle::Source;
 use crate::{recovery, session, traces};
 
@@ -33,6 +36,8 @@ pub struct Peer(pub SocketAddr);
 const REQUEST_ID: &str = "x-request-id";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const TRACEPARENT: &str = "traceparent";
+/// Between two warnings of peers that are not trusted.
+const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What every answer has unless its handler says otherwise.
 const DEFAULT_HEADERS: [(HeaderName, HeaderValue); 4] = [
@@ -63,21 +68,22 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let request_id_text = request_id.to_str().unwrap_or_default();
     let traceparent = traceparent(request.headers(), by_proxy);
     let span = traces::of_request(method, route, request_id_text, traceparent);
+    if !by_proxy && request.headers().contains_key(FORWARDED_FOR) {
+        site.untrusted_proxies.is_seen(peer, &site.app);
+    }
+    let route = route.unwrap_or("none");
+    let metrics = &site.app.metrics;
+    let mut record =
+        Record { request_id: request_id_text, method, route, began, span, metrics, is_open: true };
 
-    let response = next.run(request).instrument(span.clone()).await;
+    let response = next.run(request).instrument(record.span.clone()).await;
 
     let mut response = error::render(response, locale);
     for (name, value) in DEFAULT_HEADERS {
         response.headers_mut().entry(name).or_insert(value);
     }
-    let (status, route) = (response.status().as_u16(), route.unwrap_or("none"));
-    traces::is_answered(&span, status);
-    let duration = began.elapsed();
-    site.app.metrics.http_answers.get_or_create(&Answer { route, status }).inc();
-    site.app.metrics.http_duration.observe(duration.as_secs_f64());
-    let duration_ms = duration.as_secs_f64() * 1000.0;
-    let trace_id = traces::trace_id(&span);
-    tracing::info!(request_id = request_id_text, method, route, status, duration_ms, trace_id, "answered");
+    record.is_answered(response.status().as_u16());
+    drop(record);
     response.headers_mut().insert(REQUEST_ID, request_id);
     if site.draining.load(Ordering::Relaxed) {
         // A proxy must not send the next request on a connection that is closed when the drain is over: it could not
@@ -85,6 +91,73 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// What is logged and counted of one request. hyper drops a request whose client has closed the connection, wherever its
+/// handler is: that is counted as an answer 499.
+struct Record<'a> {
+    request_id: &'a str,
+    method: &'static str,
+    route: &'static str,
+    began: Instant,
+    span: Span,
+    metrics: &'a Metrics,
+    is_open: bool,
+}
+
+impl Record<'_> {
+    fn is_answered(&mut self, status: u16) {
+        let Self { request_id, method, route, .. } = *self;
+        let duration = self.began.elapsed();
+        let (duration_ms, trace_id) = (duration.as_secs_f64() * 1000.0, traces::trace_id(&self.span));
+        traces::is_answered(&self.span, status);
+        self.metrics.http_answers.get_or_create(&Answer { route, status }).inc();
+        self.is_open = false;
+        if status == CLIENT_CLOSED_REQUEST {
+            tracing::info!(request_id, method, route, status, duration_ms, trace_id, "aborted by the client");
+        } else {
+            self.metrics.http_duration.observe(duration.as_secs_f64());
+            tracing::info!(request_id, method, route, status, duration_ms, trace_id, "answered");
+        }
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        // A panic has its own message.
+        if self.is_open && !std::thread::panicking() {
+            self.is_answered(CLIENT_CLOSED_REQUEST);
+        }
+    }
+}
+
+/// Peers that send `X-Forwarded-For` and that TRUSTED_PROXIES does not name.
+#[derive(Debug, Default)]
+pub struct UntrustedProxies {
+    warned: Mutex<Option<OffsetDateTime>>,
+}
+
+impl UntrustedProxies {
+    /// Counts one of its requests, and warns of it unless that was done within the last minute.
+    fn is_seen(&self, peer: IpAddr, app: &App) {
+        app.metrics.untrusted_forwarded.inc();
+        if self.is_due(app.clock.now()) {
+            tracing::warn!(
+                %peer,
+                "X-Forwarded-For is ignored, as TRUSTED_PROXIES does not name its sender: if that is your proxy, \
+                 all its clients share one rate limit until you add it"
+            );
+        }
+    }
+
+    fn is_due(&self, now: OffsetDateTime) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = warned.is_none_or(|last| now - last >= WARNING_INTERVAL);
+        if due {
+            *warned = Some(now);
+        }
+        due
+    }
 }
 
 /// Lets a POST through that costs an email or a hash: first the rate limit of its network (or of its account's known browsers,
@@ -232,6 +305,14 @@ fn known_method(method: &Method) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warning_is_due_once_a_minute() {
+        let (proxies, begin) = (UntrustedProxies::default(), OffsetDateTime::UNIX_EPOCH);
+        let due =
+            [0, 1, 59, 60, 61, 119, 120].map(|second| proxies.is_due(begin + Duration::from_secs(second)));
+        assert_eq!(due, [true, false, false, true, false, false, true]);
+    }
 
     #[test]
     fn only_trusted_hops_say_who_the_client_is() {

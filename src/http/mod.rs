@@ -37,6 +37,8 @@ pub struct Site {
     pub recovery: Recovery,
     /// Whether the service is about to stop.
     pub draining: Arc<AtomicBool>,
+    /// Proxies that TRUSTED_PROXIES may have to name.
+    pub untrusted_proxies: Arc<guard::UntrustedProxies>,
 }
 
 /// The routes, by the names they have in metrics and logs.

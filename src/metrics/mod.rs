@@ -124,8 +124,10 @@ pub struct Metrics {
     pub connections: Family<ListenerLabel, Gauge>,
     /// How often all places were taken when one more came, so that those who waited were closed.
     pub connections_crowded: Family<ListenerLabel, Counter>,
-    /// Answered requests.
+    /// Answered requests, and those that their clients aborted (499).
     pub http_answers: Family<Answer, Counter>,
+    /// Requests with `X-Forwarded-For` from peers that `TRUSTED_PROXIES` does not name.
+    pub untrusted_forwarded: Counter,
     /// From a request's headers having been read to its answer.
     pub http_duration: Histogram,
     /// Starts that were committed together.
@@ -175,6 +177,7 @@ impl Default for Metrics {
             connections: Family::default(),
             connections_crowded: Family::default(),
             http_answers: Family::default(),
+            untrusted_forwarded: Counter::default(),
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
@@ -201,7 +204,13 @@ impl Default for Metrics {
         registry.register("connections", "Open connections of clients", metrics.connections.clone());
         let help = "Times that waiting connections were closed to make room for one more";
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
-        registry.register("http_answers", "Answered requests", metrics.http_answers.clone());
+        registry.register(
+            "http_answers",
+            "Answered requests; 499: aborted by the client",
+            metrics.http_answers.clone(),
+        );
+        let help = "Requests whose X-Forwarded-For was ignored: TRUSTED_PROXIES does not name the sender";
+        registry.register("untrusted_forwarded", help, metrics.untrusted_forwarded.clone());
         registry.register_with_unit(
             "http_duration",
             "Time to answer",

@@ -27,6 +27,7 @@ mod login;
 mod mail;
 mod metrics;
 mod migrate;
+mod observed;
 mod operator;
 mod outage;
 mod page;

@@ -1,0 +1,70 @@
+//! What a request leaves behind in the log and the metrics of the built program, also one that is never answered.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio::time::timeout;
+
+use crate::harness::client::Client;
+use crate::harness::program::{Program, serve_environment};
+use crate::harness::raw::Raw;
+use crate::harness::{PATIENCE, database, metric};
+
+const NOBODY: &str = "smtp://127.0.0.1:9";
+
+/// The lines of a log with `message`.
+fn lines_with(log: &[String], message: &str) -> Vec<Value> {
+    let lines = log.iter().filter_map(|line| serde_json::from_str(line).ok());
+    lines.filter(|line: &Value| line["message"].as_str().is_some_and(|text| text.contains(message))).collect()
+}
+
+#[sqlx::test]
+async fn logins_that_their_client_aborts_are_logged_and_counted(pool: PgPool) {
+    let url = database::url(&pool);
+    let environment = serve_environment(&url, NOBODY, &[("LOGIN_FAILURE_TIME", "10s")]);
+    let mut program = Program::start(&["serve"], &environment);
+    let (address, metrics) = (program.address(), program.metrics_address());
+    let body = r#"{"identifier":"trader@example.com","password":"not the password"}"#;
+    let request = format!(
+        "POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for _ in 0..10 {
+        let mut raw = Raw::says(address, &request).await;
+        assert!(timeout(Duration::from_millis(250), raw.hears("HTTP")).await.is_err(), "it takes longer");
+    }
+    let aborted = "vos_auth_http_answers_total{route=\"/api/auth/login\",status=\"499\"}";
+    let all = async { while metric(metrics, aborted).await < 10.0 {} };
+    timeout(PATIENCE, all).await.expect("ten are counted");
+    program.signal("-TERM");
+    let (log, well) = program.ends();
+    let lines = lines_with(&log, "aborted by the client");
+    assert!(well && lines.len() == 10, "{log:?}");
+    for line in lines {
+        assert_eq!((&line["route"], &line["status"]), (&"/api/auth/login".into(), &499.into()));
+        assert!(line["duration_ms"].as_f64().unwrap() > 100.0, "{line}");
+    }
+}
+
+#[sqlx::test]
+async fn a_proxy_that_trusted_proxies_does_not_name_is_warned_of_and_counted(pool: PgPool) {
+    let url = database::url(&pool);
+    for (trusted, warnings, counted) in [("10.0.0.0/8", 1, 3.0), ("127.0.0.1/32", 0, 0.0)] {
+        let environment = serve_environment(&url, NOBODY, &[("TRUSTED_PROXIES", trusted)]);
+        let mut program = Program::start(&["serve"], &environment);
+        let (address, metrics) = (program.address(), program.metrics_address());
+        for client in ["203.0.113.1", "203.0.113.2", "203.0.113.3"] {
+            let answer = Client::new(address).with("x-forwarded-for", client).get("/healthz").await;
+            assert_eq!(answer.status, 200);
+        }
+        assert_eq!(Client::new(address).get("/healthz").await.status, 200);
+        let count = metric(metrics, "vos_auth_untrusted_forwarded_total").await;
+        assert!((count - counted).abs() < 0.5, "{trusted}: {count}");
+        program.signal("-TERM");
+        let (log, _) = program.ends();
+        let lines = lines_with(&log, "TRUSTED_PROXIES does not name");
+        assert_eq!(lines.len(), warnings, "{trusted}: {log:?}");
+        assert!(lines.iter().all(|line| line["level"] == "WARN" && line["peer"] == "127.0.0.1"), "{lines:?}");
+    }
+}
