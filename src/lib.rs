@@ -41,11 +41,12 @@
 //! | figures | [`metrics`] | |
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
+//! | what commands print | [`terminal`] | what a terminal may be shown |
 //!
 //! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
 //! `known_device`, `database`, `group_commit`, `kratos`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
-//! `thread`, `traces`}.
+//! `terminal`, `thread`, `traces`}.
 //!
 //! # The life of one `start`
 //!
@@ -117,6 +118,7 @@ pub mod secret;
 pub mod server;
 pub mod session;
 pub mod sweeper;
+pub mod terminal;
 pub mod thread;
 pub mod throttle;
 pub mod traces;

@@ -9,6 +9,7 @@ use super::Failure;
 use crate::clock::Clock;
 use crate::config::{ConfigError, Origin};
 use crate::jwt::{self, KeyRing};
+use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
@@ -48,18 +49,22 @@ pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::Generate(folder) => {
             let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
-            println!("{id} signs from now on");
+            terminal::line(format_args!("{id} signs from now on"));
         }
         KeyCommand::Rotate(folder) => {
             let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
             for id in &rotation.deleted {
-                println!("{id} is deleted: all that it signed has died");
+                terminal::line(format_args!("{id} is deleted: all that it signed has died"));
             }
             let minutes = ((rotation.waiting_until - now).as_seconds_f64() / 60.0).ceil();
             match rotation.added {
-                Some(id) => println!("{id} is published now and signs in {minutes} minutes"),
+                Some(id) => {
+                    terminal::line(format_args!("{id} is published now and signs in {minutes} minutes"));
+                }
                 None => {
-                    println!("a key is waiting already and signs in {minutes} minutes; no other is added");
+                    terminal::line(format_args!(
+                        "a key is waiting already and signs in {minutes} minutes; no other is added"
+                    ));
                 }
             }
         }
@@ -71,7 +76,7 @@ pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
             let claims = keys
                 .verify(text.trim(), &issuer, &jwt_audience, now)
                 .map_err(|why| format!("the JWT is refused: {why}"))?;
-            println!("{}", serde_json::to_string_pretty(&claims)?);
+            serde_json::to_string_pretty(&claims)?.lines().for_each(terminal::line);
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::{Composer, MailKind};
+use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MailCommand {
@@ -55,13 +56,12 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
         Composer::new(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
-        print!("relay {relay}: ");
-        std::io::stdout().flush()?;
+        terminal::begin(format_args!("relay {relay}: "));
         match gateway.try_out(relay.place, &mail).await {
-            Ok(()) => println!("took the mail"),
+            Ok(()) => terminal::line("took the mail"),
             Err(why) => {
                 failed += 1;
-                println!("did not take it: {why}");
+                terminal::line(format_args!("did not take it: {why}"));
             }
         }
     }

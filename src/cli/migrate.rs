@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Failure, connect_with};
 use crate::config::ConfigError;
-use crate::{config, database};
+use crate::{config, database, terminal};
 
 /// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
 /// request is given up after 2 s.
@@ -29,7 +29,7 @@ pub(super) async fn run() -> Result<(), Failure> {
                 return Err(ConfigError::new("DATABASE_URL", why).into());
             }
             Err(error) if is_in_the_way(&error) => {
-                println!("somebody holds a table that the next step changes: trying again");
+                terminal::line("somebody holds a table that the next step changes: trying again");
                 tokio::time::sleep(PAUSE).await;
             }
             ended => return Ok(ended?),
@@ -47,13 +47,13 @@ async fn migrate(mut connection: PgConnection) -> Result<(), MigrateError> {
         .iter()
         .filter(|step| applied.iter().all(|applied| applied.version != step.version))
         .collect();
-    println!("{} migrations are applied, {} to go", applied.len(), waiting.len());
+    terminal::line(format_args!("{} migrations are applied, {} to go", applied.len(), waiting.len()));
     // A newer schema serves this release, too: whoever goes back to it must not be stopped here.
     migrator.set_ignore_missing(true);
     let indexes: Vec<_> = waiting.iter().filter_map(|step| index_of(step.sql.as_str())).collect();
     drop_unfinished_indexes(&mut connection, &indexes).await?;
     migrator.run(&mut connection).await?;
-    println!("the schema is up to date");
+    terminal::line("the schema is up to date");
     Ok(())
 }
 
@@ -73,7 +73,7 @@ async fn drop_unfinished_indexes(
         sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY {index}")))
             .execute(&mut *connection)
             .await?;
-        println!("{index} was not finished: it is dropped");
+        terminal::line(format_args!("{index} was not finished: it is dropped"));
     }
     connection.unlock().await
 }

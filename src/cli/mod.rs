@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
 use crate::server::Server;
 use crate::traces::Traces;
-use crate::{database, dev};
+use crate::{database, dev, terminal};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vos-auth: {error}");
+            terminal::note(format_args!("vos-auth: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -150,7 +150,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
         let value = if value.contains('@') { "what it is".into() } else { format!("{value:?}") };
         let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
-        eprintln!("vos-auth: {variable} cannot be {value}{why}");
+        terminal::note(format_args!("vos-auth: {variable} cannot be {value}{why}"));
         return ExitCode::from(2);
     }
     let _ = error.print();

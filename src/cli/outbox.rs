@@ -9,6 +9,7 @@ use super::{Failure, connect};
 use crate::clock::Clock;
 use crate::mail::message::MailKind;
 use crate::outbox::inspect::{self, Entry, State};
+use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OutboxCommand {
@@ -44,24 +45,26 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
         OutboxCommand::List { limit } => {
             let entries = inspect::list(&mut connection, limit).await?;
             if entries.is_empty() {
-                println!("nothing is owed");
+                terminal::line("nothing is owed");
                 return Ok(());
             }
-            println!(
+            terminal::line(format_args!(
                 "{:36}  {:16}  {:9}  {:>8}  {:>7}  LAST ERROR",
                 "ID", "KIND", "STANDING", "ATTEMPTS", "AGE"
-            );
+            ));
             for entry in entries {
                 let Entry { id, kind, attempts, .. } = &entry;
                 let (standing, age) = (entry.state(now), span(now - entry.created_at));
                 let last_error = entry.last_error.as_deref().unwrap_or("-");
-                println!("{id}  {kind:16}  {standing:9}  {attempts:>8}  {age:>7}  {last_error}");
+                terminal::line(format_args!(
+                    "{id}  {kind:16}  {standing:9}  {attempts:>8}  {age:>7}  {last_error}"
+                ));
             }
         }
         OutboxCommand::Show { id } => {
             let (entry, to) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
             for (name, value) in described(&entry, to.as_deref(), now) {
-                println!("{name:13} {value}");
+                terminal::line(format_args!("{name:13} {value}"));
             }
         }
         OutboxCommand::Retry(Retry { id, .. }) => {
@@ -70,7 +73,10 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
                 let (entry, _) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
                 return Err(refusal(&entry, now).into());
             }
-            println!("{} sent again by the next replica that looks", mails(retried.len()));
+            terminal::line(format_args!(
+                "{} sent again by the next replica that looks",
+                mails(retried.len())
+            ));
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use crate::account::record;
 use crate::audit;
 use crate::database::cause;
 use crate::import::identity::to_json;
+use crate::terminal;
 
 /// Accounts that are in memory at once.
 const PAGE: i64 = 2000;
@@ -47,8 +48,8 @@ pub async fn run(
         let Some(end) = page.last() else { break };
         last = end.id;
         for account in &page {
-            serde_json::to_writer(&mut *out, &to_json(account)).map_err(io::Error::from)?;
-            out.write_all(b"\n")?;
+            // It may be a terminal.
+            writeln!(out, "{}", terminal::escaped(&to_json(account).to_string()))?;
             count += 1;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 use vos_auth::outbox;
@@ -213,5 +213,43 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
     // From outside it is an address that nobody owns.
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
+    service.stops().await;
+}
+
+/// Traits, a User-Agent and a file's name that would set colours, retitle the window or reverse a line.
+#[sqlx::test]
+async fn nothing_that_is_stored_or_imported_steers_the_terminal(pool: PgPool) {
+    const STEERING: [char; 6] = ['\u{1b}', '\u{9b}', '\u{9d}', '\u{202e}', '\u{2066}', '\u{2028}'];
+    let service = service(&pool).await;
+    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
+    let steering: String = STEERING.iter().collect();
+    sqlx::query("UPDATE session SET user_agent = $1").bind(&steering).execute(&pool).await.unwrap();
+    sqlx::query("UPDATE account SET traits = $1")
+        .bind(json!({ "name": steering, &steering: 1 }))
+        .execute(&pool)
+        .await
+        .unwrap();
+    let url = database::url(&pool);
+    let file = std::env::temp_dir().join(format!("{steering}{}.ndjson", std::process::id()));
+    std::fs::write(&file, "{}\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (arguments, parts) in [
+        (vec!["account", "show", TRADER], "\\u009b"),
+        (vec!["account", "show", TRADER, "--json"], "\\u009b"),
+        (vec!["account", "sessions", TRADER], "\\u009d"),
+        (vec!["account", "export"], "\\u202e"),
+        (vec!["account", "import", file], "\\u001b"),
+    ] {
+        let ended = run(&arguments, &[("DATABASE_URL", url.as_str())]);
+        let said = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(!said.concat().contains(STEERING), "{arguments:?}: {said:?}");
+        assert!(said.concat().contains(parts), "{arguments:?}: {said:?}");
+        if arguments.contains(&"--json") {
+            let shown: Value = serde_json::from_str(&said[0]).unwrap();
+            assert_eq!(shown["traits"]["name"], *steering);
+        }
+    }
+    std::fs::remove_file(file).unwrap();
+    std::fs::remove_file(format!("{file}.refused.ndjson")).unwrap();
     service.stops().await;
 }

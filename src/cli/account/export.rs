@@ -19,6 +19,7 @@ use crate::export::{self, kratos::Carried, kratos::ToKratos};
 use crate::import::file_of_its_owner;
 use crate::import::identity::JsonPath;
 use crate::kratos::{AdminUrl, Kratos};
+use crate::terminal;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ExportArguments {
@@ -72,7 +73,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
     let mut progress = Progress::begin();
     let told = |carried: &Carried| {
         if carried.looked_at == 0 {
-            eprintln!("{} accounts have changed here since then", carried.changed);
+            terminal::note(format_args!("{} accounts have changed here since then", carried.changed));
         }
         progress.tell(carried.looked_at, |rate| {
             let Carried { changed, looked_at, failed, .. } = carried;
@@ -84,7 +85,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
         done = export::kratos::run(&mut connection, now, &kratos, &what, &stop, told) => done,
         never = says_that_it_stops(&stop) => match never {},
     };
-    println!("{}", summary(&carried, &what));
+    summary(&carried, &what).lines().for_each(terminal::line);
     done?;
     if carried.failed > 0 {
         return Err(format!("{} accounts failed: {} says why", carried.failed, what.failed.display()).into());
@@ -95,7 +96,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
 /// A PUT that was sent is waited for.
 async fn says_that_it_stops(stop: &CancellationToken) -> Infallible {
     stop.cancelled().await;
-    eprintln!("stopping as soon as Kratos has answered");
+    terminal::note("stopping as soon as Kratos has answered");
     std::future::pending().await
 }
 
@@ -123,6 +124,6 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
         None => Box::new(std::io::stdout()),
     };
     let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
-    eprintln!("{count} accounts are exported, with the hashes of their passwords");
+    terminal::note(format_args!("{count} accounts are exported, with the hashes of their passwords"));
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::config;
 use crate::import::identity::JsonPath;
 use crate::import::{self, Import, Paths, Report, Source};
 use crate::kratos::{AdminUrl, Kratos};
+use crate::terminal;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArguments {
@@ -79,7 +80,7 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
     if report.not_ascii > 0 {
         lines.insert(0, not_ascii(report.not_ascii));
     }
-    println!("{}", lines.join("\n"));
+    lines.iter().flat_map(|line| line.lines()).for_each(terminal::line);
     done?;
     if report.refused > 0 {
         let why = format!("{} records were refused: {} says why", report.refused, what.refused.display());

@@ -23,7 +23,7 @@ use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
 use crate::operator::{self, EmailSet};
 use crate::password::{self, Password};
-use crate::session;
+use crate::{session, terminal};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -157,7 +157,7 @@ async fn create(
     let mut connection = connect().await?;
     let new = NewAccount { email, locale, traits, password };
     let id = account::create(&mut connection, Clock::system().now(), new).await?;
-    println!("{id}");
+    terminal::line(id);
     Ok(())
 }
 
@@ -186,15 +186,12 @@ impl Whose {
 async fn set_active(whose: &Whose, active: bool) -> Result<(), Failure> {
     let (mut connection, account) = whose.found().await?;
     let changed = operator::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
-    println!(
-        "{}",
-        match (active, changed) {
-            (true, true) => "the account is active again",
-            (true, false) => "the account is active already",
-            (false, true) => "the account is disabled; its sessions and pending recoveries have ended",
-            (false, false) => "the account is disabled already",
-        }
-    );
+    terminal::line(match (active, changed) {
+        (true, true) => "the account is active again",
+        (true, false) => "the account is active already",
+        (false, true) => "the account is disabled; its sessions and pending recoveries have ended",
+        (false, false) => "the account is disabled already",
+    });
     Ok(())
 }
 
@@ -202,8 +199,8 @@ async fn set_email(whose: &Whose, new: &str) -> Result<(), Failure> {
     let new = EmailAddress::parse(new)?;
     let (mut connection, account) = whose.found().await?;
     match operator::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
-        EmailSet::Set => println!("the account has the new address; its pending recoveries have ended"),
-        EmailSet::Already => println!("the account has this address already"),
+        EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
+        EmailSet::Already => terminal::line("the account has this address already"),
         EmailSet::Taken => {
             return Err("another account has this address: change or erase that one first".into());
         }
@@ -215,27 +212,29 @@ async fn set_email(whose: &Whose, new: &str) -> Result<(), Failure> {
 async fn revoke(whose: &Whose) -> Result<(), Failure> {
     let (mut connection, account) = whose.found().await?;
     let ended = operator::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
-    println!("{ended} sessions have ended");
+    terminal::line(format_args!("{ended} sessions have ended"));
     Ok(())
 }
 
 async fn revoke_all() -> Result<(), Failure> {
     let ended = operator::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
-    println!("{ended} sessions have ended");
+    terminal::line(format_args!("{ended} sessions have ended"));
     Ok(())
 }
 
 async fn erase(whose: &Whose) -> Result<(), Failure> {
     let (mut connection, account) = whose.found().await?;
     operator::erase(&mut connection, Clock::system().now(), account.id).await?;
-    println!("account {} and all that was stored of its owner are erased", account.id);
+    terminal::line(format_args!("account {} and all that was stored of its owner are erased", account.id));
     Ok(())
 }
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
-        Ok(filled) => println!("{filled} rate limits of this address were drawn on, and are full again"),
+        Ok(filled) => terminal::line(format_args!(
+            "{filled} rate limits of this address were drawn on, and are full again"
+        )),
         Err(at) => {
             let at = at.truncate_to_second();
             return Err(format!(
@@ -256,13 +255,13 @@ async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
     let now = Clock::system().now();
     audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
     let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
-    println!("{ticket}");
-    eprintln!(
+    terminal::line(&ticket);
+    terminal::note(format_args!(
         "It is good for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code goes by mail, as always.",
         TICKET_LIFETIME.as_secs() / 60
-    );
+    ));
     if let Some(origin) = origin {
-        eprintln!("As a link: {origin}/recovery#t={ticket}");
+        terminal::note(format_args!("As a link: {origin}/recovery#t={ticket}"));
     }
     Ok(())
 }

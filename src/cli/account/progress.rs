@@ -3,6 +3,8 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use crate::terminal;
+
 pub(super) struct Progress {
     began: Instant,
     told: Instant,
@@ -21,6 +23,6 @@ impl Progress {
             return;
         }
         self.told = Instant::now();
-        eprintln!("{}", line(u128::from(done) * 1000 / self.began.elapsed().as_millis().max(1)));
+        terminal::note(line(u128::from(done) * 1000 / self.began.elapsed().as_millis().max(1)));
     }
 }

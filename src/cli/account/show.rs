@@ -10,6 +10,7 @@ use super::super::Failure;
 use crate::account::record::Record;
 use crate::password::Stored;
 use crate::session::{self, Session};
+use crate::terminal;
 
 pub(super) async fn show(
     connection: &mut PgConnection,
@@ -39,7 +40,7 @@ pub(super) async fn show(
             "imported_at": account.imported_at.map(rfc3339),
             "sessions": sessions,
         });
-        println!("{shown}");
+        terminal::line(shown);
         return Ok(());
     }
     let lines = [
@@ -56,7 +57,7 @@ pub(super) async fn show(
         ("sessions", sessions.to_string()),
     ];
     for (name, value) in lines {
-        println!("{name:9} {value}");
+        terminal::line(format_args!("{name:9} {value}"));
     }
     Ok(())
 }
@@ -67,19 +68,21 @@ fn rfc3339(at: OffsetDateTime) -> String {
 
 pub(super) fn print_sessions(sessions: &[Session]) {
     if sessions.is_empty() {
-        println!("no session is open");
+        terminal::line("no session is open");
         return;
     }
-    println!("{:36}  {:20}  {:20}  {:20}  {:15}  DEVICE", "ID", "SIGNED IN", "LAST SEEN", "ENDS", "ADDRESS");
+    terminal::line(format_args!(
+        "{:36}  {:20}  {:20}  {:20}  {:15}  DEVICE",
+        "ID", "SIGNED IN", "LAST SEEN", "ENDS", "ADDRESS"
+    ));
     for session in sessions {
         let [begun, seen, ends] = [session.authenticated_at, session.last_seen_at, session.ends_at]
             .map(|at| rfc3339(at.truncate_to_second()));
-        // What a client sent must not steer a terminal.
-        let device = session.user_agent.escape_debug();
-        println!(
+        let device = &session.user_agent;
+        terminal::line(format_args!(
             "{}  {begun:20}  {seen:20}  {ends:20}  {:15}  {device}",
             session.id,
             session.client_ip.to_string()
-        );
+        ));
     }
 }

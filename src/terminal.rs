@@ -1,0 +1,69 @@
+//! What is printed for an operator. Clients, files and relays supply parts of it, and none of them may steer a terminal.
+
+use std::fmt::{Display, Write as _};
+use std::io::Write as _;
+
+/// `text` with every character that steers a terminal, or reorders or hides a part of a line, as JSON escapes it (`\u001b`).
+/// In JSON such characters are inside of strings alone, so that it stays the same document.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if steers(letter) {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                // Writing to a String does not fail.
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(letter);
+        }
+    }
+    safe
+}
+
+/// Controls (C0, DEL, C1), separators of lines, and what Unicode calls format characters: direction, joiners, tags.
+fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Prints one line on standard output, or the beginning of one if `end` is empty.
+fn print(text: &impl Display, end: &str) {
+    print!("{}{end}", escaped(&text.to_string()));
+}
+
+/// Prints one line on standard output.
+pub fn line(text: impl Display) {
+    print(&text, "\n");
+}
+
+/// Prints the beginning of a line on standard output, to be seen at once.
+pub fn begin(text: impl Display) {
+    print(&text, "");
+    let _ = std::io::stdout().flush();
+}
+
+/// Prints one line on standard error.
+pub fn note(text: impl Display) {
+    eprintln!("{}", escaped(&text.to_string()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_is_escaped_and_the_rest_is_left() {
+        let name = "Nguyễn Thị Ánh, nguye\u{302}\u{303}n, 東京 \"\\ 😀";
+        assert_eq!(escaped(name), name);
+        assert_eq!(escaped("a\u{1b}[2J\u{9b}1m\u{9d}\u{202e}\u{2028}\r\n\u{7f}"), {
+            "a\\u001b[2J\\u009b1m\\u009d\\u202e\\u2028\\u000d\\u000a\\u007f"
+        });
+        let value = serde_json::json!({ "a\u{9b}": "\u{1b}\u{e0041}\u{2066}\u{200f}" });
+        let text = escaped(&value.to_string());
+        assert!(text.is_ascii(), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+}
