@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler
+.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler deb image packages
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -100,3 +100,14 @@ pooler: ## test PgBouncer's transaction mode, with the version of Debian 13 in a
 	@scripts/apt-install pooler
 	@cargo test --test it --no-run
 	@scripts/with-postgres pooler scripts/pooler-trixie
+
+deb: ## make the Debian package in target/debian
+	@cargo deb --version 2>/dev/null | grep -q ' 3.8.0' || cargo install --locked --quiet cargo-deb@3.8.0
+	@scripts/deb
+
+image: ## build the image vos-auth with buildah (BUILD_IMAGE=… RUN_IMAGE=… for other bases, ARGS="--tag …")
+	@scripts/apt-install image
+	@buildah build --format docker --tag vos-auth $(foreach base,BUILD_IMAGE RUN_IMAGE,$(if $($(base)),--build-arg $(base)=$($(base)))) $(ARGS) .
+
+packages: ## prove package and image in bare roots (ARGS="bookworm trixie image"; needs root and some minutes)
+	@scripts/packages-test $(ARGS)

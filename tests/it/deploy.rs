@@ -249,6 +249,24 @@ fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
     assert_eq!(links, alerts.iter().map(|alert| alert.to_lowercase()).collect::<Vec<_>>());
 }
 
+/// What the service takes beside hashing: 122 MiB with 10,200 connections (docs/security.md).
+const SERVICE_KIB: u64 = 128 * 1024;
+
+/// The sum that stands beside the limit, and no more than a quarter above it.
+#[test]
+fn the_memory_limit_in_kubernetes_follows_from_the_hashing_settings() {
+    let manifest = read("deploy/kubernetes.yaml");
+    let number = |before: &str| -> u64 {
+        let (_, rest) = manifest.split_once(before).expect(before);
+        let digits = rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap();
+        digits.parse().expect(before)
+    };
+    let own = (number("HASHING_THREADS: \"") + 1) * number("ARGON2_MEMORY_KIB: \"");
+    let needed = own + number("HASHING_MEMORY_KIB: \"") + SERVICE_KIB;
+    let limit = number("limits: { memory: ") * 1024;
+    assert!((needed..=needed * 5 / 4).contains(&limit), "{needed} KiB are needed, {limit} KiB given");
+}
+
 /// Each alert is made to fire, and not to, by the series in `prometheus-rules.test.yml`.
 #[test]
 fn promtool_accepts_the_rules_and_each_fires_when_it_should() {
