@@ -18,7 +18,7 @@ use crate::mail::message::Composer;
 use crate::metrics::Metrics;
 use crate::password::{Cost, Hasher};
 use crate::secret::Keys;
-use crate::throttle::{Budget, SourceLimits};
+use crate::throttle::{Budget, SourceLimits, Turns};
 
 /// Connections for the look-ups of session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
@@ -60,6 +60,8 @@ pub struct App {
     pub device_budget: Budget,
     /// What networks and known browsers may ask of this replica.
     pub source_limits: SourceLimits,
+    /// One login at a time for each address.
+    pub login_turns: Turns,
     /// The figures.
     pub metrics: Arc<Metrics>,
 }
@@ -139,6 +141,7 @@ impl App {
             failure_budget,
             device_budget,
             source_limits,
+            login_turns: Turns::default(),
             metrics,
         };
         Ok((app, courier))

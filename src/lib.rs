@@ -38,12 +38,13 @@
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
 //! | deleting what is over | [`sweeper`] | |
+//! | counting the kinds of stored hashes, for the decoys | [`census`] | |
 //! | figures | [`metrics`] | |
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
 //! | what commands print | [`terminal`] | what a terminal may be shown |
 //!
-//! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`} → {`recovery`,
+//! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`, `census`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
 //! `known_device`, `database`, `group_commit`, `kratos`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
 //! `terminal`, `thread`, `traces`}.
@@ -68,6 +69,16 @@
 //!    every session revoked and a new one opened, the owner's mail owed, the event recorded.
 //! 4. The answer carries token and JWT, clears the recovery cookie, and makes the browser known.
 //!
+//! # The life of one failed `login`
+//!
+//! 1. [`http::guard::admit`] counts it against its network, and [`session::login`] charges the rest of its price: as many units
+//!    as the slowest stored hash is slower than one of ours.
+//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`], or is refused.
+//! 3. It is counted as a failure; only then `account` is read, and the password is verified: against the account's hash, or
+//!    against the decoy of the address ([`password::Decoys`]).
+//! 4. At `LOGIN_FAILURE_TIME` it is answered 401, and the next login of the address has its turn. A client that goes away changes
+//!    nothing of this from the second step on.
+//!
 //! # What must stay true
 //!
 //! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
@@ -90,6 +101,7 @@
 pub mod account;
 pub mod app;
 pub mod audit;
+pub mod census;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -29,7 +29,7 @@ pub async fn change(
     let (budget_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
     throttle::draw(pool, now, &budget_key, budget, Problem::PasswordThrottled).await?;
     let stored = within_deadline("find password", account::password_hash(pool, by.account.id)).await?;
-    let verdict = place.verify(current, stored.clone()).await?;
+    let verdict = place.verify(current, stored.clone(), None).await?;
     let (Verdict::Right { .. }, Some(stored)) = (verdict, stored) else {
         return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
     };

@@ -151,6 +151,12 @@ impl Keys {
         &self.0[0]
     }
 
+    /// The key that is the same the longest: until it is dropped, which is long after another one came.
+    #[must_use]
+    pub fn oldest(&self) -> &Key {
+        &self.0[self.0.len() - 1]
+    }
+
     /// Every key, the newest first.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         self.0.iter()

@@ -10,6 +10,7 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::census::Census;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
 use crate::database::failures;
@@ -101,9 +102,13 @@ impl Server {
     pub async fn run_with(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
-        // Both first: until they are known, every request is answered 502.
-        let (mut probes, health) =
-            tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), app.health.check());
+        let mut census = Census::new(Arc::clone(&app));
+        // All of it first: until it is known, requests are answered 502.
+        let (mut probes, health, ()) = tokio::join!(
+            app.gateway.watch(config.smtp_probe_interval, &app.metrics),
+            app.health.check(),
+            census.begin()
+        );
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site {
             recovery,
@@ -122,6 +127,7 @@ impl Server {
         let metrics = http::metrics_router(Arc::clone(&app));
         let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), over.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
+        let mut census = tokio::spawn(census.run(over.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
         let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, over.clone()));
@@ -138,6 +144,7 @@ impl Server {
             _ = &mut metrics => Some("metrics"),
             _ = &mut sweeper => Some("sweeper"),
             _ = &mut health => Some("health check"),
+            _ = &mut census => Some("census"),
             _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
             _ = &mut courier => Some("courier"),

@@ -8,6 +8,7 @@
 mod network;
 mod presented;
 mod sources;
+mod turn;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 pub use self::network::{Limiter, Source, network_of};
 pub use self::sources::SourceLimits;
+pub use self::turn::{Turn, Turns};
 use crate::config::{Config, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;

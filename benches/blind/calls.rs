@@ -22,6 +22,8 @@ pub enum Call {
     /// The same at once. That shows, because a mail takes time of the machine: docs/security.md has the figure.
     AtOnce,
     Login,
+    /// Bursts of logins with imported hashes, in cells of their own (`parallel.rs`).
+    ParallelLogin,
 }
 
 impl Call {
@@ -35,6 +37,7 @@ impl Call {
             Self::Later => &[4],
             Self::AtOnce => &[1],
             Self::Login => &[16],
+            Self::ParallelLogin => &[],
         }
     }
 
@@ -44,6 +47,7 @@ impl Call {
             Self::Start | Self::Verify => 1,
             Self::Resend => 4,
             Self::Later | Self::AtOnce | Self::Login => 10,
+            Self::ParallelLogin => 400,
         }
     }
 }
@@ -128,7 +132,7 @@ pub async fn one_by_one(
                 ("/recovery/start", serde_json::json!({ "email": email }), 200)
             }
             Call::Verify => ("/recovery/verify", serde_json::json!({ "code": "00000000" }), 400),
-            Call::Login => (
+            Call::Login | Call::ParallelLogin => (
                 "/login",
                 serde_json::json!({ "identifier": email, "password": "a guess that is wrong" }),
                 401,

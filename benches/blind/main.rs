@@ -1,9 +1,11 @@
 //! `make blind`: can a stopwatch tell who has an account? Calls for known, disabled, passwordless and unknown addresses at
 //! random order, on one connection and on sixteen, quiet and under load, with an idle relay and with one that stalls.
-//! Exits with an error if the answer is yes, twice. `--leak` plants a look-up of accounts into `start`: then it must.
+//! Exits with an error if the answer is yes, twice. `--leak` plants a look-up of accounts into `start`, and imports hashes
+//! behind the service's back: then it must.
 
 mod auc;
 mod calls;
+mod parallel;
 #[path = "../courier/replica.rs"]
 #[expect(dead_code, reason = "the courier's measurement uses more of it")]
 mod replica;
@@ -46,7 +48,7 @@ struct Options {
     /// Measure without load and with a relay that does not stall, alone
     #[arg(long)]
     quiet: bool,
-    /// Have `start` look accounts up for 200 µs, to see that it is found
+    /// Have `start` look accounts up for 200 µs, and parallel logins meet hashes that were not counted, to see that it is found
     #[arg(long)]
     leak: bool,
     /// What cargo gives to every benchmark
@@ -111,6 +113,22 @@ async fn main() -> Result<(), Failure> {
         // Chance leaves 0.5 out now and then, and not twice.
         if blind.tells(cell, seed).await? && blind.tells(cell, seed + 1).await? {
             tells += 1;
+        }
+    }
+    if options.call.is_empty() || options.call.contains(&Call::ParallelLogin) {
+        let trials = (options.calls / Call::ParallelLogin.share()).max(2);
+        println!(
+            "parallel logins: {trials} bursts of each kind in each cell; medians in ms, means of counts"
+        );
+        println!("scheme  load   seen     unknown  kind         here     AUC  interval");
+        let cells = parallel::Cell::all().into_iter().filter(|cell| !(options.quiet && cell.loaded));
+        for (number, cell) in cells.enumerate() {
+            let seed = seed + 1000 + number as u64 * 2;
+            if parallel::tells(&blind, cell, trials, options.leak, seed).await?
+                && parallel::tells(&blind, cell, trials, options.leak, seed + 1).await?
+            {
+                tells += 1;
+            }
         }
     }
     println!("cells that tell, or are too wide to say: {tells}");
@@ -214,10 +232,14 @@ impl Blind {
         Ok(())
     }
 
+    async fn has_no_accounts(&self) -> Result<(), Failure> {
+        let empty = "TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE";
+        sqlx::raw_sql(empty).execute(&self.pool).await?;
+        Ok(())
+    }
+
     async fn has_accounts(&self, calls: usize) -> Result<(), Failure> {
-        sqlx::raw_sql("TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE")
-            .execute(&self.pool)
-            .await?;
+        self.has_no_accounts().await?;
         let hash = Password::new("a password that nobody guesses").hash(Cost {
             memory_kib: 19456,
             passes: 2,

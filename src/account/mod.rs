@@ -1,5 +1,6 @@
 //! Owns `account`: who may sign in.
 
+pub mod hashes;
 pub mod import;
 pub mod record;
 

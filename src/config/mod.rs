@@ -89,6 +89,12 @@ pub fn password_min_chars() -> RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(8..=64)
 }
 
+/// Reads `HASHING_MEMORY_KIB`, which `account import` has an eye on, too: from 1024 to 4194304.
+#[must_use]
+pub fn hashing_memory_kib() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1024..=4_194_304)
+}
+
 /// The settings of `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -156,7 +162,8 @@ pub struct Config {
     #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", help_heading = "Passwords", value_parser = password_min_chars())]
     pub password_min_chars: u16,
 
-    /// Memory of one Argon2id hash in KiB. What it is changed from is rehashed at the next login
+    /// Memory of one Argon2id hash in KiB. What it is changed from is rehashed at the next login, if that is at most
+    /// HASHING_MEMORY_KIB
     #[arg(long, env, value_name = "ARGON2_MEMORY_KIB", default_value = "19456", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(7168..=1_048_576))]
     pub argon2_memory_kib: u32,
 
@@ -168,17 +175,24 @@ pub struct Config {
     #[arg(long, env, value_name = "ARGON2_LANES", default_value = "1", help_heading = "Passwords", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub argon2_lanes: u32,
 
-    /// Passwords that are hashed at once. Default: one a core
+    /// Passwords that are hashed at once. Default: one a core. One thread more computes hashes of the service's own cost
+    /// alone, so that they do not wait for imported ones
     #[arg(long, env, value_name = "HASHING_THREADS", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub hashing_threads: Option<u16>,
+
+    /// Memory in KiB that imported hashes may take together while they are verified. One that takes more than all of it is
+    /// not imported, and an account that has one is as one without a password
+    #[arg(long, env, value_name = "HASHING_MEMORY_KIB", default_value = "262144", help_heading = "Passwords", value_parser = hashing_memory_kib())]
+    pub hashing_memory_kib: u32,
 
     /// Requests that may wait for a hash; further ones are answered 503 at once. At 20 ms a hash and 2 threads, 32 wait
     /// 320 ms
     #[arg(long, env, value_name = "HASHING_QUEUE", default_value = "32", help_heading = "Passwords", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub hashing_queue: u16,
 
-    /// When a failed login is answered, counted from its arrival: whatever the cause, so that the time says nothing.
-    /// Must be longer than twice the dearest hash and its wait; a metric counts the failures that were late
+    /// When a failed login is answered, counted from its arrival or from the end of another one of the same address:
+    /// whatever the cause, so that the time says nothing. Must be longer than twice the slowest hash and its wait; a metric
+    /// counts the failures that were late
     #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", help_heading = "Sessions", value_parser = login_failure_time)]
     pub login_failure_time: Duration,
 

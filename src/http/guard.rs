@@ -162,8 +162,10 @@ impl UntrustedProxies {
 
 /// Lets a POST through that costs an email or a hash: first the rate limit of its network (or of its account's known browsers,
 /// or of its ticket), then its origin; both before anything is parsed.
-pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
-    let admitted = site.app.source_limits.requests.admit(source(&request, &site.app));
+pub async fn admit(State(site): State<Site>, mut request: Request, next: Next) -> Response {
+    let source = source(&request, &site.app);
+    let admitted = site.app.source_limits.requests.admit(source);
+    request.extensions_mut().insert(source);
     go_on(&site, admitted, request, next).await
 }
 
@@ -208,7 +210,7 @@ pub async fn admit_token(
     let response = next.run(request).await;
     match (is_free, response.status() == StatusCode::UNAUTHORIZED) {
         (true, true) => limits.was_refused(&hash),
-        (false, false) => limits.unknown_tokens.refund(source),
+        (false, false) => limits.unknown_tokens.give_back(source, 1),
         _ => {}
     }
     response

@@ -1,9 +1,11 @@
 //! `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout`, `/api/auth/password`
 
-use axum::Json;
+use std::sync::Arc;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -19,7 +21,8 @@ use crate::http::extract::{SessionToken, StrictJson};
 use crate::http::{Site, cookie};
 use crate::password::Password;
 use crate::password_change;
-use crate::session::{self, Authenticated, Caller, Session, SignedIn};
+use crate::session::{self, Authenticated, Caller, Login, Session, SignedIn};
+use crate::throttle::Source;
 
 /// The contract's `AuthLoginRequest`.
 #[derive(Deserialize)]
@@ -153,6 +156,7 @@ impl From<Account> for Identity {
 /// hashed.
 pub async fn login(
     State(site): State<Site>,
+    Extension(source): Extension<Source>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
@@ -162,9 +166,8 @@ pub async fn login(
         .map_err(|_| Error::in_field(Problem::EmailInvalid, "identifier"))?;
     let password = Password::new(&request.password);
     let device = cookie::known_device(&headers, &site.app);
-    let signed_in =
-        session::login(&site.app, &email, &password, Caller { client: &client, device: device.as_ref() })
-            .await?;
+    let login = Login { app: Arc::clone(&site.app), source, email, password, client, device };
+    let signed_in = login.run().await?;
     Ok(AuthLoginResponse::to(signed_in, &cookies))
 }
 

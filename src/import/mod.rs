@@ -32,7 +32,7 @@ use crate::audit;
 use crate::clock::Clock;
 use crate::database::cause;
 use crate::kratos::Kratos;
-use crate::password::{self, Stored, Unusable};
+use crate::password::{self, Slowest, Stored, Unusable};
 
 /// Batches that are read ahead.
 const AHEAD: usize = 2;
@@ -46,6 +46,8 @@ pub struct Import {
     pub refused: PathBuf,
     /// Where in an identity what is needed stands.
     pub paths: Paths,
+    /// What a hash may take of memory, in KiB: the setting of `serve`.
+    pub hashing_memory_kib: u32,
     /// Whether nothing is written to the database.
     pub dry_run: bool,
 }
@@ -113,13 +115,15 @@ pub struct Report {
     pub too_weak: BTreeMap<&'static str, u64>,
     /// Passwords of a known kind that are broken, or dearer than is computed.
     pub broken: u64,
+    /// Passwords whose hashes take more memory than `HASHING_MEMORY_KIB`.
+    pub too_large: u64,
     /// Passwords of no kind that is known.
     pub unknown: u64,
     /// Accounts whose record has no password.
     pub without: u64,
     /// How much of the file was read, of 100; `None` if that has no known length.
     pub percent: Option<u64>,
-    dearest: BTreeMap<&'static str, Stored>,
+    slowest: Slowest,
 }
 
 impl Report {
@@ -135,22 +139,20 @@ impl Report {
             None => self.without += 1,
             Some(Err(Unusable::TooWeak(kind))) => *self.too_weak.entry(kind).or_default() += 1,
             Some(Err(Unusable::Broken)) => self.broken += 1,
+            Some(Err(Unusable::TooLarge)) => self.too_large += 1,
             Some(Err(Unusable::Unknown)) => self.unknown += 1,
             Some(Ok(stored)) => {
                 *self.passwords.entry(stored.kind()).or_default() += 1;
-                let dearest = self.dearest.entry(stored.kind()).or_insert_with(|| stored.clone());
-                if stored.work() > dearest.work() {
-                    *dearest = stored;
-                }
+                self.slowest.note(stored);
             }
         }
     }
 
-    /// The kind whose dearest password took longest to verify on this machine, and how long. Call it where blocking is
+    /// The kind whose slowest password took longest to verify on this machine, and how long. Call it where blocking is
     /// allowed.
     #[must_use]
-    pub fn dearest(&self) -> Option<(&'static str, Duration)> {
-        let times = self.dearest.iter().map(|(kind, stored)| (*kind, password::time_of(stored)));
+    pub fn slowest(&self) -> Option<(&'static str, Duration)> {
+        let times = self.slowest.iter().map(|stored| (stored.kind(), password::time_of(stored)));
         times.max_by_key(|(_, time)| *time)
     }
 }
@@ -272,7 +274,7 @@ fn distinct(
             }
             read => read,
         };
-        let identity::Identity { new, password } = match found {
+        let identity::Identity { mut new, password } = match found {
             Ok(found) => found,
             Err(refusal) => {
                 report.refused += 1;
@@ -281,6 +283,10 @@ fn distinct(
                 continue;
             }
         };
+        let password = password.map(|found| found.and_then(|stored| stored.within(what.hashing_memory_kib)));
+        if matches!(password, Some(Err(_))) {
+            (new.password_hash, new.password_changed_at) = (None, None);
+        }
         if new.id.is_some_and(|id| ids.contains(&id)) || emails.contains(&new.email) {
             parts.push(Vec::new());
             ids.clear();

@@ -78,6 +78,8 @@ pub enum LoginOutcome {
     Failed,
     Throttled,
     Busy,
+    Concurrent,
+    Network,
 }
 
 // By hand: the derived values would be the variants' names as they stand, and every other label's are in snake case.
@@ -98,6 +100,8 @@ impl EncodeLabelValue for LoginOutcome {
             Self::Failed => "failed",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
+            Self::Concurrent => "concurrent",
+            Self::Network => "network",
         })
     }
 }
@@ -114,6 +118,13 @@ pub struct CodeLabel {
 pub struct LoginLabel {
     /// What became of it.
     pub outcome: LoginOutcome,
+}
+
+/// Stored hashes by scheme.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HashLabel {
+    /// The scheme, or `unusable`.
+    pub scheme: &'static str,
 }
 
 /// Every figure of one running service.
@@ -150,6 +161,14 @@ pub struct Metrics {
     pub logins: Family<LoginLabel, Counter>,
     /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may say why.
     pub late_login_failures: Counter,
+    /// Logins that wait for another one of their address.
+    pub logins_waiting: Gauge,
+    /// Units that a failed login draws on its network's bucket.
+    pub login_price: Gauge,
+    /// Stored hashes by scheme, as they were last counted.
+    pub stored_hashes: Family<HashLabel, Gauge>,
+    /// When they were last counted to the end, in Unix time.
+    pub hashes_counted: Gauge,
     /// Passwords that are being hashed.
     pub hashing_running: Gauge,
     /// Requests that were answered 503 because too many waited to be hashed.
@@ -189,6 +208,10 @@ impl Default for Metrics {
             codes: Family::default(),
             logins: Family::default(),
             late_login_failures: Counter::default(),
+            logins_waiting: Gauge::default(),
+            login_price: Gauge::default(),
+            stored_hashes: Family::default(),
+            hashes_counted: Gauge::default(),
             hashing_running: Gauge::default(),
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
@@ -233,6 +256,19 @@ impl Default for Metrics {
         registry.register("logins", "Logins by outcome", metrics.logins.clone());
         let help = "Failed logins that took longer than LOGIN_FAILURE_TIME";
         registry.register("late_login_failures", help, metrics.late_login_failures.clone());
+        let help = "Logins that wait for another one of their address";
+        registry.register("logins_waiting", help, metrics.logins_waiting.clone());
+        let help = "Units that a failed login draws on its network's bucket";
+        registry.register("login_price", help, metrics.login_price.clone());
+        let help = "Stored hashes by scheme, as they were last counted";
+        registry.register("stored_hashes", help, metrics.stored_hashes.clone());
+        let help = "Unix time at which the stored hashes were last counted";
+        registry.register_with_unit(
+            "hashes_counted_timestamp",
+            help,
+            Unit::Seconds,
+            metrics.hashes_counted.clone(),
+        );
         registry.register("hashing_running", "Passwords being hashed", metrics.hashing_running.clone());
         let help = "Requests refused because too many passwords wait to be hashed";
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());
@@ -260,14 +296,14 @@ impl Default for Metrics {
 impl Metrics {
     /// A counter that came with its first event would show that one as no increase, and no alert would see it.
     fn begin_at_zero(&self) {
-        use LoginOutcome::{Busy, Failed, SignedIn, Throttled};
+        use LoginOutcome::{Busy, Concurrent, Failed, Network, SignedIn, Throttled};
         for outcome in ["sent", "expired", "no_recipient"] {
             drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
         }
         for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
             drop(self.codes.get_or_create(&CodeLabel { outcome }));
         }
-        for outcome in [SignedIn, Failed, Throttled, Busy] {
+        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network] {
             drop(self.logins.get_or_create(&LoginLabel { outcome }));
         }
     }

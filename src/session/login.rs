@@ -1,8 +1,12 @@
 //! `login`: one failure for every cause, at equal cost and at a fixed time after its arrival.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::open::open;
@@ -11,61 +15,155 @@ use crate::account::{self, Account, Candidate};
 use crate::app::App;
 use crate::audit;
 use crate::client::Client;
-use crate::database::{failures, within_deadline};
+use crate::database::{OUTAGE_RETRY_AFTER, failures, within_deadline};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
+use crate::known_device::KnownDevice;
 use crate::metrics::{LoginLabel, LoginOutcome};
 use crate::password::{Password, Place, Verdict};
-use crate::throttle;
+use crate::throttle::{self, Source, Turn};
 
-/// Opens a session for whoever knows the password.
-///
-/// An attempt is counted as a failure before anything is verified, so that no number of parallel guesses gets past the
-/// budget, and given back when it succeeds. An address that nobody owns costs one verification, too.
-///
-/// # Errors
-///
-/// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call; `LoginThrottled` if the address, or
-/// the browser that has signed in with it before, had too many failures; `HashingBusy`, with nothing spent;
-/// `StorageUnavailable`.
-pub async fn login(
-    app: &App,
-    email: &EmailAddress,
-    password: &Password,
-    caller: Caller<'_>,
-) -> Result<SignedIn, Error> {
-    let due = Instant::now() + app.config.login_failure_time;
-    let count = |outcome| {
-        app.metrics.logins.get_or_create(&LoginLabel { outcome }).inc();
-    };
-    let place = app.hasher.place().inspect_err(|_| count(LoginOutcome::Busy))?;
-    let now = app.time()?;
-    let budget_key = throttle::login_key(email, caller.device.and_then(|device| device.of(email)));
-    throttle::draw(&app.pool, now, &budget_key, app.failure_budget, Problem::LoginThrottled)
-        .await
-        .inspect_err(|_| count(LoginOutcome::Throttled))?;
-    let mut candidate = within_deadline("find account", account::candidate(&app.pool, email)).await?;
-    let mut opened = attempt(app, &place, candidate.as_ref(), password, &budget_key, caller).await?;
-    if let Attempted::Superseded = opened {
-        // Another login has made the hash anew, or another password was set: once more, with what is stored now.
-        candidate = within_deadline("find account", account::candidate(&app.pool, email)).await?;
-        opened = attempt(app, &place, candidate.as_ref(), password, &budget_key, caller).await?;
+/// What a client is told to wait that came while another login of the address was under way.
+const CONCURRENT_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// One login, on its own: a client that goes away changes nothing of what it costs.
+#[derive(Clone)]
+pub struct Login {
+    /// The application's parts.
+    pub app: Arc<App>,
+    /// Whose bucket the request has drawn on.
+    pub source: Source,
+    /// The address.
+    pub email: EmailAddress,
+    /// The password.
+    pub password: Password,
+    /// Who asks.
+    pub client: Client,
+    /// The browser, if somebody has signed in on it before.
+    pub device: Option<KnownDevice>,
+}
+
+impl Login {
+    /// Opens a session for whoever knows the password.
+    ///
+    /// What decides whether the password is looked at, and what that costs, is known before `account` is read: the bucket of
+    /// the network, which a failed login is charged with the price of the slowest stored hash; the turn of the address; a
+    /// place in the hashing queue; and the bucket of the address, from which an attempt is taken before anything is
+    /// verified, so that no number of parallel guesses gets past it. Success gives back what it took of both.
+    ///
+    /// # Errors
+    ///
+    /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call, or after the login of this address
+    /// that it waited for; `LoginThrottled` if the address, or the browser that has signed in with it before, had too many
+    /// failures, or if another login of it was under way all the time; `NetworkThrottled`; `HashingBusy`, with nothing
+    /// spent; `StorageUnavailable`.
+    pub async fn run(self) -> Result<SignedIn, Error> {
+        let (app, source) = (Arc::clone(&self.app), self.source);
+        let price = app.hasher.decoys().ok_or_else(unavailable)?.price();
+        let charged = app.source_limits.requests.charge(source, price).map_err(|wait| {
+            self.count(LoginOutcome::Network);
+            Error::retry_after(Problem::NetworkThrottled, wait)
+        })?;
+        let answer = self.admitted().await;
+        if !answer.as_ref().is_err_and(|error| error.problem == Problem::CredentialsInvalid) {
+            app.source_limits.requests.give_back(source, charged);
+        }
+        answer
     }
-    drop(place);
-    if let Attempted::Opened(opened) = opened {
-        count(LoginOutcome::SignedIn);
-        return Ok(opened.signed_in(app, now));
+
+    /// Waits for the turn of the address, and holds it to the end.
+    async fn admitted(self) -> Result<SignedIn, Error> {
+        let patience = Instant::now() + self.app.config.login_failure_time;
+        let key = throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.of(&self.email)));
+        self.app.metrics.logins_waiting.inc();
+        let waiting = Waiting(&self.app);
+        let turn = self.app.login_turns.take(key, patience).await;
+        drop(waiting);
+        let Some(turn) = turn else {
+            self.count(LoginOutcome::Concurrent);
+            return Err(Error::retry_after(Problem::LoginThrottled, CONCURRENT_RETRY_AFTER));
+        };
+        let due = Instant::now() + self.app.config.login_failure_time;
+        let verifying = self.verified(turn, due, key).in_current_span();
+        // A task of its own: a client that goes away must not end the turn before its time.
+        tokio::spawn(verifying).await.unwrap_or_else(|_| Err(unavailable()))
     }
-    if let Some(candidate) = candidate {
-        // Not waited for: what becomes of it, and how long it takes, must not show whether there is an account.
-        tokio::spawn(record_failure(app.pool.clone(), now, candidate.account.id, caller.client.clone()));
+
+    async fn verified(self, turn: Turn, due: Instant, key: throttle::Key) -> Result<SignedIn, Error> {
+        let app = &*self.app;
+        let place = app.hasher.place().inspect_err(|_| self.count(LoginOutcome::Busy))?;
+        let now = app.time()?;
+        throttle::draw(&app.pool, now, &key, app.failure_budget, Problem::LoginThrottled)
+            .await
+            .inspect_err(|_| self.count(LoginOutcome::Throttled))?;
+        let mut candidate =
+            within_deadline("find account", account::candidate(&app.pool, &self.email)).await?;
+        let mut opened = self.attempt(&place, candidate.as_ref(), &key).await?;
+        if let Attempted::Superseded = opened {
+            // Another login has made the hash anew, or another password was set: once more, with what is stored now.
+            candidate = within_deadline("find account", account::candidate(&app.pool, &self.email)).await?;
+            opened = self.attempt(&place, candidate.as_ref(), &key).await?;
+        }
+        drop(place);
+        if let Attempted::Opened(opened) = opened {
+            self.count(LoginOutcome::SignedIn);
+            return Ok(opened.signed_in(app, now));
+        }
+        if let Some(candidate) = candidate {
+            // Not waited for: what becomes of it, and how long it takes, must not show whether there is an account.
+            let client = self.client.clone();
+            tokio::spawn(record_failure(app.pool.clone(), now, candidate.account.id, client));
+        }
+        self.count(LoginOutcome::Failed);
+        if Instant::now() > due {
+            app.metrics.late_login_failures.inc();
+        }
+        sleep_until(due).await;
+        drop(turn);
+        Err(Problem::CredentialsInvalid.into())
     }
-    count(LoginOutcome::Failed);
-    if Instant::now() > due {
-        app.metrics.late_login_failures.inc();
+
+    async fn attempt(
+        &self,
+        place: &Place<'_>,
+        candidate: Option<&Candidate>,
+        budget_key: &throttle::Key,
+    ) -> Result<Attempted, Error> {
+        let app = &*self.app;
+        let decoys = app.hasher.decoys().ok_or_else(unavailable)?;
+        // The key that stays the longest: with another one, decoys would change and hashes would not.
+        let mac = app.device_keys.oldest().mac("decoy/1", &[self.email.as_str().as_bytes()]);
+        let stored = candidate.and_then(|candidate| candidate.password_hash.clone());
+        let verdict = place.verify(&self.password, stored, Some(decoys.of_address(&mac))).await?;
+        let (
+            Some(Candidate { account, active: true, password_hash: Some(verified) }),
+            Verdict::Right { rehashed },
+        ) = (candidate, verdict)
+        else {
+            return Ok(Attempted::Failed);
+        };
+        let passed = Passed { account, verified, rehashed, budget_key };
+        let caller = Caller { client: &self.client, device: self.device.as_ref() };
+        let opened = within_deadline("open session", passed.open(app, app.time()?, caller)).await?;
+        Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
     }
-    sleep_until(due).await;
-    Err(Problem::CredentialsInvalid.into())
+
+    fn count(&self, outcome: LoginOutcome) {
+        self.app.metrics.logins.get_or_create(&LoginLabel { outcome }).inc();
+    }
+}
+
+fn unavailable() -> Error {
+    Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
+}
+
+/// A login that waits for the turn of its address. A client may go away meanwhile.
+struct Waiting<'a>(&'a App);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.logins_waiting.dec();
+    }
 }
 
 /// What became of one verification.
@@ -74,28 +172,6 @@ enum Attempted {
     /// The password was right, and is no longer the one that is stored.
     Superseded,
     Failed,
-}
-
-async fn attempt(
-    app: &App,
-    place: &Place<'_>,
-    candidate: Option<&Candidate>,
-    password: &Password,
-    budget_key: &throttle::Key,
-    caller: Caller<'_>,
-) -> Result<Attempted, Error> {
-    let stored = candidate.and_then(|candidate| candidate.password_hash.clone());
-    let verdict = place.verify(password, stored).await?;
-    let (
-        Some(Candidate { account, active: true, password_hash: Some(verified) }),
-        Verdict::Right { rehashed },
-    ) = (candidate, verdict)
-    else {
-        return Ok(Attempted::Failed);
-    };
-    let passed = Passed { account, verified, rehashed, budget_key };
-    let opened = within_deadline("open session", passed.open(app, app.time()?, caller)).await?;
-    Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
 }
 
 /// A login whose password was right.

@@ -14,7 +14,7 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use self::login::login;
+pub use self::login::Login;
 pub use self::open::{Caller, Opened, SignedIn};
 pub(crate) use self::open::{NewPassword, replace_password};
 use crate::account::{self, Account};

@@ -28,6 +28,16 @@ pub enum Source {
     Owner(OwnerTag),
 }
 
+impl Source {
+    /// The bucket that it draws on.
+    fn bucket(self) -> Self {
+        match self {
+            Self::Network(ip) => Self::Network(network_of(ip)),
+            owner @ Self::Owner(_) => owner,
+        }
+    }
+}
+
 /// Sources that are remembered at most, in some 10 MB.
 const MAX_SOURCES: usize = 100_000;
 
@@ -75,26 +85,49 @@ impl Limiter {
     ///
     /// How long to wait, if nothing is left; the refused request costs nothing.
     pub fn admit(&self, source: Source) -> Result<(), Duration> {
-        let Some(quota) = self.quota else { return Ok(()) };
+        self.draw(source, 1).map(|_| ())
+    }
+
+    /// Draws the rest of the price of a request that [`Limiter::admit`] has counted as one unit, and gives how many units that
+    /// were. A price above what a full bucket holds is that.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait, if so many units are not left; the refused request costs nothing.
+    pub fn charge(&self, source: Source, price: u32) -> Result<u32, Duration> {
+        let Some(quota) = self.quota else { return Ok(0) };
+        let rest = price.min(quota.burst).saturating_sub(1);
+        match self.draw(source, rest) {
+            Ok(drawn) => Ok(drawn),
+            Err(wait) => {
+                self.give_back(source, 1);
+                Err(wait)
+            }
+        }
+    }
+
+    /// Puts units back that were drawn: the request turned out to be one that costs less.
+    pub fn give_back(&self, source: Source, units: u32) {
+        let Some(quota) = self.quota else { return };
+        // A bucket that is not there is full.
+        if let Some(full_at) = self.buckets().full_at.get_mut(&source.bucket()) {
+            *full_at = full_at.saturating_sub(quota.refill * units);
+        }
+    }
+
+    /// Draws so many units at once, or none. Gives how many: none while there is no room to count its source.
+    fn draw(&self, source: Source, units: u32) -> Result<u32, Duration> {
+        let Some(quota) = self.quota else { return Ok(0) };
         let now = self.clock.elapsed();
         let mut buckets = self.buckets();
-        let Some(full_at) = buckets.of(source, now) else { return Ok(()) };
-        let next = (*full_at).max(now) + quota.refill;
+        let Some(full_at) = buckets.of(source, now) else { return Ok(0) };
+        let next = (*full_at).max(now) + quota.refill * units;
         let wait = next.saturating_sub(now + quota.refill * quota.burst);
         if !wait.is_zero() {
             return Err(wait);
         }
         *full_at = next;
-        Ok(())
-    }
-
-    /// Gives one unit back: the request turned out to be one that costs nothing.
-    pub fn refund(&self, source: Source) {
-        let Some(quota) = self.quota else { return };
-        let now = self.clock.elapsed();
-        if let Some(full_at) = self.buckets().of(source, now) {
-            *full_at = full_at.saturating_sub(quota.refill);
-        }
+        Ok(units)
     }
 
     /// Forgets the sources whose bucket is full again, and says how many are left.
@@ -115,10 +148,7 @@ impl Buckets {
     /// When its bucket will be full; `None` if there is no room for one more.
     fn of(&mut self, source: Source, now: Duration) -> Option<&mut Duration> {
         const SWEEP_EVERY: Duration = Duration::from_secs(1);
-        let source = match source {
-            Source::Network(ip) => Source::Network(network_of(ip)),
-            owner @ Source::Owner(_) => owner,
-        };
+        let source = source.bucket();
         if self.full_at.len() >= MAX_SOURCES && now.saturating_sub(self.swept_at) >= SWEEP_EVERY {
             self.sweep(now);
         }
@@ -160,14 +190,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_can_be_drawn_again() {
+    fn a_request_of_a_higher_price_draws_all_of_it_or_nothing_and_gets_it_back() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
-        let limiter = Limiter::new(2, 60, Clock::Manual(clock));
+        let limiter = Limiter::new(30, 60, Clock::Manual(clock.clone()));
         let client = Source::Network(IpAddr::from([203, 0, 113, 7]));
-        assert!(limiter.admit(client).is_ok() && limiter.admit(client).is_ok());
-        limiter.refund(client);
-        assert!(limiter.admit(client).is_ok());
-        assert!(limiter.admit(client).is_err());
+        let draws = |price| limiter.admit(client).and_then(|()| limiter.charge(client, price));
+        assert_eq!(draws(1), Ok(0));
+        assert_eq!(draws(12), Ok(11));
+        assert_eq!(draws(12), Ok(11));
+        assert_eq!(draws(12), Err(Duration::from_secs(7)), "5 of 30 are left");
+        assert_eq!(draws(12), Err(Duration::from_secs(7)), "a refused one costs nothing");
+        limiter.give_back(client, 11);
+        assert_eq!(draws(12), Ok(11));
+        clock.advance(Duration::from_mins(1));
+        assert_eq!(draws(1000), Ok(29), "one always passes");
+        limiter.give_back(client, 1000);
+        assert_eq!(
+            (0..40).filter(|_| limiter.admit(client).is_ok()).count(),
+            30,
+            "a bucket never holds more"
+        );
     }
 
     #[test]

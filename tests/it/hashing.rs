@@ -17,9 +17,14 @@ const HASH_MIB: usize = 19;
 
 /// The most memory that the process ever had resident, in MiB.
 fn peak_memory(program: &Program) -> usize {
+    memory(program, "VmHWM:")
+}
+
+/// What the kernel says of the process's memory, in MiB.
+pub fn memory(program: &Program, line: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() / 1024
+    let found = status.lines().find_map(|said| said.strip_prefix(line)).unwrap();
+    found.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() / 1024
 }
 
 #[sqlx::test]

@@ -15,6 +15,7 @@ mod dev;
 mod early_refusal;
 mod faults;
 mod harness;
+mod hashes;
 mod hashing;
 mod hostile;
 mod hostile_syntax;

@@ -52,6 +52,9 @@ pub(in crate::cli) struct ImportArguments {
     /// The setting of `serve`, which the slowest imported hash is compared with
     #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", value_parser = config::login_failure_time)]
     login_failure_time: Duration,
+    /// The setting of `serve`: a password whose hash takes more memory is left out
+    #[arg(long, env, value_name = "HASHING_MEMORY_KIB", default_value = "262144", value_parser = config::hashing_memory_kib())]
+    hashing_memory_kib: u32,
 }
 
 pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
@@ -66,13 +69,13 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
         });
     })
     .await;
-    let (report, dearest) = tokio::task::spawn_blocking(move || {
-        let dearest = report.dearest();
-        (report, dearest)
+    let (report, slowest) = tokio::task::spawn_blocking(move || {
+        let slowest = report.slowest();
+        (report, slowest)
     })
     .await?;
     let mut lines = vec![summary(&report, &what)];
-    if let Some((kind, time)) = dearest {
+    if let Some((kind, time)) = slowest {
         let advice = Advice::of(kind, time, login_failure_time);
         // What is to be done before the import comes first.
         lines.insert(usize::from(!advice.is_to_be_done), advice.text);
@@ -99,6 +102,7 @@ fn what(arguments: ImportArguments) -> Result<Import, Failure> {
         dry_run,
         email_path,
         locale_path,
+        hashing_memory_kib,
         ..
     } = arguments;
     let (source, default) = match (file, from_kratos) {
@@ -114,7 +118,7 @@ fn what(arguments: ImportArguments) -> Result<Import, Failure> {
         }
     };
     let paths = Paths { email: email_path, locale: locale_path };
-    Ok(Import { source, refused: refused.unwrap_or(default), paths, dry_run })
+    Ok(Import { source, refused: refused.unwrap_or(default), paths, hashing_memory_kib, dry_run })
 }
 
 fn not_ascii(count: u64) -> String {
@@ -139,6 +143,13 @@ fn summary(report: &Report, what: &Import) -> String {
     let left_out = [
         (report.too_weak.values().sum(), format!("too weak to keep ({})", kinds(&report.too_weak))),
         (report.broken, "broken or too dear to compute".into()),
+        (
+            report.too_large,
+            format!(
+                "of more memory than HASHING_MEMORY_KIB ({}), which may be raised",
+                what.hashing_memory_kib
+            ),
+        ),
         (report.unknown, "of an unknown kind".into()),
         (
             report.without,

@@ -11,6 +11,8 @@ use self::phc::{FirebaseScrypt, Phc};
 use super::Memory;
 
 const MAX_BCRYPT_COST: u32 = 16;
+/// Octets of a password that bcrypt looks at. Of one of so many octets it does not see where it ends.
+const BCRYPT_PASSWORD: usize = 72;
 /// Rounds of SHA-crypt: with the longest password, a second or two.
 const MAX_SHA_CRYPT_ROUNDS: u32 = 1_000_000;
 /// The longest password that SHA-crypt is given, in octets, as in libxcrypt: its time grows with length times rounds.
@@ -36,6 +38,8 @@ pub enum Unusable {
     TooWeak(&'static str),
     /// Of a known scheme, but broken, or dearer than this service computes.
     Broken,
+    /// It takes more memory than `HASHING_MEMORY_KIB`.
+    TooLarge,
     /// Of no scheme that is known.
     Unknown,
 }
@@ -63,6 +67,15 @@ impl Stored {
         .ok_or(Unusable::Broken)
     }
 
+    /// The same, if it takes no more memory than so many KiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Unusable::TooLarge`].
+    pub fn within(self, memory_kib: u32) -> Result<Self, Unusable> {
+        if self.memory_kib() <= memory_kib { Ok(self) } else { Err(Unusable::TooLarge) }
+    }
+
     /// The name of its scheme.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -85,6 +98,26 @@ impl Stored {
         }
     }
 
+    /// The memory that it takes to compute, in KiB.
+    #[must_use]
+    pub fn memory_kib(&self) -> u32 {
+        match &self.0 {
+            Scheme::Bcrypt { .. } | Scheme::ShaCrypt { .. } => 0,
+            Scheme::Phc(hash) => hash.memory_kib(),
+            Scheme::Firebase(hash) => hash.memory_kib(),
+        }
+    }
+
+    /// Whether no other password is the same to it. bcrypt looks at 72 octets; it and HMAC take a password with zeros at
+    /// its end, or repeated behind one, for the one without.
+    #[must_use]
+    pub fn sees_all_of(&self, password: &[u8]) -> bool {
+        match &self.0 {
+            Scheme::Bcrypt { .. } => password.len() < BCRYPT_PASSWORD && !password.contains(&0),
+            _ => !password.contains(&0),
+        }
+    }
+
     /// Whether it was made of `password`.
     #[must_use]
     pub fn matches(&self, password: &[u8], memory: &mut Memory) -> bool {
@@ -104,11 +137,6 @@ impl std::fmt::Debug for Stored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Stored({}, redacted)", self.kind())
     }
-}
-
-/// Whether `stored` was made of `password`. A string that cannot be verified against is of no password.
-pub(super) fn matches(stored: &str, password: &[u8], memory: &mut Memory) -> bool {
-    Stored::parse(stored).is_ok_and(|stored| stored.matches(password, memory))
 }
 
 /// The kind of a string that is too weak to keep, by its prefix in Kratos, LDAP and crypt(3), or by its length in hex.
@@ -142,7 +170,9 @@ fn weak_kind(text: &str) -> Option<&'static str> {
 fn bcrypt(text: &str) -> Option<Scheme> {
     let (cost, rest) = text[1..].split_once('$')?.1.split_once('$')?;
     let cost = cost.parse().ok().filter(|cost| (4..=MAX_BCRYPT_COST).contains(cost))?;
-    (rest.len() == 53 && crypt_digits(rest)).then(|| Scheme::Bcrypt { text: text.to_owned(), cost })
+    // What is not computed in the end would tell by its time that there is such a hash.
+    let whole = rest.len() == 53 && text.parse::<bcrypt::HashParts>().is_ok();
+    whole.then(|| Scheme::Bcrypt { text: text.to_owned(), cost })
 }
 
 /// `$5$[rounds=N$]salt$hash`, where the incumbent writes the scheme's name for the number.
@@ -154,7 +184,9 @@ fn sha_crypt(text: &str, kind: &'static str, prefix: &str, hash_len: usize) -> O
     };
     let (salt, hash) = salted.split_once('$')?;
     let whole = salt.len() <= 16 && crypt_digits(salt) && hash.len() == hash_len && crypt_digits(hash);
-    (whole && (1000..=MAX_SHA_CRYPT_ROUNDS).contains(&rounds)).then(|| Scheme::ShaCrypt {
+    // Bits that the last digit of a whole hash has to spare are 0. What is not computed in the end would tell by its time.
+    let ends_well = hash.ends_with(|last| "./0123456789ABCD"[..1 << (6 - hash_len * 6 % 8)].contains(last));
+    (whole && ends_well && (1000..=MAX_SHA_CRYPT_ROUNDS).contains(&rounds)).then(|| Scheme::ShaCrypt {
         text: format!("{prefix}{rest}"),
         kind,
         rounds,
@@ -170,6 +202,10 @@ mod tests {
     use super::*;
 
     const PASSWORD: &[u8] = b"con meo treo cay cau";
+
+    fn matches(stored: &str, password: &[u8], memory: &mut Memory) -> bool {
+        Stored::parse(stored).unwrap().matches(password, memory)
+    }
 
     /// Made by other implementations: Python's hashlib (OpenSSL) and cryptography, the reference Argon2 in C, the `bcrypt`
     /// module, passlib, and `openssl passwd`.
@@ -296,17 +332,22 @@ mod tests {
 
     #[test]
     fn what_is_broken_or_too_dear_is_of_no_password() {
-        let sha_of = |rounds: &str| format!("$6$rounds={rounds}$salt${}", "a".repeat(86));
+        let sha_of = |rounds: &str| format!("$6$rounds={rounds}$salt${}", ".".repeat(86));
+        assert!(Stored::parse(&sha_of("1000000")).is_ok());
         let output = "A".repeat(86);
         for text in [
             "$argon2id",
             "$2b$31$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234",
             "$2b$04$short",
+            // Its last digit has bits that no hash has.
+            "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSi4",
             "$2b$é",
             "$2b$",
             "$5",
             "$6$é$é",
             "$6$salt$tooshort",
+            &format!("$6$salt${}2", ".".repeat(85)),
+            &format!("$5$salt${}E", ".".repeat(42)),
             &sha_of("1000001"),
             &sha_of("999"),
             "$argon2id$v=19$m=4294967295,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",

@@ -10,8 +10,6 @@ use super::Memory;
 
 /// The dearest hashes that are still computed: a stored string must not be able to stop the service.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
-/// Memory that a thread keeps from one hash to the next, at most, for hashes of other systems.
-const KEPT_KIB: u32 = 64 << 10;
 /// Memory times passes: a second or two.
 const MAX_WORK_KIB: u32 = 4 << 20;
 const MAX_LANES: u32 = 64;
@@ -83,6 +81,14 @@ impl Phc {
         self.function.work(self.output.len())
     }
 
+    pub(super) fn memory_kib(&self) -> u32 {
+        match &self.function {
+            Function::Argon2 { params, .. } => params.m_cost(),
+            Function::Pbkdf2 { .. } => 0,
+            Function::Scrypt(cost) => u32::try_from(cost.memory_kib()).unwrap_or(u32::MAX),
+        }
+    }
+
     pub(super) fn matches(&self, password: &[u8], memory: &mut Memory) -> bool {
         let mut computed = vec![0; self.output.len()];
         self.compute(password, &mut computed, memory).is_some() && computed.ct_eq(&self.output).into()
@@ -91,9 +97,6 @@ impl Phc {
     fn compute(&self, password: &[u8], output: &mut [u8], memory: &mut Memory) -> Option<()> {
         match &self.function {
             Function::Argon2 { algorithm, version, params } => {
-                // A dearer hash than ours has memory of its own, which goes with it.
-                let mut own = Memory::default();
-                let memory = if params.m_cost() > KEPT_KIB { &mut own } else { memory };
                 let blocks = memory.blocks(params.block_count());
                 Argon2::new(*algorithm, *version, params.clone())
                     .hash_password_into_with_memory(password, &self.salt, output, blocks)
@@ -208,6 +211,10 @@ impl FirebaseScrypt {
 
     pub(super) fn work(&self) -> u64 {
         self.cost.work_kib()
+    }
+
+    pub(super) fn memory_kib(&self) -> u32 {
+        u32::try_from(self.cost.memory_kib()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn matches(&self, password: &[u8]) -> bool {

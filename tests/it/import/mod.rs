@@ -105,6 +105,24 @@ async fn hash_of(pool: &PgPool, email: &str) -> Option<String> {
     hash.bind(email).fetch_one(pool).await.unwrap()
 }
 
+/// What takes more memory than there is for it is left out, and comes over when there is.
+#[sqlx::test]
+async fn a_hash_that_takes_too_much_memory_is_left_out_with_the_reason(pool: PgPool) {
+    let output = "A".repeat(43);
+    let argon2 = format!("$argon2id$v=19$m=262145,t=1,p=1$AAECAwQFBgcICQoLDA0ODw${output}");
+    let scrypt = format!("$scrypt$ln=18,r=8,p=1$AAECAwQFBgcICQoLDA0ODw${output}");
+    let file = lines(&[identity(1, "a@example.com", &argon2), identity(2, "s@example.com", &scrypt)]);
+    let ended = imports(&pool, &file, &[]);
+    assert!(ended.well, "{}", ended.why);
+    assert!(ended.said.contains("2 of more memory than HASHING_MEMORY_KIB (262144)"), "{}", ended.said);
+    for email in ["a@example.com", "s@example.com"] {
+        assert_eq!(hash_of(&pool, email).await, None);
+    }
+    let ended = imports(&pool, &file, &["--hashing-memory-kib", "524288"]);
+    assert!(ended.said.contains("0 new, 2 changed"), "{}", ended.said);
+    assert_eq!(hash_of(&pool, "a@example.com").await, Some(argon2));
+}
+
 #[sqlx::test]
 async fn every_kind_of_password_goes_on_to_work_and_is_hashed_anew(pool: PgPool) {
     let identities: Vec<_> = (0..)

@@ -1,0 +1,255 @@
+//! Hashes of another system: they tell nobody who has an account, hold nobody else's login up, and take no more memory than
+//! they may.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use tokio::task::JoinSet;
+use vos_auth::account::hashes;
+use vos_auth::census::Census;
+use vos_auth::password::Stored;
+
+use crate::harness::client::{Answer, Client};
+use crate::harness::program::{Program, serve_environment};
+use crate::harness::relay::Relay;
+use crate::harness::{Service, database};
+use crate::hashing::memory;
+
+const PASSWORD: &str = "morning boat on a green river";
+const WRONG: &str = "some other phrase of words";
+const BUSY: [&str; 2] = ["--network-burst=1000000", "--network-per-minute=1000000"];
+
+/// A hash that no password is known of, such as an import brings.
+const BCRYPT_12: &str = "$2b$12$.....................................................";
+
+async fn counts_hashes(service: &Service) {
+    Census::new(service.app.clone()).round(Duration::ZERO).await;
+}
+
+/// Accounts in every state beside an address that nobody owns, of which those that have a hash have this one.
+async fn arms(service: &Service, hash: &str) -> [&'static str; 4] {
+    let arms = ["unknown@example.com", "imported@example.com", "disabled@example.com", "nohash@example.com"];
+    for email in &arms[1..] {
+        service.has_account(email).await;
+    }
+    for email in &arms[1..3] {
+        service.has_hash(email, hash).await;
+    }
+    let disable = sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'");
+    disable.execute(&service.pool).await.unwrap();
+    counts_hashes(service).await;
+    arms
+}
+
+async fn at_once(service: &Service, email: &'static str, count: usize) -> Vec<Answer> {
+    let mut logins = JoinSet::new();
+    for _ in 0..count {
+        let mut client = service.client();
+        logins.spawn(async move { client.logs_in(email, WRONG).await });
+    }
+    logins.join_all().await
+}
+
+/// Of logins of one address at the same moment one is verified, whoever owns it; the next has its turn at the failure time,
+/// and those who have waited until theirs are refused without having drawn on anything.
+#[sqlx::test]
+async fn logins_of_one_address_are_verified_one_by_one(pool: PgPool) {
+    let mut settings = BUSY.to_vec();
+    settings.push("--login-failure-time=1s");
+    let service = Service::start_with_settings(&pool, &settings).await;
+    for email in arms(&service, &BCRYPT_12.replace("$12$", "$04$")).await {
+        let answers = at_once(&service, email, 10).await;
+        let failed = answers.iter().filter(|answer| answer.status == 401).count();
+        // The second of them may be refused at the very moment at which it would have its turn.
+        assert!((1..=2).contains(&failed), "{email}: {failed} at once");
+        for refused in answers.iter().filter(|answer| answer.status != 401) {
+            assert_eq!((refused.error(), refused.retry_after()), ((429, "login_throttled"), 1), "{email}");
+        }
+        let drawn = "SELECT coalesce(sum(extract(epoch FROM long_at - $1) / 864), 0)::int8 FROM throttle";
+        let drawn: i64 =
+            sqlx::query_scalar(drawn).bind(service.app.clock.now()).fetch_one(&pool).await.unwrap();
+        assert_eq!(drawn, i64::try_from(failed).unwrap(), "{email}");
+        sqlx::query("TRUNCATE throttle").execute(&pool).await.unwrap();
+    }
+    assert!(service.app.login_turns.is_empty(), "nothing of it is left in memory");
+    assert!(service.metric("vos_auth_logins_total{outcome=\"concurrent\"}").await >= 32.0);
+    service.stops().await;
+}
+
+/// Whatever an address is verified against, it is a hash that takes as long as the imported ones: it is answered when that is
+/// done, which is after the failure time here.
+#[sqlx::test]
+async fn an_address_without_a_hash_is_verified_against_one_as_slow_as_those_that_are_stored(pool: PgPool) {
+    let mut settings = BUSY.to_vec();
+    settings.push("--login-failure-time=10ms");
+    let service = Service::start_with_settings(&pool, &settings).await;
+    for email in arms(&service, BCRYPT_12).await {
+        let began = Instant::now();
+        assert_eq!(service.client().logs_in(email, WRONG).await.error(), (401, "credentials_invalid"));
+        // Of cost 12 the fastest machines take a tenth of a second; ours takes 5 ms in these tests.
+        assert!(began.elapsed() > Duration::from_millis(100), "{email}: {:?}", began.elapsed());
+    }
+    service.stops().await;
+}
+
+/// The database tells the service of the kinds of hashes alone, and of every kind there is one to verify against.
+#[sqlx::test]
+async fn every_kind_of_hash_has_a_decoy_that_is_none_of_the_stored_ones(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let mut hashes: Vec<_> = include_str!("../hashes.tsv")
+        .lines()
+        .map(|line| line.split_once('\t').unwrap().1.to_owned())
+        .collect();
+    hashes.extend((0..10).map(|_| bcrypt::hash(PASSWORD, 5).unwrap()));
+    for (n, hash) in hashes.iter().enumerate() {
+        let email = format!("trader{n}@example.com");
+        service.has_account(&email).await;
+        service.has_hash(&email, hash).await;
+    }
+    let (counts, next) = hashes::count(&pool, 0, 1000).await.unwrap();
+    assert_eq!(next, None);
+    let ours: Vec<_> = counts.iter().filter(|(kind, _)| kind.starts_with("$2b$05$")).collect();
+    assert_eq!(ours, [&(format!("$2b$05${}", ".".repeat(53)), 10)]);
+    assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), hashes.len() as u64);
+    for hash in &hashes {
+        let hash = Stored::parse(hash).unwrap();
+        let same = |kind: &Stored| {
+            (kind.kind(), kind.work(), kind.memory_kib()) == (hash.kind(), hash.work(), hash.memory_kib())
+        };
+        assert!(counts.iter().any(|(kind, _)| Stored::parse(kind).is_ok_and(|kind| same(&kind))), "{hash:?}");
+    }
+    assert!(counts.iter().all(|(kind, _)| !hashes.contains(kind)));
+    service.stops().await;
+}
+
+/// A client that goes away does not get the address's turn back before its time, or it could have as many passwords verified
+/// at once as it likes.
+#[sqlx::test]
+async fn a_client_that_goes_away_ends_no_turn(pool: PgPool) {
+    let mut settings = BUSY.to_vec();
+    settings.push("--login-failure-time=3s");
+    let service = Service::start_with_settings(&pool, &settings).await;
+    let email = "trader@example.com";
+    service.has_trader(email, PASSWORD).await;
+    let mut client = service.client();
+    let began = Instant::now();
+    let gone = tokio::spawn(async move { client.logs_in(email, WRONG).await });
+    service.until("it is counted", async || service.count("throttle").await == 1).await;
+    gone.abort();
+    assert!(gone.await.is_err());
+    assert!(service.client().logs_in(email, PASSWORD).await.is_signed_in());
+    assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
+    // And it is known to have failed.
+    assert_eq!(service.count("audit_event WHERE what = 'sign_in_failed'").await, 1);
+    service.stops().await;
+}
+
+/// A failed login costs its network as much as the slowest hash, whoever owns its address; one that succeeds gets it back.
+#[sqlx::test]
+async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_address(pool: PgPool) {
+    let settings = ["--trusted-proxies=127.0.0.1/32"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    let arms = arms(&service, &BCRYPT_12.replace("$12$", "$09$")).await;
+    service.has_trader("own@example.com", PASSWORD).await;
+    let price = service.metric("vos_auth_login_price ").await;
+    assert!((2.0..=30.0).contains(&price), "{price}");
+    // Each draws one unit in any case; the last one that passes needs the price.
+    let passing = ((30.0 - price) / price).floor() + 1.0;
+    for (n, email) in arms.iter().chain(["own@example.com"].iter()).enumerate() {
+        let mut client = service.client().with("x-forwarded-for", &format!("203.0.113.{n}"));
+        let mut failed = 0.0;
+        let refused = loop {
+            let answer = client.logs_in(email, WRONG).await;
+            if answer.status != 401 {
+                break answer;
+            }
+            failed += 1.0;
+        };
+        assert_eq!(refused.error(), (429, "network_throttled"), "{email}");
+        assert!((failed - passing).abs() < 0.5, "{email}: {failed} failed, {passing} would pass");
+    }
+    let mut right = service.client().with("x-forwarded-for", "203.0.113.99");
+    let mut signed_in = 0.0;
+    // Each keeps the one unit of any request; this clock stands still.
+    while signed_in + price <= 30.0 {
+        right.device = None;
+        assert!(right.logs_in("own@example.com", PASSWORD).await.is_signed_in(), "{signed_in}");
+        signed_in += 1.0;
+    }
+    assert!(signed_in > passing, "success gives the price back");
+    service.stops().await;
+}
+
+/// A login with a hash of ours is verified while hashes of another scheme take every thread that they may.
+#[sqlx::test]
+async fn a_login_with_a_hash_of_ours_does_not_wait_for_imported_ones(pool: PgPool) {
+    let mut settings = BUSY.to_vec();
+    settings.push("--hashing-threads=1");
+    let service = Service::start_with_settings(&pool, &settings).await;
+    arms(&service, &BCRYPT_12.replace("$12$", "$14$")).await;
+    service.has_trader("own@example.com", PASSWORD).await;
+    let mut slow = JoinSet::new();
+    for email in ["imported@example.com", "disabled@example.com"] {
+        let mut client = service.client();
+        slow.spawn(async move { client.logs_in(email, WRONG).await.status });
+    }
+    service.until("one is verified", async || service.metric("vos_auth_hashing_running ").await > 0.5).await;
+    assert!(service.client().logs_in("own@example.com", PASSWORD).await.is_signed_in());
+    assert!(slow.try_join_next().is_none(), "it came before the first of them");
+    assert_eq!(slow.join_all().await, [401, 401]);
+    service.stops().await;
+}
+
+/// The end of a password that bcrypt did not see is not made permanent by a slip in it.
+#[sqlx::test]
+async fn a_slip_behind_what_a_hash_sees_leaves_the_true_password_right(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let (email, password) = ("trader@example.com", format!("{} and the rest", "a".repeat(72)));
+    service.has_account(email).await;
+    service.has_hash(email, &bcrypt::hash(&password, 4).unwrap()).await;
+    assert!(service.client().logs_in(email, &password.replace("rest", "slip")).await.is_signed_in());
+    assert!(service.client().logs_in(email, &password).await.is_signed_in());
+    service.stops().await;
+}
+
+/// Hashes that take more memory than there is for them are of no password, and what an expensive one took is given back.
+#[sqlx::test]
+async fn imported_hashes_take_no_more_memory_than_they_may(pool: PgPool) {
+    let (relay, url) = (Relay::start().await, database::url(&pool));
+    let relay_url = relay.url();
+    let changes = [
+        ("HASHING_MEMORY_KIB", "131072"),
+        ("HASHING_THREADS", "4"),
+        ("ARGON2_MEMORY_KIB", "7168"),
+        ("ARGON2_PASSES", "1"),
+        ("LOGIN_FAILURE_TIME", "10ms"),
+        ("NETWORK_BURST", "1000000"),
+    ];
+    let argon2 = |kib| format!("$argon2id$v=19$m={kib},t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA${}", "A".repeat(43));
+    for (email, kib) in [("a@example.com", 131_072), ("b@example.com", 131_072), ("c@example.com", 1 << 20)] {
+        Service::has_trader_at(&pool, email, PASSWORD).await;
+        let put = sqlx::query("UPDATE account SET password_hash = $2 WHERE email = $1").bind(email);
+        put.bind(argon2(kib)).execute(&pool).await.unwrap();
+    }
+    let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &changes));
+    let address = program.address();
+    let before = memory(&program, "VmRSS:");
+    let mut logins = JoinSet::new();
+    for email in ["a@example.com", "b@example.com", "c@example.com", "d@example.com", "e@example.com"] {
+        logins.spawn(async move { Client::new(address).logs_in(email, WRONG).await.status });
+    }
+    assert_eq!(logins.join_all().await, [401; 5]);
+    let peak = memory(&program, "VmHWM:");
+    assert!(peak < before + 128 + 4 * 7 + 40, "{before} -> {peak} MiB");
+    // Asked for something else it has given it back.
+    let given_back = async {
+        loop {
+            let client = Client::new(address);
+            assert_eq!(client.get("/healthz").await.status, 200);
+            if memory(&program, "VmRSS:") < before + 5 * 7 + 40 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("it is given back");
+}
