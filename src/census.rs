@@ -43,6 +43,8 @@ impl Census {
     /// Counts without a rest before the service listens, for as long as a request would wait. Of a table that is larger the
     /// part that was read has to do until the first round is over.
     pub async fn begin(&mut self) {
+        // An alert asks for how long it was not: before the first end, since the start.
+        self.app.metrics.hashes_counted.set(self.app.clock.now().unix_timestamp());
         let read = timeout(STORAGE_DEADLINE, async {
             loop {
                 match self.step().await {

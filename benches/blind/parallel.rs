@@ -78,7 +78,13 @@ const UNCOUNTED: Duration = Duration::from_secs(50);
 const ERRORS: f64 = 3.98;
 
 /// Whether a cell tells.
-pub async fn tells(blind: &Blind, cell: Cell, trials: usize, leak: bool, seed: u64) -> Result<bool, Failure> {
+pub async fn tells(
+    blind: &Blind,
+    cell: Cell,
+    trials: usize,
+    leak: bool,
+    number: u64,
+) -> Result<bool, Failure> {
     blind.has_no_accounts().await?;
     let (_sink, relay) = Sink::start().await;
     let relay = format!("smtp://{relay}?tls=none");
@@ -103,7 +109,7 @@ pub async fn tells(blind: &Blind, cell: Cell, trials: usize, leak: bool, seed: u
         Replica::start(&environment).await?
     };
     let base = format!("http://{}/api/auth", replica.address);
-    let mut random = SmallRng::seed_from_u64(seed);
+    let mut random = SmallRng::seed_from_u64(number);
     let mut order: Vec<_> = (0..KINDS.len() * trials).collect();
     order.shuffle(&mut random);
     let load = tokio::spawn(strangers(base.clone(), cell.loaded));
