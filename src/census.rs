@@ -121,6 +121,8 @@ impl Census {
     fn show(&self, counts: &Counts) {
         let metrics = &self.app.metrics;
         metrics.stored_hashes.clear();
+        // There even while nobody has a password.
+        drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
         for (kind, count) in counts {
             let scheme = Stored::parse(kind).map_or("unusable", |stored| stored.kind());
             let count = i64::try_from(*count).unwrap_or(i64::MAX);

@@ -224,7 +224,7 @@ mod tests {
         let (id, key) = (DeviceId::new(now), keys.newest());
         let ours: [u8; PART] = part(&key.mac("device/1", &[id.as_bytes()]), 0);
         let owner: [u8; PART] = part(&key.mac("device-of/1", &[id.as_bytes(), b"alice@example.com"]), 0);
-        let former = URL_SAFE_NO_PAD.encode([&id.as_bytes()[..], &ours, &owner].concat());
+        let former = URL_SAFE_NO_PAD.encode([id.as_bytes(), &ours[..], &owner[..]].concat());
         let known = read(&former);
         assert_eq!((known.of(&address("alice@example.com")), known.owner_tag()), (Some(id), None));
         assert_eq!(known.of(&address("bob@example.com")), None);

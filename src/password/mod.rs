@@ -94,24 +94,17 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// How long one verification takes on this machine if nothing else runs. Call it where blocking is allowed.
+/// How long one verification takes on this machine, at present. Call it where blocking is allowed.
 #[must_use]
 pub fn time_of(stored: &Stored) -> Duration {
     let mut memory = Memory::default();
     // The least of three: other work can only make it longer.
     let times = [(); 3].map(|()| {
-        let (began, used) = (Instant::now(), processor_time());
+        let began = Instant::now();
         std::hint::black_box(stored.matches(b"somebody's password", &mut memory));
-        let (took, used) = (began.elapsed(), processor_time().zip(used).map(|(now, then)| now - then));
-        used.map_or(took, |used| took.min(used))
+        began.elapsed()
     });
     times.into_iter().min().unwrap_or_default()
-}
-
-/// What this thread has used of a processor, where Linux says so: a busy machine does not make it longer.
-fn processor_time() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
 }
 
 /// What one Argon2id hash costs.

@@ -85,5 +85,5 @@ async fn r10_200_parallel_resets_leave_healthz_answering_and_memory_bounded(pool
         answers.iter().map(|a| a.status).collect::<Vec<_>>()
     );
     assert!(!waits.is_empty());
-    assert!(after - before < 2 * HASH_MIB + 40, "{before} -> {after} MiB");
+    assert!(after - before < 3 * HASH_MIB + 40, "{before} -> {after} MiB");
 }
