@@ -44,7 +44,7 @@ fn program() -> String {
 
 /// Whether there is one to test with.
 pub fn is_installed() -> bool {
-    needs::has_program(&program())
+    needs::has_program(program())
 }
 
 /// The version of PgBouncer, such as (1, 18).
