@@ -185,9 +185,11 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
     let before = counts(&service).await;
     let said = account(&pool, &["erase", TRADER]).unwrap();
     assert_eq!(said, format!("account {id} and all that was stored of its owner are erased"));
-    // Two like accounts did the like: half of every table is left.
-    let after = counts(&service).await;
-    assert_eq!(after, before.iter().map(|rows| rows / 2).collect::<Vec<_>>(), "{before:?}");
+    // Two like accounts did the like: half of every table is left. Of the rate limits one is the account's own; those of its
+    // address are hashes that any address has, and tell nobody that it was erased.
+    let mut after = counts(&service).await;
+    assert_eq!(after.pop(), before.last().map(|rows| rows - 1), "{before:?}");
+    assert_eq!(after, before[..after.len()].iter().map(|rows| rows / 2).collect::<Vec<_>>(), "{before:?}");
     for table in ["account", "session", "recovery_session", "outbox", "audit_event"] {
         let named = format!("{table} t WHERE to_jsonb(t)::text LIKE '%{TRADER}%'");
         assert_eq!(service.count(&named).await, 0, "{table}");
