@@ -187,8 +187,8 @@ mod tests {
             "schema_id": "trader",
             "state": "active",
             "state_changed_at": "2024-01-31T12:00:00Z",
-            "traits": { "emails": ["Trader@Example.com"], "desk": "BIG" },
-            "metadata_public": { "locale": "vi", "limit": "BIG" },
+            "traits": { "desk": "BIG", "emails": ["Trader@Example.com"] },
+            "metadata_public": { "limit": "BIG", "locale": "vi" },
             "metadata_admin": { "crm": 7 },
             "external_id": "crm-7",
             "credentials": { "password": {
