@@ -95,7 +95,7 @@ pub async fn tells(
         ("TRUSTED_PROXIES", "127.0.0.1/32"),
         ("LOGIN_FAILURE_TIME", cell.scheme.failure_time()),
         // So that the onset of 429 and of 503 is within a trial.
-        ("NETWORK_BURST", "20"),
+        ("NETWORK_BURST", if cell.scheme == Scheme::Bcrypt { "60" } else { "20" }),
         ("NETWORK_PER_MINUTE", "60"),
         ("HASHING_THREADS", "2"),
         ("HASHING_QUEUE", "3"),
