@@ -2,6 +2,7 @@
 //!
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
+mod base_url;
 mod origin;
 mod secrets;
 mod sign_in;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use clap::builder::RangedI64ValueParser;
 use ipnet::IpNet;
 
+pub use self::base_url::base_url;
 pub use self::origin::{Origin, is_local};
 pub use self::secrets::{Secrets, database_url, device_secrets, kratos_authorization, smtp_relays};
 pub use self::sign_in::SignInUrl;

@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use url::Url;
 
+use super::base_url::base_url;
+
 /// The settings of traces, for `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TraceSettings {
@@ -49,15 +51,8 @@ impl FromStr for OtlpEndpoint {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        let url = url.ok_or("write it like http://127.0.0.1:4318")?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err("a flag shows what is in it: put the token into OTEL_EXPORTER_OTLP_HEADERS");
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err("a path is added to it, so nothing can follow its own");
-        }
-        Ok(Self(url))
+        let credentials = "a flag shows what is in it: put the token into OTEL_EXPORTER_OTLP_HEADERS";
+        base_url(text, "write it like http://127.0.0.1:4318", credentials).map(Self)
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use url::{Host, Url};
 use uuid::Uuid;
 
-use crate::config::is_local;
+use crate::config::{base_url, is_local};
 
 /// The base of an admin API, http or https, without credentials: a flag is shown to everybody on the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,17 +49,9 @@ impl FromStr for AdminUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        let url = url.ok_or("write it like http://127.0.0.1:4434")?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                "a flag shows what is in it: put the header that a proxy asks for into KRATOS_AUTHORIZATION",
-            );
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err("a path is added to it, so nothing can follow its own");
-        }
-        Ok(Self(url))
+        let credentials =
+            "a flag shows what is in it: put the header that a proxy asks for into KRATOS_AUTHORIZATION";
+        base_url(text, "write it like http://127.0.0.1:4434", credentials).map(Self)
     }
 }
 

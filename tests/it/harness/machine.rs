@@ -26,6 +26,8 @@ impl Machine {
         let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
         std::os::unix::fs::symlink(deploy, folder.join("deploy")).unwrap();
         let machine = Self { cluster, folder, port };
+        // As the package does.
+        std::fs::create_dir_all(machine.etc().join("secrets")).unwrap();
         machine.root_runs(&operations("The database"));
         machine.root_runs(&format!("host=platform.verolabs.co\n{}", operations("Settings")));
         machine.operator_runs(&operations("The schema and the rights on it"));
