@@ -28,6 +28,8 @@ impl Machine {
         let machine = Self { cluster, folder, port };
         // As the package does.
         std::fs::create_dir_all(machine.etc().join("secrets")).unwrap();
+        let settings = machine.folder.join("deploy/vos-auth.env.example");
+        std::fs::copy(settings, machine.etc().join("vos-auth.env")).unwrap();
         machine.root_runs(&operations("The database"));
         machine.root_runs(&format!("host=platform.verolabs.co\n{}", operations("Settings")));
         machine.operator_runs(&operations("The schema and the rights on it"));
