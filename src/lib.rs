@@ -71,7 +71,7 @@
 //!
 //! # The life of one failed `login`
 //!
-//! 1. [`http::guard::admit`] counts it against its network, and [`session::login`] charges the rest of its price: as many units
+//! 1. [`http::guard::admit`] counts it against its network, and [`session::Login::run`] charges the rest of its price: as many units
 //!    as the slowest stored hash is slower than one of ours.
 //! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`], or is refused.
 //! 3. It is counted as a failure; only then `account` is read, and the password is verified: against the account's hash, or
