@@ -62,6 +62,8 @@ pub struct App {
     pub source_limits: SourceLimits,
     /// One login at a time for each address.
     pub login_turns: Turns,
+    /// One request at a time for each session token, and one that ends sessions for each account.
+    pub session_turns: Turns,
     /// The figures.
     pub metrics: Arc<Metrics>,
 }
@@ -142,6 +144,7 @@ impl App {
             device_budget,
             source_limits,
             login_turns: Turns::default(),
+            session_turns: Turns::default(),
             metrics,
         };
         Ok((app, courier))

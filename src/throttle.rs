@@ -112,6 +112,12 @@ pub fn password_key(account_id: Uuid) -> Key {
     Sha256::new().chain_update(b"password|").chain_update(account_id).finalize().into()
 }
 
+/// Requests that end sessions of an account.
+#[must_use]
+pub fn sessions_key(account_id: Uuid) -> Key {
+    Sha256::new().chain_update(b"sessions|").chain_update(account_id).finalize().into()
+}
+
 /// Browsers that become known with `address`.
 #[must_use]
 pub fn device_key(address: &EmailAddress) -> Key {

@@ -153,7 +153,13 @@ fn refuse(error: &clap::Error) -> ExitCode {
         terminal::note(format_args!("vos-auth: {variable} cannot be {value}{why}"));
         return ExitCode::from(2);
     }
-    let _ = error.print();
+    // It quotes arguments, which may be the names of files.
+    let say = if error.use_stderr() {
+        |line: &str| terminal::note(line)
+    } else {
+        |line: &str| terminal::line(line)
+    };
+    error.render().to_string().lines().for_each(say);
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 

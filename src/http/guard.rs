@@ -36,6 +36,8 @@ pub struct Peer(pub SocketAddr);
 const REQUEST_ID: &str = "x-request-id";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const TRACEPARENT: &str = "traceparent";
+/// How long a request waits for others with its session token.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two warnings of peers that are not trusted.
 const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -166,12 +168,22 @@ pub async fn admit(State(site): State<Site>, mut request: Request, next: Next) -
     let source = source(&request, &site.app);
     let admitted = site.app.source_limits.requests.admit(source);
     request.extensions_mut().insert(source);
-    go_on(&site, admitted, request, next).await
+    if let Err(wait) = admitted {
+        return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
+    }
+    if !comes_from_us(request.headers(), &site.app.config) {
+        return Error::from(Problem::OriginRefused).into_response();
+    }
+    next.run(request).await
 }
 
 /// The same for a step of a recovery: one with a cookie of its own draws on no network, or a neighbour behind the same
 /// address could end it.
 pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Next) -> Response {
+    // First: a page of a sibling host must not use up the cookie.
+    if !comes_from_us(request.headers(), &site.app.config) {
+        return Error::from(Problem::OriginRefused).into_response();
+    }
     let cookie =
         cookie::recovery_token(request.headers()).filter(|token| recovery::was_issued(&site.app, token));
     let admitted = site.app.source_limits.admit_recovery(
@@ -179,15 +191,8 @@ pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Ne
         Source::Network(client_of(&request)),
         source(&request, &site.app),
     );
-    go_on(&site, admitted, request, next).await
-}
-
-async fn go_on(site: &Site, admitted: Result<(), Duration>, request: Request, next: Next) -> Response {
     if let Err(wait) = admitted {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
-    }
-    if !comes_from_us(request.headers(), &site.app.config) {
-        return Error::from(Problem::OriginRefused).into_response();
     }
     next.run(request).await
 }
@@ -207,10 +212,16 @@ pub async fn admit_token(
     if !is_free && let Err(wait) = limits.unknown_tokens.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
+    // One at a time for each token, or one session would hold up the look-ups of all others.
+    let turn = site.app.session_turns.take(hash.to_bytes(), tokio::time::Instant::now() + TOKEN_PATIENCE);
+    let Some(_turn) = turn.await else {
+        return Error::retry_after(Problem::NetworkThrottled, TOKEN_PATIENCE).into_response();
+    };
     let response = next.run(request).await;
-    match (is_free, response.status() == StatusCode::UNAUTHORIZED) {
-        (true, true) => limits.was_refused(&hash),
-        (false, false) => limits.unknown_tokens.give_back(source, 1),
+    match (is_free, response.status()) {
+        (true, StatusCode::UNAUTHORIZED) => limits.was_refused(&hash),
+        // The token was good. Of an answer 502 nobody knows.
+        (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.give_back(source, 1),
         _ => {}
     }
     response

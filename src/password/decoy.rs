@@ -47,17 +47,19 @@ pub struct Decoys {
 }
 
 impl Decoys {
-    /// Ours first: as owners sign in and their hashes are made anew, decoys become ours, too, and none goes back.
+    /// Ours beside the first and the second: as owners sign in and their hashes are made anew, decoys become ours, too, and
+    /// none goes back, nor from one to the other. A hash never does, so such a decoy would say that nobody owns its address.
     pub(super) fn of(counts: &Counts, cost: Cost, memory_kib: u32) -> Self {
         let ours = cost.nobodys_hash();
         let mut slowest = Slowest::default();
-        let mut usable = vec![(counts.get(&ours).copied().unwrap_or(0), ours.clone())];
-        for (kind, count) in counts.iter().filter(|(kind, _)| **kind != ours) {
+        let mut usable = Vec::new();
+        for (kind, count) in counts.iter().filter(|(kind, count)| **kind != ours && **count > 0) {
             if let Ok(stored) = Stored::parse(kind).and_then(|stored| stored.within(memory_kib)) {
                 slowest.note(stored);
                 usable.push((*count, kind.clone()));
             }
         }
+        usable.insert(usable.len().min(1), (counts.get(&ours).copied().unwrap_or(0), ours));
         let mut below = 0;
         let kinds = usable.into_iter().map(|(count, kind)| {
             below += count;
@@ -112,6 +114,28 @@ mod tests {
     }
 
     #[test]
+    fn no_decoy_goes_from_one_of_two_foreign_kinds_to_the_other() {
+        let ours = Cost::default().nobodys_hash();
+        let macs: Vec<_> = (0..2000).map(mac).collect();
+        let slower = BCRYPT.replace("$12$", "$13$");
+        let of = |left: [u64; 2]| {
+            let counts: Counts = [
+                (ours.clone(), 1000 - left[0] - left[1]),
+                (BCRYPT.into(), left[0]),
+                (slower.clone(), left[1]),
+            ]
+            .into();
+            let decoys = Decoys::of(&counts, Cost::default(), 1 << 20);
+            macs.iter().map(|mac| decoys.of_address(mac).to_owned()).collect::<Vec<_>>()
+        };
+        for [earlier, later] in [[[500, 500], [500, 250]], [[500, 250], [100, 250]], [[100, 250], [100, 0]]] {
+            let moved = of(earlier).into_iter().zip(of(later)).filter(|(earlier, later)| earlier != later);
+            let moved: Vec<_> = moved.collect();
+            assert!(moved.len() > 100 && moved.iter().all(|(_, later)| *later == ours), "{later:?}");
+        }
+    }
+
+    #[test]
     fn decoys_are_as_many_of_each_kind_as_hashes_are_and_become_ours_as_those_do() {
         let macs: Vec<_> = (0..10_000).map(mac).collect();
         let bcrypt = |ours, others| -> Vec<_> {
@@ -124,6 +148,7 @@ mod tests {
         assert!((5800..6200).contains(&share(&after)), "{}", share(&after));
         assert!(before.iter().zip(&after).all(|(before, after)| *before || !after), "none goes back");
         assert_eq!(share(&bcrypt(0, 0)), 0, "with nothing stored, all are ours");
+        assert_eq!(share(&bcrypt(1, 0)), 0);
         assert_eq!(share(&bcrypt(0, 1)), 10_000);
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use self::login::Login;
@@ -22,11 +23,12 @@ use crate::app::App;
 use crate::audit;
 use crate::client::Client;
 use crate::clock::{first_id_of, new_id};
-use crate::config::JWT_LIFETIME;
-use crate::database::within_deadline;
+use crate::config::{JWT_LIFETIME, STORAGE_DEADLINE};
+use crate::database::{OUTAGE_RETRY_AFTER, within_deadline};
 use crate::error::{Error, Problem};
 use crate::jwt::Claims;
 use crate::secret::{Token, TokenHash};
+use crate::throttle::{self, Turn};
 
 /// What the tokens of sessions are issued for.
 const TOKEN_LABEL: &str = "session-token/1";
@@ -217,7 +219,7 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
 pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
     within_deadline(
         "list sessions",
-        open_of(&app.pool, app.clock.now(), app.config.session_idle, by.account.id),
+        open_of(&app.token_pool, app.clock.now(), app.config.session_idle, by.account.id),
     )
     .await
 }
@@ -256,8 +258,9 @@ pub async fn open_of(
 /// `StorageUnavailable`.
 pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
+    let _turn = turn_to_end(app, by).await?;
     within_deadline("end a session", async {
-        let mut transaction = app.pool.begin().await?;
+        let mut transaction = app.token_pool.begin().await?;
         if !may_end(app, &mut transaction, now, by).await? {
             return Ok(Err(Problem::SessionInvalid));
         }
@@ -289,19 +292,29 @@ pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Re
 /// `SessionInvalid` if the asking one has ended meanwhile; `StorageUnavailable`.
 pub async fn end_others(app: &App, by: &Authenticated, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
+    let _turn = turn_to_end(app, by).await?;
     within_deadline("end other sessions", async {
-        let mut transaction = app.pool.begin().await?;
+        let mut transaction = app.token_pool.begin().await?;
         if !may_end(app, &mut transaction, now, by).await? {
             return Ok(None);
         }
-        revoke_all(&mut transaction, now, by.account.id, Some(by.session.id)).await?;
-        let event = audit::Event::SessionsEnded;
-        audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+        if revoke_all(&mut transaction, now, by.account.id, Some(by.session.id)).await? > 0 {
+            let event = audit::Event::SessionsEnded;
+            audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+        }
         transaction.commit().await?;
         Ok(Some(()))
     })
     .await?
     .ok_or_else(|| Problem::SessionInvalid.into())
+}
+
+/// Waits outside the database for others that end sessions of the account: they would wait for its row, each with a connection
+/// that somebody else needs.
+async fn turn_to_end(app: &App, by: &Authenticated) -> Result<Turn, Error> {
+    let turn =
+        app.session_turns.take(throttle::sessions_key(by.account.id), Instant::now() + STORAGE_DEADLINE);
+    turn.await.ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
 }
 
 /// Locks the account and looks at the asking session again: a reset may have ended it since it was presented, and then it

@@ -10,10 +10,12 @@ use vos_auth::email_address::EmailAddress;
 use vos_auth::throttle;
 
 use crate::harness::client::Client;
+use crate::harness::database::{Proxy, Way};
 use crate::harness::program::run;
-use crate::harness::{Service, database};
+use crate::harness::{Service, Setup, database};
 
 const TRADER: &str = "trader@example.com";
+const OTHER: &str = "other@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 
 /// A token that looks like one and was issued by nobody.
@@ -150,6 +152,75 @@ async fn l_a_good_token_of_the_form_before_pays_nothing(pool: PgPool) {
     for _ in 0..40 {
         assert!(client.refreshes().await.is_signed_in());
     }
+    service.stops().await;
+}
+
+/// Requests that end sessions of one account wait for its row one at a time: they take no connection from others.
+#[sqlx::test]
+async fn l_ending_sessions_of_one_account_holds_nobody_up(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    for email in [TRADER, OTHER] {
+        service.has_trader(email, PASSWORD).await;
+    }
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        sessions.push(signed_in(&service).await);
+    }
+    let mut other = service.client();
+    assert!(other.logs_in(OTHER, PASSWORD).await.is_signed_in());
+    let mut holding = pool.begin().await.unwrap();
+    let held = sqlx::query("SELECT FROM account WHERE email = $1 FOR UPDATE").bind(TRADER);
+    held.execute(&mut *holding).await.unwrap();
+    let ending = sessions
+        .into_iter()
+        .map(|client| tokio::spawn(async move { client.delete("/api/auth/sessions").await }));
+    let ending: Vec<_> = ending.collect();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waiting = async || sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap() > 0;
+    service.until("one waits for the row", waiting).await;
+    assert!(other.refreshes().await.is_signed_in());
+    assert!(service.client().logs_in(OTHER, PASSWORD).await.is_signed_in());
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap(),
+        1,
+        "the others wait outside"
+    );
+    holding.rollback().await.unwrap();
+    for ended in ending {
+        assert!(matches!(ended.await.unwrap().status, 200 | 401));
+    }
+    service.stops().await;
+}
+
+/// A failure of PostgreSQL's gives a made-up token nothing back.
+#[sqlx::test]
+async fn l_an_outage_lifts_no_limit_of_made_up_tokens(pool: PgPool) {
+    let way = Proxy::before(&pool).await;
+    let settings = vec!["--network-burst=2".to_owned()];
+    let setup = Setup { settings, database_url: Some(way.url(&pool)), ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
+    way.is(Way::Cut);
+    let mut stranger = service.client();
+    stranger.token = Some(made_up());
+    for status in [502, 502, 429] {
+        assert_eq!(stranger.refreshes().await.status, status);
+    }
+    way.is(Way::Open);
+    service.stops().await;
+}
+
+/// A page of a sibling host sends a trader's cookies along, and uses none of their requests up.
+#[sqlx::test]
+async fn v_another_origin_uses_up_no_recovery_cookie(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    let mut client = service.client();
+    assert!(client.starts_recovery(TRADER).await.is_code_sent());
+    let mut sibling = client.clone().with("origin", "https://sibling.example");
+    for _ in 0..12 {
+        assert_eq!(sibling.verifies("no code").await.error(), (400, "origin_refused"));
+    }
+    a_neighbour_spends_the_address(&service).await;
+    assert_eq!(client.verifies("no code").await.error(), (400, "code_malformed"));
     service.stops().await;
 }
 

@@ -294,3 +294,18 @@ fn help_names_every_setting_with_its_variable_and_default() {
     let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
     assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
 }
+
+/// Arguments may be the names of files that somebody else chose.
+#[test]
+fn a_refused_argument_steers_no_terminal() {
+    for arguments in [
+        &["account", "import", "a", "\u{1b}]0;title\u{7}"][..],
+        &["\u{1b}[31m"],
+        &["account", "show", "--\u{9b}"],
+    ] {
+        let ended = run(arguments, &[]);
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success() && said.starts_with("error: "), "{said}");
+        assert!(said.chars().all(|letter| letter == '\n' || !letter.is_control()), "{said:?}");
+    }
+}
