@@ -21,7 +21,7 @@ fn lines_with(log: &[String], message: &str) -> Vec<Value> {
 
 #[sqlx::test]
 async fn logins_that_their_client_aborts_are_logged_and_counted(pool: PgPool) {
-    let url = database::url(&pool);
+    let url = database::service_url(&pool);
     let environment = serve_environment(&url, NOBODY, &[("LOGIN_FAILURE_TIME", "10s")]);
     let mut program = Program::start(&["serve"], &environment);
     let (address, metrics) = (program.address(), program.metrics_address());
@@ -49,7 +49,7 @@ async fn logins_that_their_client_aborts_are_logged_and_counted(pool: PgPool) {
 
 #[sqlx::test]
 async fn a_proxy_that_trusted_proxies_does_not_name_is_warned_of_and_counted(pool: PgPool) {
-    let url = database::url(&pool);
+    let url = database::service_url(&pool);
     for (trusted, warnings, counted) in [("10.0.0.0/8", 1, 3.0), ("127.0.0.1/32", 0, 0.0)] {
         let environment = serve_environment(&url, NOBODY, &[("TRUSTED_PROXIES", trusted)]);
         let mut program = Program::start(&["serve"], &environment);

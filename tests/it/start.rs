@@ -30,7 +30,7 @@ async fn a_start_answers_sets_the_cookie_and_mails_a_code(pool: PgPool) {
 
 /// L9 of the published requirements, as far as `start` sets cookies.
 #[sqlx::test]
-async fn l9_the_cookie_has_every_attribute_and_256_bits(pool: PgPool) {
+async fn l9_the_cookie_has_every_attribute_and_a_new_token(pool: PgPool) {
     let service = Service::start(&pool).await;
     let mut tokens = std::collections::HashSet::new();
     for n in 0..20 {
