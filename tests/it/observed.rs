@@ -43,7 +43,7 @@ async fn logins_that_their_client_aborts_are_logged_and_counted(pool: PgPool) {
     assert!(well && lines.len() == 10, "{log:?}");
     for line in lines {
         assert_eq!((&line["route"], &line["status"]), (&"/api/auth/login".into(), &499.into()));
-        assert!(line["duration_ms"].as_f64().unwrap() > 100.0, "{line}");
+        assert!(line["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0), "{line}");
     }
 }
 
