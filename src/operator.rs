@@ -116,7 +116,7 @@ pub async fn revoke_all_sessions(
     Ok(ended)
 }
 
-/// Fills the buckets of any address again, whoever owns it: that an operator did so must not tell a stranger that there is
+/// Fills the buckets of any address again, known or not: that an operator did so must not tell a stranger that there is
 /// an account. At most 3 times in 24 hours, as each gives 95 guesses at a code.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! One login at a time for each key, in memory and therefore of one replica: what an address occupies of the hashing threads
-//! is the same whoever owns it, and however many requests name it at once.
+//! is the same for a known and an unknown one, and however many requests name it at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -66,7 +66,7 @@ async fn v_a_recovery_cookie_is_good_for_twelve_requests(pool: PgPool) {
     service.stops().await;
 }
 
-/// Whoever collects recovery cookies gains nothing: a network may begin to use so many a minute as it may send requests.
+/// Collected recovery cookies gain nothing: a network may begin to use so many a minute as it may send requests.
 #[sqlx::test]
 async fn v_collected_recovery_cookies_are_bounded_by_network(pool: PgPool) {
     let service =
