@@ -145,8 +145,9 @@ pub async fn unblock(
 }
 
 /// Deletes everything that is stored of a person: the account, its sessions, the recoveries of its address, the emails that
-/// are pending for it. The rate limits of its address are hashes, and go when their buckets are full, within a day. Audit events stay, as somebody has to answer for what happened; they keep the account's id,
-/// and no network address or device any more. False: it is gone already.
+/// are pending for it. The rate limits of its address are hashes, and go when their buckets are full, within a day. Audit
+/// events stay, as somebody has to answer for what happened; they keep the account's id, and no network address or device
+/// any more. False: it is gone already.
 ///
 /// # Errors
 ///
