@@ -24,7 +24,9 @@
 //! | budgets of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | mails that are owed: claim, lease, retry, give up | [`outbox`] | `outbox` |
 //! | the loop that sends them | [`courier`] | |
-//! | relays, their probe, one SMTP conversation | [`mail::gateway`] | what lettre touches, with [`mail::message`] and [`email_address`] |
+//! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
+//! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
+//! | why a mail was not handed over | [`mail::not_sent`] | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | accounts | [`account`] | `account` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |

@@ -8,22 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
-use lettre::transport::smtp::extension::ClientId;
 use percent_encoding::percent_decode_str;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use crate::config::{Config, ConfigError, is_local};
-use crate::mail::gateway::{NotSent, Stage};
+use crate::mail::not_sent::NotSent;
 
 /// A relay of `SMTP_RELAYS`.
 pub(super) struct Relay {
-    host: String,
-    port: u16,
-    tls: Tls,
-    credentials: Option<Credentials>,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) tls: Tls,
+    pub(super) credentials: Option<Credentials>,
     /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
     /// change what the next `start` answers, and tell.
     up: AtomicBool,
@@ -43,7 +42,7 @@ struct Idle {
 }
 
 #[expect(clippy::enum_variant_names, reason = "STARTTLS is called so")]
-enum Tls {
+pub(super) enum Tls {
     Plain,
     StartTls(TlsParameters),
     Implicit(TlsParameters),
@@ -208,35 +207,6 @@ impl Relay {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|idle| idle.since.elapsed() < self.max_idle);
         idle
-    }
-
-    /// A connection of its own: connected, encrypted, signed in.
-    pub(super) async fn connect(
-        &self,
-        hello: &ClientId,
-        timeout: Duration,
-    ) -> Result<AsyncSmtpConnection, NotSent> {
-        let implicit = match &self.tls {
-            Tls::Implicit(parameters) => Some(parameters.clone()),
-            Tls::Plain | Tls::StartTls(_) => None,
-        };
-        let server = (self.host.trim_matches(['[', ']']), self.port);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(server, Some(timeout), hello, implicit, None).await.map_err(
-                |error| {
-                    let stage = if error.is_tls() { Stage::Tls } else { Stage::Connect };
-                    NotSent::explained(stage, &error)
-                },
-            )?;
-        if let Tls::StartTls(parameters) = &self.tls {
-            let encrypted = connection.starttls(parameters.clone(), hello).await;
-            encrypted.map_err(|error| NotSent::explained(Stage::Tls, &error))?;
-        }
-        if let Some(credentials) = &self.credentials {
-            let mechanisms = [Mechanism::Plain, Mechanism::Login];
-            connection.auth(&mechanisms, credentials).await.map_err(NotSent::at(Stage::Auth))?;
-        }
-        Ok(connection)
     }
 }
 

@@ -35,7 +35,7 @@ pub struct ListenerLabel {
 pub struct MailOutcome {
     /// `sent`, `retried`, `given_up`, `expired` or `no_recipient`.
     pub outcome: &'static str,
-    /// Where the conversation ended ([`crate::mail::gateway::Stage`]), or `compose` if there was none because the mail
+    /// Where the conversation ended ([`crate::mail::not_sent::Stage`]), or `compose` if there was none because the mail
     /// could not be built; `none` if it ended well or was not needed.
     pub stage: &'static str,
 }
