@@ -228,6 +228,7 @@ virtual_gid_maps = static:{owner}
 virtual_minimum_uid = 1
 smtpd_relay_restrictions = permit_sasl_authenticated, reject
 smtpd_sasl_auth_enable = yes
+cyrus_sasl_config_path = {home}/etc/sasl
 smtpd_sasl_local_domain = example.com
 smtpd_sasl_authenticated_header = yes
 smtpd_tls_security_level = may
