@@ -5,7 +5,6 @@
 //! follows a lost one, and by the health check every minute.
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -72,7 +71,7 @@ impl Endpoint {
         let (endpoint, options) = (self.clone(), self.options());
         // It goes on when the connection is there first: others have to know, too.
         let looking = tokio::spawn(async move { endpoint.look().await });
-        let mut connecting = pin!(PgConnection::connect_with(&options));
+        let mut connecting = Box::pin(PgConnection::connect_with(&options));
         tokio::select! {
             biased;
             connected = &mut connecting => return connected,
@@ -82,7 +81,7 @@ impl Endpoint {
         if now.get_host() == options.get_host() {
             return connecting.await;
         }
-        PgConnection::connect_with(&now).await
+        Box::pin(PgConnection::connect_with(&now)).await
     }
 
     /// Has a pool go where the next look says.

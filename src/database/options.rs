@@ -83,7 +83,8 @@ fn refuse_unknown_parameters(url: &Url) -> Result<(), String> {
                     .into(),
             );
         }
-        if !KNOWN.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+        let is_setting = name.starts_with("options[") && name.ends_with(']');
+        if !KNOWN.contains(&name) && !is_setting {
             return Err(format!(
                 "has the parameter {name}, which is not supported: supported are {}",
                 KNOWN.join(", ")

@@ -288,11 +288,8 @@ impl Default for Metrics {
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
-        registry.register(
-            "swept_rows",
-            "Rows deleted because their time was over",
-            metrics.swept_rows.clone(),
-        );
+        let help = "Rows deleted because their time was over";
+        registry.register("swept_rows", help, metrics.swept_rows.clone());
         metrics.begin_at_zero();
         Self { registry, ..metrics }
     }

@@ -35,7 +35,9 @@ impl Site {
         // Of TEST-NET-1 (RFC 5737), outside the line's own network: a resolver prefers an address of that.
         let addresses = [1, 2].map(|host| Ipv4Addr::new(192, 0, 2, number + host));
         let line = Line::lay();
-        addresses.iter().for_each(|address| line.has_address(*address));
+        for address in addresses {
+            line.has_address(address);
+        }
         let [first, second] = addresses;
         line.knows(&format!("{first} {NAME}\n{second} {NAME}\n"));
         let server = Encrypted::start_at(NAME, &format!("{first},{second}")).await;
