@@ -28,6 +28,7 @@
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
 //! | why a mail was not handed over | [`mail::not_sent`] | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
+//! | who it is from, in ASCII | `mail/sender.rs` | |
 //! | accounts | [`account`] | `account` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
@@ -38,6 +39,7 @@
 //! | the time | [`clock`] | the one place that reads it |
 //! | settings | [`config`] | |
 //! | connections to PostgreSQL, its health | [`database`] | |
+//! | what `DATABASE_URL` may say; which address of the server is used | `database/options.rs`, `database/endpoint.rs` | |
 //! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
 //! | deleting what is over | [`sweeper`] | |
 //! | counting the kinds of stored hashes, for the decoys | [`census`] | |

@@ -104,11 +104,13 @@ impl Server {
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
         // All of it first: until it is known, requests are answered 502.
-        let (mut probes, health, ()) = tokio::join!(
-            app.gateway.watch(config.smtp_probe_interval, &app.metrics),
-            app.health.check(),
-            census.begin()
-        );
+        let (mut probes, health) =
+            tokio::join!(app.gateway.watch(config.smtp_probe_interval, &app.metrics), async {
+                // It finds the address that the pools connect to.
+                let health = app.health.check().await;
+                census.begin().await;
+                health
+            });
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site {
             recovery,

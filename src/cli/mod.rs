@@ -15,8 +15,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +28,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
+use crate::database::Endpoint;
 use crate::server::Server;
 use crate::traces::Traces;
 use crate::{database, dev, terminal};
@@ -226,11 +226,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 async fn connect() -> Result<PgConnection, Failure> {
-    connect_with(&database::options(&config::database_url()?)?).await
+    connect_to(&Endpoint::new(database::options(&config::database_url()?)?)).await
 }
 
-async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
-    PgConnection::connect_with(options)
+async fn connect_to(endpoint: &Endpoint) -> Result<PgConnection, Failure> {
+    endpoint
+        .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
 }

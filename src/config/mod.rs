@@ -252,7 +252,8 @@ pub struct Config {
     #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = audit_retention)]
     pub audit_retention: Duration,
 
-    /// Who mails are from: a name and an address
+    /// Who mails are from: a name and an address. A name with a comma is in quotes. The address is ASCII, but for its
+    /// domain, which is sent as its A-label (xn--…)
     #[arg(
         long,
         env,
@@ -262,7 +263,7 @@ pub struct Config {
     )]
     pub mail_from: String,
 
-    /// Where bounces go (the envelope's sender). Default: the address of MAIL_FROM
+    /// Where bounces go (the envelope's sender): an address like that of MAIL_FROM, which is the default
     #[arg(long, env, value_name = "MAIL_BOUNCES", help_heading = "Mail")]
     pub mail_bounces: Option<String>,
 
@@ -295,7 +296,8 @@ pub struct Config {
     )]
     pub mail_time_zone: String,
 
-    /// The name that relays are greeted with (EHLO): this host's public name
+    /// The name that relays are greeted with (EHLO): this host's public name, or its address as [192.0.2.1] or
+    /// [IPv6:2001:db8::1]
     #[arg(
         long,
         env,

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 
+use super::endpoint::{Endpoint, Found};
 use super::{DISK_FULL, KeptConnection, MIGRATOR, cause, failures, in_time, settings, sqlstate};
 use crate::clock::{Clock, MAX_SKEW};
 use crate::metrics::{Metrics, StateLabel};
@@ -177,8 +177,7 @@ impl Finding {
 pub struct Monitor {
     clock: Clock,
     metrics: Arc<Metrics>,
-    /// Whether a network leads there, and not a socket.
-    networked: bool,
+    endpoint: Endpoint,
     state: Mutex<State>,
 }
 
@@ -195,11 +194,10 @@ struct State {
 impl Monitor {
     /// Connects when it is first asked.
     #[must_use]
-    pub fn new(options: &PgConnectOptions, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let networked = options.get_socket().is_none() && !options.get_host().starts_with('/');
-        let kept = KeptConnection::new(options, CONNECTION_LIFETIME);
+    pub fn new(endpoint: &Endpoint, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let kept = KeptConnection::watching(endpoint, CONNECTION_LIFETIME);
         let state = State { kept, found: Finding::just(Health::Ok), asked: None, stored: None };
-        Self { clock, metrics, networked, state: Mutex::new(state) }
+        Self { clock, metrics, endpoint: endpoint.clone(), state: Mutex::new(state) }
     }
 
     /// Asks PostgreSQL how it is, and compares its clock with this machine's. Callers that come while a check is under way
@@ -213,7 +211,15 @@ impl Monitor {
         state.asked = Some(Instant::now());
         // On the heap: connecting is a part of it.
         let found = in_time(Box::pin(look(&mut state, &self.clock))).await;
-        let found = found.unwrap_or_else(|error| Finding::of(&error, self.networked));
+        let found = found.unwrap_or_else(|error| {
+            let Finding { health, cause, fix } = Finding::of(&error, self.endpoint.is_networked());
+            // Any other error says by itself what was being done.
+            let cause = match error {
+                sqlx::Error::PoolTimedOut => format!("{cause}, while {}", state.kept.stage()),
+                _ => cause,
+            };
+            Finding { health, cause, fix }
+        });
         self.show(found.health);
         if found != state.found {
             found.log();
@@ -225,6 +231,10 @@ impl Monitor {
     fn show(&self, found: Health) {
         self.metrics.database_up.set(i64::from(found == Health::Ok));
         self.metrics.clock_skewed.set(i64::from(found == Health::ClockSkewed));
+        let Found { addresses, silent, .. } = self.endpoint.found();
+        // A name's only address is the database itself.
+        let silent = if addresses > 1 { silent } else { 0 };
+        self.metrics.database_silent_addresses.set(i64::try_from(silent).unwrap_or(i64::MAX));
         for health in Health::ALL {
             let label = StateLabel { state: health.as_str() };
             self.metrics.database_state.get_or_create(&label).set(i64::from(found == health));

@@ -11,6 +11,7 @@ use crate::config::{Config, ConfigError};
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::relay::{Relay, read_ca};
+use crate::mail::sender;
 
 /// Every relay, in order of preference, with what the probe last found.
 #[derive(Debug)]
@@ -58,11 +59,9 @@ impl Gateway {
         if relays.is_empty() {
             return Err(ConfigError::new("SMTP_RELAYS", "names no relay"));
         }
-        Ok(Self {
-            relays,
-            hello: ClientId::Domain(config.smtp_ehlo_name.clone()),
-            deadline: config.smtp_deadline,
-        })
+        let hello = sender::greeting(&config.smtp_ehlo_name)
+            .map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why))?;
+        Ok(Self { relays, hello, deadline: config.smtp_deadline })
     }
 
     /// The relays, in order of preference, as an operator may see them.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, Config, ConfigError};
 use crate::locale::Locale;
-use crate::mail::device;
+use crate::mail::{device, sender};
 use crate::secret::{Code, Key};
 
 /// What a mail is for. The outbox holds the first two.
@@ -118,13 +118,9 @@ impl Composer {
     ///
     /// A sentence that names the variable.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
-        let from: Mailbox = config.mail_from.parse().map_err(|_| {
-            ConfigError::new("MAIL_FROM", "is not written like Vero OMS <no-reply@verolabs.co>")
-        })?;
+        let from = sender::mailbox(&config.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
         let bounces = match &config.mail_bounces {
-            Some(address) => address.parse().map_err(|_| {
-                ConfigError::new("MAIL_BOUNCES", "is not an address such as bounces@verolabs.co")
-            })?,
+            Some(address) => sender::address(address).map_err(|why| ConfigError::new("MAIL_BOUNCES", why))?,
             None => from.email.clone(),
         };
         let zone = TimeZone::get(&config.mail_time_zone).map_err(|_| {

@@ -8,3 +8,4 @@ pub mod message;
 pub mod not_sent;
 mod probe;
 mod relay;
+mod sender;

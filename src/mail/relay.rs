@@ -98,12 +98,16 @@ impl Options {
 
 impl Relay {
     /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
-    /// for this machine alone. `connections=N` and `per_second=N` bound what it is asked to bear.
+    /// for this machine alone. `connections=N` and `per_second=N` bound what it is asked to bear. User and password are
+    /// percent-encoded (RFC 3986 §2.1).
     ///
     /// # Errors
     ///
     /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
     pub(super) fn parse(text: &str, config: &Config, ca: Option<&Certificate>) -> Result<Self, String> {
+        if has_stray_percent(text) {
+            return Err("has an entry with a % that begins no escape such as %40: write it as %25".into());
+        }
         let url = Url::parse(text)
             .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
         let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
@@ -215,6 +219,12 @@ fn is_local_name(host: &str) -> bool {
     is_local(url::Host::parse(host).ok())
 }
 
+/// Whether there is a `%` that two hexadecimal digits do not follow.
+fn has_stray_percent(text: &str) -> bool {
+    let is_escape = |after: &str| matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    !text.split('%').skip(1).all(is_escape)
+}
+
 /// Reads `SMTP_CA_FILE`.
 pub(super) fn read_ca(path: &Path) -> Result<Certificate, ConfigError> {
     let pem = std::fs::read(path).map_err(|error| {
@@ -272,6 +282,26 @@ mod tests {
             let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
             assert!(!why.contains("alice"), "{why}");
         }
+    }
+
+    #[test]
+    fn user_and_password_are_percent_encoded() {
+        let config = Settings::parse_from(["test"]).config;
+        let parse = |user: &str| Relay::parse(&format!("smtps://{user}@mx.example.com"), &config, None);
+        for (given, user, password) in [
+            ("a%40x.vn:p%40%3A%2F%25%2c%20%3f%23", "a@x.vn", "p@:/%, ?#"),
+            ("a:100%25", "a", "100%"),
+            ("a:p+q", "a", "p+q"),
+            ("a:m%E1%BA%ADt", "a", "mật"),
+        ] {
+            let expected = Credentials::new(user.into(), password.into());
+            assert!(parse(given).unwrap().credentials == Some(expected), "{given}");
+        }
+        for stray in ["a:100%", "a:50%off", "a:%4", "a:%%40", "a%:b", "a:%x0"] {
+            let why = parse(stray).unwrap_err();
+            assert!(why.contains("begins no escape") && !why.contains("off"), "{stray}: {why}");
+        }
+        assert!(parse("a:%ff").unwrap_err().contains("not UTF-8"));
     }
 
     #[test]

@@ -181,6 +181,8 @@ pub struct Metrics {
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
     pub database_state: Family<StateLabel, Gauge>,
+    /// Addresses of PostgreSQL's name that accepted no connection in time when they were last asked.
+    pub database_silent_addresses: Gauge,
     /// Clock of this machine less clock of PostgreSQL is over a second: 1.
     pub clock_skewed: Gauge,
     /// Networks that the limiter in memory remembers.
@@ -218,6 +220,7 @@ impl Default for Metrics {
             relay_up: Family::default(),
             database_up: Gauge::default(),
             database_state: Family::default(),
+            database_silent_addresses: Gauge::default(),
             clock_skewed: Gauge::default(),
             throttled_networks: Gauge::default(),
             swept_rows: Counter::default(),
@@ -279,15 +282,14 @@ impl Default for Metrics {
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
         registry.register("database_state", help, metrics.database_state.clone());
+        let help = "Addresses of PostgreSQL's name that are silent";
+        registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
         let help = "1 while the clock is over a second from PostgreSQL's";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
-        registry.register(
-            "swept_rows",
-            "Rows deleted because their time was over",
-            metrics.swept_rows.clone(),
-        );
+        let help = "Rows deleted because their time was over";
+        registry.register("swept_rows", help, metrics.swept_rows.clone());
         metrics.begin_at_zero();
         Self { registry, ..metrics }
     }

@@ -8,6 +8,7 @@ mod clock;
 mod configuration;
 mod contract;
 mod courier;
+mod database_addresses;
 mod database_health;
 mod delivery;
 mod deploy;
