@@ -47,7 +47,12 @@ impl Relay {
     }
 
     /// Hands a mail over: on a connection that was kept, or on one of its own.
-    pub(super) async fn hand_over(&self, hello: &ClientId, deadline: Duration, mail: &Mail) -> Result<(), NotSent> {
+    pub(super) async fn hand_over(
+        &self,
+        hello: &ClientId,
+        deadline: Duration,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
         // In the hands of this function alone: whatever ends it early drops the connection with it.
         let mut connection = if let Some(connection) = begin_on_kept(self, mail).await {
             connection
@@ -79,7 +84,7 @@ async fn begin_on_kept(relay: &Relay, mail: &Mail) -> Option<AsyncSmtpConnection
 
 fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
-    if answered == code { Ok(()) } else { Err(NotSent { stage, code: Some(answered), why: None }) }
+    if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
 
 /// No parameters: addresses are ASCII, and lettre encodes every body to 7 bits.

@@ -8,3 +8,5 @@ pub mod message;
 pub mod not_sent;
 mod probe;
 mod relay;
+mod standing;
+pub mod verdict;

@@ -1,0 +1,54 @@
+//! Whose fault it is that a relay did not take a mail, and so what the courier does next. `docs/verdicts.md` is the table
+//! for operators, and the input of its test.
+
+use crate::mail::not_sent::{Enhanced, NotSent, Stage};
+
+/// Whose fault an answer is, by its stage, its code and its enhanced code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is no such mailbox. The mail is given up if every relay that is up says so.
+    Recipient,
+    /// Our sender or our configuration. The next relay is asked, and the mail is tried again.
+    Ours,
+    /// The relay's own: a policy, a limit, an outage. The next relay is asked, and the mail is tried again.
+    Relay,
+}
+
+impl Verdict {
+    /// The name in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Recipient => "recipient",
+            Self::Ours => "ours",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+impl NotSent {
+    /// Whose fault it is. The enhanced codes are those of RFC 3463 §3.2 and RFC 7505 §6, as registered at IANA
+    /// (Simple Mail Transfer Protocol Enhanced Status Codes).
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        let about_recipient = matches!(self.stage, Stage::Rcpt | Stage::Message);
+        match (self.code, self.enhanced) {
+            _ if matches!(self.stage, Stage::Compose) => Verdict::Ours,
+            _ if !self.is_of_mail() => Verdict::Relay,
+            (Some(500..=599), Enhanced::Code(1, 0 | 7 | 8)) => Verdict::Ours,
+            (Some(500..=599), Enhanced::Code(1, 1 | 2 | 3 | 6 | 10)) if about_recipient => Verdict::Recipient,
+            (Some(550 | 551 | 553), Enhanced::None) if about_recipient => Verdict::Recipient,
+            _ => Verdict::Relay,
+        }
+    }
+
+    /// Whether the relay refused the mail for good by a rule of its own.
+    pub(super) const fn is_by_policy(&self) -> bool {
+        self.is_of_mail() && matches!(self.code, Some(500..=599)) && matches!(self.verdict(), Verdict::Relay)
+    }
+
+    /// Whether the relay had heard of the mail.
+    const fn is_of_mail(&self) -> bool {
+        matches!(self.stage, Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Message)
+    }
+}
