@@ -52,3 +52,40 @@ impl NotSent {
         matches!(self.stage, Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(stage: Stage, code: u16, enhanced: Enhanced) -> NotSent {
+        NotSent { code: Some(code), enhanced, ..NotSent::just(stage) }
+    }
+
+    /// The answers to commands of the mail's own are the rows of `docs/verdicts.md`.
+    #[test]
+    fn before_a_relay_has_heard_of_the_mail_nothing_blames_its_addresses() {
+        use Stage::{Auth, Compose, Connect, Data, Deadline, Mail, Message, NoRelay, Rate, Rcpt, Tls};
+        for stage in [NoRelay, Rate, Connect, Tls, Auth, Deadline] {
+            for enhanced in [Enhanced::None, Enhanced::Code(1, 1), Enhanced::Code(1, 8)] {
+                let answer = answer(stage, 550, enhanced);
+                assert_eq!(answer.verdict(), Verdict::Relay, "{answer}");
+                assert!(!answer.is_by_policy(), "{answer}");
+            }
+        }
+        for stage in [Mail, Rcpt, Data, Message, Deadline] {
+            assert_eq!(NotSent::just(stage).verdict(), Verdict::Relay, "a lost connection");
+        }
+        assert_eq!(NotSent::just(Compose).verdict(), Verdict::Ours);
+    }
+
+    #[test]
+    fn a_policy_is_a_refusal_for_good_that_is_the_relays_fault() {
+        for stage in [Stage::Mail, Stage::Rcpt, Stage::Data, Stage::Message] {
+            let is_by_policy = |code, enhanced| answer(stage, code, enhanced).is_by_policy();
+            assert!(is_by_policy(554, Enhanced::Code(7, 1)) && is_by_policy(552, Enhanced::None));
+            assert!(is_by_policy(550, Enhanced::Unreadable));
+            assert!(!is_by_policy(450, Enhanced::Code(7, 1)) && !is_by_policy(550, Enhanced::Code(1, 8)));
+        }
+        assert!(!answer(Stage::Rcpt, 550, Enhanced::Code(1, 1)).is_by_policy());
+    }
+}
