@@ -60,8 +60,6 @@ impl Standing {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-
     fn is_put_last(standing: &mut Standing, now: Instant) -> Option<u64> {
         assert_eq!(standing.refuses("a.example", now), None);
         assert_eq!(standing.refuses("b.example", now), None);
@@ -73,11 +71,11 @@ mod tests {
         let (mut standing, mut now) = (Standing::default(), Instant::now());
         for seconds in [30, 60, 120, 240, 300, 300] {
             assert_eq!(is_put_last(&mut standing, now), Some(seconds));
-            now += Duration::from_secs(seconds) - SECOND;
+            now += Duration::from_secs(seconds - 1);
             assert!(standing.is_last(now) && !standing.returns(now));
             // What it refuses as the last one makes it no later.
             assert_eq!(is_put_last(&mut standing, now), None);
-            now += SECOND;
+            now += Duration::from_secs(1);
             assert!(!standing.is_last(now) && standing.returns(now) && !standing.returns(now));
         }
         standing.times = u32::MAX - 1;

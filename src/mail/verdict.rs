@@ -33,11 +33,14 @@ impl NotSent {
     pub const fn verdict(&self) -> Verdict {
         let about_recipient = matches!(self.stage, Stage::Rcpt | Stage::Message);
         match (self.code, self.enhanced) {
+            (Some(500..=599), Enhanced::Code(1, 1 | 2 | 3 | 6 | 10))
+            | (Some(550 | 551 | 553), Enhanced::None)
+                if about_recipient =>
+            {
+                Verdict::Recipient
+            }
+            (Some(500..=599), Enhanced::Code(1, 0 | 7 | 8)) if self.is_of_mail() => Verdict::Ours,
             _ if matches!(self.stage, Stage::Compose) => Verdict::Ours,
-            _ if !self.is_of_mail() => Verdict::Relay,
-            (Some(500..=599), Enhanced::Code(1, 0 | 7 | 8)) => Verdict::Ours,
-            (Some(500..=599), Enhanced::Code(1, 1 | 2 | 3 | 6 | 10)) if about_recipient => Verdict::Recipient,
-            (Some(550 | 551 | 553), Enhanced::None) if about_recipient => Verdict::Recipient,
             _ => Verdict::Relay,
         }
     }

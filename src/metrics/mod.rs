@@ -203,6 +203,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "it is one list")]
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vos_auth");
         let metrics = Self {

