@@ -47,7 +47,7 @@ const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
 
 /// How long a claimed mail is its claimer's: one of PostgreSQL's deadlines for the claim; one of SMTP's in which
 /// conversations may begin, be it after the wait that a relay's rate imposes or after relays that did not take the mail
-/// ([`Held::begins_until`]); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
+/// (`Held::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
 /// the end of the mail. So as long as the clocks of the replicas agree, no two of them hold one mail; when they do not, a
 /// replica claims nothing ([`Clock::trusted_now`]).
 #[must_use]

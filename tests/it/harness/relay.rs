@@ -209,8 +209,7 @@ impl Relay {
                 }
                 "DATA" => {
                     if let Mood::RefusesData(answer) = mood {
-                        stream.write_all(answer.as_bytes()).await?;
-                        stream.write_all(b"\r\n").await?;
+                        stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
                         continue;
                     }
                     stream.write_all(b"354 go on\r\n").await?;
@@ -232,8 +231,8 @@ impl Relay {
                 "QUIT" => return stream.write_all(b"221 bye\r\n").await,
                 _ => "250 ok",
             };
-            stream.write_all(answer.as_bytes()).await?;
-            stream.write_all(b"\r\n").await?;
+            // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
     }
 }
