@@ -7,31 +7,29 @@
 //! A lease outlives what is done under it: see [`lease`]. The courier has a thread of its own, so that requests are read
 //! and answered meanwhile (docs/decisions/21).
 
+mod delivery;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rand::RngExt as _;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::field::Empty;
-use tracing::{Instrument as _, Span, info_span};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::config::{CODE_LIFE_ON_ARRIVAL, Config, STORAGE_DEADLINE};
+use crate::config::{Config, STORAGE_DEADLINE};
 use crate::database::{failures, in_time, is_statements_fault};
 use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
-use crate::locale::Locale;
-use crate::mail::gateway::{Gateway, Slot};
-use crate::mail::message::{About, Composer, Mail};
-use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::gateway::Gateway;
+use crate::mail::message::Composer;
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, Claim, ClaimedMail, Content, Taken};
+use crate::outbox::{self, Claim, ClaimedMail, Taken};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
@@ -44,13 +42,17 @@ const ROWS_A_SLOT: usize = 8;
 /// Mails that are struck off in one transaction at most.
 const STRUCK_OFF: usize = 256;
 
-/// How long a claimed mail is its claimer's: one deadline for the wait that the relay's rate may impose, one for the
-/// conversation, each enforced by [`Gateway::send`]; and ten of PostgreSQL's, of which the claim takes one at most and
-/// the end of the mail the rest (`Courier::finish` stops with the lease). So as long as the clocks of the replicas
-/// agree, no two of them hold one mail; when they do not, a replica claims nothing ([`Clock::trusted_now`]).
+/// What a lease leaves for writing down the end of a mail: `Courier::finish` stops with the lease.
+const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
+
+/// How long a claimed mail is its claimer's: one of PostgreSQL's deadlines for the claim; one of SMTP's in which
+/// conversations may begin, be it after the wait that a relay's rate imposes or after relays that did not take the mail
+/// (`Held::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
+/// the end of the mail. So as long as the clocks of the replicas agree, no two of them hold one mail; when they do not, a
+/// replica claims nothing ([`Clock::trusted_now`]).
 #[must_use]
 pub fn lease(smtp_deadline: Duration) -> Duration {
-    2 * smtp_deadline + 10 * STORAGE_DEADLINE
+    STORAGE_DEADLINE + 2 * smtp_deadline + ENDING
 }
 
 /// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
@@ -144,7 +146,7 @@ impl Courier {
                     more = claim.more && !full && !looked_through;
                     for mail in claim.mails {
                         let slot = courier.gateway.slot(mail.attempts);
-                        let span = span_of(&mail);
+                        let span = delivery::span_of(&mail);
                         let (mail, ways) = (Arc::new(mail), (taken.clone(), Arc::clone(&freed)));
                         busy.spawn(Arc::clone(&courier).deliver(slot, mail, held, ways).instrument(span));
                     }
@@ -216,83 +218,6 @@ impl Courier {
         Ok((now, claim.inspect_err(|_| self.bell.remember(from))?))
     }
 
-    async fn deliver(
-        self: Arc<Self>,
-        slot: Option<Slot>,
-        owed: Arc<ClaimedMail>,
-        held: Held,
-        (taken, freed): (GroupCommit<Taken, ()>, Arc<Notify>),
-    ) {
-        tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
-        let outcome = match (self.compose(&owed, held.now()), &slot) {
-            (Some(mail), Some(slot)) => self.hand_over(slot, &mail, &owed, held).await,
-            // The relay was found down between the claim and now.
-            (Some(_), None) => Err(NotSent::just(Stage::NoRelay)),
-            (None, _) => {
-                // Another replica may have the secret that this one lacks, in the middle of a rotation.
-                tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
-                Err(NotSent::just(Stage::Compose))
-            }
-        };
-        // The next mail need not wait until this one is written down.
-        drop(slot);
-        freed.notify_one();
-        match outcome {
-            Ok(()) => {
-                Span::current().record("mail.outcome", "sent");
-                self.count("sent", "none", 1);
-                self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
-                self.finish(&owed, held, Finish::Sent(&taken)).await;
-            }
-            Err(why) => {
-                let next =
-                    outbox::backoff(held.now(), &owed, rand::rng().random()).filter(|_| !why.is_final());
-                let outcome = if next.is_some() { "retried" } else { "given_up" };
-                tracing::warn!(outbox_id = %owed.id, attempts = owed.attempts, %why, outcome, "mail was not taken");
-                let stage = why.stage.as_str();
-                Span::current().record("mail.outcome", outcome).record("mail.stage", stage);
-                self.count(outcome, stage, 1);
-                let why = why.to_string();
-                let finish = next.map_or(Finish::GiveUp(&why), |at| Finish::Retry(at, &why));
-                self.finish(&owed, held, finish).await;
-            }
-        }
-    }
-
-    async fn hand_over(
-        &self,
-        slot: &Slot,
-        mail: &Mail,
-        owed: &ClaimedMail,
-        held: Held,
-    ) -> Result<(), NotSent> {
-        self.gateway.ready(slot).await?;
-        // While it waited for the relay's rate its code may have become too old.
-        if owed.expires_at < held.now() + CODE_LIFE_ON_ARRIVAL {
-            return Err(NotSent::just(Stage::Rate));
-        }
-        self.gateway.send(slot, mail).await
-    }
-
-    /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
-    fn compose(&self, owed: &ClaimedMail, now: OffsetDateTime) -> Option<Mail> {
-        let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
-        let about = About {
-            id: owed.id,
-            to: &owed.account_email,
-            locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
-            user_agent: &owed.user_agent,
-        };
-        match &owed.content {
-            Content::RecoveryCode { recovery_session_id, key_id, asked_at, .. } => {
-                let code = self.code_keys.by_id(key_id)?.code(*recovery_session_id);
-                self.composer.recovery_code(&about, &code, *asked_at, owed.expires_at, now)
-            }
-            Content::PasswordChanged => self.composer.password_changed(&about, owed.created_at, now),
-        }
-        .ok()
-    }
-
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
     /// was taken and not struck off is sent twice.
     async fn finish(&self, owed: &Arc<ClaimedMail>, held: Held, finish: Finish<'_>) {
@@ -329,23 +254,6 @@ impl Courier {
     }
 }
 
-/// The trace of a mail. It begins here, and nothing in it leads to who asked, or is written to: see [`crate::traces`].
-fn span_of(owed: &ClaimedMail) -> Span {
-    let kind = match owed.content {
-        Content::RecoveryCode { .. } => "recovery_code",
-        Content::PasswordChanged => "password_changed",
-    };
-    info_span!(
-        parent: None,
-        "send mail",
-        outbox_id = %owed.id,
-        mail.kind = kind,
-        mail.attempts = owed.attempts,
-        mail.outcome = Empty,
-        mail.stage = Empty,
-    )
-}
-
 /// A claim that holds.
 #[derive(Clone, Copy, Debug)]
 struct Held {
@@ -359,6 +267,11 @@ impl Held {
     /// code is dead.
     fn now(&self) -> OffsetDateTime {
         self.now + self.claimed_at.elapsed()
+    }
+
+    /// Until when a conversation may begin, so that it ends with enough of the lease left.
+    fn begins_until(&self, smtp_deadline: Duration) -> Instant {
+        self.claimed_at + self.lease.saturating_sub(smtp_deadline + ENDING)
     }
 }
 

@@ -26,7 +26,8 @@
 //! | the loop that sends them | [`courier`] | |
 //! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
-//! | why a mail was not handed over | [`mail::not_sent`] | |
+//! | why a mail was not handed over; whose fault that is | [`mail::not_sent`], [`mail::verdict`] | |
+//! | which relay is asked last, because it refuses mails by policy | `mail/standing.rs` | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | who it is from, in ASCII | `mail/sender.rs` | |
 //! | accounts | [`account`] | `account` |
@@ -61,8 +62,8 @@
 //! 3. [`recovery::Recovery::start`] asks whether a relay is up and hands the start to the [`group_commit`].
 //! 4. One statement commits every start that has arrived: budget, session, owed mail. The [`courier`] is woken.
 //! 5. The answer carries the cookie.
-//! 6. Later, the courier claims the row, looks the account up, derives the code, sends the mail over a connection of its
-//!    own, and deletes the row.
+//! 6. Later, the courier claims the row, looks the account up, derives the code, offers the mail to one relay after the
+//!    other until one takes it, and deletes the row.
 //!
 //! # The life of one `reset-password`
 //!
@@ -88,15 +89,16 @@
 //! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
 //!    reads it only after a right code.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
-//!    mail, when its code is of no use any more, or when there is nobody to write to (a relay may say so for good, or the
-//!    account be erased). No mail is sent inside a transaction.
+//!    mail, when its code is of no use any more, or when there is nobody to write to: every relay that is up says that there
+//!    is no such mailbox ([`mail::verdict`]), or the account was erased. No mail is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
 //!    stands in no table, no log and no subject.
 //! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::Budget`]): an attempt is
 //!    spent before its code is compared, a failed login is counted before its password is verified.
 //! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]); a changed password
 //!    ends every session and recovery in the same transaction.
-//! 6. **The relay's state is the probe's.** A send changes nothing that `start` can see.
+//! 6. **The relay's state is the probe's.** A send changes nothing that `start` can see; it changes the courier's order of
+//!    the relays.
 //! 7. **One error shape.** Whatever the router meets is answered `{error, message, status}`; `start` answers 200, 400,
 //!    429 or 502.
 //! 8. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a

@@ -84,7 +84,7 @@ async fn begin_on_kept(relay: &Relay, mail: &Mail) -> Option<AsyncSmtpConnection
 
 fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
-    if answered == code { Ok(()) } else { Err(NotSent { stage, code: Some(answered), why: None }) }
+    if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
 
 /// No parameters: addresses are ASCII, and lettre encodes every body to 7 bits.

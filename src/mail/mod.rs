@@ -9,3 +9,5 @@ pub mod not_sent;
 mod probe;
 mod relay;
 mod sender;
+mod standing;
+pub mod verdict;

@@ -65,6 +65,8 @@ impl Gateway {
             }
         }
         metrics.relay_up.get_or_create(&RelayLabel { relay: place }).set(i64::from(up));
+        let last = self.is_last(place, tokio::time::Instant::now());
+        metrics.relay_last.get_or_create(&RelayLabel { relay: place }).set(i64::from(last));
         *kept = found.ok();
     }
 }

@@ -185,6 +185,11 @@ impl Relay {
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
+    /// Waits for a slot; those who wait are served in turn, before any call of [`Self::slot`].
+    pub(super) async fn next_slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots).acquire_owned().await.ok()
+    }
+
     /// Waits until the relay may be given another mail.
     pub(super) async fn ready(&self) {
         if let Some(pace) = &self.pace {

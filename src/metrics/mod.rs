@@ -33,11 +33,20 @@ pub struct ListenerLabel {
 /// A mail that left the outbox, or that failed once more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MailOutcome {
-    /// `sent`, `retried`, `given_up`, `expired` or `no_recipient`.
+    /// `sent`, `next_relay`, `retried`, `given_up`, `expired` or `no_recipient`.
     pub outcome: &'static str,
     /// Where the conversation ended ([`crate::mail::not_sent::Stage`]), or `compose` if there was none because the mail
     /// could not be built; `none` if it ended well or was not needed.
     pub stage: &'static str,
+}
+
+/// A mail that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GivenUp {
+    /// As in [`KindLabel`].
+    pub kind: &'static str,
+    /// Whose fault: [`crate::mail::verdict::Verdict`].
+    pub verdict: &'static str,
 }
 
 /// Mails by what they are for.
@@ -145,6 +154,8 @@ pub struct Metrics {
     pub start_batch: Histogram,
     /// Mails by what became of them.
     pub mails: Family<MailOutcome, Counter>,
+    /// Mails that were given up, of either kind.
+    pub mails_given_up: Family<GivenUp, Counter>,
     /// Rounds of the courier: one that stands still for a minute hangs.
     pub courier_rounds: Counter,
     /// Mails that all replicas together owe, those that were given up left out.
@@ -177,6 +188,8 @@ pub struct Metrics {
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
+    /// 1 while the courier asks a relay last, because it refuses mails by policy.
+    pub relay_last: Family<RelayLabel, Gauge>,
     /// 1 while the service can work with PostgreSQL.
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
@@ -192,6 +205,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "it is one list")]
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vos_auth");
         let metrics = Self {
@@ -202,6 +216,7 @@ impl Default for Metrics {
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
+            mails_given_up: Family::default(),
             courier_rounds: Counter::default(),
             outbox_owed: Family::default(),
             outbox_given_up: Family::default(),
@@ -218,6 +233,7 @@ impl Default for Metrics {
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
+            relay_last: Family::default(),
             database_up: Gauge::default(),
             database_state: Family::default(),
             database_silent_addresses: Gauge::default(),
@@ -245,6 +261,8 @@ impl Default for Metrics {
         );
         registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
+        let help = "Mails that were given up: no attempt can help, or none is left in time";
+        registry.register("mails_given_up", help, metrics.mails_given_up.clone());
         let help = "Rounds of the courier; it hangs if they stand still";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
         let help = "Mails that all replicas together owe";
@@ -278,6 +296,8 @@ impl Default for Metrics {
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
+        let help = "1 while the relay is asked last, because it refuses mails by policy";
+        registry.register("relay_last", help, metrics.relay_last.clone());
         let help = "1 while the service can work with PostgreSQL";
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
@@ -301,6 +321,11 @@ impl Metrics {
         use LoginOutcome::{Busy, Concurrent, Failed, Network, SignedIn, Throttled};
         for outcome in ["sent", "expired", "no_recipient"] {
             drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
+        }
+        for kind in ["recovery_code", "password_changed"] {
+            for verdict in ["recipient", "ours", "relay"] {
+                drop(self.mails_given_up.get_or_create(&GivenUp { kind, verdict }));
+            }
         }
         for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
             drop(self.codes.get_or_create(&CodeLabel { outcome }));

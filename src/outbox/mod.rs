@@ -1,7 +1,7 @@
 //! Owns `outbox`: mails that are owed. Claims them under a lease, reschedules or finishes them.
 //!
 //! Accepted is kept (promise 2): a row goes only when a relay took its mail, when its code is of no use any more, when there
-//! is nobody to write to, or when the relay says so for good. The loop that sends is `courier.rs`.
+//! is nobody to write to, or when every relay says so for good. The loop that sends is `courier.rs`.
 
 mod finish;
 pub mod inspect;

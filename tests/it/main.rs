@@ -51,4 +51,5 @@ mod session;
 mod slow_at_nginx;
 mod start;
 mod traces;
+mod verdicts;
 mod verify;

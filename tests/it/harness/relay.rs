@@ -16,8 +16,12 @@ use super::PATIENCE;
 pub enum Mood {
     #[default]
     Takes,
+    /// Answers MAIL with this.
+    RefusesSender(&'static str),
     /// Answers RCPT with this.
     RefusesRecipient(&'static str),
+    /// Answers DATA with this.
+    RefusesData(&'static str),
     /// Answers the message with this.
     RefusesMessage(&'static str),
     /// Keeps the mail, then drops the connection before it has answered.
@@ -127,6 +131,11 @@ impl Relay {
         self.mails().iter().filter(to).nth(count - 1).unwrap().clone()
     }
 
+    /// How often a recipient was named, whatever was answered.
+    pub fn asked(&self) -> usize {
+        self.state.lock().unwrap().recipients_asked
+    }
+
     /// Waits until a recipient was named for the `count`th time, whatever was answered.
     pub async fn until_asked(&self, count: usize) {
         self.until(|state| state.recipients_asked >= count).await;
@@ -179,7 +188,7 @@ impl Relay {
             let answer = match line[..4].to_ascii_uppercase().as_str() {
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
-                    "250 ok"
+                    if let Mood::RefusesSender(answer) = mood { answer } else { "250 ok" }
                 }
                 "RCPT" => {
                     self.state.lock().unwrap().recipients_asked += 1;
@@ -199,6 +208,10 @@ impl Relay {
                     }
                 }
                 "DATA" => {
+                    if let Mood::RefusesData(answer) = mood {
+                        stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+                        continue;
+                    }
                     stream.write_all(b"354 go on\r\n").await?;
                     let raw = read_data(&mut stream).await?;
                     if let Mood::RefusesMessage(answer) = mood {
@@ -218,8 +231,8 @@ impl Relay {
                 "QUIT" => return stream.write_all(b"221 bye\r\n").await,
                 _ => "250 ok",
             };
-            stream.write_all(answer.as_bytes()).await?;
-            stream.write_all(b"\r\n").await?;
+            // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
     }
 }
