@@ -147,6 +147,8 @@ pub struct Metrics {
     pub mails: Family<MailOutcome, Counter>,
     /// Rounds of the courier: one that stands still for a minute hangs.
     pub courier_rounds: Counter,
+    /// 1 while the courier cannot take the lock that says it lives: then its claims last for their lease.
+    pub courier_lock_lost: Gauge,
     /// Mails that all replicas together owe, those that were given up left out.
     pub outbox_owed: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
@@ -201,6 +203,7 @@ impl Default for Metrics {
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
             courier_rounds: Counter::default(),
+            courier_lock_lost: Gauge::default(),
             outbox_owed: Family::default(),
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
@@ -244,6 +247,8 @@ impl Default for Metrics {
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
         let help = "Rounds of the courier; it hangs if they stand still";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
+        let help = "1 while the courier has no lock that says it lives, and its claims last for their lease";
+        registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Mails that all replicas together owe";
         registry.register("outbox_owed", help, metrics.outbox_owed.clone());
         let help = "Notices that were given up and are kept for an operator";

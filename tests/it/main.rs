@@ -49,5 +49,6 @@ mod rotation;
 mod session;
 mod slow_at_nginx;
 mod start;
+mod takeover;
 mod traces;
 mod verify;
