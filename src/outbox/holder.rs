@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_peer_is_gone_when_every_look_of_the_grace_missed_its_lock() {
         let (mut peers, began) = (Peers::default(), Instant::now());
-        let mut look = |peers: &mut Peers, seconds, holders: &[i32], grace| {
+        let look = |peers: &mut Peers, seconds, holders: &[i32], grace| {
             let asked = began + Duration::from_secs(seconds);
             peers.gone(holders, asked, asked + Duration::from_millis(100), grace)
         };

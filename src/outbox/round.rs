@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_claim_looks_through_as_many_rows_as_fill_the_slots() {
         let mut reach = Reach::default();
-        let mut filled_after = |mails: usize, no_recipient: u64, more: bool, full: bool| {
+        let mut filled_after = |count: usize, no_recipient: u64, more: bool, full: bool| {
             let mails = std::iter::repeat_with(|| ClaimedMail {
                 id: Uuid::nil(),
                 attempts: 1,
@@ -213,7 +213,7 @@ mod tests {
                 account_email: String::new(),
                 account_locale: None,
             });
-            let mails = mails.take(full.then_some(mails).unwrap_or_default()).collect();
+            let mails = mails.take(count).collect();
             reach.learns(&Claim { mails, no_recipient, expired: 0, more }, full);
             reach.window(4)
         };
