@@ -192,6 +192,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "each metric has its own")]
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vos_auth");
         let metrics = Self {

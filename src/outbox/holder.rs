@@ -215,13 +215,11 @@ impl<F: Fn()> Keeper<F> {
             CLASS,
             id
         );
-        match taken.fetch_one(&mut connection).await? {
-            Some(true) => Ok(connection),
-            _ => {
-                connection.close().await?;
-                Err(Left::Pooled)
-            }
+        if taken.fetch_one(&mut connection).await? == Some(true) {
+            return Ok(connection);
         }
+        connection.close().await?;
+        Err(Left::Pooled)
     }
 
     /// Who else holds a lock; this courier does, or the session is left.
