@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-WARM_UP, MEASURED = 200, 1000
+WARM_UP, STARTS, CODES = 200, 1000, 400
 # A backlog, its accounts and sessions; a mail's id carries its time, by which the courier goes.
 BACKLOG = """
     WITH pending AS MATERIALIZED (
@@ -81,12 +81,12 @@ class Bench:
 
     def start(self):
         """Runs with many starts less runs with few: what boot and stop cost cancels out."""
-        few, many = (self.counts(starts=starts) for starts in (WARM_UP, WARM_UP + MEASURED))
-        return per_one(few, many)
+        few, many = (self.counts(starts=starts) for starts in (WARM_UP, WARM_UP + STARTS))
+        return {name: (many[name] - few[name]) / STARTS for name in many}
 
     def code(self):
-        few, many = (self.counts(mails=mails) for mails in (WARM_UP, WARM_UP + MEASURED))
-        return per_one(few, many)
+        few, many = (self.counts(mails=mails) for mails in (WARM_UP, WARM_UP + CODES))
+        return {name: (many[name] - few[name]) / CODES for name in many}
 
     def counts(self, starts=0, mails=0):
         """Of one run as it is, and of another under callgrind."""
@@ -115,10 +115,6 @@ class Bench:
         sql("TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE", "CHECKPOINT")
         if mails:
             sql(BACKLOG.format(mails=mails))
-
-
-def per_one(few, many):
-    return {name: (many[name] - few[name]) / MEASURED for name in many}
 
 
 class Service:
