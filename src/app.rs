@@ -97,13 +97,15 @@ impl App {
         let composer = Composer::new(&config)?;
         let (metrics, bell) = (Arc::<Metrics>::default(), Bell::default());
         let courier = Courier {
-            pool: database::pool(&database, 2),
+            database: database.clone(),
+            pool: database::pool(&database, 1),
             clock: clock.clone(),
             code_keys: secrets.code_keys.clone(),
             gateway: Arc::clone(&gateway),
             composer,
             metrics: Arc::clone(&metrics),
             bell: bell.clone(),
+            holder: Arc::default(),
         };
         let jwt_keys = match &config.jwt_keys {
             Some(folder) => KeyRing::read(folder)

@@ -22,7 +22,7 @@
 //! | the cookie of a browser that has signed in before, the ticket of an operator | [`known_device`] | |
 //! | many callers, one flush | [`group_commit`] | |
 //! | budgets of addresses, devices and networks | [`throttle`] | `throttle` |
-//! | mails that are owed: claim, lease, retry, give up | [`outbox`] | `outbox` |
+//! | mails that are owed: claim, lease, retry, give up; which couriers live | [`outbox`], [`outbox::holder`] | `outbox`, and its rounds append to `audit_event` |
 //! | the loop that sends them | [`courier`] | |
 //! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
@@ -63,7 +63,7 @@
 //! 4. One statement commits every start that has arrived: budget, session, owed mail. The [`courier`] is woken.
 //! 5. The answer carries the cookie.
 //! 6. Later, the courier claims the row, looks the account up, derives the code, offers the mail to one relay after the
-//!    other until one takes it, and deletes the row.
+//!    other until one takes it, and deletes the row with its next claim.
 //!
 //! # The life of one `reset-password`
 //!

@@ -136,7 +136,8 @@ impl Server {
         let mut courier = thread::spawn("courier", {
             let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
             async move {
-                over.run_until_cancelled(courier.run(&app.config, ending)).await;
+                // On the heap: its rounds are large.
+                over.run_until_cancelled(Box::pin(courier.run(&app.config, ending))).await;
             }
         });
 

@@ -225,7 +225,7 @@ pub struct Config {
     )]
     pub jwt_audience: String,
 
-    /// Connections to PostgreSQL beside the one of `start`, two each of the courier and of session tokens, and the one of
+    /// Connections to PostgreSQL beside the one of `start`, three of the courier, two of session tokens, and the one of
     /// /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,

@@ -36,8 +36,10 @@ impl Courier {
             drop(slot);
             Err(Refusals::none(Stage::Compose))
         };
-        // The next mail need not wait until this one is written down.
-        freed.notify_one();
+        // One that was delivered wakes the courier by itself.
+        if outcome.is_err() {
+            freed.notify_one();
+        }
         match outcome {
             Ok(()) => {
                 Span::current().record("mail.outcome", "sent");
@@ -88,6 +90,10 @@ impl Courier {
                 self.gateway.ready(&slot, until).await?;
                 // While it waited for the relay's rate its code may have become too old.
                 if owed.expires_at < held.now() + CODE_LIFE_ON_ARRIVAL {
+                    return Err(NotSent::just(Stage::Rate));
+                }
+                // Without its lock for that long, another courier may have it.
+                if !self.holder.keeps(held.holder) {
                     return Err(NotSent::just(Stage::Rate));
                 }
                 self.gateway.send(&slot, mail).await

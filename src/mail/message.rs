@@ -2,6 +2,7 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
+use std::borrow::Cow;
 use std::fmt;
 
 use askama::Template;
@@ -83,11 +84,18 @@ impl Mail {
     /// one write: as a write of its own the dot waits until the relay has acknowledged the rest, which it puts off for
     /// 40 ms.
     pub(super) fn dot_stuffed(&self) -> String {
-        let text = String::from_utf8_lossy(&self.bytes);
-        let lines = text.split_inclusive("\r\n");
-        let mut stuffed: String =
-            lines.flat_map(|line| [if line.starts_with('.') { "." } else { "" }, line]).collect();
-        if !stuffed.ends_with("\r\n") {
+        // A search for one character and a check of all octets at once are a sixth of the instructions of the general ones.
+        let text = str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
+        let mut stuffed = String::with_capacity(text.len() + 64);
+        let mut line_begins = true;
+        for piece in text.split_inclusive('\n') {
+            if line_begins && piece.starts_with('.') {
+                stuffed.push('.');
+            }
+            stuffed.push_str(piece);
+            line_begins = piece.ends_with("\r\n");
+        }
+        if !line_begins || stuffed.is_empty() {
             stuffed.push_str("\r\n");
         }
         stuffed + ".\r\n"
@@ -379,5 +387,6 @@ mod tests {
         };
         assert_eq!(stuffed("a\r\nb"), "a\r\nb\r\n.\r\n");
         assert_eq!(stuffed(".\r\n..\r\na.\r\n"), "..\r\n...\r\na.\r\n.\r\n");
+        assert_eq!(stuffed("a\n.b\r\n.c"), "a\n.b\r\n..c\r\n.\r\n", "a line ends with both");
     }
 }

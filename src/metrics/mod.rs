@@ -158,6 +158,8 @@ pub struct Metrics {
     pub mails_given_up: Family<GivenUp, Counter>,
     /// Rounds of the courier: one that stands still for a minute hangs.
     pub courier_rounds: Counter,
+    /// 1 while the courier cannot take the lock that says it lives: then its claims last for their lease.
+    pub courier_lock_lost: Gauge,
     /// Mails that all replicas together owe, those that were given up left out.
     pub outbox_owed: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
@@ -218,6 +220,7 @@ impl Default for Metrics {
             mails: Family::default(),
             mails_given_up: Family::default(),
             courier_rounds: Counter::default(),
+            courier_lock_lost: Gauge::default(),
             outbox_owed: Family::default(),
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
@@ -265,6 +268,8 @@ impl Default for Metrics {
         registry.register("mails_given_up", help, metrics.mails_given_up.clone());
         let help = "Rounds of the courier; it hangs if they stand still";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
+        let help = "1 while the courier has no lock that says it lives, and its claims last for their lease";
+        registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Mails that all replicas together owe";
         registry.register("outbox_owed", help, metrics.outbox_owed.clone());
         let help = "Notices that were given up and are kept for an operator";

@@ -50,6 +50,7 @@ mod rotation;
 mod session;
 mod slow_at_nginx;
 mod start;
+mod takeover;
 mod traces;
 mod verdicts;
 mod verify;
