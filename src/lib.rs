@@ -28,6 +28,7 @@
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
 //! | why a mail was not handed over | [`mail::not_sent`] | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
+//! | where a bounce goes, and what one says | [`mail::bounce`], [`mail::report`] | |
 //! | accounts | [`account`] | `account` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
@@ -40,7 +41,7 @@
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
 //! | deleting what is over | [`sweeper`] | |
-//! | counting the kinds of stored hashes, for the decoys | [`census`] | |
+//! | counting the kinds of stored hashes, for the decoys, and the addresses that bounce | [`census`] | |
 //! | figures | [`metrics`] | |
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |

@@ -45,6 +45,7 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("DEV_NO_LIMITS", "1"),
         ("MAIL_FROM", "nobody"),
         ("MAIL_BOUNCES", "nobody"),
+        ("MAIL_BOUNCES", "@no where"),
         ("MAIL_BRAND", "a\nb"),
         ("MAIL_TIME_ZONE", "Mars/Olympus"),
         ("DRAIN_DELAY", "soon"),
