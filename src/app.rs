@@ -94,7 +94,7 @@ impl App {
         }
         let database = Endpoint::new(with_deadline(&database::options(&secrets.database_url)?));
         let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays)?);
-        let composer = Composer::new(&config)?;
+        let composer = Composer::new(&config, secrets.device_keys.newest())?;
         let (metrics, bell) = (Arc::<Metrics>::default(), Bell::default());
         let courier = Courier {
             database: database.clone(),

@@ -46,6 +46,8 @@ pub enum Event {
     SessionsEnded,
     /// The mailed code was entered.
     RecoveryVerified,
+    /// A mail to the account's address bounced, the first one since its last right code.
+    EmailBounced,
     /// The password was set anew after a recovery.
     PasswordReset,
     /// The password was changed while signed in.
@@ -73,6 +75,7 @@ impl Event {
             Self::SignedOut => "signed_out",
             Self::SessionsEnded => "sessions_ended",
             Self::RecoveryVerified => "recovery_verified",
+            Self::EmailBounced => "email_bounced",
             Self::PasswordReset => "password_reset",
             Self::PasswordChanged => "password_changed",
             Self::PasswordNoticeSent => "password_notice_sent",

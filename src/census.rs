@@ -1,5 +1,5 @@
 //! Counts the stored hashes by kind, round after round, so that addresses without one are verified against as many of each
-//! kind ([`crate::password::Decoys`]).
+//! kind ([`crate::password::Decoys`]); and the accounts whose address bounces, on the same way, for a metric.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,7 @@ const MAX_KINDS: usize = 1000;
 pub struct Census {
     app: Arc<App>,
     counts: Counts,
+    bouncing: u64,
     /// The page to go on with.
     next_page: i64,
     fails: bool,
@@ -37,7 +38,7 @@ impl Census {
     /// Begins at the beginning.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, counts: Counts::new(), next_page: 0, fails: false }
+        Self { app, counts: Counts::new(), bouncing: 0, next_page: 0, fails: false }
     }
 
     /// Counts without a rest before the service listens, for as long as a request would wait. Of a table that is larger the
@@ -92,12 +93,14 @@ impl Census {
         let counts = std::mem::take(&mut self.counts);
         self.app.hasher.learn(&counts).await;
         self.show(&counts);
+        let bouncing = std::mem::take(&mut self.bouncing);
+        self.app.metrics.bouncing_accounts.set(i64::try_from(bouncing).unwrap_or(i64::MAX));
     }
 
     /// One statement. `None` if it failed: it is tried again.
     async fn step(&mut self) -> Option<Step> {
         let counted = in_time(account::hashes::count(&self.app.pool, self.next_page, PAGES)).await;
-        let (counts, next) = match counted {
+        let counted = match counted {
             Ok(counted) => counted,
             Err(error) => {
                 if !self.fails {
@@ -109,13 +112,14 @@ impl Census {
             }
         };
         self.fails = false;
-        for (kind, count) in counts {
+        self.bouncing += counted.bouncing;
+        for (kind, count) in counted.kinds {
             if self.counts.len() < MAX_KINDS || self.counts.contains_key(&kind) {
                 *self.counts.entry(kind).or_default() += count;
             }
         }
-        self.next_page = next.unwrap_or(0);
-        Some(if next.is_some() { Step::Taken } else { Step::Last })
+        self.next_page = counted.next.unwrap_or(0);
+        Some(if counted.next.is_some() { Step::Taken } else { Step::Last })
     }
 
     fn show(&self, counts: &Counts) {

@@ -30,6 +30,7 @@
 //! | which relay is asked last, because it refuses mails by policy | `mail/standing.rs` | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | who it is from, in ASCII | `mail/sender.rs` | |
+//! | where a bounce goes, and what one says | [`mail::bounce`], [`mail::report`] | |
 //! | accounts | [`account`] | `account` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
@@ -43,7 +44,7 @@
 //! | what `DATABASE_URL` may say; which address of the server is used | `database/options.rs`, `database/endpoint.rs` | |
 //! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
 //! | deleting what is over | [`sweeper`] | |
-//! | counting the kinds of stored hashes, for the decoys | [`census`] | |
+//! | counting the kinds of stored hashes, for the decoys, and the addresses that bounce | [`census`] | |
 //! | figures | [`metrics`] | |
 //! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
 //! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |

@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ConfigError};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::{Composer, MailKind};
+use crate::secret::Key;
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
@@ -52,8 +53,7 @@ pub(super) struct Preview {
 pub(super) async fn test(test: &Test) -> Result<(), Failure> {
     let (config, to) = (&test.config, EmailAddress::parse(&test.to)?);
     let gateway = Gateway::new(config, &config::smtp_relays()?)?;
-    let mail =
-        Composer::new(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
+    let mail = composer(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
         terminal::begin(format_args!("relay {relay}: "));
@@ -71,8 +71,13 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A bounce of what it builds is about no account.
+fn composer(config: &Config) -> Result<Composer, ConfigError> {
+    Composer::new(config, &Key::random("sample"))
+}
+
 pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
-    let composer = Composer::new(&preview.config)?;
+    let composer = composer(&preview.config)?;
     let mail = composer.sample(preview.kind, preview.locale, "trader@example.com", Clock::system().now())?;
     match &preview.out {
         Some(file) => std::fs::write(file, mail.bytes())

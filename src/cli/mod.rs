@@ -1,6 +1,8 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `healthcheck`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
+//! `healthcheck`.
 
 mod account;
+mod bounce;
 mod key;
 mod mail;
 mod migrate;
@@ -87,6 +89,9 @@ enum Command {
     /// Try the relays, and see what mails look like
     #[command(subcommand)]
     Mail(mail::MailCommand),
+    /// Take a message that came back from standard input, as Postfix, procmail and Sieve hand it over, and note whose address it
+    /// is about. Needs DATABASE_URL and DEVICE_SECRETS
+    Bounce(bounce::Bounce),
     /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
     Healthcheck {
         /// The address that `serve` listens on
@@ -112,7 +117,7 @@ enum LogFormat {
 }
 
 /// Parses the command line and does what it says. A failure is one sentence on standard error and exit code 1 (2 for a
-/// command line that cannot be read).
+/// command line that cannot be read; 75 of `bounce`, which is run again then).
 #[must_use]
 pub fn main() -> ExitCode {
     let matches = unset_empty_variables(Cli::command()).try_get_matches();
@@ -120,11 +125,15 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
+    let failure = match cli.command {
+        Command::Bounce(_) => ExitCode::from(bounce::TRY_AGAIN),
+        _ => ExitCode::FAILURE,
+    };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::note(format_args!("vos-auth: {error}"));
-            ExitCode::FAILURE
+            failure
         }
     }
 }
@@ -179,6 +188,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Outbox(command) => to_its_end(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => to_its_end(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
+        Command::Bounce(bounce) => to_its_end(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
     }

@@ -263,7 +263,8 @@ pub struct Config {
     )]
     pub mail_from: String,
 
-    /// Where bounces go (the envelope's sender): an address like that of MAIL_FROM, which is the default
+    /// Where bounces go (the envelope's sender): an address, or @ and a domain, such as @bounces.verolabs.co, where each account
+    /// and day has an address of its own by which `bounce` knows whose mail came back. Default: the address of MAIL_FROM
     #[arg(long, env, value_name = "MAIL_BOUNCES", help_heading = "Mail")]
     pub mail_bounces: Option<String>,
 

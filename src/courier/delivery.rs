@@ -132,6 +132,7 @@ impl Courier {
         let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
         let about = About {
             id: owed.id,
+            account_id: owed.account_id,
             to: &owed.account_email,
             locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
             user_agent: &owed.user_agent,

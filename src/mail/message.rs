@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, Config, ConfigError};
 use crate::locale::Locale;
+use crate::mail::bounce::ReturnPath;
 use crate::mail::{device, sender};
 use crate::secret::{Code, Key};
 
@@ -58,6 +59,8 @@ impl fmt::Display for MailKind {
 pub struct About<'a> {
     /// The outbox row: a mail that is sent again has the same Message-ID.
     pub id: Uuid,
+    /// Whose mail it is; a bounce comes back to an address that says so.
+    pub account_id: Uuid,
     /// The stored address of the account, never the one that was typed.
     pub to: &'a str,
     /// The language.
@@ -85,7 +88,8 @@ impl Mail {
     /// 40 ms.
     pub(super) fn dot_stuffed(&self) -> String {
         // A search for one character and a check of all octets at once are a sixth of the instructions of the general ones.
-        let text = str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
+        let text =
+            str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
         let mut stuffed = String::with_capacity(text.len() + 64);
         let mut line_begins = true;
         for piece in text.split_inclusive('\n') {
@@ -106,7 +110,7 @@ impl Mail {
 #[derive(Debug)]
 pub struct Composer {
     from: Mailbox,
-    bounces: Address,
+    return_path: ReturnPath,
     brand: String,
     support: String,
     zone: TimeZone,
@@ -120,17 +124,14 @@ pub struct Unbuildable;
 
 impl Composer {
     /// Reads the `MAIL_*` settings and builds every mail once, so that a setting no mail can be built with stops the
-    /// start and not a trader.
+    /// start and not a trader. `key` signs the addresses that bounces go to.
     ///
     /// # Errors
     ///
     /// A sentence that names the variable.
-    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config, key: &Key) -> Result<Self, ConfigError> {
         let from = sender::mailbox(&config.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
-        let bounces = match &config.mail_bounces {
-            Some(address) => sender::address(address).map_err(|why| ConfigError::new("MAIL_BOUNCES", why))?,
-            None => from.email.clone(),
-        };
+        let return_path = ReturnPath::new(config.mail_bounces.as_deref(), &from.email, key)?;
         let zone = TimeZone::get(&config.mail_time_zone).map_err(|_| {
             ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
         })?;
@@ -141,7 +142,7 @@ impl Composer {
         }
         let composer = Self {
             from,
-            bounces,
+            return_path,
             brand: config.mail_brand.clone(),
             support: config.mail_support.clone(),
             zone,
@@ -162,7 +163,7 @@ impl Composer {
         Ok(())
     }
 
-    /// A mail that is about nothing: with a made-up code, if it is of the kind that has one.
+    /// A mail that is about no account: with a made-up code, if it is of the kind that has one.
     ///
     /// # Errors
     ///
@@ -174,7 +175,7 @@ impl Composer {
         to: &str,
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
-        let about = About { id: new_id(now), to, locale, user_agent: "" };
+        let about = About { id: new_id(now), account_id: Uuid::nil(), to, locale, user_agent: "" };
         match kind {
             MailKind::RecoveryCode => {
                 let code = Key::random("sample").code(about.id);
@@ -280,7 +281,8 @@ impl Composer {
             .header(ContentLanguage(about.locale))
             .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
             .map_err(|_| Unbuildable)?;
-        let envelope = Envelope::new(Some(self.bounces.clone()), vec![to]).map_err(|_| Unbuildable)?;
+        let sender = self.return_path.of(about.account_id, about.to, now)?;
+        let envelope = Envelope::new(Some(sender), vec![to]).map_err(|_| Unbuildable)?;
         Ok(Mail { envelope, bytes: message.formatted() })
     }
 

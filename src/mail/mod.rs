@@ -1,6 +1,7 @@
 //! Mail: what it says ([`message`]) and how it reaches a relay ([`gateway`]). Nothing outside this module and
 //! `email_address.rs` knows lettre.
 
+pub mod bounce;
 mod conversation;
 pub mod device;
 pub mod gateway;
@@ -8,6 +9,7 @@ pub mod message;
 pub mod not_sent;
 mod probe;
 mod relay;
+pub mod report;
 mod sender;
 mod standing;
 pub mod verdict;

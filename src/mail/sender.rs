@@ -31,13 +31,13 @@ pub(super) fn mailbox(text: &str) -> Result<Mailbox, &'static str> {
     }
 }
 
-/// Reads `MAIL_BOUNCES`: an address alone.
+/// Reads `MAIL_BOUNCES` where it is an address.
 ///
 /// # Errors
 ///
 /// As [`mailbox`].
 pub(super) fn address(text: &str) -> Result<Address, &'static str> {
-    let address = text.trim().parse().map_err(|_| "is not an address such as bounces@verolabs.co")?;
+    let address = text.trim().parse().map_err(|_| "is neither an address such as bounces@verolabs.co nor @ and a domain such as @bounces.verolabs.co")?;
     in_ascii(&address)
 }
 

@@ -182,6 +182,8 @@ pub struct Metrics {
     pub stored_hashes: Family<HashLabel, Gauge>,
     /// When they were last counted to the end, in Unix time.
     pub hashes_counted: Gauge,
+    /// Accounts whose address bounces, as they were last counted.
+    pub bouncing_accounts: Gauge,
     /// Passwords that are being hashed.
     pub hashing_running: Gauge,
     /// Requests that were answered 503 because too many waited to be hashed.
@@ -232,6 +234,7 @@ impl Default for Metrics {
             login_price: Gauge::default(),
             stored_hashes: Family::default(),
             hashes_counted: Gauge::default(),
+            bouncing_accounts: Gauge::default(),
             hashing_running: Gauge::default(),
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
@@ -249,11 +252,8 @@ impl Default for Metrics {
         registry.register("connections", "Open connections of clients", metrics.connections.clone());
         let help = "Times that waiting connections were closed to make room for one more";
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
-        registry.register(
-            "http_answers",
-            "Answered requests; 499: aborted by the client",
-            metrics.http_answers.clone(),
-        );
+        let help = "Answered requests; 499: aborted by the client";
+        registry.register("http_answers", help, metrics.http_answers.clone());
         let help = "Requests whose X-Forwarded-For was ignored: TRUSTED_PROXIES does not name the sender";
         registry.register("untrusted_forwarded", help, metrics.untrusted_forwarded.clone());
         registry.register_with_unit(
@@ -295,6 +295,8 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.hashes_counted.clone(),
         );
+        let help = "Accounts whose address bounces, as they were last counted";
+        registry.register("bouncing_accounts", help, metrics.bouncing_accounts.clone());
         registry.register("hashing_running", "Passwords being hashed", metrics.hashing_running.clone());
         let help = "Requests refused because too many passwords wait to be hashed";
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());

@@ -1,7 +1,7 @@
 //! `verify`: takes the mailed code.
 //!
 //! The attempt is spent before the code is compared, in a statement of its own, so that no number of parallel guesses
-//! gets more than five compared. `account` is read only after a right code.
+//! gets more than five compared. `account` is read and written only after a right code.
 
 use std::time::Duration;
 
@@ -85,6 +85,8 @@ impl Recovery {
                 return Ok(Err(wrong()));
             };
             let mut transaction = pool.begin().await?;
+            // First, as everywhere: the account's row is locked before those of its recoveries.
+            account::mark_reached(&mut transaction, account.id).await?;
             let marked = sqlx::query!(
                 "UPDATE recovery_session SET state = 'verified', verified_at = $2, expires_at = $3, token_hash = $4
                  WHERE id = $1 AND state = 'code_sent' AND expires_at > $2",

@@ -224,3 +224,13 @@ async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
     assert!(codes.iter().all(|code| code.len() == 8));
     service.stops().await;
 }
+
+/// Without a domain for bounces the sender is the address of the setting.
+#[sqlx::test]
+async fn bounces_go_to_the_address_of_the_setting(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--mail-bounces=bounces@example.com"]).await;
+    service.has_account("trader@example.com").await;
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    assert_eq!(service.relay.mail(1).await.sender, "bounces@example.com");
+    service.stops().await;
+}

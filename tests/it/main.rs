@@ -4,6 +4,7 @@
 mod abuse;
 mod accounts;
 mod backup;
+mod bounces;
 mod clock;
 mod configuration;
 mod contract;

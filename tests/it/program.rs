@@ -52,6 +52,7 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("MAIL_BOUNCES", "nobody"),
         ("MAIL_BOUNCES", "nguyễn@x.vn"),
         ("SMTP_EHLO_NAME", "a b"),
+        ("MAIL_BOUNCES", "@no where"),
         ("MAIL_BRAND", "a\nb"),
         ("MAIL_TIME_ZONE", "Mars/Olympus"),
         ("DRAIN_DELAY", "soon"),

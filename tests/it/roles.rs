@@ -13,7 +13,7 @@ const RIGHTS: [(&str, &str, &str); 8] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
         "account",
-        "SELECT, UPDATE (password_changed_at, password_hash, recoveries_ended, updated_at)",
+        "SELECT, UPDATE (bouncing_since, password_changed_at, password_hash, recoveries_ended, updated_at)",
         "DELETE, INSERT, SELECT, UPDATE",
     ),
     ("audit_event", "DELETE, INSERT, SELECT (id)", "INSERT, SELECT, UPDATE (client_ip, user_agent)"),
