@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use lettre::transport::smtp::extension::ClientId;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, info_span};
 
 use crate::config::{Config, ConfigError};
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
-use crate::mail::relay::{Relay, read_ca};
+use crate::mail::relay::Relay;
+use crate::mail::tls::Authorities;
 
 /// Every relay, in order of preference, with what the probe last found.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl Gateway {
     ///
     /// A sentence that names the variable; it quotes nothing of a URL, which may hold a password.
     pub fn new(config: &Config, urls: &[String]) -> Result<Self, ConfigError> {
-        let ca = config.smtp_ca_file.as_deref().map(read_ca).transpose()?;
+        let ca = config.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
         let relays = urls
             .iter()
             .map(|url| {
@@ -76,8 +78,9 @@ impl Gateway {
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn try_out(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
-        let conversation = tokio::time::timeout(self.deadline, self.relays[place].hand_over(&self.hello, self.deadline, mail));
-        conversation.await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
+        let deadline = Instant::now() + self.deadline;
+        let conversation = self.relays[place].hand_over(&self.hello, deadline, mail);
+        timeout_at(deadline, conversation).await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
     }
 
     /// Whether any relay was usable when it was last probed.
@@ -131,5 +134,12 @@ impl Gateway {
     pub async fn send(&self, slot: &Slot, mail: &Mail) -> Result<(), NotSent> {
         let span = info_span!("smtp", otel.kind = "client", relay = slot.relay);
         self.try_out(slot.relay, mail).instrument(span).await
+    }
+
+    /// Ends the conversations that wait for a mail, each with QUIT: a second for each relay at most.
+    pub async fn close(&self) {
+        for relay in &self.relays {
+            relay.close().await;
+        }
     }
 }

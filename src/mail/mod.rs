@@ -1,6 +1,7 @@
 //! Mail: what it says ([`message`]) and how it reaches a relay ([`gateway`]). Nothing outside this module and
 //! `email_address.rs` knows lettre.
 
+mod connect;
 mod conversation;
 pub mod device;
 pub mod gateway;
@@ -8,3 +9,4 @@ pub mod message;
 pub mod not_sent;
 mod probe;
 mod relay;
+mod tls;

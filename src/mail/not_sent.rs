@@ -13,7 +13,10 @@ pub enum Stage {
     Rate,
     Connect,
     Tls,
+    Greeting,
+    Ehlo,
     Auth,
+    Noop,
     Mail,
     Rcpt,
     Data,
@@ -31,7 +34,10 @@ impl Stage {
             Self::Rate => "rate",
             Self::Connect => "connect",
             Self::Tls => "tls",
+            Self::Greeting => "greeting",
+            Self::Ehlo => "ehlo",
             Self::Auth => "auth",
+            Self::Noop => "noop",
             Self::Mail => "mail",
             Self::Rcpt => "rcpt",
             Self::Data => "data",
@@ -56,6 +62,11 @@ impl NotSent {
     /// Nothing is known but where it ended.
     pub(crate) const fn just(stage: Stage) -> Self {
         Self { stage, code: None, why: None }
+    }
+
+    /// With words of this machine's own.
+    pub(super) fn because(stage: Stage, why: impl Into<String>) -> Self {
+        Self { stage, code: None, why: Some(why.into()) }
     }
 
     pub(super) fn at(stage: Stage) -> impl Fn(SmtpError) -> Self {

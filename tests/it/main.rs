@@ -3,10 +3,12 @@
 
 mod abuse;
 mod accounts;
+mod addresses;
 mod backup;
 mod clock;
 mod configuration;
 mod contract;
+mod conversations;
 mod courier;
 mod database_health;
 mod delivery;
@@ -48,6 +50,7 @@ mod roles;
 mod rotation;
 mod session;
 mod slow_at_nginx;
+mod slow_relays;
 mod start;
 mod traces;
 mod verify;

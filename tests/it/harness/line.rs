@@ -45,9 +45,24 @@ impl Line {
 
     /// A program that runs at the far end, with the same file system.
     pub fn at_far_end(&self, program: &str) -> Command {
-        let mut command = Command::new(IP);
-        command.args(["netns", "exec", &self.name, program]);
+        let [ip, arguments @ ..] = self.under();
+        let mut command = Command::new(ip);
+        command.args(arguments).arg(program);
         command
+    }
+
+    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] stand in the place of those in `/etc`.
+    pub fn under(&self) -> [&str; 4] {
+        [IP, "netns", "exec", &self.name]
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Changes the network at the far end.
+    pub fn far_ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.name));
     }
 }
 
