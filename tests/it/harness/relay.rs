@@ -1,16 +1,25 @@
 //! An SMTP server of the tests' own, which does on cue what relays do on bad days.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use mail_parser::{Message, MessageParser};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::PATIENCE;
+
+/// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
+static THREAD: LazyLock<Runtime> =
+    LazyLock::new(|| runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
+
+async fn bound(address: SocketAddr) -> TcpListener {
+    THREAD.spawn(TcpListener::bind(address)).await.unwrap().unwrap()
+}
 
 /// What the relay does with the next mails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,7 +91,7 @@ impl Relay {
     }
 
     pub async fn start_at(address: IpAddr) -> Self {
-        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        let listener = bound((address, 0).into()).await;
         let address = listener.local_addr().unwrap();
         let relay =
             Self { address, state: Arc::default(), changed: Arc::default(), listening: Arc::default() };
@@ -121,7 +130,7 @@ impl Relay {
 
     /// Listens again, at the same address.
     pub async fn comes_back(&self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listener = bound(self.address).await;
         self.listen(listener);
     }
 
@@ -210,7 +219,7 @@ impl Relay {
 
     fn listen(&self, listener: TcpListener) {
         let relay = self.clone();
-        let listening = tokio::spawn(async move {
+        let listening = THREAD.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut state = relay.state.lock().unwrap();
                 state.connected += 1;
