@@ -324,8 +324,7 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_IDLE", default_value = "8s", help_heading = "Relays", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub smtp_idle: Duration,
 
-    /// Mails that one connection carries before it is closed and another is opened. Relays refuse more at some number, which
-    /// differs: lower it to that of yours
+    /// Mails that one connection carries before another is opened. Lower it to the relay's own limit, if that is less
     #[arg(long, env, value_name = "SMTP_MAILS_PER_CONNECTION", default_value = "100", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub smtp_mails_per_connection: u32,
 
