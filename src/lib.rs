@@ -26,6 +26,7 @@
 //! | the loop that sends them | [`courier`] | |
 //! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
+//! | connecting to a name with several addresses; TLS with relays | `mail/connect.rs`, `mail/tls.rs` | |
 //! | why a mail was not handed over; whose fault that is | [`mail::not_sent`], [`mail::verdict`] | |
 //! | which relay is asked last, because it refuses mails by policy | `mail/standing.rs` | |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |

@@ -65,6 +65,7 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
             }
         }
     }
+    gateway.close().await;
     if failed > 0 {
         return Err(format!("{failed} of {} relays did not take the mail", gateway.relays().count()).into());
     }

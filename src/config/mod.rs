@@ -317,8 +317,8 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_CONNECTIONS", default_value = "8", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub smtp_connections: u32,
 
-    /// How long one mail may take, from connecting to the relay's last answer. A claimed mail is leased for twice as long
-    /// and 20 s, so that no two workers hold one
+    /// How long one mail may take, from connecting to the relay's last answer; a relay that greets late has that long, too.
+    /// A claimed mail is leased for twice as long and 20 s, so that no two workers hold one
     #[arg(long, env, value_name = "SMTP_DEADLINE", default_value = "20s", help_heading = "Relays", value_parser = |text: &str| between(text, 100 * MILLISECOND, MINUTE))]
     pub smtp_deadline: Duration,
 
@@ -327,9 +327,19 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_IDLE", default_value = "8s", help_heading = "Relays", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub smtp_idle: Duration,
 
-    /// How often each relay is asked whether it is usable
+    /// Mails that one connection carries before another is opened. Lower it to the relay's own limit, if that is less
+    #[arg(long, env, value_name = "SMTP_MAILS_PER_CONNECTION", default_value = "100", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub smtp_mails_per_connection: u32,
+
+    /// How often each relay is asked whether it is usable, while it is. While it is not, it is asked every second, or at this
+    /// interval if that is shorter or the relay refuses the password
     #[arg(long, env, value_name = "SMTP_PROBE_INTERVAL", default_value = "10s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]
     pub smtp_probe_interval: Duration,
+
+    /// Connections that ask at once whether a relay is usable which is not. One begins every second although others are still
+    /// unanswered; for a provider that minds, set 1
+    #[arg(long, env, value_name = "SMTP_PROBES_WHILE_DOWN", default_value = "5", help_heading = "Relays", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub smtp_probes_while_down: u16,
 
     /// How often the outbox is looked through for mails that another process left, or whose time to retry has come
     #[arg(long, env, value_name = "OUTBOX_POLL_INTERVAL", default_value = "1s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]

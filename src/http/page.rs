@@ -37,7 +37,7 @@ const FILES: [(&str, &str, &str); 3] = [
 /// The start of a hash over the files: a browser keeps them for as long as they are these.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
-    digest[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
 });
 
 /// The page and its files.

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use lettre::transport::smtp::extension::ClientId;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, info_span};
 
 use crate::config::{Config, ConfigError};
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
-use crate::mail::relay::{Relay, read_ca};
+use crate::mail::relay::Relay;
 use crate::mail::sender;
 use crate::mail::standing::Standing;
+use crate::mail::tls::Authorities;
 
 /// Every relay, in order of preference, with what the probe last found.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Gateway {
     ///
     /// A sentence that names the variable; it quotes nothing of a URL, which may hold a password.
     pub fn new(config: &Config, urls: &[String]) -> Result<Self, ConfigError> {
-        let ca = config.smtp_ca_file.as_deref().map(read_ca).transpose()?;
+        let ca = config.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
         let relays = urls
             .iter()
             .map(|url| {
@@ -97,11 +98,9 @@ impl Gateway {
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn try_out(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
-        let conversation = tokio::time::timeout(
-            self.deadline,
-            self.relays[place].hand_over(&self.hello, self.deadline, mail),
-        );
-        conversation.await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
+        let deadline = Instant::now() + self.deadline;
+        let conversation = self.relays[place].hand_over(&self.hello, deadline, mail);
+        timeout_at(deadline, conversation).await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
     }
 
     /// Whether any relay was usable when it was last probed.
@@ -188,6 +187,13 @@ impl Gateway {
         sent
     }
 
+    /// Ends the conversations that wait for a mail, each with QUIT: a second for each relay at most.
+    pub async fn close(&self) {
+        for relay in &self.relays {
+            relay.close().await;
+        }
+    }
+
     /// Whether a relay is asked last, because it refuses mails by policy.
     pub(super) fn is_last(&self, place: usize, now: Instant) -> bool {
         let mut standing = self.standing(place);
@@ -270,6 +276,7 @@ mod tests {
     use crate::locale::Locale;
     use crate::mail::message::{Composer, MailKind};
     use crate::mail::not_sent::Enhanced;
+    use crate::secret::Key;
 
     #[derive(clap::Parser)]
     struct Settings {
@@ -285,7 +292,7 @@ mod tests {
         for relay in &gateway.relays {
             relay.is_found(None);
         }
-        let composer = Composer::new(&config).unwrap();
+        let composer = Composer::new(&config, &Key::random("test")).unwrap();
         let at = time::OffsetDateTime::UNIX_EPOCH;
         let mail =
             |domain| composer.sample(MailKind::Test, Locale::En, &format!("a@{domain}.example"), at).unwrap();

@@ -2,6 +2,7 @@
 //! `email_address.rs` knows lettre.
 
 pub mod bounce;
+mod connect;
 mod conversation;
 pub mod device;
 pub mod gateway;
@@ -12,4 +13,5 @@ mod relay;
 pub mod report;
 mod sender;
 mod standing;
+mod tls;
 pub mod verdict;

@@ -14,7 +14,10 @@ pub enum Stage {
     Rate,
     Connect,
     Tls,
+    Greeting,
+    Ehlo,
     Auth,
+    Noop,
     Mail,
     Rcpt,
     Data,
@@ -32,7 +35,10 @@ impl Stage {
             Self::Rate => "rate",
             Self::Connect => "connect",
             Self::Tls => "tls",
+            Self::Greeting => "greeting",
+            Self::Ehlo => "ehlo",
             Self::Auth => "auth",
+            Self::Noop => "noop",
             Self::Mail => "mail",
             Self::Rcpt => "rcpt",
             Self::Data => "data",
@@ -98,6 +104,11 @@ impl NotSent {
     /// Nothing is known but where it ended.
     pub(crate) const fn just(stage: Stage) -> Self {
         Self { stage, code: None, enhanced: Enhanced::None, why: None }
+    }
+
+    /// With words of this machine's own.
+    pub(super) fn because(stage: Stage, why: impl Into<String>) -> Self {
+        Self { why: Some(why.into()), ..Self::just(stage) }
     }
 
     pub(super) fn at(stage: Stage) -> impl Fn(SmtpError) -> Self {

@@ -54,7 +54,7 @@ impl Site {
         let changes =
             [("HTTP_ADDR", any.as_str()), ("METRICS_ADDR", any.as_str()), ("NETWORK_BURST", "100000")];
         let environment = serve_environment(&url, "smtp://127.0.0.1:9?tls=none", &changes);
-        let mut program = Program::start_under(&self.line.to_far_end(), &["serve"], &environment);
+        let mut program = Program::start_under(&self.line.under(), &["serve"], &environment);
         let client = Client::new(program.address());
         (program, client)
     }
@@ -62,7 +62,7 @@ impl Site {
     /// How long an operator's command takes that connects once.
     fn asks_once(&self, mode: &str) -> Duration {
         let (url, began) = (self.url(mode), Instant::now());
-        let listed = run_under(&self.line.to_far_end(), &["outbox", "list"], &[("DATABASE_URL", &url)]);
+        let listed = run_under(&self.line.under(), &["outbox", "list"], &[("DATABASE_URL", &url)]);
         assert!(listed.status.success(), "{mode}: {}", String::from_utf8_lossy(&listed.stderr));
         began.elapsed()
     }

@@ -3,11 +3,13 @@
 
 mod abuse;
 mod accounts;
+mod addresses;
 mod backup;
 mod bounces;
 mod clock;
 mod configuration;
 mod contract;
+mod conversations;
 mod courier;
 mod database_addresses;
 mod database_health;
@@ -50,6 +52,7 @@ mod roles;
 mod rotation;
 mod session;
 mod slow_at_nginx;
+mod slow_relays;
 mod start;
 mod takeover;
 mod traces;

@@ -212,16 +212,16 @@ async fn a_relay_is_named_again_when_the_reason_changes(pool: PgPool) {
     let environment = serve_environment(&database, &url, &[("SMTP_PROBE_INTERVAL", "1s")]);
     let mut program = Program::start(&["serve"], &environment);
     let client = Client::new(program.address());
-    program.line_with("connect 554");
+    program.line_with("greeting 554");
     let ready = client.get("/readyz").await;
     assert_eq!((ready.status, &ready.body["parts"]["mail"]), (200, &json!("unavailable")));
-    assert_eq!(ready.body["parts"]["relays"], json!(["connect"]));
+    assert_eq!(ready.body["parts"]["relays"], json!(["greeting"]));
     let before = probed.load(Ordering::Relaxed);
     while probed.load(Ordering::Relaxed) < before + 2 {
         std::thread::yield_now();
     }
-    *greeting.lock().unwrap() = "421 4.3.2 too many of you";
-    program.line_with("connect 421");
+    *greeting.lock().unwrap() = "220 go on\r\n421 4.3.2 too many of you";
+    program.line_with("ehlo 421");
     program.signal("-TERM");
     let (log, _) = program.ends();
     let said: Vec<_> = log.iter().filter(|line| line.contains("relay is not usable")).collect();

@@ -44,11 +44,6 @@ impl Line {
         line
     }
 
-    /// What runs a program at the far end: it goes before that on the command line.
-    pub fn to_far_end(&self) -> [&str; 4] {
-        [IP, "netns", "exec", &self.name]
-    }
-
     /// The hosts that programs at the far end know by name: `/etc/hosts`, for them alone.
     pub fn knows(&self, hosts: &str) {
         let folder = self.folder();
@@ -81,10 +76,24 @@ impl Line {
 
     /// A program that runs at the far end, with the same file system.
     pub fn at_far_end(&self, program: &str) -> Command {
-        let [ip, arguments @ ..] = self.to_far_end();
+        let [ip, arguments @ ..] = self.under();
         let mut command = Command::new(ip);
         command.args(arguments).arg(program);
         command
+    }
+
+    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] stand in the place of those in `/etc`.
+    pub fn under(&self) -> [&str; 4] {
+        [IP, "netns", "exec", &self.name]
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Changes the network at the far end.
+    pub fn far_ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.name));
     }
 }
 

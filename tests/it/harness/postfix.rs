@@ -147,7 +147,11 @@ impl Postfix {
     }
 
     pub fn until_it_logs(&self, part: &str) {
-        until(part, || self.log().contains(part));
+        self.until_log(part, |log| log.contains(part));
+    }
+
+    pub fn until_log(&self, what: &str, holds: impl Fn(&str) -> bool) {
+        until(what, || holds(&self.log()));
     }
 
     pub fn is_killed(&mut self) {

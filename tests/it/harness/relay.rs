@@ -1,15 +1,25 @@
 //! An SMTP server of the tests' own, which does on cue what relays do on bad days.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use mail_parser::{Message, MessageParser};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::PATIENCE;
+
+/// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
+static THREAD: LazyLock<Runtime> =
+    LazyLock::new(|| runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
+
+async fn bound(address: SocketAddr) -> TcpListener {
+    THREAD.spawn(TcpListener::bind(address)).await.unwrap().unwrap()
+}
 
 /// What the relay does with the next mails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +42,12 @@ pub enum Mood {
     HoldsAtRecipient,
     /// Answers the dot with a code that is no yes, but that lettre takes for one.
     SaysMoreAfterData,
+    /// Greets so long after it was connected to.
+    GreetsLate(Duration),
+    /// Never greets who connects now.
+    GreetsNobody,
+    /// Answers this command so, if a mail was taken on the connection, and closes it; "." is the message's end.
+    TiresAt(&'static str, &'static str),
 }
 
 /// A mail as it came over the wire.
@@ -49,7 +65,19 @@ struct State {
     recipients_asked: usize,
     connections: JoinSet<()>,
     connected: usize,
+    open: usize,
+    most_open: usize,
     lost: usize,
+    announced: &'static [&'static str],
+    ended: Vec<Ended>,
+}
+
+/// How a conversation went that has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    pub mails: usize,
+    /// Whether the client said QUIT.
+    pub quit: bool,
 }
 
 /// A relay on a free port. Clones are the same relay.
@@ -63,7 +91,11 @@ pub struct Relay {
 
 impl Relay {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    pub async fn start_at(address: IpAddr) -> Self {
+        let listener = bound((address, 0).into()).await;
         let address = listener.local_addr().unwrap();
         let relay =
             Self { address, state: Arc::default(), changed: Arc::default(), listening: Arc::default() };
@@ -73,6 +105,15 @@ impl Relay {
 
     pub fn url(&self) -> String {
         format!("smtp://{}?tls=none", self.address)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// What it answers EHLO with, after its name.
+    pub fn announces(&self, announced: &'static [&'static str]) {
+        self.state.lock().unwrap().announced = announced;
     }
 
     pub fn is_in_mood(&self, mood: Mood) {
@@ -93,7 +134,7 @@ impl Relay {
 
     /// Listens again, at the same address.
     pub async fn comes_back(&self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listener = bound(self.address).await;
         self.listen(listener);
     }
 
@@ -106,6 +147,24 @@ impl Relay {
     /// How many have connected so far.
     pub fn connected(&self) -> usize {
         self.state.lock().unwrap().connected
+    }
+
+    /// How many connections were open at once.
+    pub fn most_open(&self) -> usize {
+        self.state.lock().unwrap().most_open
+    }
+
+    /// Waits until so many have connected.
+    pub async fn until_connected(&self, count: usize) {
+        self.until(|state| state.connected >= count).await;
+    }
+
+    /// Waits until so many conversations with mails have ended, and gives them in that order.
+    pub async fn until_ended(&self, count: usize) -> Vec<Ended> {
+        let with_mails =
+            |state: &State| state.ended.iter().filter(|ended| ended.mails > 0).copied().collect::<Vec<_>>();
+        self.until(|state| with_mails(state).len() >= count).await;
+        with_mails(&self.state.lock().unwrap())
     }
 
     /// Every mail that has arrived, in order.
@@ -154,21 +213,54 @@ impl Relay {
         tokio::time::timeout(PATIENCE, waiting).await.expect("the mail comes");
     }
 
+    fn mood(&self) -> Mood {
+        self.state.lock().unwrap().mood
+    }
+
+    /// Whether it has announced every parameter of a MAIL.
+    fn has_announced(&self, parameters: &str) -> bool {
+        let announced = self.state.lock().unwrap().announced;
+        parameters.split_whitespace().all(|parameter| {
+            let keyword = if parameter == "BODY=8BITMIME" { "8BITMIME" } else { parameter };
+            announced.iter().any(|line| line.split(' ').next() == keyword.split('=').next())
+        })
+    }
+
     fn listen(&self, listener: TcpListener) {
         let relay = self.clone();
-        let listening = tokio::spawn(async move {
+        let listening = THREAD.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut state = relay.state.lock().unwrap();
                 state.connected += 1;
-                let conversation = relay.clone().converse(stream, state.connected);
-                state.connections.spawn(async move { drop(conversation.await) });
+                state.open += 1;
+                state.most_open = state.most_open.max(state.open);
+                let conversation =
+                    Conversation { relay: relay.clone(), number: state.connected, ended: Ended::default() };
+                state.connections.spawn(async move { drop(conversation.goes_on(stream).await) });
+                drop(state);
+                relay.changed.notify_waiters();
             }
         });
         *self.listening.lock().unwrap() = Some(listening);
     }
+}
 
-    async fn converse(self, stream: TcpStream, number: usize) -> std::io::Result<()> {
+struct Conversation {
+    relay: Relay,
+    number: usize,
+    ended: Ended,
+}
+
+impl Conversation {
+    async fn goes_on(mut self, stream: TcpStream) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
+        let relay = self.relay.clone();
+        match relay.mood() {
+            Mood::GreetsLate(after) => tokio::time::sleep(after).await,
+            // Until the client leaves.
+            Mood::GreetsNobody => return stream.read_line(&mut String::new()).await.map(drop),
+            _ => {}
+        }
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
         loop {
@@ -180,24 +272,36 @@ impl Relay {
                 line.ends_with("\r\n") && !line.trim_end_matches("\r\n").contains(['\r', '\n']),
                 "{line:?}"
             );
-            if number <= self.state.lock().unwrap().lost {
+            if self.number <= relay.state.lock().unwrap().lost {
                 std::future::pending::<()>().await;
             }
-            let mood = self.state.lock().unwrap().mood;
+            let mood = relay.mood();
             let path = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
-            let answer = match line[..4].to_ascii_uppercase().as_str() {
+            let command = line[..4].to_ascii_uppercase();
+            if let Some(answer) = self.is_tired_at(&command, mood) {
+                return stream.write_all(answer.as_bytes()).await;
+            }
+            let answer = match command.as_str() {
+                "EHLO" => {
+                    let announced = relay.state.lock().unwrap().announced;
+                    for keyword in announced {
+                        stream.write_all(format!("250-{keyword}\r\n").as_bytes()).await?;
+                    }
+                    "250 ok"
+                }
+                "MAIL" if !relay.has_announced(line.rsplit('>').next().unwrap()) => "555 5.5.4 not announced",
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
                     if let Mood::RefusesSender(answer) = mood { answer } else { "250 ok" }
                 }
                 "RCPT" => {
-                    self.state.lock().unwrap().recipients_asked += 1;
-                    self.changed.notify_waiters();
+                    relay.state.lock().unwrap().recipients_asked += 1;
+                    relay.changed.notify_waiters();
                     match mood {
                         Mood::RefusesRecipient(answer) => answer,
                         Mood::StallsAtRecipient => std::future::pending().await,
                         Mood::HoldsAtRecipient => {
-                            self.until(|state| state.mood != Mood::HoldsAtRecipient).await;
+                            relay.until(|state| state.mood != Mood::HoldsAtRecipient).await;
                             recipients.push(path);
                             "250 ok"
                         }
@@ -214,26 +318,50 @@ impl Relay {
                     }
                     stream.write_all(b"354 go on\r\n").await?;
                     let raw = read_data(&mut stream).await?;
+                    if let Some(answer) = self.is_tired_at(".", mood) {
+                        return stream.write_all(answer.as_bytes()).await;
+                    }
                     if let Mood::RefusesMessage(answer) = mood {
                         answer
                     } else if mood == Mood::SaysMoreAfterData {
                         "354 go on"
                     } else {
+                        self.ended.mails += 1;
                         let mail = Mail { sender: sender.clone(), recipients: recipients.clone(), raw };
-                        self.state.lock().unwrap().mails.push(mail);
-                        self.changed.notify_waiters();
+                        relay.state.lock().unwrap().mails.push(mail);
+                        relay.changed.notify_waiters();
                         if mood == Mood::DropsAfterData {
                             return Ok(());
                         }
                         "250 kept"
                     }
                 }
-                "QUIT" => return stream.write_all(b"221 bye\r\n").await,
+                "QUIT" => {
+                    self.ended.quit = true;
+                    return stream.write_all(b"221 bye\r\n").await;
+                }
                 _ => "250 ok",
             };
             // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
             stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
+    }
+
+    fn is_tired_at(&self, command: &str, mood: Mood) -> Option<&'static str> {
+        match mood {
+            Mood::TiresAt(at, answer) if at == command && self.ended.mails > 0 => Some(answer),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        let Ok(mut state) = self.relay.state.lock() else { return };
+        state.open -= 1;
+        state.ended.push(self.ended);
+        drop(state);
+        self.relay.changed.notify_waiters();
     }
 }
 
