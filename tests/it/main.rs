@@ -37,6 +37,7 @@ mod plans;
 mod pooler;
 mod postfix;
 mod program;
+mod progress;
 mod properties;
 mod races;
 mod readonly;
