@@ -32,6 +32,7 @@ mod observed;
 mod operator;
 mod outage;
 mod page;
+mod page_tabs;
 mod page_trouble;
 mod plans;
 mod pooler;
