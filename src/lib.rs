@@ -14,7 +14,7 @@
 //! | connections of clients: how many, how long, who makes room | [`http::listener`], [`http::stream`] | |
 //! | which problem has which status; the error shape | [`http::error`] | the one status map |
 //! | what errors there are, and what they say | [`error`], [`locale`] | |
-//! | recovery: `start` and its one statement, `verify`, `reset` | [`recovery`] | `recovery_session` |
+//! | recovery: `start` and its one statement, `progress`, `verify`, `reset` | [`recovery`] | `recovery_session` |
 //! | login, refresh, logout, where one is signed in | [`session`] | `session` |
 //! | a new password while signed in | [`password_change`] | |
 //! | hashing on a bounded pool, the policy, foreign hashes | [`password`] | |
@@ -70,7 +70,7 @@
 //! # The life of one `reset-password`
 //!
 //! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first,
-//!    so that without one the answer is 401 whatever the body says.
+//!    so that without one the answer is 401 whatever the body says, as it is if the client means another recovery.
 //! 2. [`password::Hasher`] gives a place or 503; the policy is checked and the hash made there, outside any transaction.
 //! 3. One transaction: the account's row is locked, the recovery consumed, the other recoveries ended, the password set,
 //!    every session revoked and a new one opened, the owner's mail owed, the event recorded.
@@ -89,7 +89,7 @@
 //! # What must stay true
 //!
 //! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
-//!    reads it only after a right code.
+//!    reads it only after a right code, and so does a `progress`, which never reads the outbox.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
 //!    mail, when its code is of no use any more, or when there is nobody to write to: every relay that is up says that there
 //!    is no such mailbox ([`mail::verdict`]), or the account was erased. No mail is sent inside a transaction.

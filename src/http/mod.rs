@@ -26,6 +26,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::config::{Config, Switch};
 use crate::error::{Error, Problem};
+use crate::http::extract::RECOVERY_ID;
 use crate::recovery::Recovery;
 
 /// What handlers work with.
@@ -42,7 +43,8 @@ pub struct Site {
 }
 
 /// The routes, by the names they have in metrics and logs.
-pub const ROUTES: [&str; 15] = [
+pub const ROUTES: [&str; 16] = [
+    "/api/auth/recovery",
     "/api/auth/recovery/start",
     "/api/auth/recovery/verify",
     "/api/auth/recovery/reset-password",
@@ -72,6 +74,7 @@ pub fn router(site: Site) -> Router {
     let by_token = from_fn_with_state(site.clone(), guard::admit_token);
     let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
     Router::new()
+        .route("/api/auth/recovery", get(recovery::progress).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/reset-password", post(recovery::reset_password).route_layer(in_recovery))
@@ -122,8 +125,9 @@ fn cors(config: &Config) -> CorsLayer {
             AUTHORIZATION,
             CONTENT_TYPE,
             HeaderName::from_static("x-session-token"),
+            RECOVERY_ID,
             HeaderName::from_static("x-recovery-ticket"),
         ])
-        .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
+        .expose_headers([RETRY_AFTER, RECOVERY_ID, HeaderName::from_static("x-request-id")])
         .max_age(Duration::from_mins(10))
 }

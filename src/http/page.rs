@@ -16,7 +16,7 @@ use axum::routing::get;
 use sha2::{Digest, Sha256};
 use tower_cookies::Cookies;
 
-use crate::config::{CODE_LIFETIME, PASSWORD_MAX_CHARS, RESEND_LIFE, RESET_LIFETIME};
+use crate::config::PASSWORD_MAX_CHARS;
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
 use crate::http::{Site, cookie};
@@ -64,9 +64,6 @@ async fn page(
         hands_over: config.sign_in_url.is_of(config.public_origin.as_ref()),
         min_chars: config.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        code_life: CODE_LIFETIME.as_secs(),
-        resend_life: RESEND_LIFE.as_secs(),
-        reset_life: RESET_LIFETIME.as_secs(),
         now: site.app.clock.now().unix_timestamp(),
         version: &VERSION,
     };
@@ -124,9 +121,6 @@ struct Facts<'a> {
     hands_over: bool,
     min_chars: u16,
     max_chars: usize,
-    code_life: u64,
-    resend_life: u64,
-    reset_life: u64,
     now: i64,
     version: &'a str,
 }

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::config::{Config, RESET_LIFETIME};
 use crate::secret::TokenHash;
 
-/// Requests that a recovery cookie is good for by itself: five codes, and passwords that are refused.
+/// Requests that a recovery cookie is good for by itself: five codes, passwords that are refused, and what it is waiting for.
 const REQUESTS_A_COOKIE: u32 = 12;
 /// How often a session token that was issued here may be refused before it counts as a made-up one.
 const REFUSALS_A_TOKEN: u32 = 12;
@@ -18,7 +18,7 @@ const REFUSALS_A_TOKEN: u32 = 12;
 pub struct SourceLimits {
     /// Requests that cost an email or a hash: start, login, a new password while signed in.
     pub requests: Limiter,
-    /// Verify and reset-password without a recovery cookie of their own.
+    /// Requests of a recovery without a cookie of their own.
     pub recoveries: Limiter,
     /// Look-ups of session tokens that are made up or have ended.
     pub unknown_tokens: Limiter,
@@ -63,7 +63,7 @@ impl SourceLimits {
         }
     }
 
-    /// Admits a verify or a reset-password. A recovery cookie that was issued here is good for 12 requests, whoever else is
+    /// Admits a request of a recovery that has begun. A recovery cookie that was issued here is good for 12 requests, whoever else is
     /// behind the same address; a network may begin to use `NETWORK_PER_MINUTE` of them a minute, so that collecting them
     /// gains nothing. Any other request draws on a bucket of its source.
     ///

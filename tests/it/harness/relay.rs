@@ -396,14 +396,19 @@ impl Mail {
 
     /// The 8 digits, as a reader finds them: alone on a line.
     pub fn code(&self) -> String {
+        self.code_if_any().expect("a code")
+    }
+
+    /// The same; none in an email about something else.
+    pub fn code_if_any(&self) -> Option<String> {
         let text = self.text();
         let lone = |line: &&str| {
             let groups: Vec<_> = line.trim().split(' ').collect();
             groups.len() == 2 && groups.iter().all(|g| g.len() == 4 && g.bytes().all(|b| b.is_ascii_digit()))
         };
         let mut codes = text.lines().filter(lone);
-        let code = codes.next().expect("a code").trim().replace(' ', "");
+        let code = codes.next()?.trim().replace(' ', "");
         assert_eq!(codes.next(), None, "one code");
-        code
+        Some(code)
     }
 }
