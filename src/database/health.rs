@@ -20,9 +20,10 @@ const STORING_TRIED: Duration = Duration::from_mins(1);
 /// For how long a statement that met a full disk counts.
 const FULL_DISK_COUNTS: Duration = Duration::from_secs(10);
 /// What the role of the service needs; `deploy/grants.sql` grants it.
-const RIGHTS: [(&str, &[&str]); 8] = [
+const RIGHTS: [(&str, &[&str]); 9] = [
     ("account", &["SELECT", "UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
+    ("hash_census", &["SELECT", "INSERT", "UPDATE"]),
     ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("recovery_number", &["USAGE"]),
     ("recovery_session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
