@@ -47,7 +47,12 @@ impl Relay {
     }
 
     /// Hands a mail over: on a connection that was kept, or on one of its own.
-    pub(super) async fn hand_over(&self, hello: &ClientId, deadline: Duration, mail: &Mail) -> Result<(), NotSent> {
+    pub(super) async fn hand_over(
+        &self,
+        hello: &ClientId,
+        deadline: Duration,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
         // In the hands of this function alone: whatever ends it early drops the connection with it.
         let mut connection = if let Some(connection) = begin_on_kept(self, mail).await {
             connection

@@ -76,7 +76,10 @@ impl Gateway {
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn try_out(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
-        let conversation = tokio::time::timeout(self.deadline, self.relays[place].hand_over(&self.hello, self.deadline, mail));
+        let conversation = tokio::time::timeout(
+            self.deadline,
+            self.relays[place].hand_over(&self.hello, self.deadline, mail),
+        );
         conversation.await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
     }
 
