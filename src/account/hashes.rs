@@ -51,7 +51,7 @@ impl Counted {
 /// What PostgreSQL answers.
 pub async fn counted(pool: &PgPool) -> Result<Option<Counted>, sqlx::Error> {
     let row = sqlx::query!(
-        r#"SELECT counts AS "counts: Json<Counts>", most AS "most: Json<Counts>" FROM hash_census"#
+        r#"SELECT counts AS "counts: Json<Counts>", most AS "most: Json<Counts>" FROM hash_census WHERE id"#
     );
     let row = match row.fetch_optional(pool).await {
         Err(sqlx::Error::ColumnDecode { .. }) => None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{Instrument as _, info_span};
 
-use super::{Cost, Counts, Decoys, Memory, Password, Slowest, Stored, Verdict, time_of};
+use super::{Cost, Counts, Decoys, Memory, Password, Slowest, Stored, Verdict, count_within, time_of};
 use crate::config::Config;
 use crate::error::{Error, Problem};
 use crate::metrics::Metrics;
@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Hashes of ours whose time one unit of a network's bucket of logins pays for. With one, a wrong login every 15 s kept all
 /// others of its network out while hashes were stored that are 20 times as slow (docs/decisions/32).
-const HASHES_A_UNIT: u128 = 4;
+const HASHES_A_UNIT: u32 = 4;
 
 /// The bounded pool that hashes: threads of its own, so that memory is that of so many hashes and no more.
 ///
@@ -109,14 +109,24 @@ impl Hasher {
     /// Units that a login is charged: the time that the slowest of these takes, in hashes of ours.
     async fn price(&self, slowest: &Slowest) -> u32 {
         let Ok(ours) = Stored::parse(&self.cost.nobodys_hash()) else { return 1 };
-        let mut longest = Duration::ZERO;
-        let mut unit = Duration::MAX;
+        let mut most = 1;
         for stored in slowest.iter() {
-            longest = longest.max(self.time_of(stored).await);
-            unit = unit.min(self.time_of(&ours).await);
+            let time = self.time_of(stored).await;
+            most = most.max(self.count_within(&ours, time).await);
         }
-        let units = longest.as_micros().div_ceil(unit.as_micros().max(1) * HASHES_A_UNIT);
-        u32::try_from(units).unwrap_or(u32::MAX).max(1)
+        most.div_ceil(HASHES_A_UNIT)
+    }
+
+    /// How many of these are done within a time. Other work on the machine makes a long time longer by more than the shortest of
+    /// many short ones.
+    async fn count_within(&self, stored: &Stored, time: Duration) -> u32 {
+        let (lane, stored) = (self.lane(stored).await, stored.clone());
+        let counted = tokio::task::spawn_blocking(move || {
+            let count = count_within(&stored, time);
+            drop(lane);
+            count
+        });
+        counted.await.unwrap_or(1)
     }
 
     async fn time_of(&self, stored: &Stored) -> Duration {
