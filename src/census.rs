@@ -59,7 +59,7 @@ impl Census {
         let ours = self.app.hasher.own_kind();
         match in_time(account::hashes::counted(&self.app.pool)).await {
             Ok(Some(last)) if last.covers(&self.counts, &ours) => {
-                self.app.hasher.learn(&last.now, &last.most).await
+                self.app.hasher.learn(&last.now, &last.most).await;
             }
             _ if self.counts.is_empty() => {}
             _ => self.app.hasher.learn(&self.counts, &self.counts).await,

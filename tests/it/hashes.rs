@@ -185,13 +185,13 @@ async fn a_client_that_goes_away_ends_no_turn(pool: PgPool) {
 /// A failed login costs its network as much as the slowest hash, whoever owns its address; one that succeeds gets it back.
 #[sqlx::test]
 async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_address(pool: PgPool) {
-    let settings = ["--trusted-proxies=127.0.0.1/32", "--network-burst=100"];
+    let settings = ["--trusted-proxies=127.0.0.1/32", "--network-burst=40"];
     let service = Service::start_with_settings(&pool, &settings).await;
     let arms = arms(&service, &BCRYPT_12.replace("$12$", "$10$")).await;
     service.has_trader("own@example.com", PASSWORD).await;
     let price = service.metric("vos_auth_login_price ").await;
-    assert!((2.0..=50.0).contains(&price), "{price}");
-    let passing = (100.0 / price).floor();
+    assert!((2.0..=20.0).contains(&price), "{price}");
+    let passing = (40.0 / price).floor();
     for (n, email) in arms.iter().chain(["own@example.com"].iter()).enumerate() {
         let mut client = service.client().with("x-forwarded-for", &format!("203.0.113.{n}"));
         let mut failed = 0.0;
@@ -214,11 +214,11 @@ async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_addr
         failed += 1.0;
         sqlx::query("TRUNCATE throttle").execute(&pool).await.unwrap();
     }
-    assert!((failed - (100.0 / (2.0 * price)).floor()).abs() < 0.5, "{failed}, {price}");
+    assert!((failed - (40.0 / (2.0 * price)).floor()).abs() < 0.5, "{failed}, {price}");
     let mut right = service.client().with("x-forwarded-for", "203.0.113.99");
     let mut signed_in = 0.0;
     // Each keeps the one unit of any request; this clock stands still.
-    while signed_in + price <= 100.0 {
+    while signed_in + price <= 40.0 {
         right.device = None;
         assert!(right.logs_in("own@example.com", PASSWORD).await.is_signed_in(), "{signed_in}");
         signed_in += 1.0;
