@@ -40,6 +40,9 @@ GRANT SELECT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
 -- `account unblock` counts how often it was used, in the table that it empties.
 GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
 
+-- What kinds of hashes there are, as they were last counted.
+GRANT SELECT, INSERT, UPDATE ON hash_census TO :"serve";
+
 -- Appended by both, changed by no service. The sweeper deletes after AUDIT_RETENTION, by id; `account erase` blanks two columns.
 GRANT SELECT (id), INSERT, DELETE ON audit_event TO :"serve";
 GRANT SELECT, INSERT, UPDATE (client_ip, user_agent) ON audit_event TO :"operator";

@@ -32,7 +32,7 @@
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | who it is from, in ASCII | `mail/sender.rs` | |
 //! | where a bounce goes, and what one says | [`mail::bounce`], [`mail::report`] | |
-//! | accounts | [`account`] | `account` |
+//! | accounts; what kinds of hashes they have | [`account`] | `account`, `hash_census` |
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
 //! | Ory Kratos's admin API, for both | [`kratos`] | |
@@ -78,8 +78,8 @@
 //!
 //! # The life of one failed `login`
 //!
-//! 1. [`http::guard::admit`] counts it against its network, and [`session::Login::run`] charges the rest of its price: as many units
-//!    as the slowest stored hash is slower than one of ours.
+//! 1. [`http::guard::admit_login`] counts it against its network, and [`session::Login::run`] charges the rest of its price: a unit
+//!    for the time of four hashes of ours that the slowest stored one takes.
 //! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`], or is refused.
 //! 3. It is counted as a failure; only then `account` is read, and the password is verified: against the account's hash, or
 //!    against the decoy of the address ([`password::Decoys`]).

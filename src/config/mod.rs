@@ -140,8 +140,8 @@ pub struct Config {
     #[arg(long, env, value_name = "SIGN_IN_URL", default_value = "/", help_heading = "Page")]
     pub sign_in_url: SignInUrl,
 
-    /// Requests of a kind that one network (an IPv4 address or an IPv6 /64) may send at once, a replica: start, login and a new
-    /// password; verify and reset-password without a cookie of their own; unknown session tokens
+    /// Requests of a kind that one network (an IPv4 address or an IPv6 /64) may send at once, a replica: start and a new
+    /// password; login; verify and reset-password without a cookie of their own; unknown session tokens
     #[arg(long, env, value_name = "NETWORK_BURST", default_value = "30", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_burst: u32,
 

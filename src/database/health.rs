@@ -21,10 +21,11 @@ const STORING_TRIED: Duration = Duration::from_mins(1);
 const FULL_DISK_COUNTS: Duration = Duration::from_secs(10);
 /// What the role of the service needs; `deploy/grants.sql` grants it. Of a table, a right to some of its columns will do, but a
 /// column that came later is named: its right is missing until `deploy/grants.sql` is run again.
-const RIGHTS: [(&str, &[&str]); 9] = [
+const RIGHTS: [(&str, &[&str]); 10] = [
     ("account", &["SELECT", "UPDATE"]),
     ("account.bouncing_since", &["UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
+    ("hash_census", &["SELECT", "INSERT", "UPDATE"]),
     ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("recovery_number", &["USAGE"]),
     ("recovery_session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),

@@ -66,10 +66,11 @@ pub const ROUTES: [&str; 16] = [
 ///
 /// A request passes, from the outside in: request id, client address, log and metrics, the error shape and the headers
 /// that every answer has ([`guard::observe`]); CORS; the cookie jar. The POSTs that cost an email or a hash pass a rate limit
-/// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_recovery`]); session tokens
+/// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_login`], [`guard::admit_recovery`]); session tokens
 /// pass a rate limit of made-up ones before they are looked up ([`guard::admit_token`]).
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
+    let login = from_fn_with_state(site.clone(), guard::admit_login);
     let in_recovery = from_fn_with_state(site.clone(), guard::admit_recovery);
     let by_token = from_fn_with_state(site.clone(), guard::admit_token);
     let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
@@ -78,7 +79,7 @@ pub fn router(site: Site) -> Router {
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/reset-password", post(recovery::reset_password).route_layer(in_recovery))
-        .route("/api/auth/login", post(session::login).route_layer(guarded.clone()))
+        .route("/api/auth/login", post(session::login).route_layer(login))
         .route("/api/auth/password", post(session::change_password).route_layer(guarded))
         .route("/api/auth/session", get(session::session).route_layer(by_token.clone()))
         .route("/api/auth/logout", post(session::logout).route_layer(by_token.clone()))

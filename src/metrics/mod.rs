@@ -89,6 +89,7 @@ pub enum LoginOutcome {
     Busy,
     Concurrent,
     Network,
+    Aborted,
 }
 
 // By hand: the derived values would be the variants' names as they stand, and every other label's are in snake case.
@@ -111,6 +112,7 @@ impl EncodeLabelValue for LoginOutcome {
             Self::Busy => "busy",
             Self::Concurrent => "concurrent",
             Self::Network => "network",
+            Self::Aborted => "aborted",
         })
     }
 }
@@ -325,7 +327,7 @@ impl Default for Metrics {
 impl Metrics {
     /// A counter that came with its first event would show that one as no increase, and no alert would see it.
     fn begin_at_zero(&self) {
-        use LoginOutcome::{Busy, Concurrent, Failed, Network, SignedIn, Throttled};
+        use LoginOutcome::{Aborted, Busy, Concurrent, Failed, Network, SignedIn, Throttled};
         for outcome in ["sent", "expired", "no_recipient"] {
             drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
         }
@@ -337,7 +339,7 @@ impl Metrics {
         for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
             drop(self.codes.get_or_create(&CodeLabel { outcome }));
         }
-        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network] {
+        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network, Aborted] {
             drop(self.logins.get_or_create(&LoginLabel { outcome }));
         }
     }
