@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use lettre::transport::smtp::authentication::Mechanism;
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
@@ -14,12 +13,31 @@ use lettre::transport::smtp::response::Response;
 
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Asker;
 use crate::mail::relay::{Relay, Tls};
+use crate::mail::sign_in::Proof;
 
 impl Relay {
-    /// A connection of its own: connected, encrypted, signed in.
+    /// A connection of its own: connected, encrypted, signed in. An access token that the relay refuses is renewed, and
+    /// shown on another connection: some relays close the first.
     pub(super) async fn connect(
         &self,
+        hello: &ClientId,
+        timeout: Duration,
+        asker: Asker,
+    ) -> Result<AsyncSmtpConnection, NotSent> {
+        let proof = self.sign_in.proof().await?;
+        let connected = self.connect_with(&proof, hello, timeout).await;
+        let Err(why) = &connected else { return connected };
+        match self.sign_in.other_proof(&proof, why, asker).await {
+            Some(other) => self.connect_with(&other, hello, timeout).await,
+            None => connected,
+        }
+    }
+
+    async fn connect_with(
+        &self,
+        proof: &Proof<'_>,
         hello: &ClientId,
         timeout: Duration,
     ) -> Result<AsyncSmtpConnection, NotSent> {
@@ -39,20 +57,22 @@ impl Relay {
             let encrypted = connection.starttls(parameters.clone(), hello).await;
             encrypted.map_err(|error| NotSent::explained(Stage::Tls, &error))?;
         }
-        if let Some(credentials) = &self.credentials {
-            let mechanisms = [Mechanism::Plain, Mechanism::Login];
-            connection.auth(&mechanisms, credentials).await.map_err(NotSent::at(Stage::Auth))?;
-        }
+        proof.sign_in(&mut connection).await?;
         Ok(connection)
     }
 
     /// Hands a mail over: on a connection that was kept, or on one of its own.
-    pub(super) async fn hand_over(&self, hello: &ClientId, deadline: Duration, mail: &Mail) -> Result<(), NotSent> {
+    pub(super) async fn hand_over(
+        &self,
+        hello: &ClientId,
+        deadline: Duration,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
         // In the hands of this function alone: whatever ends it early drops the connection with it.
         let mut connection = if let Some(connection) = begin_on_kept(self, mail).await {
             connection
         } else {
-            let mut fresh = self.connect(hello, deadline).await?;
+            let mut fresh = self.connect(hello, deadline, Asker::Mail).await?;
             fresh.command(mail_from(mail)).await.map_err(NotSent::at(Stage::Mail))?;
             fresh
         };
@@ -77,7 +97,8 @@ async fn begin_on_kept(relay: &Relay, mail: &Mail) -> Option<AsyncSmtpConnection
     Some(connection)
 }
 
-fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
+/// Refuses every answer but this one.
+pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
     if answered == code { Ok(()) } else { Err(NotSent { stage, code: Some(answered), why: None }) }
 }

@@ -1,15 +1,17 @@
 //! The way to the relays: which of them is usable, and which takes the next mail.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lettre::transport::smtp::extension::ClientId;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument as _, info_span};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, OauthSecrets};
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Tokens;
 use crate::mail::relay::{Relay, read_ca};
 
 /// Every relay, in order of preference, with what the probe last found.
@@ -18,6 +20,7 @@ pub struct Gateway {
     pub(super) relays: Vec<Relay>,
     pub(super) hello: ClientId,
     deadline: Duration,
+    pub(super) tokens: Option<Arc<Tokens>>,
 }
 
 /// A relay as an operator may see it: `0 (mail.example.com:587)`.
@@ -47,21 +50,28 @@ impl Gateway {
     /// # Errors
     ///
     /// A sentence that names the variable; it quotes nothing of a URL, which may hold a password.
-    pub fn new(config: &Config, urls: &[String]) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
         let ca = config.smtp_ca_file.as_deref().map(read_ca).transpose()?;
+        let tokens = Tokens::new(&config.smtp_oauth, oauth)?;
         let relays = urls
             .iter()
             .map(|url| {
-                Relay::parse(url, config, ca.as_ref()).map_err(|why| ConfigError::new("SMTP_RELAYS", why))
+                Relay::parse(url, config, ca.as_ref(), tokens.as_ref())
+                    .map_err(|why| ConfigError::new("SMTP_RELAYS", why))
             })
             .collect::<Result<Vec<_>, _>>()?;
         if relays.is_empty() {
             return Err(ConfigError::new("SMTP_RELAYS", "names no relay"));
         }
+        if tokens.is_some() && !relays.iter().any(Relay::takes_tokens) {
+            let why = "is given, but no relay of SMTP_RELAYS has auth=xoauth2";
+            return Err(ConfigError::new("SMTP_OAUTH_TOKEN_URL", why));
+        }
         Ok(Self {
             relays,
             hello: ClientId::Domain(config.smtp_ehlo_name.clone()),
             deadline: config.smtp_deadline,
+            tokens,
         })
     }
 
@@ -76,7 +86,10 @@ impl Gateway {
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn try_out(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
-        let conversation = tokio::time::timeout(self.deadline, self.relays[place].hand_over(&self.hello, self.deadline, mail));
+        let conversation = tokio::time::timeout(
+            self.deadline,
+            self.relays[place].hand_over(&self.hello, self.deadline, mail),
+        );
         conversation.await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
     }
 

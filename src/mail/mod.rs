@@ -3,8 +3,12 @@
 
 mod conversation;
 pub mod device;
+pub mod dkim;
 pub mod gateway;
+mod headers;
 pub mod message;
 pub mod not_sent;
+mod oauth;
 mod probe;
 mod relay;
+mod sign_in;

@@ -8,6 +8,7 @@ use lettre::transport::smtp::commands::Noop;
 
 use crate::mail::gateway::Gateway;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Asker;
 use crate::metrics::{Metrics, RelayLabel};
 
 /// How long a probe may take.
@@ -16,13 +17,18 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 const KEPT_PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// Probes every relay once, and then each at every interval, until the returned tasks are dropped.
+    /// Probes every relay once, and then each at every interval, and keeps the access token fresh, until the returned
+    /// tasks are dropped.
     pub async fn watch(
         self: &Arc<Self>,
         interval: Duration,
         metrics: &Arc<Metrics>,
     ) -> tokio::task::JoinSet<()> {
         let mut probes = tokio::task::JoinSet::new();
+        if let Some(tokens) = self.tokens.clone() {
+            let metrics = Arc::clone(metrics);
+            probes.spawn(async move { tokens.keep(&metrics).await });
+        }
         let (report, mut first) = tokio::sync::mpsc::channel(self.relays.len());
         for place in 0..self.relays.len() {
             let (gateway, metrics, report) = (Arc::clone(self), Arc::clone(metrics), report.clone());
@@ -52,7 +58,7 @@ impl Gateway {
                     return Ok(connection);
                 }
             }
-            let mut connection = relay.connect(&self.hello, PROBE_DEADLINE).await?;
+            let mut connection = relay.connect(&self.hello, PROBE_DEADLINE, Asker::Probe).await?;
             connection.command(Noop).await.map_err(NotSent::at(Stage::Connect))?;
             Ok(connection)
         });

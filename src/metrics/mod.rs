@@ -177,6 +177,8 @@ pub struct Metrics {
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
+    /// 1 while the access token for relays cannot be renewed, and the one before is in use as long as it is good.
+    pub relay_token_failing: Gauge,
     /// 1 while the service can work with PostgreSQL.
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
@@ -216,6 +218,7 @@ impl Default for Metrics {
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
+            relay_token_failing: Gauge::default(),
             database_up: Gauge::default(),
             database_state: Family::default(),
             clock_skewed: Gauge::default(),
@@ -275,6 +278,8 @@ impl Default for Metrics {
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
+        let help = "1 while the access token for relays cannot be renewed";
+        registry.register("relay_token_failing", help, metrics.relay_token_failing.clone());
         let help = "1 while the service can work with PostgreSQL";
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
@@ -283,11 +288,8 @@ impl Default for Metrics {
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
-        registry.register(
-            "swept_rows",
-            "Rows deleted because their time was over",
-            metrics.swept_rows.clone(),
-        );
+        let help = "Rows deleted because their time was over";
+        registry.register("swept_rows", help, metrics.swept_rows.clone());
         metrics.begin_at_zero();
         Self { registry, ..metrics }
     }

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use vos_auth::account::{self, NewAccount};
 use vos_auth::app::{App, Limits};
 use vos_auth::clock::{Clock, ManualClock};
-use vos_auth::config::{Config, Secrets};
+use vos_auth::config::{Config, OauthSecrets, Secrets};
 use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
 use vos_auth::password::{Cost, Password};
@@ -103,6 +103,7 @@ impl Service {
             code_keys: keys.clone().into(),
             device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
+            smtp_oauth: OauthSecrets::default(),
         };
         let usual = [
             "it",
