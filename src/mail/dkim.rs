@@ -33,7 +33,7 @@ const SIGNED: [&str; 12] = [
     "Cc",
 ];
 /// Names, or characters of the signature, on one line of the header.
-const NAMES_A_LINE: usize = 5;
+const NAMES_A_LINE: usize = 4;
 const BASE64_A_LINE: usize = 72;
 /// The longest string of a TXT record (RFC 1035 §3.3).
 const TXT_STRING: usize = 255;

@@ -310,3 +310,66 @@ fn listed(code: &BasicErrorResponseType) -> Option<&'static str> {
         BasicErrorResponseType::Extension(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use oauth2::EmptyExtraTokenFields;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn issued(secret: &str, life: Option<Duration>) -> BasicTokenResponse {
+        let secret = AccessToken::new(secret.to_owned());
+        let mut answer = BasicTokenResponse::new(secret, BasicTokenType::Bearer, EmptyExtraTokenFields {});
+        answer.set_expires_in(life.as_ref());
+        answer
+    }
+
+    #[test]
+    fn a_token_is_renewed_ahead_of_its_end_whatever_life_it_is_given() {
+        let now = Instant::now();
+        for (life, renewed_after) in [
+            (Some(3600 * SECOND), 2700 * SECOND),
+            (Some(Duration::ZERO), SECOND * 3 / 4),
+            (Some(Duration::MAX), Duration::from_hours(18)),
+            (None, 450 * SECOND),
+        ] {
+            let mut state = State::default();
+            assert!(state.is_due(now));
+            state.is_answered(Ok(issued("a", life)), Asker::Probe, now);
+            assert_eq!(state.next_request(now), now + renewed_after, "{life:?}");
+            assert!(!state.is_due(now) && state.is_due(now + renewed_after));
+        }
+    }
+
+    #[test]
+    fn pauses_after_failures_grow_to_a_minute_and_end_with_a_success() {
+        let (mut state, mut now) = (State::default(), Instant::now());
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert!(state.is_due(now));
+            state.is_answered(Err(NoToken::Status(503)), Asker::Probe, now);
+            assert!(!state.is_due(now + pause * SECOND - Duration::from_millis(1)), "{pause}");
+            now += pause * SECOND;
+        }
+        state.is_answered(Ok(issued("a", None)), Asker::Probe, now);
+        state.is_answered(Err(NoToken::Status(503)), Asker::Probe, now + 600 * SECOND);
+        assert_eq!(state.next_request(now), now + 601 * SECOND);
+    }
+
+    /// Promise 6: whatever mails have met, the probe and the timer do as they would have done.
+    #[test]
+    fn a_refused_token_is_renewed_once_a_minute_for_the_probe_and_for_mails_apart() {
+        let (mut state, now) = (State::default(), Instant::now());
+        state.is_answered(Ok(issued("a", None)), Asker::Probe, now);
+        let [a, b] = ["a", "b"].map(|secret| AccessToken::new(secret.to_owned()));
+        assert!(!state.may_replace(&b, Asker::Mail, now), "another one is kept by now");
+        assert!(state.may_replace(&a, Asker::Mail, now));
+        state.is_answered(Err(NoToken::Status(503)), Asker::Mail, now);
+        assert!(!state.may_replace(&a, Asker::Mail, now + 59 * SECOND));
+        assert!(state.failure.is_none());
+        assert!(state.may_replace(&a, Asker::Probe, now));
+        assert!(!state.may_replace(&a, Asker::Probe, now + 59 * SECOND));
+        assert!(state.may_replace(&a, Asker::Mail, now + 60 * SECOND));
+    }
+}

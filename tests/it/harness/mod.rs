@@ -1,5 +1,6 @@
 //! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
 
+pub mod aiosmtpd;
 pub mod browser;
 pub mod certificate;
 pub mod client;
@@ -23,6 +24,7 @@ pub mod raw;
 pub mod receiver;
 pub mod relay;
 pub mod small_disk;
+pub mod tokens;
 pub mod tripwire;
 
 use std::net::SocketAddr;

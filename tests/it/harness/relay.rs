@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::PATIENCE;
+use super::tokens::heard_token;
 
 /// What the relay does with the next mails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,9 @@ struct State {
     connections: JoinSet<()>,
     connected: usize,
     lost: usize,
+    /// Which access tokens are good; without it nobody has to sign in.
+    is_good: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
+    signed_in: Vec<(String, String)>,
 }
 
 /// A relay on a free port. Clones are the same relay.
@@ -97,6 +101,16 @@ impl Relay {
     pub fn loses_its_connections(&self) {
         let mut state = self.state.lock().unwrap();
         state.lost = state.connected;
+    }
+
+    /// From now on it takes mails of those alone who sign in by XOAUTH2 with a token that is good.
+    pub fn wants_tokens(&self, is_good: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        self.state.lock().unwrap().is_good = Some(Arc::new(is_good));
+    }
+
+    /// The user and the token of every connection that has signed in, in order.
+    pub fn signed_in(&self) -> Vec<(String, String)> {
+        self.state.lock().unwrap().signed_in.clone()
     }
 
     /// How many have connected so far.
@@ -162,6 +176,7 @@ impl Relay {
         let mut stream = BufReader::new(stream);
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
+        let mut is_in = false;
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await? == 0 {
@@ -176,7 +191,20 @@ impl Relay {
             }
             let mood = self.state.lock().unwrap().mood;
             let path = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
+            let is_good = self.state.lock().unwrap().is_good.clone();
             let answer = match line[..4].to_ascii_uppercase().as_str() {
+                "EHLO" if is_good.is_some() => "250-test relay\r\n250 AUTH PLAIN XOAUTH2",
+                "AUTH" => {
+                    let is_good = is_good.expect("offered");
+                    let Some((user, token)) = heard_token(&mut stream, &line, &*is_good).await? else {
+                        // As Exchange Online does: the next try wants another connection.
+                        return stream.write_all(b"535 5.7.3 Authentication unsuccessful\r\n").await;
+                    };
+                    self.state.lock().unwrap().signed_in.push((user, token));
+                    is_in = true;
+                    "235 2.7.0 welcome"
+                }
+                "MAIL" if is_good.is_some() && !is_in => "530 5.7.0 sign in first",
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
                     "250 ok"
