@@ -190,7 +190,7 @@ async fn aiosmtpd_takes_mails_by_token(pool: PgPool) {
         return;
     }
     let endpoint = TokenEndpoint::start(Mood::Issues(3600));
-    let (mut relay, token_url) = (Aiosmtpd::start(&endpoint), endpoint.url());
+    let (relay, token_url) = (Aiosmtpd::start(&endpoint), endpoint.url());
     let ca = relay.ca();
     let settings =
         [&settings(&token_url, RARELY)[..], &[("SMTP_CA_FILE", &ca), ("SMTP_IDLE", "0s")]].concat();

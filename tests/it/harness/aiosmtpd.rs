@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
+use super::PATIENCE;
 use super::certificate;
 use super::needs;
 use super::tokens::TokenEndpoint;
@@ -19,7 +21,7 @@ pub struct Aiosmtpd {
     folder: PathBuf,
     port: u16,
     child: Child,
-    lines: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Aiosmtpd {
@@ -41,10 +43,13 @@ impl Aiosmtpd {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut port = String::new();
-        lines.read_line(&mut port).unwrap();
-        Self { folder, port: port.trim().parse().expect("a port"), child, lines }
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let port = lines.recv_timeout(PATIENCE).ok().and_then(|port| port.parse().ok()).expect("a port");
+        Self { folder, port, child, lines }
     }
 
     pub fn url(&self) -> String {
@@ -57,9 +62,8 @@ impl Aiosmtpd {
     }
 
     /// Waits for the next mail, with who has sent it.
-    pub fn mail(&mut self) -> serde_json::Value {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
+    pub fn mail(&self) -> serde_json::Value {
+        let line = self.lines.recv_timeout(PATIENCE).expect("a mail comes");
         serde_json::from_str(&line).expect("a mail")
     }
 }
