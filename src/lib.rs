@@ -26,7 +26,7 @@
 //! | the loop that sends them | [`courier`] | |
 //! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
-//! | signing in at a relay by XOAUTH2; the access token for it | `mail/xoauth2.rs`, `mail/oauth.rs` | what oauth2 touches |
+//! | signing in at a relay by XOAUTH2; the access token for it | `mail/sign_in.rs`, `mail/oauth.rs` | what oauth2 touches |
 //! | why a mail was not handed over | [`mail::not_sent`] | |
 //! | DKIM signatures of mails | [`mail::dkim`] | what ring touches |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |

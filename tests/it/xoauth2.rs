@@ -181,6 +181,8 @@ async fn a_mail_test_says_why_there_is_no_token() {
     relay.wants_tokens(|token| token == "ours");
     let (said, well) = mail_test(&url(&relay), &settings(&token_url, OFTEN));
     assert!(well, "{said}");
+    let (said, well) = mail_test(&url(&Relay::start().await), &settings(&token_url, OFTEN));
+    assert!(!well && said.contains("auth (the relay does not offer XOAUTH2)"), "{said}");
 }
 
 /// A server that we did not write, over STARTTLS, with tokens that fit into a command and tokens that do not.

@@ -39,6 +39,9 @@ pub struct Mail {
     pub raw: String,
 }
 
+/// Says of an access token whether it is good.
+pub type Judge = dyn Fn(&str) -> bool + Send + Sync;
+
 #[derive(Default)]
 struct State {
     mails: Vec<Mail>,
@@ -48,7 +51,7 @@ struct State {
     connected: usize,
     lost: usize,
     /// Which access tokens are good; without it nobody has to sign in.
-    is_good: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
+    is_good: Option<Arc<Judge>>,
     signed_in: Vec<(String, String)>,
 }
 

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use url::form_urlencoded;
 
 use super::PATIENCE;
+use super::relay::Judge;
 
 pub const CLIENT: &str = "the client:1";
 pub const SECRET: &str = "the client's secret%+";
@@ -159,7 +160,7 @@ async fn token(State(endpoint): State<TokenEndpoint>, headers: HeaderMap, body: 
 pub async fn heard_token(
     stream: &mut BufReader<TcpStream>,
     line: &str,
-    is_good: &(dyn Fn(&str) -> bool + Send + Sync),
+    is_good: &Judge,
 ) -> io::Result<Option<(String, String)>> {
     // RFC 5321 §4.5.3.1.4; RFC 4954 §4 has longer responses on a line of their own.
     assert!(line.len() <= 512, "{} octets", line.len());
