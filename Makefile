@@ -45,10 +45,10 @@ bench: ## measure the service beside pgbench with the same statement (ARGS="--pa
 	@cargo bench --bench start --no-run
 	@scripts/with-postgres bench cargo bench --bench start -- $(ARGS)
 
-cost: ## count instructions, statements and WAL of a start, against bounds if given (ARGS="--wal 2000")
+cost: ## count what a start and a delivered code cost, against bounds if given (ARGS="--start-wal 2000 --by-statement")
 	@scripts/apt-install cost
 	@cargo build --release
-	@scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/release/vos-auth" $(ARGS)
+	@POSTGRES_OPTIONS="-c shared_preload_libraries=pg_stat_statements -c autovacuum=off" scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/release/vos-auth" $(ARGS)
 
 courier: ## measure the courier: beside lettre alone, replicas on one outbox, a stalling relay, what an outage left (needs root)
 	@scripts/apt-install courier

@@ -27,8 +27,8 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM :"serve", :"operator";
 -- The version of the schema, which `/readyz` compares.
 GRANT SELECT ON _sqlx_migrations TO :"serve";
 
--- The service sets passwords. It makes, renames, disables and deletes no account.
-GRANT SELECT, UPDATE (password_hash, password_changed_at, updated_at, recoveries_ended) ON account TO :"serve";
+-- The service sets passwords, and takes the mark of an address that bounced away. It makes, renames, disables and deletes no account.
+GRANT SELECT, UPDATE (password_hash, password_changed_at, updated_at, recoveries_ended, bouncing_since) ON account TO :"serve";
 GRANT SELECT, INSERT, UPDATE, DELETE ON account TO :"operator";
 
 -- What the service makes, uses and, when it has expired, deletes. The operator's commands end sessions and recoveries, send
@@ -39,6 +39,9 @@ GRANT SELECT, UPDATE (state), DELETE ON recovery_session TO :"operator";
 GRANT SELECT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
 -- `account unblock` counts how often it was used, in the table that it empties.
 GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
+
+-- What kinds of hashes there are, as they were last counted.
+GRANT SELECT, INSERT, UPDATE ON hash_census TO :"serve";
 
 -- Appended by both, changed by no service. The sweeper deletes after AUDIT_RETENTION, by id; `account erase` blanks two columns.
 GRANT SELECT (id), INSERT, DELETE ON audit_event TO :"serve";

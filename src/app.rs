@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use sqlx::PgPool;
-use sqlx::postgres::PgConnectOptions;
 use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
 use crate::courier::{Bell, Courier};
-use crate::database;
 use crate::database::health::Monitor;
+use crate::database::{self, Endpoint, with_deadline};
 use crate::error::{Error, Problem};
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
@@ -31,7 +30,7 @@ pub struct App {
     /// The time.
     pub clock: Clock,
     /// How to reach PostgreSQL, for tasks that keep a connection of their own.
-    pub database: PgConnectOptions,
+    pub database: Endpoint,
     /// Connections for everything else.
     pub pool: PgPool,
     /// Connections for the look-ups of session tokens, so that no flood of made-up ones holds a login up.
@@ -93,18 +92,20 @@ impl App {
             let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
             return Err(ConfigError::new("ARGON2_PASSES", why));
         }
-        let database = database::options(&secrets.database_url)?;
+        let database = Endpoint::new(with_deadline(&database::options(&secrets.database_url)?));
         let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays, &secrets.smtp_oauth)?);
-        let composer = Composer::new(&config)?;
+        let composer = Composer::new(&config, secrets.device_keys.newest())?;
         let (metrics, bell) = (Arc::<Metrics>::default(), Bell::default());
         let courier = Courier {
-            pool: database::pool(&database, 2),
+            database: database.clone(),
+            pool: database::pool(&database, 1),
             clock: clock.clone(),
             code_keys: secrets.code_keys.clone(),
             gateway: Arc::clone(&gateway),
             composer,
             metrics: Arc::clone(&metrics),
             bell: bell.clone(),
+            holder: Arc::default(),
         };
         let jwt_keys = match &config.jwt_keys {
             Some(folder) => KeyRing::read(folder)

@@ -46,6 +46,8 @@ pub enum Event {
     SessionsEnded,
     /// The mailed code was entered.
     RecoveryVerified,
+    /// A mail to the account's address bounced, the first one since its last right code.
+    EmailBounced,
     /// The password was set anew after a recovery.
     PasswordReset,
     /// The password was changed while signed in.
@@ -73,6 +75,7 @@ impl Event {
             Self::SignedOut => "signed_out",
             Self::SessionsEnded => "sessions_ended",
             Self::RecoveryVerified => "recovery_verified",
+            Self::EmailBounced => "email_bounced",
             Self::PasswordReset => "password_reset",
             Self::PasswordChanged => "password_changed",
             Self::PasswordNoticeSent => "password_notice_sent",
@@ -129,26 +132,52 @@ pub async fn record(
 ///
 /// What PostgreSQL answers.
 pub async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
-    let ids: Vec<_> = events.iter().map(|entry| new_id(entry.at)).collect();
-    let what: Vec<_> = events.iter().map(|entry| entry.event.as_str()).collect();
-    let accounts: Vec<_> = events.iter().map(|entry| entry.account_id).collect();
-    let times: Vec<_> = events.iter().map(|entry| entry.at).collect();
-    let client_ips: Vec<_> = events.iter().map(|entry| entry.source.map(|source| source.client_ip)).collect();
-    let user_agents: Vec<_> =
-        events.iter().map(|entry| entry.source.map(|source| source.user_agent)).collect();
+    let events: Columns<'_> = events.iter().copied().collect();
     sqlx::query!(
         "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[], $5::inet[], $6::text[])",
-        &ids,
-        &what as _,
-        &accounts as _,
-        &times,
-        &client_ips as _,
-        &user_agents as _,
+        &events.ids,
+        &events.what as _,
+        &events.account_ids as _,
+        &events.times,
+        &events.client_ips as _,
+        &events.user_agents as _,
     )
     .execute(executor)
     .await?;
     Ok(())
+}
+
+/// Events by column, each with its id, for a statement that appends them with other work.
+#[derive(Debug, Default)]
+pub struct Columns<'a> {
+    /// `id`.
+    pub ids: Vec<Uuid>,
+    /// `what`.
+    pub what: Vec<&'static str>,
+    /// `account_id`.
+    pub account_ids: Vec<Option<Uuid>>,
+    /// `created_at`.
+    pub times: Vec<OffsetDateTime>,
+    /// `client_ip`.
+    pub client_ips: Vec<Option<IpAddr>>,
+    /// `user_agent`.
+    pub user_agents: Vec<Option<&'a str>>,
+}
+
+impl<'a> FromIterator<Entry<'a>> for Columns<'a> {
+    fn from_iter<I: IntoIterator<Item = Entry<'a>>>(events: I) -> Self {
+        let mut columns = Self::default();
+        for Entry { at, event, account_id, source } in events {
+            columns.ids.push(new_id(at));
+            columns.what.push(event.as_str());
+            columns.account_ids.push(account_id);
+            columns.times.push(at);
+            columns.client_ips.push(source.map(|source| source.client_ip));
+            columns.user_agents.push(source.map(|source| source.user_agent));
+        }
+        columns
+    }
 }
 
 /// Deletes at most `limit` events that are older than `retention`.

@@ -1,5 +1,5 @@
 //! Counts the stored hashes by kind, round after round, so that addresses without one are verified against as many of each
-//! kind ([`crate::password::Decoys`]).
+//! kind ([`crate::password::Decoys`]); and the accounts whose address bounces, on the same way, for a metric.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,7 @@ const MAX_KINDS: usize = 1000;
 pub struct Census {
     app: Arc<App>,
     counts: Counts,
+    bouncing: u64,
     /// The page to go on with.
     next_page: i64,
     fails: bool,
@@ -37,11 +38,11 @@ impl Census {
     /// Begins at the beginning.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, counts: Counts::new(), next_page: 0, fails: false }
+        Self { app, counts: Counts::new(), bouncing: 0, next_page: 0, fails: false }
     }
 
-    /// Counts without a rest before the service listens, for as long as a request would wait. Of a table that is larger the
-    /// part that was read has to do until the first round is over.
+    /// Counts without a rest before the service listens, for as long as a request would wait. For a table that is larger, what
+    /// was counted last has to do until the first round is over, or the part that was read if nothing was, or an import came since.
     pub async fn begin(&mut self) {
         // An alert asks for how long it was not: before the first end, since the start.
         self.app.metrics.hashes_counted.set(self.app.clock.now().unix_timestamp());
@@ -53,10 +54,16 @@ impl Census {
                 }
             }
         });
-        match read.await {
-            Ok(Some(_)) => self.end().await,
-            _ if !self.counts.is_empty() => self.app.hasher.learn(&self.counts).await,
-            _ => {}
+        if let Ok(Some(_)) = read.await {
+            return self.end().await;
+        }
+        let ours = self.app.hasher.own_kind();
+        match in_time(account::hashes::counted(&self.app.pool)).await {
+            Ok(Some(last)) if last.covers(&self.counts, &ours) => {
+                self.app.hasher.learn(&last.now, &last.most).await;
+            }
+            _ if self.counts.is_empty() => {}
+            _ => self.app.hasher.learn(&self.counts, &self.counts).await,
         }
     }
 
@@ -90,32 +97,47 @@ impl Census {
 
     async fn end(&mut self) {
         let counts = std::mem::take(&mut self.counts);
-        self.app.hasher.learn(&counts).await;
-        self.show(&counts);
+        let bouncing = std::mem::take(&mut self.bouncing);
+        self.app.metrics.bouncing_accounts.set(i64::try_from(bouncing).unwrap_or(i64::MAX));
+        let ours = self.app.hasher.own_kind();
+        let kept = account::hashes::keep(&self.app.pool, counts, &ours);
+        match in_time(kept).await {
+            Ok(counted) => {
+                self.app.hasher.learn(&counted.now, &counted.most).await;
+                self.show(&counted.now);
+            }
+            // The next round does.
+            Err(error) => self.note(&error),
+        }
+    }
+
+    fn note(&mut self, error: &sqlx::Error) {
+        if !self.fails {
+            let cause = cause(error);
+            tracing::warn!(cause, "the stored hashes cannot be counted; it is tried again");
+        }
+        self.fails = true;
     }
 
     /// One statement. `None` if it failed: it is tried again.
     async fn step(&mut self) -> Option<Step> {
         let counted = in_time(account::hashes::count(&self.app.pool, self.next_page, PAGES)).await;
-        let (counts, next) = match counted {
+        let counted = match counted {
             Ok(counted) => counted,
             Err(error) => {
-                if !self.fails {
-                    let cause = cause(&error);
-                    tracing::warn!(cause, "the stored hashes cannot be counted; it is tried again");
-                }
-                self.fails = true;
+                self.note(&error);
                 return None;
             }
         };
         self.fails = false;
-        for (kind, count) in counts {
+        self.bouncing += counted.bouncing;
+        for (kind, count) in counted.kinds {
             if self.counts.len() < MAX_KINDS || self.counts.contains_key(&kind) {
                 *self.counts.entry(kind).or_default() += count;
             }
         }
-        self.next_page = next.unwrap_or(0);
-        Some(if next.is_some() { Step::Taken } else { Step::Last })
+        self.next_page = counted.next.unwrap_or(0);
+        Some(if counted.next.is_some() { Step::Taken } else { Step::Last })
     }
 
     fn show(&self, counts: &Counts) {

@@ -4,93 +4,67 @@
 //! another process left. A mail is never sent inside a transaction. No more mails are claimed than the relays have free
 //! slots, so a claimed mail starts at once.
 //!
-//! A lease outlives what is done under it: see [`lease`]. The courier has a thread of its own, so that requests are read
+//! A lease outlives what is done under it: see [`lease`]. What a courier has claimed that is gone is due before: see
+//! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
 //! and answered meanwhile (docs/decisions/21).
 
+mod bell;
+mod delivery;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rand::RngExt as _;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::field::Empty;
-use tracing::{Instrument as _, Span, info_span};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
+pub use self::bell::Bell;
 use crate::clock::Clock;
-use crate::config::{CODE_LIFE_ON_ARRIVAL, Config, STORAGE_DEADLINE};
-use crate::database::{failures, in_time, is_statements_fault};
-use crate::group_commit::{self, Arrivals, Batch, GroupCommit};
-use crate::locale::Locale;
-use crate::mail::gateway::{Gateway, Slot};
-use crate::mail::message::{About, Composer, Mail};
-use crate::mail::not_sent::{NotSent, Stage};
+use crate::config::{Config, STORAGE_DEADLINE};
+use crate::database::{Endpoint, KeptConnection, failures, in_time, is_statements_fault};
+use crate::group_commit::{self, Batch, GroupCommit};
+use crate::mail::gateway::Gateway;
+use crate::mail::message::Composer;
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::{self, Claim, ClaimedMail, Content, Taken};
+use crate::outbox::holder::{Holder, Keeper, Standing};
+use crate::outbox::{self, Claim, ClaimedMail, Reach, Round, Taken};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
 /// wait for each other's flush (docs/decisions/2).
 const PACE: Duration = Duration::from_millis(30);
-/// The same while more mails are owed than the relays have free slots: then mails wait for claims.
+/// The same while more mails are pending than the relays have free slots: then mails wait for claims. Rounds are at least this
+/// far apart, from the end of one to the next, so that one deletes what several slots have delivered.
 const BUSY_PACE: Duration = Duration::from_millis(2);
-/// How many rows a claim then looks through for each mail that can begin.
-const ROWS_A_SLOT: usize = 8;
-/// Mails that are struck off in one transaction at most.
-const STRUCK_OFF: usize = 256;
+/// Delivered mails that one round deletes at most.
+const DELETED_AT_ONCE: usize = 256;
+/// How long the connection of the rounds lasts: after a switch to another primary none to the former one may.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 
-/// How long a claimed mail is its claimer's: one deadline for the wait that the relay's rate may impose, one for the
-/// conversation, each enforced by [`Gateway::send`]; and ten of PostgreSQL's, of which the claim takes one at most and
-/// the end of the mail the rest (`Courier::finish` stops with the lease). So as long as the clocks of the replicas
-/// agree, no two of them hold one mail; when they do not, a replica claims nothing ([`Clock::trusted_now`]).
+/// What a lease leaves for writing down the end of a mail: `Courier::finish` stops with the lease.
+const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
+
+/// How long a claimed mail is its claimer's: one of PostgreSQL's deadlines for the claim; one of SMTP's in which
+/// conversations may begin, be it after the wait that a relay's rate imposes or after relays that did not take the mail
+/// (`Held::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
+/// the end of the mail. So as long as the clocks of the replicas agree, no two of them hold one mail; when they do not, a
+/// replica claims nothing ([`Clock::trusted_now`]).
 #[must_use]
 pub fn lease(smtp_deadline: Duration) -> Duration {
-    2 * smtp_deadline + 10 * STORAGE_DEADLINE
-}
-
-/// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
-#[derive(Clone, Debug, Default)]
-pub struct Bell(Arc<Ringing>);
-
-#[derive(Debug)]
-struct Ringing {
-    notify: Notify,
-    /// The first half of the first id that has to be looked at; past all of them, if it is none.
-    from: AtomicU64,
-}
-
-impl Default for Ringing {
-    fn default() -> Self {
-        Self { notify: Notify::default(), from: AtomicU64::new(u64::MAX) }
-    }
-}
-
-impl Bell {
-    /// Wakes the courier, now or when it next listens: mails may be owed that were not before, none with an id below `from`.
-    pub fn ring(&self, from: Uuid) {
-        self.remember(from);
-        self.0.notify.notify_one();
-    }
-
-    fn remember(&self, from: Uuid) {
-        self.0.from.fetch_min(from.as_u64_pair().0, Ordering::Relaxed);
-    }
-
-    /// Where to look from, for what was rung for since this was asked last.
-    fn take(&self) -> Uuid {
-        Uuid::from_u64_pair(self.0.from.swap(u64::MAX, Ordering::Relaxed), 0)
-    }
+    STORAGE_DEADLINE + 2 * smtp_deadline + ENDING
 }
 
 /// What the courier works with.
 #[derive(Debug)]
 pub struct Courier {
-    /// Its own small pool: requests must not wait for mails, nor mails for requests.
+    /// How to reach PostgreSQL, for the connection of its rounds.
+    pub database: Endpoint,
+    /// A connection for mails that were not accepted. Requests must not wait for mails, nor mails for requests.
     pub pool: PgPool,
     /// The time.
     pub clock: Clock,
@@ -104,193 +78,157 @@ pub struct Courier {
     pub metrics: Arc<Metrics>,
     /// Rings after a commit.
     pub bell: Bell,
+    /// Under which id it claims.
+    pub holder: Arc<Holder>,
 }
 
 impl Courier {
     /// Works until `stop`; then sends what this service owed at that time, as far as it can be sent at once, and ends.
-    /// Dropping the future drops the connections of mails under way; their leases end by themselves.
+    /// Dropping the future drops the connections of mails under way, and the lock under which they were claimed.
     pub async fn run(self, config: &Config, stop: CancellationToken) {
         let lease = lease(config.smtp_deadline);
+        let mut rounds = KeptConnection::new(&self.database, CONNECTION_LIFETIME);
         let courier = Arc::new(self);
         // Every mail that is under way has its place, so that the queue is never full.
-        let (taken, arrivals) = group_commit::channel(Semaphore::MAX_PERMITS, STRUCK_OFF, Duration::MAX);
-        let mut striking_off = JoinSet::new();
-        striking_off.spawn(Arc::clone(&courier).strike_off_all(arrivals));
+        let (taken, mut arrivals) =
+            group_commit::channel(Semaphore::MAX_PERMITS, DELETED_AT_ONCE, Duration::MAX);
+        let mut keeping = JoinSet::new();
+        keeping.spawn(courier.keeper().run());
         let freed = Arc::<Notify>::default();
         let mut busy: JoinSet<()> = JoinSet::new();
         let mut poll = tokio::time::interval(config.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look_everywhere = true;
-        let mut mails_wait = false;
-        let mut stopped_at = None;
+        let (mut reach, mut claimed_at) = (Reach::default(), Instant::now());
+        let (mut more, mut mails_wait, mut stopped_at) = (false, false, None);
+        // Whether the next round claims, and if it does, whether it looks everywhere.
+        let mut look = Some(true);
         loop {
             while busy.try_join_next().is_some() {}
             courier.metrics.courier_rounds.inc();
-            let claimed_at = Instant::now();
-            let free = courier.gateway.free();
-            let window = if mails_wait && free > 0 { free * ROWS_A_SLOT } else { outbox::WINDOW };
-            let mut more = false;
-            let rung_from = courier.bell.take();
-            let from = if look_everywhere { Uuid::nil() } else { rung_from };
-            match courier.claim(from, stopped_at, free, window, lease).await {
-                Ok((now, claim)) => {
-                    let held = Held { now, claimed_at, lease };
+            let began = Instant::now();
+            let mut round = Round::just_deletes(courier.clock.now(), &[]);
+            if let Some(everywhere) = look {
+                claimed_at = began;
+                round = courier.claims(everywhere, stopped_at, &reach, lease).unwrap_or(round);
+            }
+            match courier.does(round, arrivals.take(), &mut rounds).await {
+                Ok(claim) if look.is_some() => {
+                    let held = Held { now: round.now, claimed_at, lease, holder: round.holder };
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
-                    let full = free > 0 && claim.mails.len() == free;
-                    mails_wait = full || (free == 0 && !busy.is_empty());
+                    let full = round.senders > 0 && claim.mails.len() == round.senders;
+                    mails_wait = full || (round.senders == 0 && !busy.is_empty());
                     // In a small window there may have been nothing but rows that another replica was claiming.
-                    let looked_through = claim.no_recipient + claim.expired == 0 && window == outbox::WINDOW;
+                    let looked_through = claim.finished() == 0 && round.window == outbox::WINDOW;
                     more = claim.more && !full && !looked_through;
+                    reach.learns(&claim, full);
                     for mail in claim.mails {
                         let slot = courier.gateway.slot(mail.attempts);
-                        let span = span_of(&mail);
+                        let span = delivery::span_of(&mail);
                         let (mail, ways) = (Arc::new(mail), (taken.clone(), Arc::clone(&freed)));
                         busy.spawn(Arc::clone(&courier).deliver(slot, mail, held, ways).instrument(span));
                     }
                 }
+                Ok(_) => {}
                 Err(error) => {
-                    mails_wait = false;
+                    (more, mails_wait) = (false, false);
+                    courier.bell.remember(round.from);
                     failures::note("read the outbox", &error);
                 }
             }
+            let ended = Instant::now();
             if stopped_at.is_some() && busy.is_empty() && !more {
-                drop(taken);
-                striking_off.join_all().await;
                 let _ = tokio::time::timeout(STORAGE_DEADLINE, courier.pool.close()).await;
                 return;
             }
-            tokio::time::sleep_until(claimed_at + if mails_wait { BUSY_PACE } else { PACE }).await;
-            look_everywhere = more
-                || tokio::select! {
+            let pause = if mails_wait || (more && round.window < outbox::WINDOW) { BUSY_PACE } else { PACE };
+            let next_look = async {
+                tokio::time::sleep_until(claimed_at + pause).await;
+                more || tokio::select! {
                     () = stop.cancelled(), if stopped_at.is_none() => {
                         stopped_at = Some(courier.clock.now());
                         true
                     }
                     () = freed.notified(), if mails_wait => true,
                     // A mail whose task panicked stays owed: its lease will end.
-                    Some(_) = busy.join_next(), if stopped_at.is_some() || mails_wait => true,
-                    () = courier.bell.0.notify.notified(), if stopped_at.is_none() && !mails_wait => false,
+                    Some(_) = busy.join_next(), if stopped_at.is_some() => true,
+                    () = courier.bell.is_rung(), if stopped_at.is_none() && !mails_wait => false,
                     _ = poll.tick() => true,
-                };
-        }
-    }
-
-    /// Writes down which mails were taken, all that have been taken meanwhile at once, until nobody sends any more.
-    async fn strike_off_all(self: Arc<Self>, mut arrivals: Arrivals<Taken, ()>) {
-        while let Some(batch) = arrivals.next().await {
-            // No row may fail another's: whichever the statement stumbled over is found one by one.
-            if let Err(batch) = self.strike_off(batch).await {
-                for single in batch.split() {
-                    let _ = self.strike_off(single).await;
                 }
-            }
+            };
+            look = tokio::select! {
+                // Delivered mails are deleted at once, with the next claim if mails wait for one.
+                _ = arrivals.arrive() => mails_wait.then_some(true),
+                everywhere = next_look => Some(everywhere),
+            };
+            tokio::time::sleep_until(ended + BUSY_PACE).await;
         }
     }
 
-    /// Gives the mails back if it is their own fault that they cannot be struck off.
-    async fn strike_off(&self, batch: Batch<Taken, ()>) -> Result<(), Batch<Taken, ()>> {
-        let size = batch.requests.len();
-        let Err(error) = in_time(outbox::sent(&self.pool, &batch.requests)).await else {
-            batch.answer(std::iter::repeat_n((), size));
-            return Ok(());
-        };
-        failures::note("delete delivered mails", &error);
-        if is_statements_fault(&error) { Err(batch) } else { Ok(()) }
-    }
-
-    /// With no slot free, rows that need no mail are still finished. What could not be looked through stays rung for.
-    async fn claim(
+    /// What the next round claims. While the clock is not trusted it is nothing, and what was rung for stays so. With no slot
+    /// free, rows that need no mail are still finished.
+    fn claims(
         &self,
-        from: Uuid,
+        everywhere: bool,
         owed_by: Option<OffsetDateTime>,
-        free: usize,
-        window: usize,
+        reach: &Reach,
         lease: Duration,
-    ) -> Result<(OffsetDateTime, Claim), sqlx::Error> {
-        let Some(now) = self.clock.trusted_now() else {
-            self.bell.remember(from);
-            return Ok((self.clock.now(), Claim::default()));
-        };
-        let claim = in_time(outbox::claim(&self.pool, now, from, owed_by, free, window, lease)).await;
-        Ok((now, claim.inspect_err(|_| self.bell.remember(from))?))
+    ) -> Option<Round<'static>> {
+        let now = self.clock.trusted_now()?;
+        let rung_from = self.bell.take();
+        let standing = self.holder.standing();
+        let senders = if standing == Standing::Waits { 0 } else { self.gateway.free() };
+        Some(Round {
+            now,
+            delivered: &[],
+            from: if everywhere { Uuid::nil() } else { rung_from },
+            owed_by,
+            senders,
+            window: reach.window(senders),
+            lease,
+            holder: standing.holder(),
+        })
     }
 
-    async fn deliver(
-        self: Arc<Self>,
-        slot: Option<Slot>,
-        owed: Arc<ClaimedMail>,
-        held: Held,
-        (taken, freed): (GroupCommit<Taken, ()>, Arc<Notify>),
-    ) {
-        tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
-        let outcome = match (self.compose(&owed, held.now()), &slot) {
-            (Some(mail), Some(slot)) => self.hand_over(slot, &mail, &owed, held).await,
-            // The relay was found down between the claim and now.
-            (Some(_), None) => Err(NotSent::just(Stage::NoRelay)),
-            (None, _) => {
-                // Another replica may have the secret that this one lacks, in the middle of a rotation.
-                tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
-                Err(NotSent::just(Stage::Compose))
-            }
-        };
-        // The next mail need not wait until this one is written down.
-        drop(slot);
-        freed.notify_one();
-        match outcome {
-            Ok(()) => {
-                Span::current().record("mail.outcome", "sent");
-                self.count("sent", "none", 1);
-                self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
-                self.finish(&owed, held, Finish::Sent(&taken)).await;
-            }
-            Err(why) => {
-                let next =
-                    outbox::backoff(held.now(), &owed, rand::rng().random()).filter(|_| !why.is_final());
-                let outcome = if next.is_some() { "retried" } else { "given_up" };
-                tracing::warn!(outbox_id = %owed.id, attempts = owed.attempts, %why, outcome, "mail was not taken");
-                let stage = why.stage.as_str();
-                Span::current().record("mail.outcome", outcome).record("mail.stage", stage);
-                self.count(outcome, stage, 1);
-                let why = why.to_string();
-                let finish = next.map_or(Finish::GiveUp(&why), |at| Finish::Retry(at, &why));
-                self.finish(&owed, held, finish).await;
-            }
-        }
-    }
-
-    async fn hand_over(
+    /// A round that deletes what was delivered, too.
+    async fn does(
         &self,
-        slot: &Slot,
-        mail: &Mail,
-        owed: &ClaimedMail,
-        held: Held,
-    ) -> Result<(), NotSent> {
-        self.gateway.ready(slot).await?;
-        // While it waited for the relay's rate its code may have become too old.
-        if owed.expires_at < held.now() + CODE_LIFE_ON_ARRIVAL {
-            return Err(NotSent::just(Stage::Rate));
+        round: Round<'_>,
+        delivered: Option<Batch<Taken, ()>>,
+        rounds: &mut KeptConnection,
+    ) -> Result<Claim, sqlx::Error> {
+        let Some(batch) = delivered else { return run(round, rounds).await };
+        match run(Round { delivered: &batch.requests, ..round }, rounds).await {
+            Ok(claim) => {
+                let size = batch.requests.len();
+                batch.answer(std::iter::repeat_n((), size));
+                Ok(claim)
+            }
+            Err(error) => {
+                failures::note("delete delivered mails", &error);
+                // No row may fail another's: whichever the statement stumbled over is found one by one.
+                let singles = is_statements_fault(&error).then(|| batch.split());
+                for single in singles.into_iter().flatten() {
+                    match run(Round::just_deletes(round.now, &single.requests), rounds).await {
+                        Ok(_) => single.answer([()]),
+                        Err(error) => failures::note("delete delivered mails", &error),
+                    }
+                }
+                // Nor may it hold the claim back. Those who are not answered try again.
+                if round.window > 0 { run(round, rounds).await } else { Ok(Claim::default()) }
+            }
         }
-        self.gateway.send(slot, mail).await
     }
 
-    /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
-    fn compose(&self, owed: &ClaimedMail, now: OffsetDateTime) -> Option<Mail> {
-        let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
-        let about = About {
-            id: owed.id,
-            to: &owed.account_email,
-            locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
-            user_agent: &owed.user_agent,
-        };
-        match &owed.content {
-            Content::RecoveryCode { recovery_session_id, key_id, asked_at, .. } => {
-                let code = self.code_keys.by_id(key_id)?.code(*recovery_session_id);
-                self.composer.recovery_code(&about, &code, *asked_at, owed.expires_at, now)
-            }
-            Content::PasswordChanged => self.composer.password_changed(&about, owed.created_at, now),
+    fn keeper(&self) -> Keeper<impl Fn() + Send + Sync + 'static> {
+        let bell = self.bell.clone();
+        Keeper {
+            holder: Arc::clone(&self.holder),
+            pool: self.pool.clone(),
+            clock: self.clock.clone(),
+            metrics: Arc::clone(&self.metrics),
+            wake: move || bell.ring(Uuid::nil()),
         }
-        .ok()
     }
 
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
@@ -301,7 +239,7 @@ impl Courier {
             let written = match finish {
                 Finish::Sent(taken) => {
                     let mail = Arc::clone(owed);
-                    // Why it was not is said by the one who struck off.
+                    // Why it was not is said by the round.
                     taken.submit(Taken { mail, at: held.now() }).await.is_ok()
                 }
                 Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
@@ -329,21 +267,14 @@ impl Courier {
     }
 }
 
-/// The trace of a mail. It begins here, and nothing in it leads to who asked, or is written to: see [`crate::traces`].
-fn span_of(owed: &ClaimedMail) -> Span {
-    let kind = match owed.content {
-        Content::RecoveryCode { .. } => "recovery_code",
-        Content::PasswordChanged => "password_changed",
-    };
-    info_span!(
-        parent: None,
-        "send mail",
-        outbox_id = %owed.id,
-        mail.kind = kind,
-        mail.attempts = owed.attempts,
-        mail.outcome = Empty,
-        mail.stage = Empty,
-    )
+async fn run(round: Round<'_>, rounds: &mut KeptConnection) -> Result<Claim, sqlx::Error> {
+    in_time(async {
+        let mut connection = rounds.take().await?;
+        let claim = round.run(&mut connection).await?;
+        rounds.put(connection);
+        Ok(claim)
+    })
+    .await
 }
 
 /// A claim that holds.
@@ -352,6 +283,7 @@ struct Held {
     now: OffsetDateTime,
     claimed_at: Instant,
     lease: Duration,
+    holder: Option<i32>,
 }
 
 impl Held {
@@ -359,6 +291,11 @@ impl Held {
     /// code is dead.
     fn now(&self) -> OffsetDateTime {
         self.now + self.claimed_at.elapsed()
+    }
+
+    /// Until when a conversation may begin, so that it ends with enough of the lease left.
+    fn begins_until(&self, smtp_deadline: Duration) -> Instant {
+        self.claimed_at + self.lease.saturating_sub(smtp_deadline + ENDING)
     }
 }
 

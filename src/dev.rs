@@ -23,7 +23,7 @@ use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, OauthSecrets, OauthSettings, Secrets};
-use crate::database;
+use crate::database::{self, Endpoint};
 use crate::dev::mailbox::Mailbox;
 use crate::email_address::EmailAddress;
 use crate::http::page;
@@ -54,7 +54,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let database_url = config::database_url()?;
-    let mut connection = PgConnection::connect_with(&database::options(&database_url)?)
+    let mut connection = Endpoint::new(database::options(&database_url)?)
+        .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")))?;
     database::MIGRATOR.run(&mut connection).await?;

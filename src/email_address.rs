@@ -47,6 +47,15 @@ impl EmailAddress {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The text as people write it: a domain in punycode is in its own script again.
+    #[must_use]
+    pub fn to_readable(&self) -> String {
+        let (local, domain) = self.0.rsplit_once('@').unwrap_or((&self.0, ""));
+        let (domain, _) = idna::domain_to_unicode(domain);
+        let readable = format!("{local}@{domain}");
+        if Self::parse(&readable).as_ref() == Ok(self) { readable } else { self.0.clone() }
+    }
 }
 
 impl fmt::Debug for EmailAddress {
@@ -110,6 +119,13 @@ mod tests {
             &too_long,
         ] {
             assert_eq!(EmailAddress::parse(input), Err(InvalidEmail), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn people_read_what_they_typed() {
+        for text in ["a+b@bücher.example", "trader@example.com", "a@việt.vn"] {
+            assert_eq!(EmailAddress::parse(text).unwrap().to_readable(), text);
         }
     }
 

@@ -44,6 +44,8 @@ pub enum Problem {
     RecoverySessionUnverified,
     /// The recovery session has done its work, or another change of the password ended it.
     RecoverySessionUsed,
+    /// The request is meant for another recovery than the one of its cookie.
+    RecoveryIdMismatch,
     /// The new password has too few characters.
     PasswordTooShort,
     /// The new password has too many characters.
@@ -84,7 +86,7 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem there is.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::ContentTypeUnsupported,
         Self::BodyTooLarge,
         Self::BodyIncomplete,
@@ -102,6 +104,7 @@ impl Problem {
         Self::RecoverySessionSpent,
         Self::RecoverySessionUnverified,
         Self::RecoverySessionUsed,
+        Self::RecoveryIdMismatch,
         Self::PasswordTooShort,
         Self::PasswordTooLong,
         Self::PasswordGuessable,
@@ -143,6 +146,7 @@ impl Problem {
             Self::RecoverySessionSpent => "recovery_session_spent",
             Self::RecoverySessionUnverified => "recovery_session_unverified",
             Self::RecoverySessionUsed => "recovery_session_used",
+            Self::RecoveryIdMismatch => "recovery_id_mismatch",
             Self::PasswordTooShort => "password_too_short",
             Self::PasswordTooLong => "password_too_long",
             Self::PasswordGuessable => "password_guessable",

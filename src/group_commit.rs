@@ -25,6 +25,8 @@ pub struct GroupCommit<T, R> {
 #[derive(Debug)]
 pub struct Arrivals<T, R> {
     queue: mpsc::Receiver<Waiting<T, R>>,
+    /// Out of the queue, and not taken yet.
+    arrived: Vec<Waiting<T, R>>,
     room: Arc<AtomicUsize>,
     max_batch: usize,
     max_wait: Duration,
@@ -65,7 +67,14 @@ pub fn channel<T, R>(
     let (sender, receiver) = mpsc::channel(queue);
     let room = Arc::new(AtomicUsize::new(queue));
     let taken = Instant::now();
-    let arrivals = Arrivals { queue: receiver, room: Arc::clone(&room), max_batch, max_wait, taken };
+    let arrivals = Arrivals {
+        queue: receiver,
+        arrived: Vec::new(),
+        room: Arc::clone(&room),
+        max_batch,
+        max_wait,
+        taken,
+    };
     (GroupCommit { queue: sender, room }, arrivals)
 }
 
@@ -97,21 +106,34 @@ impl<T, R> Clone for GroupCommit<T, R> {
 impl<T, R> Arrivals<T, R> {
     /// The next batch: everything that waits, up to the bound. `None` when every caller is gone.
     pub async fn next(&mut self) -> Option<Batch<T, R>> {
-        self.room.store(self.room(), Ordering::Relaxed);
-        let mut waiting = Vec::new();
-        loop {
-            if self.queue.recv_many(&mut waiting, self.max_batch).await == 0 {
-                return None;
-            }
-            self.taken = Instant::now();
-            // Whoever stopped waiting must not get a mail for it.
-            waiting.retain(|waiting| !waiting.answer.is_closed());
-            if !waiting.is_empty() {
-                let apart = |w: Waiting<T, R>| (w.request, w.answer, w.span);
-                let (requests, answers, spans) = waiting.into_iter().map(apart).collect();
-                return Some(Batch { requests, answers, spans });
+        while self.arrive().await {
+            if let Some(batch) = self.take() {
+                return Some(batch);
             }
         }
+        None
+    }
+
+    /// Waits until there is something to take. `false` when every caller is gone. Dropping the future loses nothing.
+    pub async fn arrive(&mut self) -> bool {
+        self.room.store(self.room(), Ordering::Relaxed);
+        !self.arrived.is_empty() || self.queue.recv_many(&mut self.arrived, self.max_batch).await > 0
+    }
+
+    /// Everything that waits now, up to the bound.
+    pub fn take(&mut self) -> Option<Batch<T, R>> {
+        while self.arrived.len() < self.max_batch
+            && let Ok(next) = self.queue.try_recv()
+        {
+            self.arrived.push(next);
+        }
+        self.taken = Instant::now();
+        // Whoever stopped waiting must not get a mail for it.
+        let waiting =
+            std::mem::take(&mut self.arrived).into_iter().filter(|waiting| !waiting.answer.is_closed());
+        let (requests, (answers, spans)): (Vec<_>, _) =
+            waiting.map(|w: Waiting<T, R>| (w.request, (w.answer, w.span))).unzip();
+        (!requests.is_empty()).then_some(Batch { requests, answers, spans })
     }
 
     /// How many may wait: as many batches as fit into the longest wait if each takes what the last one took, and any number

@@ -145,6 +145,10 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Mã của phiên khôi phục này đã được dùng, hoặc phiên đã kết thúc. Hãy đặt mật khẩu nếu được yêu cầu, đăng nhập, hoặc yêu cầu mã mới.",
             "The code of this recovery was used already, or the recovery has ended. Choose a password if you are asked to, sign in, or ask for a new code.",
         ),
+        Problem::RecoveryIdMismatch => (
+            "Một yêu cầu khôi phục khác đã được bắt đầu trong trình duyệt này. Hãy tải lại trang và kiểm tra địa chỉ email trước khi tiếp tục.",
+            "Another recovery was started in this browser. Reload the page and check the email address before you continue.",
+        ),
         Problem::PasswordTooShort => (
             "Mật khẩu quá ngắn. Hãy dùng nhiều ký tự hơn, ví dụ một câu gồm nhiều từ.",
             "The password is too short. Use more characters, such as a phrase of several words.",

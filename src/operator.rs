@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::account::{self, record};
 use crate::audit::{self, Event};
 use crate::email_address::EmailAddress;
+use crate::mail::bounce::Signed;
 use crate::throttle::{self, Budget};
 use crate::{outbox, recovery, session};
 
@@ -77,6 +78,42 @@ pub async fn set_email(
     audit::record(&mut *transaction, now, Event::EmailChanged, id, None).await?;
     transaction.commit().await?;
     Ok(EmailSet::Set)
+}
+
+/// What a bounce changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bounced {
+    /// The address of the account is marked.
+    Marked,
+    /// It was marked already.
+    Already,
+    /// The account is gone, or has another address since that mail.
+    Gone,
+}
+
+/// Marks the address of an account as one that mails come back from. Nothing but what operators see depends on it; a right code
+/// ([`account::mark_reached`]) and another address take it away.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn mark_bouncing(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    bounced: &Signed,
+) -> Result<Bounced, sqlx::Error> {
+    let id = bounced.account_id;
+    let mut transaction = connection.begin().await?;
+    match record::lock_in_any_state(&mut transaction, id).await? {
+        Some((email, _)) if bounced.is_about(&email) => {}
+        _ => return Ok(Bounced::Gone),
+    }
+    if !record::mark_bouncing(&mut transaction, now, id).await? {
+        return Ok(Bounced::Already);
+    }
+    audit::record(&mut *transaction, now, Event::EmailBounced, id, None).await?;
+    transaction.commit().await?;
+    Ok(Bounced::Marked)
 }
 
 /// Ends every session of an account, and says how many there were.

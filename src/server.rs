@@ -103,12 +103,14 @@ impl Server {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
+        let over = CancellationToken::new();
         // All of it first: until it is known, requests are answered 502.
-        let (mut probes, health, ()) = tokio::join!(
-            app.gateway.watch(config.smtp_probe_interval, &app.metrics),
-            app.health.check(),
-            census.begin()
-        );
+        let (mut probes, health) = tokio::join!(app.gateway.watch(config, &app.metrics, &over), async {
+            // It finds the address that the pools connect to.
+            let health = app.health.check().await;
+            census.begin().await;
+            health
+        });
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let site = Site {
             recovery,
@@ -119,8 +121,7 @@ impl Server {
         let draining = Arc::clone(&site.draining);
         let api = http::with_layers(http::router(site.clone()).merge(more), &site);
         drop(site);
-        let (closing, ending, over) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
         // The courier's thread would outlive a service that is dropped.
         let _guard = over.clone().drop_guard();
         let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), closing.clone()));
@@ -134,7 +135,9 @@ impl Server {
         let mut courier = thread::spawn("courier", {
             let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
             async move {
-                over.run_until_cancelled(courier.run(&app.config, ending)).await;
+                // On the heap: its rounds are large.
+                over.run_until_cancelled(Box::pin(courier.run(&app.config, ending))).await;
+                app.gateway.close().await;
             }
         });
 
@@ -171,7 +174,8 @@ impl Server {
         }
         over.cancel();
         // A connection whose other end is gone does not say goodbye: it is not waited for.
-        let closing = async { tokio::join!(app.pool.close(), app.token_pool.close()) };
+        let probes = async { while probes.join_next().await.is_some() {} };
+        let closing = async { tokio::join!(app.pool.close(), app.token_pool.close(), probes) };
         let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
         Ok(())
     }

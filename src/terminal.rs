@@ -3,6 +3,8 @@
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
+
 /// `text` with every character that steers a terminal, or reorders or hides a part of a line, as JSON escapes it (`\u001b`).
 /// In JSON such characters are inside of strings alone, so that it stays the same document.
 #[must_use]
@@ -21,12 +23,15 @@ pub fn escaped(text: &str) -> String {
     safe
 }
 
-/// Controls (C0, DEL, C1), separators of lines, and what Unicode calls format characters: direction, joiners, tags.
+/// Controls (C0, DEL, C1), separators of lines, and format characters (direction, joiners, tags), by Unicode's general category
+/// (UAX #44 §5.7.1). What is unassigned may become one of them.
 fn steers(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, Unassigned};
+    if letter.is_ascii() {
+        return letter.is_ascii_control();
+    }
+    let category = letter.general_category();
+    matches!(category, Control | Format | LineSeparator | ParagraphSeparator | Unassigned)
 }
 
 /// Prints one line on standard output, or the beginning of one if `end` is empty.
@@ -61,6 +66,10 @@ mod tests {
         assert_eq!(escaped("a\u{1b}[2J\u{9b}1m\u{9d}\u{202e}\u{2028}\r\n\u{7f}"), {
             "a\\u001b[2J\\u009b1m\\u009d\\u202e\\u2028\\u000d\\u000a\\u007f"
         });
+        // Of each range of format characters one, and one that is not assigned.
+        for letter in "\u{ad}\u{600}\u{61c}\u{6dd}\u{70f}\u{890}\u{8e2}\u{180e}\u{200b}\u{2065}\u{feff}\u{fff9}\u{110bd}\u{13430}\u{1bca0}\u{1d173}\u{e0001}\u{e0fff}".chars() {
+            assert!(escaped(&letter.to_string()).is_ascii(), "{letter:?}");
+        }
         let value = serde_json::json!({ "a\u{9b}": "\u{1b}\u{e0041}\u{2066}\u{200f}" });
         let text = escaped(&value.to_string());
         assert!(text.is_ascii(), "{text}");

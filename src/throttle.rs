@@ -82,6 +82,11 @@ impl Budget {
         Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
     }
 
+    /// A bucket that is full again within this time has a unit left now.
+    fn room(self) -> (Duration, Duration) {
+        (self.short_refill * (self.short_burst - 1), self.long_refill * (self.long_burst - 1))
+    }
+
     /// No bound worth the name, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -172,9 +177,7 @@ pub async fn spend(
     key: &Key,
     budget: Budget,
 ) -> Result<Result<(), OffsetDateTime>, sqlx::Error> {
-    // A bucket that is full again by this time has a unit left now.
-    let (short_room, long_room) =
-        (budget.short_refill * (budget.short_burst - 1), budget.long_refill * (budget.long_burst - 1));
+    let (short_room, long_room) = budget.room();
     let row = sqlx::query!(
         "INSERT INTO throttle AS t (key, short_at, long_at, admitted)
          VALUES ($1, $2::timestamptz + $3::interval, $2 + $4::interval, 1)
@@ -193,6 +196,23 @@ pub async fn spend(
     .fetch_one(executor)
     .await?;
     Ok(if row.admitted > 0 { Ok(()) } else { Err((row.short_at - short_room).max(row.long_at - long_room)) })
+}
+
+/// When a budget has a unit left: now, or when one has come back. Spends none.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn free_at(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    key: &Key,
+    budget: Budget,
+) -> Result<OffsetDateTime, sqlx::Error> {
+    let (short_room, long_room) = budget.room();
+    let row = sqlx::query!("SELECT short_at, long_at FROM throttle WHERE key = $1", key);
+    let row = row.fetch_optional(executor).await?;
+    Ok(row.map_or(now, |row| (row.short_at - short_room).max(row.long_at - long_room).max(now)))
 }
 
 /// Gives back a unit that was spent: the attempt that it was for has succeeded.

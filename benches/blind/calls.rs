@@ -17,6 +17,8 @@ pub enum Call {
     /// Another start with the cookie of the first.
     Resend,
     Verify,
+    /// What the recovery is waiting for.
+    Progress,
     /// A start for somebody whom nobody knows, 100 ms after one for the address in question.
     Later,
     /// The same at once. That shows, because a mail takes time of the machine: docs/security.md has the figure.
@@ -27,13 +29,13 @@ pub enum Call {
 }
 
 impl Call {
-    pub const ALL: [Self; 6] =
-        [Self::Start, Self::Resend, Self::Verify, Self::Later, Self::AtOnce, Self::Login];
+    pub const ALL: [Self; 7] =
+        [Self::Start, Self::Resend, Self::Verify, Self::Progress, Self::Later, Self::AtOnce, Self::Login];
 
     /// On how many connections it is made.
     pub fn connections(self) -> &'static [usize] {
         match self {
-            Self::Start | Self::Resend | Self::Verify => &[1, 16],
+            Self::Start | Self::Resend | Self::Verify | Self::Progress => &[1, 16],
             Self::Later => &[4],
             Self::AtOnce => &[1],
             Self::Login => &[16],
@@ -44,7 +46,7 @@ impl Call {
     /// One in how many calls is made of it, as it takes so much longer.
     pub fn share(self) -> usize {
         match self {
-            Self::Start | Self::Verify => 1,
+            Self::Start | Self::Verify | Self::Progress => 1,
             Self::Resend => 4,
             Self::Later | Self::AtOnce | Self::Login => 10,
             Self::ParallelLogin => 400,
@@ -132,13 +134,18 @@ pub async fn one_by_one(
                 ("/recovery/start", serde_json::json!({ "email": email }), 200)
             }
             Call::Verify => ("/recovery/verify", serde_json::json!({ "code": "00000000" }), 400),
+            Call::Progress => ("/recovery", serde_json::Value::Null, 200),
             Call::Login | Call::ParallelLogin => (
                 "/login",
                 serde_json::json!({ "identifier": email, "password": "a guess that is wrong" }),
                 401,
             ),
         };
-        let request = post(&client, &base, path, &body).header("cookie", cookie);
+        let request = match call {
+            Call::Progress => client.get(format!("{base}{path}")),
+            _ => post(&client, &base, path, &body),
+        };
+        let request = request.header("cookie", cookie);
         let began = Instant::now();
         let answer = request.send().await?;
         assert_eq!(answer.status().as_u16(), status, "{call:?} of {email}");

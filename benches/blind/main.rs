@@ -175,7 +175,7 @@ impl Blind {
         let load = tokio::spawn(strangers(base.clone(), cell.loaded));
         let mut calls: Vec<_> =
             order.into_iter().map(|n| Subject::new(n % KINDS.len(), n / KINDS.len())).collect();
-        if matches!(cell.call, Call::Verify | Call::Resend) {
+        if matches!(cell.call, Call::Verify | Call::Progress | Call::Resend) {
             calls = in_parallel(16, &calls, |share| begins(base.clone(), share)).await?;
             // The mails of known addresses take time of this machine. That shows, and is said in docs/security.md.
             self.until_mails_are_out(cell.stalled).await?;

@@ -1,6 +1,5 @@
 //! What is broken, and the world that it is broken in.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +11,8 @@ use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
 use crate::Failure;
-use crate::cluster::Cluster;
-use crate::load::Ready;
+use crate::harness::cluster::Cluster;
+use crate::names::Names;
 use crate::postfix::Postfix;
 use crate::proxy::{Mode, Proxy};
 use crate::replica::Replica;
@@ -33,6 +32,10 @@ pub enum Kind {
     RelaySlow,
     RelayReset,
     RelayPutsOff,
+    RelayRefusesAll,
+    RelayHangsUp,
+    RelayGreetsLate,
+    RelayAddressDead,
     RelayDiskFull,
     ClockAhead,
     ClockBehind,
@@ -46,6 +49,10 @@ impl Kind {
             Self::DatabaseSlow
                 | Self::RelaySlow
                 | Self::RelayPutsOff
+                | Self::RelayRefusesAll
+                | Self::RelayHangsUp
+                | Self::RelayGreetsLate
+                | Self::RelayAddressDead
                 | Self::RelayDiskFull
                 | Self::ClockAhead
                 | Self::ClockBehind
@@ -59,7 +66,8 @@ impl Kind {
             Self::PostgresKilled | Self::PostgresStopped => 1,
             Self::DatabaseReset | Self::DatabaseStalled | Self::DatabaseSlow => 2,
             Self::RelayKilled | Self::RelayDiskFull => 3,
-            _ => 4,
+            Self::RelayAddressDead => 4,
+            _ => 5,
         }
     }
 }
@@ -93,7 +101,7 @@ pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fau
     order.truncate(faults);
     let mut before = None;
     let faults = order.into_iter().map(|kind| {
-        let longest = if kind == Kind::RelayStalled { 25.0 } else { 8.0 };
+        let longest = if matches!(kind, Kind::RelayStalled | Kind::RelayGreetsLate) { 25.0 } else { 8.0 };
         let together =
             random.random_bool(0.25) && before.is_some_and(|before: Kind| before.part() != kind.part());
         before = (!together).then_some(kind);
@@ -107,23 +115,24 @@ pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fau
     faults.collect()
 }
 
-/// A replica, which may be gone, and the file that its clock goes by.
+/// A replica, which may be gone, the command it is started by, and the file that its clock goes by.
 pub struct Member {
+    inside: Vec<String>,
     environment: Vec<(&'static str, String)>,
     clock: PathBuf,
     running: Mutex<Option<Replica>>,
 }
 
 impl Member {
-    pub async fn start(environment: Vec<(&'static str, String)>, clock: PathBuf) -> Result<Self, Failure> {
-        let member = Self { environment, clock, running: Mutex::new(None) };
+    pub async fn start(
+        inside: Vec<String>,
+        environment: Vec<(&'static str, String)>,
+        clock: PathBuf,
+    ) -> Result<Self, Failure> {
+        let member = Self { inside, environment, clock, running: Mutex::new(None) };
         member.is_off_by("+0")?;
         member.starts_again().await?;
         Ok(member)
-    }
-
-    pub async fn address(&self) -> Option<SocketAddr> {
-        self.running.lock().await.as_ref().map(|replica| replica.address)
     }
 
     async fn is_killed(&self) {
@@ -135,7 +144,7 @@ impl Member {
         let environment: Vec<_> =
             self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         for _ in 0..120 {
-            if let Ok(replica) = Replica::start(&environment).await {
+            if let Ok(replica) = Replica::start_inside(&self.inside, &environment).await {
                 *self.running.lock().await = Some(replica);
                 return Ok(());
             }
@@ -157,6 +166,7 @@ pub struct World {
     pub postfix: Mutex<Postfix>,
     pub databases: [Proxy; 2],
     pub relay: Proxy,
+    pub names: Names,
     pub members: [Member; 2],
 }
 
@@ -202,6 +212,13 @@ impl World {
             Kind::RelaySlow => through(&self.relay, Mode::IsSlow, lasts).await,
             Kind::RelayReset => through(&self.relay, Mode::Resets, lasts).await,
             Kind::RelayPutsOff => through(&self.relay, Mode::PutsOff, lasts).await,
+            Kind::RelayRefusesAll => through(&self.relay, Mode::RefusesAll, lasts).await,
+            Kind::RelayHangsUp => through(&self.relay, Mode::HangsUp, lasts).await,
+            Kind::RelayGreetsLate => through(&self.relay, Mode::GreetsLate, lasts).await,
+            Kind::RelayAddressDead => {
+                let _silent = self.names.first_is_silent()?;
+                lasts.await;
+            }
             Kind::RelayAnswerLost => through(&self.relay, Mode::DropsAnswers, lasts).await,
             Kind::ClockAhead | Kind::ClockBehind => {
                 member.is_off_by(if fault.kind == Kind::ClockAhead { "+1h" } else { "-30m" })?;
@@ -210,25 +227,6 @@ impl World {
             }
         }
         Ok(Window { kind: fault.kind, from, to: crate::now() })
-    }
-
-    /// What a load balancer does: asks each replica whether it is ready, and sends nobody to one that is not.
-    pub async fn balances(&self, ready: &Ready) {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build().expect("a client");
-        loop {
-            for (place, member) in self.members.iter().enumerate() {
-                let address = member.address().await;
-                let is_ready = match address {
-                    Some(address) => {
-                        let answer = client.get(format!("http://{address}/readyz")).send().await;
-                        answer.is_ok_and(|answer| answer.status() == 200)
-                    }
-                    None => false,
-                };
-                ready.is(place, address.filter(|_| is_ready));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
     }
 }
 

@@ -1,12 +1,13 @@
-//! `make chaos`: accepted is kept, whatever breaks. Two replicas of the built program, a real PostgreSQL, a real Postfix
-//! and clients; faults of every kind at random, by a seed that is printed; at the end every 200 that a client saw is
+//! `make chaos`: accepted is kept, whatever breaks. Two replicas of the built program behind nginx with deploy/nginx.conf
+//! (without TLS), a real PostgreSQL, a real Postfix and clients; faults of every kind at random, by a seed that is printed; at the end every 200 that a client saw is
 //! held against every mail that the relay kept. Exits with an error unless nothing was lost.
 
-#[path = "../../tests/it/harness/cluster.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod cluster;
 mod faults;
+#[path = "../../tests/it/harness/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod harness;
 mod load;
+mod names;
 mod postfix;
 mod proxy;
 mod reconcile;
@@ -14,6 +15,7 @@ mod reconcile;
 #[expect(dead_code, reason = "the courier's measurement uses more of it")]
 mod replica;
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,9 +27,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::cluster::Cluster;
 use self::faults::{Fault, Kind, Member, Window, World};
+use self::harness::cluster::Cluster;
+use self::harness::nginx::{Nginx, Setup};
 use self::load::{Load, Ready};
+use self::names::{Names, RELAY};
 use self::postfix::Postfix;
 use self::proxy::{Proxy, Upstream};
 use self::reconcile::Verdict;
@@ -80,7 +84,10 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let began = Instant::now();
     // More than can be asked for: by those that are accepted and refused, and while a fault lasts.
     let addresses = 3 * options.accepted + options.faults * 30 * usize::try_from(options.rate)?;
-    let world = world(addresses).await?;
+    let http = [free_address()?, free_address()?];
+    let world = world(addresses, http).await?;
+    let nginx =
+        Nginx::start(http, &Setup { is_documented: true, changes: &[(" ssl;", ";")], ..Setup::default() });
     let mut kinds = Kind::value_variants().to_vec();
     if !world.postfix.lock().await.can_be_full {
         println!("chaos: no file system can be mounted here, so RelayDiskFull is left out");
@@ -89,9 +96,9 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let faults = faults::schedule(&mut SmallRng::seed_from_u64(seed), options.faults, &kinds);
     let mails = world.postfix.lock().await.mails();
     let (load, ready, progress) = (Load::new(), Ready::default(), Progress::default());
+    ready.is(0, Some((Ipv4Addr::LOCALHOST, nginx.tls).into()));
     let windows = tokio::select! {
         windows = injects(&world, &faults, &load, &progress, options.accepted) => windows?,
-        () = world.balances(&ready) => unreachable!("it goes on"),
         () = load.run(ready.clone(), options.rate, addresses) => return Err("there are no addresses left".into()),
         () = progress.tell(&load, &mails, faults.len()) => unreachable!("it goes on"),
     };
@@ -105,14 +112,16 @@ async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// Everything that is needed, and an account for each address.
-async fn world(addresses: usize) -> Result<World, Failure> {
+async fn world(addresses: usize, http: [SocketAddr; 2]) -> Result<World, Failure> {
     let cluster = Cluster::start().await;
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)
         SELECT gen_random_uuid(), 'trader' || n || '@chaos.test', $2, $2 FROM generate_series(0, $1) AS n";
     let inserted = sqlx::query(accounts).bind(i64::try_from(addresses)?).bind(now());
     inserted.execute(&mut cluster.connect().await).await?;
     let postfix = Postfix::start()?;
-    let relay = Proxy::before(Upstream::Port(postfix.port)).await?;
+    let mut names = Names::new()?;
+    let relay = Proxy::at(names.second(), Upstream::Port(postfix.port)).await?;
+    names.is_at(relay.address.port());
     let database = async || Proxy::before(Upstream::Socket(cluster.socket())).await;
     let databases = [database().await?, database().await?];
     let keys = replica::keys()?;
@@ -123,17 +132,24 @@ async fn world(addresses: usize) -> Result<World, Failure> {
                 "DATABASE_URL",
                 format!("postgres://vos_auth@{}/postgres?sslmode=disable", databases[place].address),
             ),
-            ("SMTP_RELAYS", format!("smtp://{}?tls=none", relay.address)),
+            ("SMTP_RELAYS", format!("smtp://{RELAY}:{}?tls=none", relay.address.port())),
+            ("HTTP_ADDR", http[place].to_string()),
+            ("TRUSTED_PROXIES", "127.0.0.1/32".into()),
             ("JWT_KEYS", keys.clone()),
             ("LD_PRELOAD", faketime()?.display().to_string()),
             ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".into()),
             ("DONT_FAKE_MONOTONIC", "1".into()),
         ];
-        Member::start(environment, clock).await
+        Member::start(names.inside(), environment, clock).await
     };
     let members = [member(0).await?, member(1).await?];
-    Ok(World { cluster: cluster.into(), postfix: postfix.into(), databases, relay, members })
+    Ok(World { cluster: cluster.into(), postfix: postfix.into(), databases, relay, names, members })
+}
+
+/// nginx has to know the replicas before they are there.
+fn free_address() -> Result<SocketAddr, Failure> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// Where Debian's package puts it depends on the machine.

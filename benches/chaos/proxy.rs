@@ -1,7 +1,7 @@
 //! What stands in the path and misbehaves: before PostgreSQL and before the relay.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,12 +21,20 @@ pub enum Mode {
     Resets,
     /// SMTP: every recipient is put off.
     PutsOff,
+    /// SMTP: every recipient is refused, as by a relay that does not know its client.
+    RefusesAll,
+    /// SMTP: 421 for every recipient, and the connection is gone.
+    HangsUp,
+    /// SMTP: who connects waits for the greeting.
+    GreetsLate,
     /// SMTP: the relay's answer to a mail is swallowed, and the connection is gone.
     DropsAnswers,
 }
 
 /// How long a piece waits when the way is slow.
 const SLOWNESS: Duration = Duration::from_millis(150);
+/// How long a late greeting takes: postscreen's default.
+const LATENESS: Duration = Duration::from_secs(6);
 
 #[derive(Clone)]
 pub enum Upstream {
@@ -41,7 +49,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn before(upstream: Upstream) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::at(Ipv4Addr::LOCALHOST.into(), upstream).await
+    }
+
+    pub async fn at(address: IpAddr, upstream: Upstream) -> io::Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let (mode, modes) = watch::channel(Mode::Passes);
         tokio::spawn(async move {
@@ -60,6 +72,9 @@ impl Proxy {
 
 async fn serve(client: TcpStream, upstream: Upstream, modes: watch::Receiver<Mode>) -> io::Result<()> {
     client.set_nodelay(true)?;
+    if *modes.borrow() == Mode::GreetsLate {
+        tokio::time::sleep(LATENESS).await;
+    }
     match upstream {
         Upstream::Port(port) => {
             let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
@@ -89,8 +104,13 @@ async fn pump(
                 if piece.is_empty() {
                     return Ok(());
                 }
-                if mode == Mode::PutsOff && piece.starts_with(b"RCPT") {
-                    client.write_all(b"450 4.3.0 later\r\n").await?;
+                if piece.starts_with(b"RCPT") {
+                    match mode {
+                        Mode::PutsOff => client.write_all(b"450 4.3.0 later\r\n").await?,
+                        Mode::RefusesAll => client.write_all(b"554 5.7.1 Relay access denied\r\n").await?,
+                        Mode::HangsUp => return client.write_all(b"421 4.3.2 shutting down\r\n").await,
+                        _ => server.write_all(piece).await?,
+                    }
                     continue;
                 }
                 mail_is_in = piece.ends_with(b"\r\n.\r\n");

@@ -1,7 +1,12 @@
-"""What one start costs, in figures that do not depend on the machine's mood: instructions of the service under callgrind,
-statements and WAL octets of PostgreSQL. Run by `make cost`; ends with an error if a figure is over its bound.
+"""What one start and one delivered code cost, in counts that machine noise does not change: instructions of the service under
+callgrind; statements, octets of WAL and touched buffers of PostgreSQL. Run by `make cost`, which preloads pg_stat_statements;
+ends with an error if a count is over its bound.
 
-    measure.py BINARY [--instructions N] [--statements N] [--wal N]
+A start is one for an unknown address, its mail's row deleted by the courier. A delivered code is what follows a start for a known
+address: the mail of a backlog is claimed, accepted by a relay that accepts everything, and deleted. A code that a user waits for
+costs both.
+
+    measure.py BINARY [--start-instructions N …] [--code-instructions N …] [--by-statement]
 """
 import argparse
 import atexit
@@ -16,27 +21,49 @@ import sys
 import tempfile
 import time
 
-WARM_UP, STARTS = 200, 1000
+WARM_UP, STARTS, CODES = 200, 1000, 400
+# A backlog, its accounts and sessions; a mail's id carries its time, by which the courier goes.
+BACKLOG = """
+    WITH pending AS MATERIALIZED (
+        SELECT n, 'pending' || n || '@example.org' AS email, clock_timestamp() AS at,
+            lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
+                || right(replace(gen_random_uuid()::text, '-', ''), 19) AS id
+        FROM generate_series(1, {mails}) AS n
+    ), accounts AS (
+        INSERT INTO account (id, email, created_at, updated_at) SELECT id::uuid, email, at, at FROM pending
+    ), sessions AS (
+        INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, client_ip, user_agent)
+        SELECT id::uuid, sha256(id::bytea), email, 'cost', at, at + interval '10 minutes', '127.0.0.1', 'a browser'
+        FROM pending
+    )
+    INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
+    SELECT id::uuid, 'recovery_code', id::uuid, at, at + interval '10 minutes', at FROM pending ORDER BY id"""
 
 
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("binary")
-    for bound in ("instructions", "statements", "wal"):
-        options.add_argument(f"--{bound}", type=float, help="the most that a start may cost")
+    options.add_argument("--by-statement", action="store_true", help="say what PostgreSQL spends a code on")
+    for bound in ("instructions", "statements", "wal", "buffers"):
+        options.add_argument(f"--start-{bound}", type=float, help="the most that a start may cost")
+        options.add_argument(f"--code-{bound}", type=float, help="the most that a delivered code may cost")
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.binary, folder)
         try:
-            costs = bench.storage() | bench.instructions()
+            costs = {"start": bench.start(), "code": bench.code()}
         finally:
             bench.relay.kill()
+    if options.by_statement:
+        print(bench.by_statement)
     well = True
-    for name, cost in costs.items():
-        bound = getattr(options, name)
-        over = bound is not None and cost > bound
-        well &= not over
-        print(f"{name:>12} a start: {cost:>12,.1f}" + (f"  bound {bound:,.0f}" if bound else "") + ("  OVER" if over else ""))
+    for what, counts in costs.items():
+        for name, cost in counts.items():
+            bound = getattr(options, f"{what}_{name}")
+            over = bound is not None and cost > bound
+            well &= not over
+            told = f"  bound {bound:,.0f}" if bound else ""
+            print(f"{name:>12} a {what}: {cost:>12,.1f}" + told + ("  OVER" if over else ""))
     print(json.dumps(costs))
     sys.exit(0 if well else 1)
 
@@ -50,35 +77,44 @@ class Bench:
         wait_for(lambda: os.path.exists(f"{folder}/port") and open(f"{folder}/port").read())
         subprocess.run([binary, "key", "generate", "--jwt-keys", f"{folder}/jwt"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run([binary, "migrate"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
 
-    def instructions(self):
-        """Of a run with many starts less those of one with few: boot and stop cancel out."""
-        few, many = (self.under_callgrind(starts) for starts in (WARM_UP, WARM_UP + STARTS))
-        return {"instructions": (many - few) / STARTS}
+    def start(self):
+        """Runs with many starts less runs with few: what boot and stop cost cancels out."""
+        few, many = (self.counts(starts=starts) for starts in (WARM_UP, WARM_UP + STARTS))
+        return {name: (many[name] - few[name]) / STARTS for name in many}
 
-    def under_callgrind(self, starts):
+    def code(self):
+        few, many = (self.counts(mails=mails) for mails in (WARM_UP, WARM_UP + CODES))
+        return {name: (many[name] - few[name]) / CODES for name in many}
+
+    def counts(self, starts=0, mails=0):
+        """Of one run as it is, and of another under callgrind."""
+        storage = self.storage(starts, mails)
+        self.has_backlog(mails)
         valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={self.folder}/callgrind"]
         with Service(self, valgrind) as service:
             service.starts(starts)
         with open(f"{self.folder}/callgrind") as file:
-            return int(re.search(r"^(?:totals|summary): (\d+)", file.read(), re.M)[1])
+            return storage | {"instructions": int(re.search(r"^(?:totals|summary): (\d+)", file.read(), re.M)[1])}
 
-    def storage(self):
-        """What PostgreSQL does for a start and for what follows of it: the courier finds that nobody is there."""
-        sql("ALTER DATABASE vos_auth SET log_min_duration_statement = 0")
+    def storage(self, starts, mails):
+        self.has_backlog(mails)
+        wal = sql("SELECT pg_stat_statements_reset()", "SELECT pg_current_wal_insert_lsn() - '0/0'").split()[-1]
         with Service(self, []) as service:
-            service.starts(WARM_UP)
-            # What checkpoints cost is not the start's.
-            sql("CHECKPOINT")
-            service.starts(WARM_UP)
-            wal, log = sql("SELECT pg_current_wal_insert_lsn() - '0/0'"), log_size()
-            service.starts(STARTS)
-            wal = int(sql("SELECT pg_current_wal_insert_lsn() - '0/0'")) - int(wal)
-            with open(f"{os.environ['PGHOST']}/postgres.log") as file:
-                file.seek(log)
-                statements = file.read().count(" execute sqlx")
-        sql("ALTER DATABASE vos_auth RESET log_min_duration_statement")
-        return {"statements": statements / STARTS, "wal": wal / STARTS}
+            service.starts(starts)
+        statements, buffers, after = sql(
+            """SELECT sum(calls), sum(shared_blks_hit + shared_blks_read), pg_current_wal_insert_lsn() - '0/0'
+               FROM pg_stat_statements WHERE query !~ 'pg_stat_statements|^SELECT count'"""
+        ).split("|")
+        self.by_statement = statements_by_cost()
+        return {"statements": int(statements), "wal": int(after) - int(wal), "buffers": int(buffers)}
+
+    def has_backlog(self, mails):
+        # The first change of a page after a checkpoint writes the whole page into the WAL, so all pages are new ones.
+        sql("TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE", "CHECKPOINT")
+        if mails:
+            sql(BACKLOG.format(mails=mails))
 
 
 class Service:
@@ -126,7 +162,7 @@ class Service:
         return self
 
     def starts(self, count):
-        """One after the other; returns when the courier is done with them."""
+        """One after the other; returns when the courier is done with them, and with what was there before."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         for _ in range(count):
             self.number += 1
@@ -150,8 +186,12 @@ def sql(*statements):
     return run.stdout.strip()
 
 
-def log_size():
-    return os.path.getsize(f"{os.environ['PGHOST']}/postgres.log")
+def statements_by_cost():
+    return sql(
+        """SELECT format('%s calls, %s buffers, %s octets of WAL, %s ms: %s', calls, shared_blks_hit + shared_blks_read, wal_bytes,
+                  round(total_exec_time), left(regexp_replace(query, '\\s+', ' ', 'g'), 100))
+           FROM pg_stat_statements WHERE calls > 20 ORDER BY total_exec_time DESC"""
+    )
 
 
 def wait_for(condition):

@@ -20,21 +20,22 @@ pub struct Replica {
 /// A folder with a key for JWTs.
 pub fn keys() -> Result<String, Failure> {
     let folder = format!("{}/courier-jwt-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
-    let made = vos_auth().args(["key", "generate", "--jwt-keys", &folder]).stdout(Stdio::null()).status()?;
+    let made =
+        vos_auth(&[]).args(["key", "generate", "--jwt-keys", &folder]).stdout(Stdio::null()).status()?;
     if !made.success() {
         return Err("no key for JWTs could be made".into());
     }
     Ok(folder)
 }
 
-/// The program, which ends with this process however that ends.
-fn vos_auth() -> Command {
+/// The program, which ends with this process however that ends; started by the command `inside`, if there is one.
+fn vos_auth(inside: &[String]) -> Command {
     let mut command = Command::new("/usr/bin/setpriv");
-    command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_vos-auth")]).env_clear();
+    command.args(["--pdeathsig", "KILL"]).args(inside).arg(env!("CARGO_BIN_EXE_vos-auth")).env_clear();
     command
 }
 
-fn serve(environment: &[(&str, &str)]) -> Command {
+fn serve(inside: &[String], environment: &[(&str, &str)]) -> Command {
     let usual = [
         ("PUBLIC_ORIGIN", "https://platform.verolabs.co"),
         ("HTTP_ADDR", "127.0.0.1:0"),
@@ -47,14 +48,19 @@ fn serve(environment: &[(&str, &str)]) -> Command {
         ("LOG_FORMAT", "json"),
         ("LOG_LEVEL", "error,vos_auth::cli=info"),
     ];
-    let mut command = vos_auth();
+    let mut command = vos_auth(inside);
     command.arg("serve").envs(usual).envs(environment.iter().copied());
     command
 }
 
 impl Replica {
     pub async fn start(environment: &[(&str, &str)]) -> Result<Self, Failure> {
-        let mut command = serve(environment);
+        Self::start_inside(&[], environment).await
+    }
+
+    /// Started by the command `inside`, which ends by executing the program.
+    pub async fn start_inside(inside: &[String], environment: &[(&str, &str)]) -> Result<Self, Failure> {
+        let mut command = serve(inside, environment);
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = child.stderr.take().ok_or("no log")?;
         let (sender, serving) = tokio::sync::oneshot::channel();
@@ -76,7 +82,7 @@ impl Replica {
     /// One whose log nobody reads, so that reading it costs the measurement nothing. Returns once it listens.
     pub async fn start_unheard(environment: &[(&str, &str)]) -> Result<Self, Failure> {
         let (address, metrics_address) = (free_address()?, free_address()?);
-        let mut command = serve(environment);
+        let mut command = serve(&[], environment);
         command.env("HTTP_ADDR", address.to_string()).env("METRICS_ADDR", metrics_address.to_string());
         let child = command.stderr(Stdio::null()).spawn()?;
         let replica = Self { child, address, metrics_address, http: reqwest::Client::new() };

@@ -209,6 +209,19 @@ pub async fn mark_used(
     Ok(())
 }
 
+/// Takes the mark of a bounce from an account whose owner has entered a code from a mail. If there is one, this locks the row: call it
+/// before any other row is locked ([`lock`]).
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn mark_reached(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!("UPDATE account SET bouncing_since = NULL WHERE id = $1 AND bouncing_since IS NOT NULL", id)
+        .execute(transaction)
+        .await?;
+    Ok(())
+}
+
 /// An account that is to be created.
 #[derive(Debug)]
 pub struct NewAccount {

@@ -29,6 +29,8 @@ pub struct Record {
     pub updated_at: OffsetDateTime,
     /// When it came from another system's export.
     pub imported_at: Option<OffsetDateTime>,
+    /// Since when mails to its address bounce, as far as is known.
+    pub bouncing_since: Option<OffsetDateTime>,
 }
 
 /// How an operator names an account.
@@ -60,7 +62,8 @@ pub async fn find(executor: impl PgExecutor<'_>, name: &Name) -> Result<Option<R
     };
     sqlx::query_as!(
         Record,
-        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at
+        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at,
+             bouncing_since
          FROM account WHERE id = $1 OR email = $2",
         id,
         email,
@@ -81,7 +84,8 @@ pub async fn page(
 ) -> Result<Vec<Record>, sqlx::Error> {
     sqlx::query_as!(
         Record,
-        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at
+        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at,
+             bouncing_since
          FROM account WHERE id > $1 ORDER BY id LIMIT $2",
         after,
         limit,
@@ -98,7 +102,8 @@ pub async fn page(
 pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Record>, sqlx::Error> {
     sqlx::query_as!(
         Record,
-        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at
+        "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at,
+             bouncing_since
          FROM account WHERE id = ANY($1)",
         ids,
     )
@@ -145,8 +150,27 @@ pub async fn set_active(
     Ok(())
 }
 
-/// Gives a locked account another address, in its traits too if they have one under `email`, and ends its recoveries.
-/// False: another account has it.
+/// Notes that mails to the address of a locked account bounce. It is no change by a person, so an import may still change the
+/// account. False: it was noted already.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn mark_bouncing(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query!(
+        "UPDATE account SET bouncing_since = $2 WHERE id = $1 AND bouncing_since IS NULL",
+        id,
+        now
+    );
+    Ok(marked.execute(transaction).await?.rows_affected() > 0)
+}
+
+/// Gives a locked account another address, in its traits too if they have one under `email`, and ends its recoveries. Nothing is
+/// known of bounces there. False: another account has it.
 ///
 /// # Errors
 ///
@@ -159,7 +183,7 @@ pub async fn set_email(
 ) -> Result<bool, sqlx::Error> {
     let set = sqlx::query!(
         "UPDATE account SET email = $2, traits = jsonb_set(traits, '{email}', to_jsonb($2::text), false), updated_at = $3,
-             recoveries_ended = nextval('recovery_number')
+             recoveries_ended = nextval('recovery_number'), bouncing_since = NULL
          WHERE id = $1",
         id,
         email.as_str(),

@@ -12,6 +12,7 @@ use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::{Composer, MailKind};
+use crate::secret::Key;
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
@@ -60,8 +61,7 @@ pub(super) struct DkimRecord {
 pub(super) async fn test(test: &Test) -> Result<(), Failure> {
     let (config, to) = (&test.config, EmailAddress::parse(&test.to)?);
     let gateway = Gateway::new(config, &config::smtp_relays()?, &OauthSecrets::from_environment()?)?;
-    let mail =
-        Composer::new(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
+    let mail = composer(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
         terminal::begin(format_args!("relay {relay}: "));
@@ -73,14 +73,20 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
             }
         }
     }
+    gateway.close().await;
     if failed > 0 {
         return Err(format!("{failed} of {} relays did not take the mail", gateway.relays().count()).into());
     }
     Ok(())
 }
 
+/// A bounce of what it builds is about no account.
+fn composer(config: &Config) -> Result<Composer, ConfigError> {
+    Composer::new(config, &Key::random("sample"))
+}
+
 pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
-    let composer = Composer::new(&preview.config)?;
+    let composer = composer(&preview.config)?;
     let mail = composer.sample(preview.kind, preview.locale, "trader@example.com", Clock::system().now())?;
     match &preview.out {
         Some(file) => std::fs::write(file, mail.bytes())
@@ -91,7 +97,7 @@ pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
 }
 
 pub(super) fn dkim_record(record: &DkimRecord) -> Result<(), Failure> {
-    let composer = Composer::new(&record.config)?;
+    let composer = composer(&record.config)?;
     let signer = composer.dkim().ok_or_else(|| ConfigError::new("DKIM_KEY_FILE", "is missing"))?;
     terminal::line(signer.record());
     Ok(())

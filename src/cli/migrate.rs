@@ -6,8 +6,9 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Failure, connect_with};
+use super::{Failure, connect_to};
 use crate::config::ConfigError;
+use crate::database::Endpoint;
 use crate::{config, database, terminal};
 
 /// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
@@ -21,9 +22,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn run() -> Result<(), Failure> {
     // A step may take long; its role may have the service's timeout, as behind a pooler.
     let settings = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", "0")];
-    let options = database::options(&config::database_url()?)?.options(settings);
+    let endpoint = Endpoint::new(database::options(&config::database_url()?)?.options(settings));
     for _ in 1..TRIES {
-        match migrate(connect_with(&options).await?).await {
+        match migrate(connect_to(&endpoint).await?).await {
             Err(error) if is_refused(&error) => {
                 let why = "connects as a role that may not change the schema: give `migrate` the URL of the database's owner";
                 return Err(ConfigError::new("DATABASE_URL", why).into());
@@ -35,7 +36,7 @@ pub(super) async fn run() -> Result<(), Failure> {
             ended => return Ok(ended?),
         }
     }
-    Ok(migrate(connect_with(&options).await?).await?)
+    Ok(migrate(connect_to(&endpoint).await?).await?)
 }
 
 async fn migrate(mut connection: PgConnection) -> Result<(), MigrateError> {

@@ -1,6 +1,8 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `healthcheck`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
+//! `healthcheck`.
 
 mod account;
+mod bounce;
 mod key;
 mod mail;
 mod migrate;
@@ -15,8 +17,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
+use crate::database::Endpoint;
 use crate::server::Server;
 use crate::traces::Traces;
 use crate::{database, dev, terminal};
@@ -87,6 +89,9 @@ enum Command {
     /// Try the relays, and see what mails look like
     #[command(subcommand)]
     Mail(mail::MailCommand),
+    /// Take a message that came back from standard input, as Postfix, procmail and Sieve hand it over, and note whose address it
+    /// is about. Needs DATABASE_URL and DEVICE_SECRETS
+    Bounce(bounce::Bounce),
     /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
     Healthcheck {
         /// The address that `serve` listens on
@@ -112,7 +117,7 @@ enum LogFormat {
 }
 
 /// Parses the command line and does what it says. A failure is one sentence on standard error and exit code 1 (2 for a
-/// command line that cannot be read).
+/// command line that cannot be read; 75 of `bounce`, which is run again then).
 #[must_use]
 pub fn main() -> ExitCode {
     let matches = unset_empty_variables(Cli::command()).try_get_matches();
@@ -120,11 +125,15 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
+    let failure = match cli.command {
+        Command::Bounce(_) => ExitCode::from(bounce::TRY_AGAIN),
+        _ => ExitCode::FAILURE,
+    };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::note(format_args!("vos-auth: {error}"));
-            ExitCode::FAILURE
+            failure
         }
     }
 }
@@ -180,6 +189,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Mail(mail::MailCommand::Test(test)) => to_its_end(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
         Command::Mail(mail::MailCommand::DkimRecord(record)) => mail::dkim_record(&record),
+        Command::Bounce(bounce) => to_its_end(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
     }
@@ -227,11 +237,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 async fn connect() -> Result<PgConnection, Failure> {
-    connect_with(&database::options(&config::database_url()?)?).await
+    connect_to(&Endpoint::new(database::options(&config::database_url()?)?)).await
 }
 
-async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
-    PgConnection::connect_with(options)
+async fn connect_to(endpoint: &Endpoint) -> Result<PgConnection, Failure> {
+    endpoint
+        .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
 }

@@ -97,8 +97,8 @@ pub struct Config {
     #[arg(long, env, value_name = "SIGN_IN_URL", default_value = "/", help_heading = "Page")]
     pub sign_in_url: SignInUrl,
 
-    /// Requests of a kind that one network (an IPv4 address or an IPv6 /64) may send at once, a replica: start, login and a new
-    /// password; verify and reset-password without a cookie of their own; unknown session tokens
+    /// Requests of a kind that one network (an IPv4 address or an IPv6 /64) may send at once, a replica: start and a new
+    /// password; login; verify and reset-password without a cookie of their own; unknown session tokens
     #[arg(long, env, value_name = "NETWORK_BURST", default_value = "30", help_heading = "Budgets", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_burst: u32,
 
@@ -182,7 +182,7 @@ pub struct Config {
     )]
     pub jwt_audience: String,
 
-    /// Connections to PostgreSQL beside the one of `start`, two each of the courier and of session tokens, and the one of
+    /// Connections to PostgreSQL beside the one of `start`, three of the courier, two of session tokens, and the one of
     /// /readyz
     #[arg(long, env, value_name = "DATABASE_CONNECTIONS", default_value = "5", help_heading = "Storage", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
@@ -209,7 +209,8 @@ pub struct Config {
     #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", help_heading = "Storage", value_parser = audit_retention)]
     pub audit_retention: Duration,
 
-    /// Who mails are from: a name and an address
+    /// Who mails are from: a name and an address. A name with a comma is in quotes. The address is ASCII, but for its
+    /// domain, which is sent as its A-label (xn--…)
     #[arg(
         long,
         env,
@@ -219,7 +220,8 @@ pub struct Config {
     )]
     pub mail_from: String,
 
-    /// Where bounces go (the envelope's sender). Default: the address of MAIL_FROM
+    /// Where bounces go (the envelope's sender): an address, or @ and a domain, such as @bounces.verolabs.co, where each account
+    /// and day has an address of its own by which `bounce` knows whose mail came back. Default: the address of MAIL_FROM
     #[arg(long, env, value_name = "MAIL_BOUNCES", help_heading = "Mail")]
     pub mail_bounces: Option<String>,
 
@@ -256,7 +258,8 @@ pub struct Config {
     #[command(flatten)]
     pub dkim: DkimSettings,
 
-    /// The name that relays are greeted with (EHLO): this host's public name
+    /// The name that relays are greeted with (EHLO): this host's public name, or its address as [192.0.2.1] or
+    /// [IPv6:2001:db8::1]
     #[arg(
         long,
         env,
@@ -275,8 +278,8 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_CONNECTIONS", default_value = "8", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub smtp_connections: u32,
 
-    /// How long one mail may take, from connecting to the relay's last answer. A claimed mail is leased for twice as long
-    /// and 20 s, so that no two workers hold one
+    /// How long one mail may take, from connecting to the relay's last answer; a relay that greets late has that long, too.
+    /// A claimed mail is leased for twice as long and 20 s, so that no two workers hold one
     #[arg(long, env, value_name = "SMTP_DEADLINE", default_value = "20s", help_heading = "Relays", value_parser = |text: &str| between(text, 100 * MILLISECOND, MINUTE))]
     pub smtp_deadline: Duration,
 
@@ -285,9 +288,19 @@ pub struct Config {
     #[arg(long, env, value_name = "SMTP_IDLE", default_value = "8s", help_heading = "Relays", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub smtp_idle: Duration,
 
-    /// How often each relay is asked whether it is usable
+    /// Mails that one connection carries before another is opened. Lower it to the relay's own limit, if that is less
+    #[arg(long, env, value_name = "SMTP_MAILS_PER_CONNECTION", default_value = "100", help_heading = "Relays", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub smtp_mails_per_connection: u32,
+
+    /// How often each relay is asked whether it is usable, while it is. While it is not, it is asked every second, or at this
+    /// interval if that is shorter or the relay refuses the password
     #[arg(long, env, value_name = "SMTP_PROBE_INTERVAL", default_value = "10s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]
     pub smtp_probe_interval: Duration,
+
+    /// Connections that ask at once whether a relay is usable which is not. One begins every second although others are still
+    /// unanswered; for a provider that minds, set 1
+    #[arg(long, env, value_name = "SMTP_PROBES_WHILE_DOWN", default_value = "5", help_heading = "Relays", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub smtp_probes_while_down: u16,
 
     /// Where access tokens for relays come from.
     #[command(flatten)]

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 
+use super::endpoint::{Endpoint, Found};
 use super::{DISK_FULL, KeptConnection, MIGRATOR, cause, failures, in_time, settings, sqlstate};
 use crate::clock::{Clock, MAX_SKEW};
 use crate::metrics::{Metrics, StateLabel};
@@ -19,10 +19,13 @@ const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 const STORING_TRIED: Duration = Duration::from_mins(1);
 /// For how long a statement that met a full disk counts.
 const FULL_DISK_COUNTS: Duration = Duration::from_secs(10);
-/// What the role of the service needs; `deploy/grants.sql` grants it.
-const RIGHTS: [(&str, &[&str]); 8] = [
+/// What the role of the service needs; `deploy/grants.sql` grants it. Of a table, a right to some of its columns will do, but a
+/// column that came later is named: its right is missing until `deploy/grants.sql` is run again.
+const RIGHTS: [(&str, &[&str]); 10] = [
     ("account", &["SELECT", "UPDATE"]),
+    ("account.bouncing_since", &["UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
+    ("hash_census", &["SELECT", "INSERT", "UPDATE"]),
     ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("recovery_number", &["USAGE"]),
     ("recovery_session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
@@ -177,8 +180,7 @@ impl Finding {
 pub struct Monitor {
     clock: Clock,
     metrics: Arc<Metrics>,
-    /// Whether a network leads there, and not a socket.
-    networked: bool,
+    endpoint: Endpoint,
     state: Mutex<State>,
 }
 
@@ -195,11 +197,10 @@ struct State {
 impl Monitor {
     /// Connects when it is first asked.
     #[must_use]
-    pub fn new(options: &PgConnectOptions, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let networked = options.get_socket().is_none() && !options.get_host().starts_with('/');
-        let kept = KeptConnection::new(options, CONNECTION_LIFETIME);
+    pub fn new(endpoint: &Endpoint, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let kept = KeptConnection::watching(endpoint, CONNECTION_LIFETIME);
         let state = State { kept, found: Finding::just(Health::Ok), asked: None, stored: None };
-        Self { clock, metrics, networked, state: Mutex::new(state) }
+        Self { clock, metrics, endpoint: endpoint.clone(), state: Mutex::new(state) }
     }
 
     /// Asks PostgreSQL how it is, and compares its clock with this machine's. Callers that come while a check is under way
@@ -213,7 +214,15 @@ impl Monitor {
         state.asked = Some(Instant::now());
         // On the heap: connecting is a part of it.
         let found = in_time(Box::pin(look(&mut state, &self.clock))).await;
-        let found = found.unwrap_or_else(|error| Finding::of(&error, self.networked));
+        let found = found.unwrap_or_else(|error| {
+            let Finding { health, cause, fix } = Finding::of(&error, self.endpoint.is_networked());
+            // Any other error says by itself what was being done.
+            let cause = match error {
+                sqlx::Error::PoolTimedOut => format!("{cause}, while {}", state.kept.stage()),
+                _ => cause,
+            };
+            Finding { health, cause, fix }
+        });
         self.show(found.health);
         if found != state.found {
             found.log();
@@ -225,6 +234,10 @@ impl Monitor {
     fn show(&self, found: Health) {
         self.metrics.database_up.set(i64::from(found == Health::Ok));
         self.metrics.clock_skewed.set(i64::from(found == Health::ClockSkewed));
+        let Found { addresses, silent, .. } = self.endpoint.found();
+        // A name's only address is the database itself.
+        let silent = if addresses > 1 { silent } else { 0 };
+        self.metrics.database_silent_addresses.set(i64::try_from(silent).unwrap_or(i64::MAX));
         for health in Health::ALL {
             let label = StateLabel { state: health.as_str() };
             self.metrics.database_state.get_or_create(&label).set(i64::from(found == health));
@@ -259,16 +272,18 @@ async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> 
     let rights = RIGHTS.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
     let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
     let (now, asked) = (clock.now(), Instant::now());
-    // A right to some columns will do: deploy/grants.sql grants no more of `account`.
+    // A column that is not there yet is the business of the migrations.
     let row = sqlx::query!(
         r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",
             ARRAY(SELECT name FROM unnest($1::text[], $2::text[]) AS wanted (name, value)
                 WHERE current_setting(name) <> value) AS "other_settings!",
             ARRAY(SELECT needed || ' on ' || name FROM unnest($3::text[], $4::text[]) AS needed (name, needed)
-                WHERE NOT CASE needed
-                    WHEN 'USAGE' THEN has_sequence_privilege(to_regclass(name), needed)
-                    WHEN 'DELETE' THEN has_table_privilege(to_regclass(name), needed)
+                WHERE NOT CASE
+                    WHEN name LIKE '%.%' THEN (SELECT has_column_privilege(attrelid, attnum, needed) FROM pg_attribute
+                        WHERE attrelid = to_regclass(split_part(name, '.', 1)) AND attname = split_part(name, '.', 2))
+                    WHEN needed = 'USAGE' THEN has_sequence_privilege(to_regclass(name), needed)
+                    WHEN needed = 'DELETE' THEN has_table_privilege(to_regclass(name), needed)
                     ELSE has_any_column_privilege(to_regclass(name), needed) END) AS "missing_rights!"
            FROM _sqlx_migrations WHERE success"#,
         &settings_names as _,

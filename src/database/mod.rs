@@ -1,50 +1,26 @@
 //! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair. [`health`] says
 //! whether the service can work with it.
 
+mod endpoint;
 pub mod failures;
 pub mod health;
+mod options;
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
 
-use crate::config::{ConfigError, STORAGE_DEADLINE};
+pub use self::endpoint::Endpoint;
+pub use self::options::options;
+use crate::config::STORAGE_DEADLINE;
 use crate::error::{Error, Problem};
 
 /// The schema, step by step; the files say why.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
-
-/// Reads `DATABASE_URL` and refuses one that would send data over a network in the clear.
-///
-/// # Errors
-///
-/// A sentence that names `DATABASE_URL`; it quotes nothing of the URL, which holds a password.
-pub fn options(url: &str) -> Result<PgConnectOptions, ConfigError> {
-    // sqlx reads a URL of any scheme as PostgreSQL's.
-    let options = match url.split_once("://") {
-        Some(("postgres" | "postgresql", _)) => PgConnectOptions::from_str(url).ok(),
-        _ => None,
-    };
-    let options = options.ok_or_else(|| {
-        ConfigError::new("DATABASE_URL", "is not written like postgres://USER:PASSWORD@HOST/DATABASE")
-    })?;
-    let local = options.get_socket().is_some()
-        || options.get_host().starts_with('/')
-        || matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
-    if !local && matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer) {
-        return Err(ConfigError::new(
-            "DATABASE_URL",
-            "names another machine without TLS: add sslmode=verify-full (or require, if its certificate cannot be checked)",
-        ));
-    }
-    // Statements are not logged: nothing that was bound to one may ever reach a log.
-    Ok(options.application_name("vos-auth").disable_statement_logging())
-}
 
 /// The settings that every session of the running service has, written as `current_setting` shows them. [`health`]
 /// checks that a session really has them: a connection pooler may drop them.
@@ -66,7 +42,7 @@ fn settings() -> [(&'static str, String); 6] {
     ]
 }
 
-/// The same, for the statements of the running service, with its settings.
+/// The same options for the running service: with its settings.
 #[must_use]
 pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().options(settings())
@@ -74,8 +50,8 @@ pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
 
 /// A pool that connects when it is first used, so that the service starts while PostgreSQL is down.
 #[must_use]
-pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
-    PgPoolOptions::new()
+pub fn pool(endpoint: &Endpoint, connections: u32) -> PgPool {
+    let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(STORAGE_DEADLINE)
         // After a switch to another primary no connection to the former one lasts.
@@ -93,17 +69,23 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
                     .inspect_err(|error| failures::note("return a connection", error))
             })
         })
-        .connect_lazy_with(with_deadline(options))
+        .connect_lazy_with(endpoint.options());
+    endpoint.leads(&pool);
+    pool
 }
 
 /// One connection that is kept for one task: no pool stands between a statement and the server.
 #[derive(Debug)]
 pub struct KeptConnection {
-    options: PgConnectOptions,
+    endpoint: Endpoint,
     open: Option<PgConnection>,
     opened: Instant,
     used: Instant,
     max_lifetime: Duration,
+    /// Whether the addresses are looked at before every new connection, and not only after one that was lost.
+    watches: bool,
+    /// Whether the last use was connecting when it was ended.
+    connecting: bool,
 }
 
 impl KeptConnection {
@@ -112,11 +94,18 @@ impl KeptConnection {
     const TRUSTED_IDLE: Duration = Duration::from_millis(20);
 
     /// Opened on first use. After `max_lifetime` another takes its place, so that a new certificate or a new address of the
-    /// server is met.
+    /// server is met. What leads to the server is looked at only when a connection was lost.
     #[must_use]
-    pub fn new(options: &PgConnectOptions, max_lifetime: Duration) -> Self {
+    pub fn new(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
         let now = Instant::now();
-        Self { options: with_deadline(options), open: None, opened: now, used: now, max_lifetime }
+        let endpoint = endpoint.clone();
+        Self { endpoint, open: None, opened: now, used: now, max_lifetime, watches: false, connecting: false }
+    }
+
+    /// The same; it looks at the server's addresses each time it is opened, so that all learn of a silent one.
+    #[must_use]
+    pub fn watching(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
+        Self { watches: true, ..Self::new(endpoint, max_lifetime) }
     }
 
     /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
@@ -126,15 +115,29 @@ impl KeptConnection {
     ///
     /// What connecting failed with.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
+        self.connecting = false;
+        let is_old = self.opened.elapsed() >= self.max_lifetime;
+        let outlived = is_old && self.open.is_some();
         if let Some(mut connection) = self.open.take()
-            && self.opened.elapsed() < self.max_lifetime
+            && !is_old
             && (self.used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
         {
             return Ok(connection);
         }
-        let connection = PgConnection::connect_with(&self.options).await?;
+        self.connecting = true;
+        let connection = if outlived && !self.watches {
+            PgConnection::connect_with(&self.endpoint.options()).await?
+        } else {
+            self.endpoint.connect().await?
+        };
+        self.connecting = false;
         self.opened = Instant::now();
         Ok(connection)
+    }
+
+    /// What the last use was doing when it was ended.
+    fn stage(&self) -> String {
+        if self.connecting { self.endpoint.stage() } else { "waiting for a statement".into() }
     }
 
     /// Gives back a connection whose last statement ended well.

@@ -43,6 +43,7 @@ const fn status(problem: Problem) -> StatusCode {
         | Problem::RecoverySessionSpent
         | Problem::RecoverySessionUnverified
         | Problem::RecoverySessionUsed
+        | Problem::RecoveryIdMismatch
         | Problem::CredentialsInvalid
         | Problem::SessionInvalid => StatusCode::UNAUTHORIZED,
         Problem::NetworkThrottled

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE, USER_AGENT};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::value::MapDeserializer;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
@@ -20,9 +20,10 @@ use crate::app::App;
 use crate::client::Client;
 use crate::config::{MAX_BODY, MAX_USER_AGENT};
 use crate::error::{Error, Problem};
-use crate::http::Site;
+use crate::http::{Site, cookie};
 use crate::known_device::{KnownDevice, TICKET};
 use crate::locale::Locale;
+use crate::recovery::Presented;
 use crate::secret::Token;
 
 /// The client's address, as [`super::guard::observe`] found it behind trusted proxies.
@@ -75,6 +76,17 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
 #[must_use]
 pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
     KnownDevice::read(&TICKET, &app.device_keys, only(headers, "x-recovery-ticket")?, app.clock.now())
+}
+
+/// The header with the public id of a recovery, in answers and in requests.
+pub const RECOVERY_ID: HeaderName = HeaderName::from_static("x-recovery-id");
+
+/// The recovery that a request presents: the cookie, and in `X-Recovery-Id` the id that the client means. A header that
+/// was sent twice is the id of none.
+#[must_use]
+pub fn presented(headers: &HeaderMap) -> Presented {
+    let id = || only(headers, RECOVERY_ID.as_str()).unwrap_or_default().to_owned();
+    Presented { token: cookie::recovery_token(headers), id: headers.contains_key(RECOVERY_ID).then(id) }
 }
 
 /// A header that was sent once.

@@ -26,7 +26,7 @@ use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
 use crate::http::{ROUTES, Site, cookie, error};
 use crate::locale::Locale;
 use crate::metrics::{Answer, Metrics};
-use crate::throttle::Source;
+use crate::throttle::{Limiter, Source};
 use crate::{recovery, session, traces};
 
 /// The other end of the TCP connection; the server puts it into every request.
@@ -162,25 +162,34 @@ impl UntrustedProxies {
     }
 }
 
-/// Lets a POST through that costs an email or a hash: first the rate limit of its network (or of its account's known browsers,
-/// or of its ticket), then its origin; both before anything is parsed.
-pub async fn admit(State(site): State<Site>, mut request: Request, next: Next) -> Response {
-    let source = source(&request, &site.app);
-    let admitted = site.app.source_limits.requests.admit(source);
-    request.extensions_mut().insert(source);
-    if let Err(wait) = admitted {
-        return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
-    }
+/// Lets a POST through that costs an email or a hash: first its origin, then the rate limit of its network (or of its account's
+/// known browsers there, or of its ticket); both before anything is parsed.
+pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
+    admitted(&site, &site.app.source_limits.requests, request, next).await
+}
+
+/// The same for a login, which draws the rest of its price itself.
+pub async fn admit_login(State(site): State<Site>, request: Request, next: Next) -> Response {
+    admitted(&site, &site.app.source_limits.logins, request, next).await
+}
+
+async fn admitted(site: &Site, limiter: &Limiter, mut request: Request, next: Next) -> Response {
+    // First: a page of another site, open in one browser, must not use up the limit of all that share its network.
     if !comes_from_us(request.headers(), &site.app.config) {
         return Error::from(Problem::OriginRefused).into_response();
     }
+    let source = source(&request, &site.app);
+    if let Err(wait) = limiter.admit(source) {
+        return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
+    }
+    request.extensions_mut().insert(source);
     next.run(request).await
 }
 
 /// The same for a step of a recovery: one with a cookie of its own draws on no network, or a neighbour behind the same
 /// address could end it.
 pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Next) -> Response {
-    // First: a page of a sibling host must not use up the cookie.
+    // First, as above: nor must it use up the cookie.
     if !comes_from_us(request.headers(), &site.app.config) {
         return Error::from(Problem::OriginRefused).into_response();
     }
@@ -231,7 +240,8 @@ pub async fn admit_token(
 fn source(request: &Request, app: &App) -> Source {
     let known = cookie::known_device(request.headers(), app).or_else(|| ticket(request.headers(), app));
     let tag = known.and_then(|device| device.owner_tag());
-    tag.map_or_else(|| Source::Network(client_of(request)), Source::Owner)
+    let client = client_of(request);
+    tag.map_or(Source::Network(client), |tag| Source::Owner(tag, client))
 }
 
 fn client_of(request: &Request) -> IpAddr {

@@ -26,6 +26,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::config::{Config, Switch};
 use crate::error::{Error, Problem};
+use crate::http::extract::RECOVERY_ID;
 use crate::recovery::Recovery;
 
 /// What handlers work with.
@@ -42,7 +43,8 @@ pub struct Site {
 }
 
 /// The routes, by the names they have in metrics and logs.
-pub const ROUTES: [&str; 15] = [
+pub const ROUTES: [&str; 16] = [
+    "/api/auth/recovery",
     "/api/auth/recovery/start",
     "/api/auth/recovery/verify",
     "/api/auth/recovery/reset-password",
@@ -64,18 +66,20 @@ pub const ROUTES: [&str; 15] = [
 ///
 /// A request passes, from the outside in: request id, client address, log and metrics, the error shape and the headers
 /// that every answer has ([`guard::observe`]); CORS; the cookie jar. The POSTs that cost an email or a hash pass a rate limit
-/// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_recovery`]); session tokens
+/// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_login`], [`guard::admit_recovery`]); session tokens
 /// pass a rate limit of made-up ones before they are looked up ([`guard::admit_token`]).
 pub fn router(site: Site) -> Router {
     let guarded = from_fn_with_state(site.clone(), guard::admit);
+    let login = from_fn_with_state(site.clone(), guard::admit_login);
     let in_recovery = from_fn_with_state(site.clone(), guard::admit_recovery);
     let by_token = from_fn_with_state(site.clone(), guard::admit_token);
     let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
     Router::new()
+        .route("/api/auth/recovery", get(recovery::progress).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/reset-password", post(recovery::reset_password).route_layer(in_recovery))
-        .route("/api/auth/login", post(session::login).route_layer(guarded.clone()))
+        .route("/api/auth/login", post(session::login).route_layer(login))
         .route("/api/auth/password", post(session::change_password).route_layer(guarded))
         .route("/api/auth/session", get(session::session).route_layer(by_token.clone()))
         .route("/api/auth/logout", post(session::logout).route_layer(by_token.clone()))
@@ -122,8 +126,9 @@ fn cors(config: &Config) -> CorsLayer {
             AUTHORIZATION,
             CONTENT_TYPE,
             HeaderName::from_static("x-session-token"),
+            RECOVERY_ID,
             HeaderName::from_static("x-recovery-ticket"),
         ])
-        .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
+        .expose_headers([RETRY_AFTER, RECOVERY_ID, HeaderName::from_static("x-request-id")])
         .max_age(Duration::from_mins(10))
 }

@@ -16,7 +16,7 @@ use axum::routing::get;
 use sha2::{Digest, Sha256};
 use tower_cookies::Cookies;
 
-use crate::config::{CODE_LIFETIME, PASSWORD_MAX_CHARS, RESEND_LIFE, RESET_LIFETIME};
+use crate::config::PASSWORD_MAX_CHARS;
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
 use crate::http::{Site, cookie};
@@ -37,7 +37,7 @@ const FILES: [(&str, &str, &str); 3] = [
 /// The start of a hash over the files: a browser keeps them for as long as they are these.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
-    digest[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
 });
 
 /// The page and its files.
@@ -64,9 +64,6 @@ async fn page(
         hands_over: config.sign_in_url.is_of(config.public_origin.as_ref()),
         min_chars: config.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        code_life: CODE_LIFETIME.as_secs(),
-        resend_life: RESEND_LIFE.as_secs(),
-        reset_life: RESET_LIFETIME.as_secs(),
         now: site.app.clock.now().unix_timestamp(),
         version: &VERSION,
     };
@@ -124,9 +121,6 @@ struct Facts<'a> {
     hands_over: bool,
     min_chars: u16,
     max_chars: usize,
-    code_life: u64,
-    resend_life: u64,
-    reset_life: u64,
     now: i64,
     version: &'a str,
 }

@@ -2,19 +2,21 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use serde::Deserialize;
+use axum::http::{HeaderMap, HeaderName};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::serde::rfc3339;
 use tower_cookies::Cookies;
 
 use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
-use crate::http::extract::{StrictJson, ticket};
+use crate::http::extract::{RECOVERY_ID, StrictJson, presented, ticket};
 use crate::http::session::{AuthLoginResponse, Status};
 use crate::http::{Site, cookie};
 use crate::known_device::KnownDevice;
 use crate::password::Password;
-use crate::recovery::Standing;
+use crate::recovery::{Awaited, Progress, RecoveryId, Standing};
 use crate::secret::Code;
 
 /// The contract's `AuthRecoveryStartRequest`.
@@ -38,6 +40,53 @@ pub struct ResetRequest {
     password: String,
 }
 
+/// The answer of `GET /api/auth/recovery`.
+#[derive(Debug, Serialize)]
+pub struct RecoveryResponse {
+    recovery: RecoveryFacts,
+}
+
+#[derive(Debug, Serialize)]
+struct RecoveryFacts {
+    id: String,
+    email: String,
+    state: &'static str,
+    #[serde(with = "rfc3339")]
+    expires_at: OffsetDateTime,
+    attempts_left: i16,
+    #[serde(with = "rfc3339")]
+    resend_at: OffsetDateTime,
+}
+
+impl From<Progress> for RecoveryFacts {
+    fn from(progress: Progress) -> Self {
+        let state = match progress.awaited {
+            Awaited::Code => "code_sent",
+            Awaited::Password => "verified",
+        };
+        let Progress { id, email, expires_at, attempts_left, resend_at, .. } = progress;
+        Self { id: id.to_string(), email: email.to_readable(), state, expires_at, attempts_left, resend_at }
+    }
+}
+
+/// A header in which an answer says whose recovery its cookie is.
+type IdHeader = [(HeaderName, String); 1];
+
+fn id_header(id: RecoveryId) -> IdHeader {
+    [(RECOVERY_ID, id.to_string())]
+}
+
+/// `GET /api/auth/recovery`: what the recovery of the cookie is waiting for.
+///
+/// # Errors
+///
+/// 401 without a session that can be continued, 429, 502.
+pub async fn progress(State(site): State<Site>, headers: HeaderMap) -> Result<Json<RecoveryResponse>, Error> {
+    let device = cookie::known_device(&headers, &site.app);
+    let progress = site.recovery.progress(cookie::recovery_token(&headers), device).await?;
+    Ok(Json(RecoveryResponse { recovery: progress.into() }))
+}
+
 /// `POST /api/auth/recovery/start`: sends a code to the address, if somebody owns it, and sets the session's cookie, in
 /// any case.
 ///
@@ -50,7 +99,7 @@ pub async fn start(
     cookies: Cookies,
     headers: HeaderMap,
     StrictJson(request): StrictJson<StartRequest>,
-) -> Result<Json<Status>, Error> {
+) -> Result<(IdHeader, Json<Status>), Error> {
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
     let of_email = |known: Option<KnownDevice>| known.and_then(|known| known.of(&email));
@@ -60,7 +109,7 @@ pub async fn start(
     };
     let started = site.recovery.start(email, cookie::recovery_token(&headers), standing, client).await?;
     cookie::set_recovery(&cookies, &started.token, started.lifetime);
-    Ok(Json(Status { status: "code_sent" }))
+    Ok((id_header(started.id), Json(Status { status: "code_sent" })))
 }
 
 /// `POST /api/auth/recovery/verify`: takes the mailed code and rotates the session's cookie. The session comes first: with
@@ -68,20 +117,20 @@ pub async fn start(
 ///
 /// # Errors
 ///
-/// 401 without a session that waits for its code, 400 for a wrong code or what else has to be corrected, 429, 502.
+/// 401 without a session that waits for its code or for another one than `X-Recovery-Id` names, 400 for a wrong code or what else has to be corrected, 429, 502.
 pub async fn verify(
     State(site): State<Site>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
     body: Result<StrictJson<VerifyRequest>, Error>,
-) -> Result<Json<Status>, Error> {
+) -> Result<(IdHeader, Json<Status>), Error> {
     let code = body.and_then(|StrictJson(request)| {
         Code::parse(&request.code).ok_or_else(|| Error::in_field(Problem::CodeMalformed, "code"))
     });
-    let verified = site.recovery.verify(cookie::recovery_token(&headers), code, &client).await?;
+    let verified = site.recovery.verify(presented(&headers), code, &client).await?;
     cookie::set_recovery(&cookies, &verified.token, verified.lifetime);
-    Ok(Json(Status { status: "verified" }))
+    Ok((id_header(verified.id), Json(Status { status: "verified" })))
 }
 
 /// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the session's cookie. The session
@@ -89,7 +138,7 @@ pub async fn verify(
 ///
 /// # Errors
 ///
-/// 401 without a verified session, 400 for a password that is refused or what else has to be corrected, 429, 502, 503
+/// 401 without a verified session or for another one than `X-Recovery-Id` names, 400 for a password that is refused or what else has to be corrected, 429, 502, 503
 /// when too many passwords wait to be hashed.
 pub async fn reset_password(
     State(site): State<Site>,
@@ -100,7 +149,7 @@ pub async fn reset_password(
 ) -> Result<Json<AuthLoginResponse>, Error> {
     let password = body.map(|StrictJson(request)| Password::new(&request.password));
     let device = cookie::known_device(&headers, &site.app);
-    let signed_in = site.recovery.reset(cookie::recovery_token(&headers), password, device, &client).await?;
+    let signed_in = site.recovery.reset(presented(&headers), password, device, &client).await?;
     cookie::clear_recovery(&cookies);
     Ok(AuthLoginResponse::to(signed_in, &cookies))
 }

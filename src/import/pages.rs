@@ -25,13 +25,34 @@ pub(super) fn open(kratos: Kratos, size: u16) -> (Pages, AbortOnDropHandle<()>) 
 
 /// Until the last page, an error, or nobody reads any more.
 async fn ask(kratos: &Kratos, size: u16, pages: &Sender<Result<Page, KratosError>>) {
-    let mut token = None;
+    let (mut token, mut way) = (None, Way::default());
     loop {
-        let page = kratos.page(size, token.as_deref()).await;
+        let page = kratos.page(size, token.as_deref()).await.and_then(|page| way.takes(page));
         token = page.as_ref().ok().and_then(|page| page.next.clone());
         if pages.send(page).await.is_err() || token.is_none() {
             return;
         }
+    }
+}
+
+/// Notices a list that comes back to a page, in memory for one token (Brent's algorithm): the token of a step whose number is a
+/// power of two is kept until the next such step.
+#[derive(Default)]
+struct Way {
+    kept: Option<String>,
+    steps: u64,
+}
+
+impl Way {
+    fn takes(&mut self, page: Page) -> Result<Page, KratosError> {
+        if page.next.is_some() && page.next == self.kept {
+            return Err(KratosError::Unreadable("its list does not end: it comes back to a page"));
+        }
+        self.steps += 1;
+        if self.steps.is_power_of_two() {
+            self.kept.clone_from(&page.next);
+        }
+        Ok(page)
     }
 }
 

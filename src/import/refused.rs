@@ -58,9 +58,16 @@ impl Refusals {
     }
 }
 
-/// Opens a file anew that nobody else can read: one that was there becomes its owner's alone, too.
+/// Opens a file anew that nobody else can read, nor anybody who has the one open that was there. What is no file, such as
+/// /dev/stdout, is opened as it is.
 pub(crate) fn file_of_its_owner(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
+        std::fs::remove_file(path)?;
+        return options.create_new(true).open(path);
+    }
+    let file = options.open(path)?;
     if file.metadata()?.is_file() {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }

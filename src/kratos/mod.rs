@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
 use hyper::{Method, Request, StatusCode};
+use serde::Deserialize;
 use uuid::Uuid;
 
 pub use self::url::AdminUrl;
@@ -126,11 +127,7 @@ impl Kratos {
         if identities.trim_ascii_start().first() != Some(&b'[') {
             return Err(KratosError::Unreadable("it answered with something else than a list of identities"));
         }
-        let next = next_page(&headers, &url)?;
-        if next.is_some() && next.as_deref() == token {
-            return Err(KratosError::Unreadable("its list does not go on: the next page is the same one"));
-        }
-        Ok(Page { identities, next })
+        Ok(Page { identities, next: next_page(&headers, &url)? })
     }
 
     /// An identity with its password, as Kratos writes it; `None` if there is none with this id.
@@ -142,7 +139,10 @@ impl Kratos {
         let mut url = self.url.of_identity(id);
         url.query_pairs_mut().append_pair("include_credential", "password");
         match self.ask(Method::GET, &url, None, MAX_IDENTITY).await? {
-            (StatusCode::OK, _, identity) => Ok(Some(identity)),
+            (StatusCode::OK, _, identity) if is_of(&identity, id) => Ok(Some(identity)),
+            (StatusCode::OK, ..) => Err(KratosError::Unreadable(
+                "it answered with something else than the identity that was asked for",
+            )),
             (StatusCode::NOT_FOUND, ..) => Ok(None),
             (status, ..) => Err(KratosError::Status(status)),
         }
@@ -192,6 +192,15 @@ impl From<NoAnswer> for KratosError {
             NoAnswer::Away(_) | NoAnswer::Late(_) => Self::Away(why.to_string()),
         }
     }
+}
+
+/// Whether an answer is the identity of this id: another one's traits must not be put in its place.
+fn is_of(identity: &[u8], id: Uuid) -> bool {
+    #[derive(Deserialize)]
+    struct Named {
+        id: Uuid,
+    }
+    serde_json::from_slice::<Named>(identity).is_ok_and(|named| named.id == id)
 }
 
 /// The token of the next page, of the header `Link` (RFC 8288). Only the token: a proxy may have changed the rest.

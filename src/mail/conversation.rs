@@ -1,37 +1,76 @@
-//! One SMTP conversation with a relay: connecting, and a mail from MAIL to the last answer.
+//! One SMTP conversation with a relay: connecting, a mail from MAIL to the last answer, and QUIT.
 //!
 //! lettre's pool is not used: it puts an abandoned conversation back, and the next mail then reads the wrong answer and
 //! counts as sent; and its timeout covers connecting alone. Here a mail has a connection to itself, one deadline covers
-//! the whole conversation, and a connection is kept only if its mail was taken; in any other case it is dropped.
+//! the whole conversation, and a connection is kept only if its mail was taken. Otherwise it is left with QUIT if the
+//! relay's answer says that it awaits a command, and dropped if not.
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{io, pin, task};
 
-use lettre::transport::smtp::client::AsyncSmtpConnection;
-use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
+use lettre::transport::smtp::Error as SmtpError;
+use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
+use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Noop, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::mail::connect::connect;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::oauth::Asker;
 use crate::mail::relay::{Relay, Tls};
 use crate::mail::sign_in::Proof;
 
+/// How long the answer to QUIT is waited for. No mail waits meanwhile.
+const QUIT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A conversation in which the relay awaits a command.
+pub(super) struct Connection {
+    smtp: AsyncSmtpConnection,
+    /// Where it leads.
+    pub(super) address: IpAddr,
+    /// How many mails or NOOPs it has carried.
+    pub(super) uses: u32,
+}
+
+impl Connection {
+    /// Asks whether the relay still answers.
+    pub(super) async fn noop(&mut self, deadline: Instant) -> Result<(), NotSent> {
+        self.uses += 1;
+        let asked = timeout_at(deadline, self.smtp.command(Noop)).await;
+        asked.map_or_else(
+            |_| Err(in_vain(Stage::Noop)),
+            |answer| answer.map(drop).map_err(NotSent::at(Stage::Noop)),
+        )
+    }
+
+    /// Ends it as RFC 5321 §4.1.1.10 asks.
+    pub(super) async fn quit(mut self) {
+        let _ = timeout(QUIT_DEADLINE, self.smtp.quit()).await;
+    }
+}
+
 impl Relay {
-    /// A connection of its own: connected, encrypted, signed in. An access token that the relay refuses is renewed, and
-    /// shown on another connection: some relays close the first.
+    /// A connection of its own: connected, encrypted, greeted, signed in. An access token that the relay refuses is renewed,
+    /// and shown on another connection: some relays close the first.
     pub(super) async fn connect(
         &self,
         hello: &ClientId,
-        timeout: Duration,
+        deadline: Instant,
         asker: Asker,
-    ) -> Result<AsyncSmtpConnection, NotSent> {
-        let proof = self.sign_in.proof().await?;
-        let connected = self.connect_with(&proof, hello, timeout).await;
+    ) -> Result<Connection, NotSent> {
+        let proof = timeout_at(deadline, self.sign_in.proof()).await;
+        let proof = proof.map_err(|_| NotSent::because(Stage::Auth, "no access token in time"))??;
+        let connected = self.connect_with(&proof, hello, deadline).await;
         let Err(why) = &connected else { return connected };
-        match self.sign_in.other_proof(&proof, why, asker).await {
-            Some(other) => self.connect_with(&other, hello, timeout).await,
-            None => connected,
+        match timeout_at(deadline, self.sign_in.other_proof(&proof, why, asker)).await {
+            Ok(Some(other)) => self.connect_with(&other, hello, deadline).await,
+            Ok(None) | Err(_) => connected,
         }
     }
 
@@ -39,71 +78,163 @@ impl Relay {
         &self,
         proof: &Proof<'_>,
         hello: &ClientId,
-        timeout: Duration,
-    ) -> Result<AsyncSmtpConnection, NotSent> {
-        let implicit = match &self.tls {
-            Tls::Implicit(parameters) => Some(parameters.clone()),
-            Tls::Plain | Tls::StartTls(_) => None,
+        deadline: Instant,
+    ) -> Result<Connection, NotSent> {
+        let host = self.host.trim_matches(['[', ']']);
+        let connected = timeout_at(deadline, connect(host, self.port, self.preferred())).await;
+        let connected = connected
+            .map_err(|_| in_vain(Stage::Connect))?
+            .map_err(|why| NotSent::because(Stage::Connect, why))?;
+        let (peer, has_spoken) = (connected.address, Arc::<AtomicBool>::default());
+        let stream: Box<dyn AsyncTokioStream> = if let Tls::Implicit(tls) = &self.tls {
+            let encrypted = timeout_at(deadline, tls.handshake(connected.stream)).await;
+            let stream = encrypted
+                .map_err(|_| in_vain(Stage::Tls))?
+                .map_err(|error| NotSent::because(Stage::Tls, error.to_string()))?;
+            Box::new(Watched { stream, peer, has_spoken: Arc::clone(&has_spoken) })
+        } else {
+            Box::new(Watched { stream: connected.stream, peer, has_spoken: Arc::clone(&has_spoken) })
         };
-        let server = (self.host.trim_matches(['[', ']']), self.port);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(server, Some(timeout), hello, implicit, None).await.map_err(
-                |error| {
-                    let stage = if error.is_tls() { Stage::Tls } else { Stage::Connect };
-                    NotSent::explained(stage, &error)
-                },
-            )?;
+        let greeted = timeout_at(deadline, AsyncSmtpConnection::connect_with_transport(stream, hello)).await;
+        // lettre waits for the greeting before it says EHLO.
+        let stage = if has_spoken.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
+        let mut smtp = done(stage, greeted)?;
         if let Tls::StartTls(parameters) = &self.tls {
-            let encrypted = connection.starttls(parameters.clone(), hello).await;
-            encrypted.map_err(|error| NotSent::explained(Stage::Tls, &error))?;
+            let encrypted = timeout_at(deadline, smtp.starttls(parameters.clone(), hello)).await;
+            done(Stage::Tls, encrypted)?;
         }
-        proof.sign_in(&mut connection).await?;
-        Ok(connection)
+        timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| in_vain(Stage::Auth))??;
+        Ok(Connection { smtp, address: peer.ip(), uses: 0 })
     }
 
     /// Hands a mail over: on a connection that was kept, or on one of its own.
     pub(super) async fn hand_over(
         &self,
         hello: &ClientId,
-        deadline: Duration,
+        deadline: Instant,
         mail: &Mail,
     ) -> Result<(), NotSent> {
-        // In the hands of this function alone: whatever ends it early drops the connection with it.
-        let mut connection = if let Some(connection) = begin_on_kept(self, mail).await {
-            connection
-        } else {
-            let mut fresh = self.connect(hello, deadline, Asker::Mail).await?;
-            fresh.command(mail_from(mail)).await.map_err(NotSent::at(Stage::Mail))?;
-            fresh
-        };
-        for to in mail.envelope.to() {
-            connection.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
+        if let Some(kept) = self.kept() {
+            // A connection that something on the way forgot is silent, and a new one needs time as well.
+            let silent = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
+            let outcome = self.converse(kept, silent, mail).await;
+            if !outcome.as_ref().is_err_and(is_of_the_connection) {
+                return outcome;
+            }
         }
-        // lettre takes any 2xx or 3xx for a yes; only these two are.
-        let go_on = connection.command(Data).await.map_err(NotSent::at(Stage::Data))?;
-        exactly(&go_on, 354, Stage::Data)?;
-        let taken = connection.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
-        exactly(&taken, 250, Stage::Message)?;
-        self.keep(connection);
-        Ok(())
+        let new = self.connect(hello, deadline, Asker::Mail).await?;
+        self.converse(new, deadline, mail).await
+    }
+
+    /// A connection is in the hands of this function alone: whatever ends it early drops the connection with it.
+    async fn converse(
+        &self,
+        mut connection: Connection,
+        mail_deadline: Instant,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
+        let outcome = say(&mut connection.smtp, mail_deadline, mail).await;
+        match &outcome {
+            Ok(()) => self.keep(connection),
+            // Refused, and a command is awaited. After a 421 the relay closes it (RFC 5321 §3.8).
+            Err(NotSent { code: Some(code), .. }) if *code >= 400 && *code != 421 => self.leave(connection),
+            Err(_) => drop(connection),
+        }
+        outcome
     }
 }
 
-/// Begins the mail on a kept connection. `None` if there is none, or if it turns out to be dead: relays close idle
-/// connections, and that is no failure of this mail.
-async fn begin_on_kept(relay: &Relay, mail: &Mail) -> Option<AsyncSmtpConnection> {
-    let mut connection = relay.kept()?;
-    connection.command(mail_from(mail)).await.ok()?;
-    Some(connection)
+/// From MAIL, which is to be answered by `mail_deadline`, to the answer to the dot.
+async fn say(smtp: &mut AsyncSmtpConnection, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {
+    let begun = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
+    begun.map_err(|_| NotSent::just(Stage::Deadline))?.map_err(NotSent::at(Stage::Mail))?;
+    for to in mail.envelope.to() {
+        smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
+    }
+    // lettre takes any 2xx or 3xx for a yes; only these two are.
+    let go_on = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
+    exactly(&go_on, 354, Stage::Data)?;
+    let taken = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
+    exactly(&taken, 250, Stage::Message)
+}
+
+/// Whether a kept connection failed, and not the mail: the relay had closed it, closes it now, or refuses another mail on
+/// it. A mail whose dot was not answered may have been taken, and is tried again as any other.
+fn is_of_the_connection(why: &NotSent) -> bool {
+    match (why.stage, why.code) {
+        (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,
+        (_, code) => code == Some(421),
+    }
 }
 
 /// Refuses every answer but this one.
 pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
-    if answered == code { Ok(()) } else { Err(NotSent { stage, code: Some(answered), why: None }) }
+    if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
 
-/// No parameters: addresses are ASCII, and lettre encodes every body to 7 bits.
+/// No parameters, whatever the relay announces: addresses are ASCII, and lettre encodes every body to 7 bits.
 fn mail_from(mail: &Mail) -> MailFrom {
     MailFrom::new(mail.envelope.from().cloned(), vec![])
+}
+
+/// A step before the relay has heard of any address, which is why it may be explained.
+fn done<T, E>(stage: Stage, step: Result<Result<T, SmtpError>, E>) -> Result<T, NotSent> {
+    step.map_err(|_| in_vain(stage))?.map_err(|error| NotSent::explained(stage, &error))
+}
+
+fn in_vain(stage: Stage) -> NotSent {
+    NotSent::because(stage, "no answer in time")
+}
+
+/// A stream that knows whether this side has written to it.
+#[derive(Debug)]
+struct Watched<S> {
+    stream: S,
+    peer: SocketAddr,
+    has_spoken: Arc<AtomicBool>,
+}
+
+impl<S> AsyncTokioStream for Watched<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Sync + Unpin + std::fmt::Debug,
+{
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.peer)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: pin::Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> task::Poll<io::Result<()>> {
+        pin::Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: pin::Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &[u8],
+    ) -> task::Poll<io::Result<usize>> {
+        self.has_spoken.store(true, Ordering::Relaxed);
+        pin::Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(
+        mut self: pin::Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<io::Result<()>> {
+        pin::Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: pin::Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<io::Result<()>> {
+        pin::Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }

@@ -1,6 +1,8 @@
 //! Mail: what it says ([`message`]) and how it reaches a relay ([`gateway`]). Nothing outside this module and
 //! `email_address.rs` knows lettre.
 
+pub mod bounce;
+mod connect;
 mod conversation;
 pub mod device;
 pub mod dkim;
@@ -11,4 +13,9 @@ pub mod not_sent;
 mod oauth;
 mod probe;
 mod relay;
+pub mod report;
+mod sender;
 mod sign_in;
+mod standing;
+mod tls;
+pub mod verdict;

@@ -17,6 +17,7 @@ use oauth2::{
     AccessToken, AsyncHttpClient, ClientId, ClientSecret, EndpointNotSet, EndpointSet, HttpRequest,
     HttpResponse, RefreshToken, RequestTokenError, Scope, TokenResponse as _,
 };
+use tokio::sync::Notify;
 
 use crate::config::{ConfigError, OauthSecrets, OauthSettings};
 use crate::http_client::{Bounds, HttpClient};
@@ -46,6 +47,7 @@ pub(super) struct Tokens {
     state: Mutex<State>,
     /// Held during a request: there is one at a time.
     turn: tokio::sync::Mutex<()>,
+    renewed: Notify,
 }
 
 #[derive(Default)]
@@ -133,6 +135,7 @@ impl Tokens {
             http,
             state: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            renewed: Notify::new(),
         })))
     }
 
@@ -148,7 +151,7 @@ impl Tokens {
         let state = self.state();
         state.good().cloned().ok_or_else(|| {
             let why = state.failure.as_ref().map(|failure| failure.why.to_string());
-            NotSent { stage: Stage::Auth, code: None, why }
+            NotSent { why, ..NotSent::just(Stage::Auth) }
         })
     }
 
@@ -179,7 +182,16 @@ impl Tokens {
             return;
         }
         let answer = self.request().await;
+        let is_renewed = answer.is_ok();
         self.state().is_answered(answer, asker, Instant::now());
+        if is_renewed {
+            self.renewed.notify_waiters();
+        }
+    }
+
+    /// Waits for the next token.
+    pub(super) async fn renewed(&self) {
+        self.renewed.notified().await;
     }
 
     async fn request(&self) -> Result<BasicTokenResponse, NoToken> {

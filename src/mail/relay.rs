@@ -1,23 +1,26 @@
 //! One relay: how to reach it, what it may be asked to bear, and its connections.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
+use lettre::transport::smtp::client::TlsParameters;
 use percent_encoding::percent_decode_str;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::config::{Config, ConfigError, is_local};
+use crate::config::{Config, is_local};
+use crate::mail::conversation::Connection;
 use crate::mail::not_sent::NotSent;
 use crate::mail::oauth::Tokens;
 use crate::mail::sign_in::SignIn;
+use crate::mail::tls::{Authorities, Implicit, starttls};
 
 /// A relay of `SMTP_RELAYS`.
 pub(super) struct Relay {
@@ -30,16 +33,21 @@ pub(super) struct Relay {
     up: AtomicBool,
     /// Why it is not, as the probe last found.
     trouble: Mutex<Option<NotSent>>,
+    /// The address that the probe is connected to, which is tried first. As `up`, it is the probe's alone.
+    preferred: Mutex<Option<IpAddr>>,
     /// One for each mail that may be under way at once.
     slots: Arc<Semaphore>,
     pace: Option<DefaultDirectRateLimiter>,
     /// Connections whose last mail was taken, the last used at the end.
     idle: Mutex<Vec<Idle>>,
     max_idle: Duration,
+    mails_per_connection: u32,
+    /// Connections on which QUIT was said and whose answer has not come.
+    leaving: TaskTracker,
 }
 
 struct Idle {
-    connection: AsyncSmtpConnection,
+    connection: Connection,
     since: Instant,
 }
 
@@ -47,7 +55,7 @@ struct Idle {
 pub(super) enum Tls {
     Plain,
     StartTls(TlsParameters),
-    Implicit(TlsParameters),
+    Implicit(Implicit),
 }
 
 /// Host and port alone: the rest holds a password.
@@ -104,7 +112,7 @@ impl Options {
 impl Relay {
     /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
     /// for this machine alone. `auth=xoauth2` signs in with a token of `tokens`. `connections=N` and `per_second=N` bound
-    /// what it is asked to bear.
+    /// what it is asked to bear. User and password are percent-encoded (RFC 3986 §2.1).
     ///
     /// # Errors
     ///
@@ -112,23 +120,21 @@ impl Relay {
     pub(super) fn parse(
         text: &str,
         config: &Config,
-        ca: Option<&Certificate>,
+        ca: Option<&Authorities>,
         tokens: Option<&Arc<Tokens>>,
     ) -> Result<Self, String> {
+        if has_stray_percent(text) {
+            return Err("has an entry with a % that begins no escape such as %40: write it as %25".into());
+        }
         let url = Url::parse(text)
             .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
         let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
         let options = Options::parse(&url, config)?;
-        let tls = || {
-            let mut builder = TlsParameters::builder(host.trim_matches(['[', ']']).to_owned());
-            if let Some(ca) = ca {
-                builder = builder.add_root_certificate(ca.clone());
-            }
-            builder.build().map_err(|_| format!("names {host}, which no certificate can be checked for"))
-        };
+        let name = host.trim_matches(['[', ']']);
+        let unchecked = || format!("names {host}, which no certificate can be checked for");
         let (tls, port) = match (url.scheme(), options.plain) {
-            ("smtps", false) => (Tls::Implicit(tls()?), 465),
-            ("smtp", false) => (Tls::StartTls(tls()?), 587),
+            ("smtps", false) => (Tls::Implicit(Implicit::new(name, ca).ok_or_else(unchecked)?), 465),
+            ("smtp", false) => (Tls::StartTls(starttls(name, ca).ok_or_else(unchecked)?), 587),
             ("smtp", true) if is_local(url.host()) || is_local_name(&host) => (Tls::Plain, 25),
             ("smtp", true) => {
                 return Err(format!(
@@ -164,6 +170,7 @@ impl Relay {
             sign_in,
             up: AtomicBool::new(false),
             trouble: Mutex::default(),
+            preferred: Mutex::default(),
             slots: Arc::new(Semaphore::new(options.connections as usize)),
             // No burst: a relay that counts by the second must never see more in any.
             pace: options
@@ -171,6 +178,8 @@ impl Relay {
                 .map(|mails| RateLimiter::direct(Quota::per_second(mails).allow_burst(NonZeroU32::MIN))),
             idle: Mutex::default(),
             max_idle: config.smtp_idle,
+            mails_per_connection: config.smtp_mails_per_connection,
+            leaving: TaskTracker::new(),
         })
     }
 
@@ -205,6 +214,11 @@ impl Relay {
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
+    /// Waits for a slot; those who wait are served in turn, before any call of [`Self::slot`].
+    pub(super) async fn next_slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots).acquire_owned().await.ok()
+    }
+
     /// Waits until the relay may be given another mail.
     pub(super) async fn ready(&self) {
         if let Some(pace) = &self.pace {
@@ -212,24 +226,56 @@ impl Relay {
         }
     }
 
+    /// The address to try first, if it is known.
+    pub(super) fn preferred(&self) -> Option<IpAddr> {
+        *self.preferred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes where the probe is connected to.
+    pub(super) fn prefers(&self, address: IpAddr) {
+        *self.preferred.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+    }
+
     /// The connection that was used last. It may be dead: relays close idle ones, and say nothing.
-    pub(super) fn kept(&self) -> Option<AsyncSmtpConnection> {
+    pub(super) fn kept(&self) -> Option<Connection> {
         self.fresh_idle().pop().map(|idle| idle.connection)
     }
 
-    /// Keeps a connection whose mail was taken: only such a one is known to stand between two mails.
-    pub(super) fn keep(&self, connection: AsyncSmtpConnection) {
-        self.fresh_idle().push(Idle { connection, since: Instant::now() });
+    /// Keeps a connection whose mail was taken: only such a one is known to stand between two mails. One that has carried
+    /// as many mails as it may is left.
+    pub(super) fn keep(&self, mut connection: Connection) {
+        connection.uses += 1;
+        if connection.uses < self.mails_per_connection {
+            self.fresh_idle().push(Idle { connection, since: Instant::now() });
+        } else {
+            self.leave(connection);
+        }
     }
 
-    /// Drops the connections that have idled for too long.
-    pub(super) fn drop_stale(&self) {
+    /// Says QUIT on a connection; nobody waits for the answer.
+    pub(super) fn leave(&self, connection: Connection) {
+        self.leaving.spawn(connection.quit());
+    }
+
+    /// Leaves the connections that have idled for too long.
+    pub(super) fn leave_stale(&self) {
         drop(self.fresh_idle());
+    }
+
+    /// Leaves all connections that idle, and waits until all that are being left have ended: a second at most.
+    pub(super) async fn close(&self) {
+        for idle in self.idle.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            self.leave(idle.connection);
+        }
+        self.leaving.close();
+        self.leaving.wait().await;
     }
 
     fn fresh_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() < self.max_idle);
+        for stale in idle.extract_if(.., |idle| idle.since.elapsed() >= self.max_idle) {
+            self.leave(stale.connection);
+        }
         idle
     }
 }
@@ -239,16 +285,10 @@ fn is_local_name(host: &str) -> bool {
     is_local(url::Host::parse(host).ok())
 }
 
-/// Reads `SMTP_CA_FILE`.
-pub(super) fn read_ca(path: &Path) -> Result<Certificate, ConfigError> {
-    let pem = std::fs::read(path).map_err(|error| {
-        ConfigError::new("SMTP_CA_FILE", format!("names a file that cannot be read: {error}"))
-    })?;
-    // lettre takes a file without any for a list of none.
-    let any = pem.windows(11).any(|part| part == b"CERTIFICATE");
-    let certificate = Certificate::from_pem(&pem).ok().filter(|_| any);
-    certificate
-        .ok_or_else(|| ConfigError::new("SMTP_CA_FILE", "names a file that holds no certificate in PEM form"))
+/// Whether there is a `%` that two hexadecimal digits do not follow.
+fn has_stray_percent(text: &str) -> bool {
+    let is_escape = |after: &str| matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    !text.split('%').skip(1).all(is_escape)
 }
 
 #[cfg(test)]
@@ -300,6 +340,27 @@ mod tests {
             let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
             assert!(!why.contains("alice"), "{why}");
         }
+    }
+
+    #[test]
+    fn user_and_password_are_percent_encoded() {
+        let config = Settings::parse_from(["test"]).config;
+        let parse = |user: &str| Relay::parse(&format!("smtps://{user}@mx.example.com"), &config, None, None);
+        for (given, user, password) in [
+            ("a%40x.vn:p%40%3A%2F%25%2c%20%3f%23", "a@x.vn", "p@:/%, ?#"),
+            ("a:100%25", "a", "100%"),
+            ("a:p+q", "a", "p+q"),
+            ("a:m%E1%BA%ADt", "a", "mật"),
+        ] {
+            let expected = Credentials::new(user.into(), password.into());
+            let is_read = |sign_in| matches!(sign_in, SignIn::Password(read) if read == expected);
+            assert!(is_read(parse(given).unwrap().sign_in), "{given}");
+        }
+        for stray in ["a:100%", "a:50%off", "a:%4", "a:%%40", "a%:b", "a:%x0"] {
+            let why = parse(stray).unwrap_err();
+            assert!(why.contains("begins no escape") && !why.contains("off"), "{stray}: {why}");
+        }
+        assert!(parse("a:%ff").unwrap_err().contains("not UTF-8"));
     }
 
     #[test]

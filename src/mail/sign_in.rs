@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use oauth2::AccessToken;
@@ -60,6 +61,14 @@ impl SignIn {
             _ => None,
         }
     }
+
+    /// Waits until there may be something else to sign in with: for ever, unless it is an access token.
+    pub(super) async fn renewed(&self) {
+        match self {
+            Self::Token { tokens, .. } => tokens.renewed().await,
+            Self::Nothing | Self::Password(_) => std::future::pending().await,
+        }
+    }
 }
 
 impl Proof<'_> {
@@ -73,8 +82,7 @@ impl Proof<'_> {
             Self::Nothing => Ok(()),
             Self::Password(credentials) => {
                 let mechanisms = [Mechanism::Plain, Mechanism::Login];
-                connection.auth(&mechanisms, credentials).await.map_err(NotSent::at(Stage::Auth))?;
-                Ok(())
+                connection.auth(&mechanisms, credentials).await.map(drop).map_err(failed)
             }
             Self::Token { user, token } => xoauth2(connection, user, token).await,
         }
@@ -88,24 +96,27 @@ async fn xoauth2(
     user: &str,
     token: &AccessToken,
 ) -> Result<(), NotSent> {
-    let failed = NotSent::at(Stage::Auth);
     if !connection.server_info().supports_auth_mechanism(Mechanism::Xoauth2) {
-        let why = Some("the relay does not offer XOAUTH2".into());
-        return Err(NotSent { stage: Stage::Auth, code: None, why });
+        return Err(NotSent::because(Stage::Auth, "the relay does not offer XOAUTH2"));
     }
     let credentials = Credentials::new(user.to_owned(), token.secret().clone());
-    let response = STANDARD.encode(Mechanism::Xoauth2.response(&credentials, None).map_err(&failed)?);
+    let response = STANDARD.encode(Mechanism::Xoauth2.response(&credentials, None).map_err(failed)?);
     let command = format!("AUTH XOAUTH2 {response}\r\n");
     let mut answer = if command.len() <= LONGEST_COMMAND {
-        connection.command(command).await.map_err(&failed)?
+        connection.command(command).await.map_err(failed)?
     } else {
-        let asked = connection.command("AUTH XOAUTH2\r\n").await.map_err(&failed)?;
+        let asked = connection.command("AUTH XOAUTH2\r\n").await.map_err(failed)?;
         exactly(&asked, 334, Stage::Auth)?;
-        connection.command(format!("{response}\r\n")).await.map_err(&failed)?
+        connection.command(format!("{response}\r\n")).await.map_err(failed)?
     };
     if answer.has_code(334) {
         // Why the token is refused, as JSON; an empty line asks for the code.
-        answer = connection.command("\r\n").await.map_err(&failed)?;
+        answer = connection.command("\r\n").await.map_err(failed)?;
     }
     exactly(&answer, 235, Stage::Auth)
+}
+
+/// The relay has heard of no address yet.
+fn failed(error: SmtpError) -> NotSent {
+    NotSent::explained(Stage::Auth, &error)
 }

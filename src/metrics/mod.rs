@@ -33,11 +33,20 @@ pub struct ListenerLabel {
 /// A mail that left the outbox, or that failed once more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MailOutcome {
-    /// `sent`, `retried`, `given_up`, `expired` or `no_recipient`.
+    /// `sent`, `next_relay`, `retried`, `given_up`, `expired` or `no_recipient`.
     pub outcome: &'static str,
     /// Where the conversation ended ([`crate::mail::not_sent::Stage`]), or `compose` if there was none because the mail
     /// could not be built; `none` if it ended well or was not needed.
     pub stage: &'static str,
+}
+
+/// A mail that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GivenUp {
+    /// As in [`KindLabel`].
+    pub kind: &'static str,
+    /// Whose fault: [`crate::mail::verdict::Verdict`].
+    pub verdict: &'static str,
 }
 
 /// Mails by what they are for.
@@ -80,6 +89,7 @@ pub enum LoginOutcome {
     Busy,
     Concurrent,
     Network,
+    Aborted,
 }
 
 // By hand: the derived values would be the variants' names as they stand, and every other label's are in snake case.
@@ -102,6 +112,7 @@ impl EncodeLabelValue for LoginOutcome {
             Self::Busy => "busy",
             Self::Concurrent => "concurrent",
             Self::Network => "network",
+            Self::Aborted => "aborted",
         })
     }
 }
@@ -145,8 +156,12 @@ pub struct Metrics {
     pub start_batch: Histogram,
     /// Mails by what became of them.
     pub mails: Family<MailOutcome, Counter>,
+    /// Mails that were given up, of either kind.
+    pub mails_given_up: Family<GivenUp, Counter>,
     /// Rounds of the courier: one that stands still for a minute hangs.
     pub courier_rounds: Counter,
+    /// 1 while the courier cannot take the lock that says it lives: then its claims last for their lease.
+    pub courier_lock_lost: Gauge,
     /// Mails that all replicas together owe, those that were given up left out.
     pub outbox_owed: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
@@ -169,6 +184,8 @@ pub struct Metrics {
     pub stored_hashes: Family<HashLabel, Gauge>,
     /// When they were last counted to the end, in Unix time.
     pub hashes_counted: Gauge,
+    /// Accounts whose address bounces, as they were last counted.
+    pub bouncing_accounts: Gauge,
     /// Passwords that are being hashed.
     pub hashing_running: Gauge,
     /// Requests that were answered 503 because too many waited to be hashed.
@@ -179,10 +196,14 @@ pub struct Metrics {
     pub relay_up: Family<RelayLabel, Gauge>,
     /// 1 while the access token for relays cannot be renewed, and the one before is in use as long as it is good.
     pub relay_token_failing: Gauge,
+    /// 1 while the courier asks a relay last, because it refuses mails by policy.
+    pub relay_last: Family<RelayLabel, Gauge>,
     /// 1 while the service can work with PostgreSQL.
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
     pub database_state: Family<StateLabel, Gauge>,
+    /// Addresses of PostgreSQL's name that accepted no connection in time when they were last asked.
+    pub database_silent_addresses: Gauge,
     /// Clock of this machine less clock of PostgreSQL is over a second: 1.
     pub clock_skewed: Gauge,
     /// Networks that the limiter in memory remembers.
@@ -192,6 +213,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "it is one list")]
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vos_auth");
         let metrics = Self {
@@ -202,7 +224,9 @@ impl Default for Metrics {
             http_duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             start_batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             mails: Family::default(),
+            mails_given_up: Family::default(),
             courier_rounds: Counter::default(),
+            courier_lock_lost: Gauge::default(),
             outbox_owed: Family::default(),
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
@@ -214,13 +238,16 @@ impl Default for Metrics {
             login_price: Gauge::default(),
             stored_hashes: Family::default(),
             hashes_counted: Gauge::default(),
+            bouncing_accounts: Gauge::default(),
             hashing_running: Gauge::default(),
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
             relay_token_failing: Gauge::default(),
+            relay_last: Family::default(),
             database_up: Gauge::default(),
             database_state: Family::default(),
+            database_silent_addresses: Gauge::default(),
             clock_skewed: Gauge::default(),
             throttled_networks: Gauge::default(),
             swept_rows: Counter::default(),
@@ -230,11 +257,8 @@ impl Default for Metrics {
         registry.register("connections", "Open connections of clients", metrics.connections.clone());
         let help = "Times that waiting connections were closed to make room for one more";
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
-        registry.register(
-            "http_answers",
-            "Answered requests; 499: aborted by the client",
-            metrics.http_answers.clone(),
-        );
+        let help = "Answered requests; 499: aborted by the client";
+        registry.register("http_answers", help, metrics.http_answers.clone());
         let help = "Requests whose X-Forwarded-For was ignored: TRUSTED_PROXIES does not name the sender";
         registry.register("untrusted_forwarded", help, metrics.untrusted_forwarded.clone());
         registry.register_with_unit(
@@ -245,8 +269,12 @@ impl Default for Metrics {
         );
         registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
         registry.register("mails", "Mails by what became of them", metrics.mails.clone());
+        let help = "Mails that were given up: no attempt can help, or none is left in time";
+        registry.register("mails_given_up", help, metrics.mails_given_up.clone());
         let help = "Rounds of the courier; it hangs if they stand still";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
+        let help = "1 while the courier has no lock that says it lives, and its claims last for their lease";
+        registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Mails that all replicas together owe";
         registry.register("outbox_owed", help, metrics.outbox_owed.clone());
         let help = "Notices that were given up and are kept for an operator";
@@ -272,6 +300,8 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.hashes_counted.clone(),
         );
+        let help = "Accounts whose address bounces, as they were last counted";
+        registry.register("bouncing_accounts", help, metrics.bouncing_accounts.clone());
         registry.register("hashing_running", "Passwords being hashed", metrics.hashing_running.clone());
         let help = "Requests refused because too many passwords wait to be hashed";
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());
@@ -280,10 +310,14 @@ impl Default for Metrics {
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
         let help = "1 while the access token for relays cannot be renewed";
         registry.register("relay_token_failing", help, metrics.relay_token_failing.clone());
+        let help = "1 while the relay is asked last, because it refuses mails by policy";
+        registry.register("relay_last", help, metrics.relay_last.clone());
         let help = "1 while the service can work with PostgreSQL";
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
         registry.register("database_state", help, metrics.database_state.clone());
+        let help = "Addresses of PostgreSQL's name that are silent";
+        registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
         let help = "1 while the clock is over a second from PostgreSQL's";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
         let help = "Networks in the limiter's memory";
@@ -298,14 +332,19 @@ impl Default for Metrics {
 impl Metrics {
     /// A counter that came with its first event would show that one as no increase, and no alert would see it.
     fn begin_at_zero(&self) {
-        use LoginOutcome::{Busy, Concurrent, Failed, Network, SignedIn, Throttled};
+        use LoginOutcome::{Aborted, Busy, Concurrent, Failed, Network, SignedIn, Throttled};
         for outcome in ["sent", "expired", "no_recipient"] {
             drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
+        }
+        for kind in ["recovery_code", "password_changed"] {
+            for verdict in ["recipient", "ours", "relay"] {
+                drop(self.mails_given_up.get_or_create(&GivenUp { kind, verdict }));
+            }
         }
         for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
             drop(self.codes.get_or_create(&CodeLabel { outcome }));
         }
-        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network] {
+        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network, Aborted] {
             drop(self.logins.get_or_create(&LoginLabel { outcome }));
         }
     }

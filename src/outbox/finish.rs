@@ -1,45 +1,12 @@
-//! How a claim ends: the mail was sent, is tried again, or is given up.
+//! How a claim ends whose mail was not accepted: it is tried again, or given up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::{ClaimedMail, Content};
-use crate::audit;
 use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
-
-/// A mail that a relay took, and when.
-#[derive(Debug)]
-pub struct Taken {
-    /// The mail, by the claim under which it was sent.
-    pub mail: Arc<ClaimedMail>,
-    /// When the relay said so.
-    pub at: OffsetDateTime,
-}
-
-/// Relays took these mails: deletes the rows whose claim still holds, and records each, all or nothing.
-///
-/// # Errors
-///
-/// What PostgreSQL answers; then the rows are still owed, and their leases will end.
-pub async fn sent(pool: &PgPool, taken: &[Taken]) -> Result<(), sqlx::Error> {
-    let ids: Vec<_> = taken.iter().map(|taken| taken.mail.id).collect();
-    let attempts: Vec<_> = taken.iter().map(|taken| taken.mail.attempts).collect();
-    let mut transaction = pool.begin().await?;
-    let deleted = sqlx::query_scalar!(
-        "DELETE FROM outbox USING unnest($1::uuid[], $2::int[]) AS claim (id, attempts)
-         WHERE outbox.id = claim.id AND outbox.attempts = claim.attempts RETURNING outbox.id",
-        &ids,
-        &attempts
-    );
-    let deleted = deleted.fetch_all(&mut *transaction).await?;
-    let held = taken.iter().filter(|taken| deleted.contains(&taken.mail.id));
-    let events: Vec<_> = held.map(|Taken { mail, at }| mail.sent_at(*at)).collect();
-    audit::record_all(&mut *transaction, &events).await?;
-    transaction.commit().await
-}
 
 /// The mail was not taken: it is due again at `next_attempt_at`, if the claim still holds. `why` must not quote the
 /// relay.
@@ -54,7 +21,8 @@ pub async fn retry_at(
     why: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE outbox SET next_attempt_at = $3, lease_until = NULL, last_error = $4 WHERE id = $1 AND attempts = $2",
+        "UPDATE outbox SET next_attempt_at = $3, lease_until = NULL, holder = NULL, last_error = $4
+         WHERE id = $1 AND attempts = $2",
         mail.id,
         mail.attempts,
         next_attempt_at,
@@ -92,19 +60,6 @@ pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, luck: f64) -> Option<Off
     let ceiling = Duration::from_millis(500 << doublings).min(mail.content.longest_backoff());
     let next = now + Duration::from_millis(100) + ceiling.mul_f64(luck.clamp(0.0, 1.0));
     (next + CODE_LIFE_ON_ARRIVAL <= mail.expires_at).then_some(next)
-}
-
-impl ClaimedMail {
-    fn sent_at(&self, at: OffsetDateTime) -> audit::Entry<'_> {
-        let (event, source) = match self.content {
-            Content::RecoveryCode { client_ip, .. } => {
-                let source = audit::Source { client_ip, user_agent: &self.user_agent };
-                (audit::Event::RecoverySent, Some(source))
-            }
-            Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
-        };
-        audit::Entry { at, event, account_id: Some(self.account_id), source }
-    }
 }
 
 const _: () = assert!(CODE_LIFE_ON_ARRIVAL.as_secs() < CODE_LIFETIME.as_secs());

@@ -40,32 +40,43 @@ impl PartialEq for Slowest {
 /// The decoys of one service, in the proportions of what is stored.
 #[derive(Debug)]
 pub struct Decoys {
-    /// Each with how many hashes are of its kind or of one before.
+    /// Each with where its range ends.
     kinds: Vec<(u64, String)>,
     slowest: Slowest,
     price: u32,
 }
 
 impl Decoys {
-    /// Ours beside the first and the second: as owners sign in and their hashes are made anew, decoys become ours, too, and
-    /// none goes back, nor from one to the other. A hash never does, so such a decoy would say that nobody owns its address.
-    pub(super) fn of(counts: &Counts, cost: Cost, memory_kib: u32) -> Self {
+    /// Each foreign kind has a range of its own, as wide as it was after the last import (`most`), and ours beside it within that
+    /// range: as owners sign in and their hashes are made anew, decoys become ours, too, and none goes back, nor from one foreign
+    /// kind to another. A hash never does, so such a decoy would say that nobody owns its address.
+    pub(super) fn of(counts: &Counts, most: &Counts, cost: Cost, memory_kib: u32) -> Self {
         let ours = cost.nobodys_hash();
+        let usable = |kind: &str| Stored::parse(kind).and_then(|stored| stored.within(memory_kib)).ok();
+        let total = |counts: &Counts| -> u128 {
+            counts
+                .iter()
+                .filter(|(kind, _)| usable(kind).is_some())
+                .map(|(_, count)| u128::from(*count))
+                .sum()
+        };
+        // More accounts make each kind rarer; fewer, as one was erased, make none more frequent.
+        let (widths, hashes) = (total(most), total(counts).max(total(most)));
         let mut slowest = Slowest::default();
-        let mut usable = Vec::new();
-        for (kind, count) in counts.iter().filter(|(kind, count)| **kind != ours && **count > 0) {
-            if let Ok(stored) = Stored::parse(kind).and_then(|stored| stored.within(memory_kib)) {
+        let (mut below, mut kinds) = (0_u64, Vec::new());
+        for (kind, most) in most.iter().filter(|(kind, _)| **kind != ours) {
+            let Some(stored) = usable(kind) else { continue };
+            let count = counts.get(kind).copied().unwrap_or(0);
+            if count > 0 {
                 slowest.note(stored);
-                usable.push((*count, kind.clone()));
+                let width = (u128::from(count) * widths).div_ceil(hashes.max(1)).min(u128::from(*most));
+                kinds.push((below.saturating_add(u64::try_from(width).unwrap_or(*most)), kind.clone()));
             }
+            below = below.saturating_add(*most);
+            kinds.push((below, ours.clone()));
         }
-        usable.insert(usable.len().min(1), (counts.get(&ours).copied().unwrap_or(0), ours));
-        let mut below = 0;
-        let kinds = usable.into_iter().map(|(count, kind)| {
-            below += count;
-            (below, kind)
-        });
-        Self { kinds: kinds.collect(), slowest, price: 1 }
+        kinds.push((below.saturating_add(most.get(&ours).copied().unwrap_or(0)), ours));
+        Self { kinds, slowest, price: 1 }
     }
 
     pub(super) fn at(self, price: u32) -> Self {
@@ -114,24 +125,32 @@ mod tests {
     }
 
     #[test]
-    fn no_decoy_goes_from_one_of_two_foreign_kinds_to_the_other() {
+    fn no_decoy_goes_from_one_foreign_kind_to_another_or_back() {
         let ours = Cost::default().nobodys_hash();
         let macs: Vec<_> = (0..2000).map(mac).collect();
-        let slower = BCRYPT.replace("$12$", "$13$");
-        let of = |left: [u64; 2]| {
-            let counts: Counts = [
-                (ours.clone(), 1000 - left[0] - left[1]),
-                (BCRYPT.into(), left[0]),
-                (slower.clone(), left[1]),
-            ]
-            .into();
-            let decoys = Decoys::of(&counts, Cost::default(), 1 << 20);
+        let foreign = [10, 11, 12, 13].map(|cost| BCRYPT.replace("$12$", &format!("${cost}$")));
+        let of = |left: [u64; 4], more: u64| {
+            let (most, signed_in) = ([300, 100, 400, 200], 1000 - left.iter().sum::<u64>());
+            let most: Counts = foreign.iter().cloned().zip(most).chain([(ours.clone(), 10)]).collect();
+            let mut counts: Counts = foreign.iter().cloned().zip(left).collect();
+            counts.insert(ours.clone(), signed_in + more);
+            let decoys = Decoys::of(&counts, &most, Cost::default(), 1 << 20);
             macs.iter().map(|mac| decoys.of_address(mac).to_owned()).collect::<Vec<_>>()
         };
-        for [earlier, later] in [[[500, 500], [500, 250]], [[500, 250], [100, 250]], [[100, 250], [100, 0]]] {
-            let moved = of(earlier).into_iter().zip(of(later)).filter(|(earlier, later)| earlier != later);
-            let moved: Vec<_> = moved.collect();
-            assert!(moved.len() > 100 && moved.iter().all(|(_, later)| *later == ours), "{later:?}");
+        let mut before = of([300, 100, 400, 200], 10);
+        // One of ours is erased: no kind is more frequent than before.
+        assert!(of([300, 100, 400, 200], 9) == before);
+        // Owners sign in, accounts are made, and one kind is gone in the end.
+        for (left, more) in [
+            ([300, 100, 400, 100], 10),
+            ([200, 100, 100, 100], 10),
+            ([200, 90, 100, 100], 1000),
+            ([200, 0, 50, 10], 1000),
+        ] {
+            let after = of(left, more);
+            let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+            assert!(moved.len() > 50 && moved.iter().all(|(_, after)| **after == ours), "{left:?}");
+            before = after;
         }
     }
 
@@ -139,7 +158,8 @@ mod tests {
     fn decoys_are_as_many_of_each_kind_as_hashes_are_and_become_ours_as_those_do() {
         let macs: Vec<_> = (0..10_000).map(mac).collect();
         let bcrypt = |ours, others| -> Vec<_> {
-            let decoys = Decoys::of(&counts(ours, others), Cost::default(), 1 << 20);
+            let most = if ours + others == 1000 { counts(100, 900) } else { counts(ours, others) };
+            let decoys = Decoys::of(&counts(ours, others), &most, Cost::default(), 1 << 20);
             macs.iter().map(|mac| decoys.of_address(mac) == BCRYPT).collect()
         };
         let (before, after) = (bcrypt(100, 900), bcrypt(400, 600));

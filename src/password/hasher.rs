@@ -7,13 +7,16 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{Instrument as _, info_span};
 
-use super::{Cost, Counts, Decoys, Memory, Password, Slowest, Stored, Verdict, time_of};
+use super::{Cost, Counts, Decoys, Memory, Password, Slowest, Stored, Verdict, count_within, time_of};
 use crate::config::Config;
 use crate::error::{Error, Problem};
 use crate::metrics::Metrics;
 
 /// What a client is told to wait when the queue is full: about as long as a full queue takes.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Hashes of ours whose time one unit of a network's bucket of logins pays for. With one, a wrong login every 15 s kept all
+/// others of its network out while hashes were stored that are 20 times as slow (docs/decisions/32).
+const HASHES_A_UNIT: u32 = 4;
 
 /// The bounded pool that hashes: threads of its own, so that memory is that of so many hashes and no more.
 ///
@@ -79,16 +82,22 @@ impl Hasher {
         Ok(Place { hasher: self, permit: Arc::new(permit) })
     }
 
+    /// The kind of the hashes that are made here, as it is counted.
+    #[must_use]
+    pub fn own_kind(&self) -> String {
+        self.cost.nobodys_hash()
+    }
+
     /// What addresses without a usable hash are verified against. `None` until the stored hashes were counted.
     #[must_use]
     pub fn decoys(&self) -> Option<Arc<Decoys>> {
         self.decoys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes over how many hashes of each kind are stored, and measures how long the slowest takes if that is another one
-    /// than before.
-    pub async fn learn(&self, counts: &Counts) {
-        let decoys = Decoys::of(counts, self.cost, self.memory_kib);
+    /// Takes over how many hashes of each kind are stored, of how many after the last import, and measures how long the slowest
+    /// takes if that is another one than before.
+    pub async fn learn(&self, counts: &Counts, most: &Counts) {
+        let decoys = Decoys::of(counts, most, self.cost, self.memory_kib);
         let known = self.decoys().filter(|known| known.slowest() == decoys.slowest());
         let price = match known {
             Some(known) => known.price(),
@@ -97,17 +106,27 @@ impl Hasher {
         *self.decoys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(decoys.at(price)));
     }
 
-    /// How many times as long as a hash of ours the slowest of these takes, rounded up.
+    /// Units that a login is charged: the time that the slowest of these takes, in hashes of ours.
     async fn price(&self, slowest: &Slowest) -> u32 {
         let Ok(ours) = Stored::parse(&self.cost.nobodys_hash()) else { return 1 };
-        let mut longest = Duration::ZERO;
-        let mut unit = Duration::MAX;
+        let mut most = 1;
         for stored in slowest.iter() {
-            longest = longest.max(self.time_of(stored).await);
-            unit = unit.min(self.time_of(&ours).await);
+            let time = self.time_of(stored).await;
+            most = most.max(self.count_within(&ours, time).await);
         }
-        let times = longest.as_micros().div_ceil(unit.as_micros().max(1));
-        u32::try_from(times).unwrap_or(u32::MAX).max(1)
+        most.div_ceil(HASHES_A_UNIT)
+    }
+
+    /// How many of these are done within a time. Other work on the machine makes a long time longer by more than the shortest of
+    /// many short ones.
+    async fn count_within(&self, stored: &Stored, time: Duration) -> u32 {
+        let (lane, stored) = (self.lane(stored).await, stored.clone());
+        let counted = tokio::task::spawn_blocking(move || {
+            let count = count_within(&stored, time);
+            drop(lane);
+            count
+        });
+        counted.await.unwrap_or(1)
     }
 
     async fn time_of(&self, stored: &Stored) -> Duration {

@@ -22,6 +22,7 @@ use unicode_normalization::UnicodeNormalization as _;
 pub use self::decoy::{Counts, Decoys, Slowest};
 pub use self::hasher::{Hasher, Place};
 pub use self::policy::context;
+use self::stored::LONGEST_TO_HASH;
 pub use self::stored::{Stored, Unusable};
 use crate::config::Config;
 use crate::error::Error;
@@ -41,6 +42,12 @@ impl Password {
         let nfc: String = typed.nfc().collect();
         let typed = (nfc != typed).then(|| typed.to_owned());
         Self { nfc, typed }
+    }
+
+    /// How many spellings of it a stored hash is tried with, so how many hashes a failure takes.
+    #[must_use]
+    pub fn spellings(&self) -> u32 {
+        1 + u32::from(self.typed.is_some())
     }
 
     /// Checks it against the policy of new ones; see [`Place::hash_new`].
@@ -94,17 +101,31 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// How long one verification takes on this machine, at present. Call it where blocking is allowed.
+/// How long one verification takes on this machine, at present, of a password that takes the longest: SHA-crypt's time grows with
+/// its length. Call it where blocking is allowed.
 #[must_use]
 pub fn time_of(stored: &Stored) -> Duration {
     let mut memory = Memory::default();
+    let password = [b'a'; LONGEST_TO_HASH];
     // The least of three: other work can only make it longer.
     let times = [(); 3].map(|()| {
         let began = Instant::now();
-        std::hint::black_box(stored.matches(b"somebody's password", &mut memory));
+        std::hint::black_box(stored.matches(&password, &mut memory));
         began.elapsed()
     });
     times.into_iter().min().unwrap_or_default()
+}
+
+/// How many verifications are done within a time on this machine, at present; at least one. Call it where blocking is allowed.
+fn count_within(stored: &Stored, time: Duration) -> u32 {
+    let (mut memory, began, mut count) = (Memory::default(), Instant::now(), 0);
+    loop {
+        std::hint::black_box(stored.matches(b"somebody's password", &mut memory));
+        count += 1;
+        if began.elapsed() >= time {
+            return count;
+        }
+    }
 }
 
 /// What one Argon2id hash costs.
@@ -232,6 +253,22 @@ mod tests {
             assert!(matches!(verify(&decomposed), Verdict::Right { rehashed: Some(_) }), "{stored}");
             assert_eq!(verify("mật khẩu"), Verdict::Wrong, "{stored}");
         }
+    }
+
+    /// Who is charged the time of a hash must not take more of it with a long password.
+    #[test]
+    fn the_time_of_a_hash_is_that_of_the_password_that_takes_longest() {
+        let stored = Stored::parse(&format!("$6$rounds=20000$saltstring${}", ".".repeat(86))).unwrap();
+        let of = |password: &[u8]| {
+            let times = [(); 3].map(|()| {
+                let began = Instant::now();
+                assert!(!stored.matches(password, &mut Memory::default()));
+                began.elapsed()
+            });
+            times.into_iter().min().unwrap()
+        };
+        let (short, long, measured) = (of(b"con meo treo cay cau"), of(&[b'a'; 511]), time_of(&stored));
+        assert!(measured > (short + long) / 2, "{short:?} {long:?} {measured:?}");
     }
 
     /// A slip that the hash does not see signs in, and must not take the place of the true password. Nor may what is only

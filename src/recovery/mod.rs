@@ -1,10 +1,13 @@
 //! Owns `recovery_session`: the way of a trader who lost the password, in three steps.
 //!
-//! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password. A session
+//! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password;
+//! [`Recovery::progress`] says which of them is next. A session
 //! goes `code_sent` → `verified` → `consumed`. Each has a number, and an account says up to which one they have ended, as
 //! a new password ends all of them (docs/decisions/7). One that has ended goes on like a live one, and so does one whose
 //! address nobody owns: it counts down, resends and expires alike; only its code never verifies, so nobody can tell.
 
+mod id;
+mod progress;
 mod reset;
 mod start;
 mod verify;
@@ -17,6 +20,8 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+pub use self::id::RecoveryId;
+pub use self::progress::{Awaited, Progress};
 pub use self::start::{Standing, Started};
 pub use self::verify::Verified;
 use crate::app::App;
@@ -76,13 +81,24 @@ enum State {
     Revoked,
 }
 
-/// What a session is waiting for.
+/// Which step of a session a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The code.
     Verify,
     /// The new password.
     Reset,
+    /// The next one, whichever it is.
+    Next,
+}
+
+/// What a request says about its recovery.
+#[derive(Debug)]
+pub struct Presented {
+    /// The token in the cookie.
+    pub token: Option<Token>,
+    /// The [`RecoveryId`] that the client means, as it was sent.
+    pub id: Option<String>,
 }
 
 /// A session that can do its next step.
@@ -91,18 +107,29 @@ struct Usable {
     id: Uuid,
     email: String,
     number: i64,
+    state: State,
+    attempts_left: i16,
+    expires_at: OffsetDateTime,
 }
 
-/// Looks up the session of a token and whether it can do `step`.
+impl Usable {
+    fn waits_for_code(&self) -> bool {
+        matches!(self.state, State::CodeSent | State::Revoked)
+    }
+}
+
+/// Looks up the session of a token, whether it is the one that the client means, and whether it can do `step`.
 ///
 /// Inside: why it cannot; each is a 401, and the trader starts again.
 async fn usable(
     pool: &PgPool,
     now: OffsetDateTime,
     token: &TokenHash,
+    id: Option<&str>,
     step: Step,
 ) -> Result<Result<Usable, Problem>, sqlx::Error> {
-    let session = sqlx::query!(
+    let session = sqlx::query_as!(
+        Usable,
         r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at
            FROM recovery_session WHERE token_hash = $1"#,
         token.as_bytes()
@@ -110,14 +137,16 @@ async fn usable(
     let Some(session) = session.fetch_optional(pool).await? else {
         return Ok(Err(Problem::RecoverySessionMissing));
     };
-    let waits_for_code = matches!(session.state, State::CodeSent | State::Revoked);
-    let usable = Usable { id: session.id, email: session.email, number: session.number };
+    let waits_for_code = session.waits_for_code();
     Ok(match (step, session.state) {
+        _ if id.is_some_and(|id| id != RecoveryId::of(session.id).to_string()) => {
+            Err(Problem::RecoveryIdMismatch)
+        }
         _ if session.expires_at <= now => Err(Problem::RecoverySessionExpired),
         _ if waits_for_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
         (Step::Reset, _) if waits_for_code => Err(Problem::RecoverySessionUnverified),
-        (Step::Verify, _) if waits_for_code => Ok(usable),
-        (Step::Reset, State::Verified) => Ok(usable),
+        (Step::Verify | Step::Next, _) if waits_for_code => Ok(session),
+        (Step::Reset | Step::Next, State::Verified) => Ok(session),
         _ => Err(Problem::RecoverySessionUsed),
     })
 }

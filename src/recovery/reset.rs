@@ -5,14 +5,13 @@
 //! account's row first: of many parallel resets one consumes the session, and a kill at any point leaves either the old
 //! password or the whole of the new one.
 
-use super::{Recovery, Step, usable};
+use super::{Presented, Recovery, Step, usable};
 use crate::client::Client;
 use crate::clock::first_id_of;
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::password::{Password, context};
-use crate::secret::Token;
 use crate::session::{self, Caller, NewPassword, SignedIn};
 use crate::{account, audit};
 
@@ -23,19 +22,19 @@ impl Recovery {
     ///
     /// # Errors
     ///
-    /// `RecoverySession…` without a verified session; the error in `password`; `Password…` for one that the policy
+    /// `RecoverySession…` without a verified session; `RecoveryIdMismatch` if it is not the one that the client means; the error in `password`; `Password…` for one that the policy
     /// refuses, and the session goes on; `HashingBusy`, with nothing spent; `StorageUnavailable`.
     pub async fn reset(
         &self,
-        presented: Option<Token>,
+        presented: Presented,
         password: Result<Password, Error>,
         device: Option<KnownDevice>,
         client: &Client,
     ) -> Result<SignedIn, Error> {
-        let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
+        let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
-        let session =
-            within_deadline("find recovery", usable(pool, app.time()?, &presented, Step::Reset)).await??;
+        let find = usable(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset);
+        let session = within_deadline("find recovery", find).await??;
         // The account may have ended the recovery since, by another reset; that comes before what is said of the password.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;

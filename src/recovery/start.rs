@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Recovery, TOKEN_LABEL};
+use super::{Recovery, RecoveryId, TOKEN_LABEL};
 use crate::app::App;
 use crate::client::Client;
 use crate::clock::new_id;
@@ -33,6 +33,8 @@ const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 pub struct Started {
     /// The session's token: a new one, or the one that was presented if its session goes on.
     pub token: Token,
+    /// The session's id.
+    pub id: RecoveryId,
     /// How long the session lives from now.
     pub lifetime: Duration,
 }
@@ -53,7 +55,7 @@ pub(super) struct Start {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outcome {
     New { expires_at: OffsetDateTime },
-    Kept { expires_at: OffsetDateTime },
+    Kept { session_id: Uuid, expires_at: OffsetDateTime },
     Refused { retry_at: OffsetDateTime },
 }
 
@@ -116,8 +118,9 @@ impl Recovery {
     ) -> Result<Started, Error> {
         let now = self.app.time()?;
         let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
+        let session_id = new_id(now);
         let start = Start {
-            session_id: new_id(now),
+            session_id,
             outbox_id: new_id(now),
             token_hash: token.hash(),
             presented: presented.map(Token::hash),
@@ -129,9 +132,12 @@ impl Recovery {
         let answered = self.app.clock.now();
         let lifetime = |end: OffsetDateTime| Duration::try_from(end - answered).unwrap_or_default();
         match (outcome, presented) {
-            (Ok(Ok(Outcome::New { expires_at })), _) => Ok(Started { token, lifetime: lifetime(expires_at) }),
-            (Ok(Ok(Outcome::Kept { expires_at })), Some(token)) => {
-                Ok(Started { token: token.clone(), lifetime: lifetime(expires_at) })
+            (Ok(Ok(Outcome::New { expires_at })), _) => {
+                Ok(Started { token, id: RecoveryId::of(session_id), lifetime: lifetime(expires_at) })
+            }
+            (Ok(Ok(Outcome::Kept { session_id, expires_at })), Some(token)) => {
+                let (token, id) = (token.clone(), RecoveryId::of(session_id));
+                Ok(Started { token, id, lifetime: lifetime(expires_at) })
             }
             (Ok(Ok(Outcome::Refused { retry_at })), _) => {
                 Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))
@@ -284,7 +290,7 @@ async fn insert(
             FROM decided WHERE admitted AND kept_id IS NOT NULL
             ON CONFLICT (recovery_session_id) DO NOTHING
         )
-        SELECT place AS "place!", admitted AS "admitted!", kept_id IS NOT NULL AS "kept!",
+        SELECT place AS "place!", admitted AS "admitted!", kept_id AS "kept_id?",
             expires_at AS "expires_at!", retry_at AS "retry_at!"
         FROM decided
         "#,
@@ -314,10 +320,10 @@ async fn insert(
     rows.sort_unstable_by_key(|row| row.place);
     Ok(rows
         .into_iter()
-        .map(|row| match row {
-            row if !row.admitted => Outcome::Refused { retry_at: row.retry_at },
-            row if row.kept => Outcome::Kept { expires_at: row.expires_at },
-            row => Outcome::New { expires_at: row.expires_at },
+        .map(|row| match row.kept_id {
+            _ if !row.admitted => Outcome::Refused { retry_at: row.retry_at },
+            Some(session_id) => Outcome::Kept { session_id, expires_at: row.expires_at },
+            None => Outcome::New { expires_at: row.expires_at },
         })
         .collect())
 }

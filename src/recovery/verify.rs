@@ -1,7 +1,7 @@
 //! `verify`: takes the mailed code.
 //!
 //! The attempt is spent before the code is compared, in a statement of its own, so that no number of parallel guesses
-//! gets more than five compared. `account` is read only after a right code.
+//! gets more than five compared. `account` is read and written only after a right code.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Recovery, State, Step, TOKEN_LABEL, usable};
+use super::{Presented, Recovery, RecoveryId, State, Step, TOKEN_LABEL, usable};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
 use crate::database::within_deadline;
@@ -23,6 +23,8 @@ use crate::{account, audit};
 pub struct Verified {
     /// The session's new token; the one that was presented is dead.
     pub token: Token,
+    /// The session's id, the same as before.
+    pub id: RecoveryId,
     /// How long the session lives from now.
     pub lifetime: Duration,
 }
@@ -45,27 +47,28 @@ impl Recovery {
     ///
     /// # Errors
     ///
-    /// `RecoverySession…` without a session that waits for its code; the error in `code`; `CodeInvalid` with the
-    /// attempts that are left; `StorageUnavailable`.
+    /// `RecoverySession…` without a session that waits for its code; `RecoveryIdMismatch` if it is not the one that the
+    /// client means, with no attempt spent; the error in `code`; `CodeInvalid` with the attempts that are left;
+    /// `StorageUnavailable`.
     pub async fn verify(
         &self,
-        presented: Option<Token>,
+        presented: Presented,
         code: Result<Code, Error>,
         client: &Client,
     ) -> Result<Verified, Error> {
-        let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
+        let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
-        let code = match code {
-            Ok(code) => code,
-            Err(error) => {
-                within_deadline("find recovery", usable(pool, now, &presented, Step::Verify)).await??;
-                self.count(CodeOutcome::Malformed);
-                return Err(error);
-            }
+        let find = async || {
+            let usable = usable(pool, now, &token, presented.id.as_deref(), Step::Verify);
+            within_deadline("find recovery", usable).await
         };
-        let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &presented)).await?
-        else {
-            let why = within_deadline("find recovery", usable(pool, now, &presented, Step::Verify)).await?;
+        // A token is of one session for ever, so what is found out before the attempt still holds when it is spent.
+        if presented.id.is_some() || code.is_err() {
+            find().await??;
+        }
+        let code = code.inspect_err(|_| self.count(CodeOutcome::Malformed))?;
+        let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
+            let why = find().await?;
             // Usable again in between it cannot be: attempts do not come back.
             return Err(why.err().unwrap_or(Problem::RecoverySessionSpent).into());
         };
@@ -85,6 +88,8 @@ impl Recovery {
                 return Ok(Err(wrong()));
             };
             let mut transaction = pool.begin().await?;
+            // First, as everywhere: the account's row is locked before those of its recoveries.
+            account::mark_reached(&mut transaction, account.id).await?;
             let marked = sqlx::query!(
                 "UPDATE recovery_session SET state = 'verified', verified_at = $2, expires_at = $3, token_hash = $4
                  WHERE id = $1 AND state = 'code_sent' AND expires_at > $2",
@@ -103,7 +108,7 @@ impl Recovery {
         })
         .await??;
         self.count(CodeOutcome::Right);
-        Ok(Verified { token, lifetime: RESET_LIFETIME })
+        Ok(Verified { token, id: RecoveryId::of(attempt.session_id), lifetime: RESET_LIFETIME })
     }
 
     fn count(&self, outcome: CodeOutcome) {

@@ -58,35 +58,36 @@ impl Login {
     /// failures, or if another login of it was under way all the time; `NetworkThrottled`; `HashingBusy`, with nothing
     /// spent; `StorageUnavailable`.
     pub async fn run(self) -> Result<SignedIn, Error> {
-        let (app, source) = (Arc::clone(&self.app), self.source);
-        let price = app.hasher.decoys().ok_or_else(unavailable)?.price();
-        let charged = app.source_limits.requests.charge(source, price).map_err(|wait| {
+        let hash = self.app.hasher.decoys().ok_or_else(unavailable)?.price();
+        let price = hash.saturating_mul(self.password.spellings());
+        let charge = Charge::draw(&self.app, self.source, price).map_err(|wait| {
             self.count(LoginOutcome::Network);
             Error::retry_after(Problem::NetworkThrottled, wait)
         })?;
-        let answer = self.admitted().await;
-        if !answer.as_ref().is_err_and(|error| error.problem == Problem::CredentialsInvalid) {
-            app.source_limits.requests.give_back(source, charged);
-        }
-        answer
+        self.admitted(charge).await
     }
 
     /// Waits for the turn of the address, and holds it to the end.
-    async fn admitted(self) -> Result<SignedIn, Error> {
+    async fn admitted(self, charge: Charge) -> Result<SignedIn, Error> {
         let patience = Instant::now() + self.app.config.login_failure_time;
         let key = throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.of(&self.email)));
-        self.app.metrics.logins_waiting.inc();
-        let waiting = Waiting(&self.app);
+        let waiting = Waiting::begin(&self);
         let turn = self.app.login_turns.take(key, patience).await;
-        drop(waiting);
+        waiting.ends();
         let Some(turn) = turn else {
             self.count(LoginOutcome::Concurrent);
             return Err(Error::retry_after(Problem::LoginThrottled, CONCURRENT_RETRY_AFTER));
         };
         let due = Instant::now() + self.app.config.login_failure_time;
-        let verifying = self.verified(turn, due, key).in_current_span();
+        let verifying = async move {
+            let answer = self.verified(turn, due, key).await;
+            if answer.as_ref().is_err_and(|error| error.problem == Problem::CredentialsInvalid) {
+                charge.stays();
+            }
+            answer
+        };
         // A task of its own: a client that goes away must not end the turn before its time.
-        tokio::spawn(verifying).await.unwrap_or_else(|_| Err(unavailable()))
+        tokio::spawn(verifying.in_current_span()).await.unwrap_or_else(|_| Err(unavailable()))
     }
 
     async fn verified(self, turn: Turn, due: Instant, key: throttle::Key) -> Result<SignedIn, Error> {
@@ -157,12 +158,55 @@ fn unavailable() -> Error {
     Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
 }
 
-/// A login that waits for the turn of its address. A client may go away meanwhile.
-struct Waiting<'a>(&'a App);
+/// What a login has drawn on its network's bucket beside the one unit of any request. Given back when it is dropped, as after a
+/// client that went away while it waited.
+struct Charge {
+    app: Arc<App>,
+    source: Source,
+    units: u32,
+}
+
+impl Charge {
+    fn draw(app: &Arc<App>, source: Source, price: u32) -> Result<Self, Duration> {
+        let units = app.source_limits.logins.charge(source, price)?;
+        Ok(Self { app: Arc::clone(app), source, units })
+    }
+
+    /// The login has failed.
+    fn stays(mut self) {
+        self.units = 0;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.app.source_limits.logins.give_back(self.source, self.units);
+    }
+}
+
+/// A login that waits for the turn of its address. Dropped before it ends, its client went away.
+struct Waiting<'a> {
+    login: &'a Login,
+    is_over: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(login: &'a Login) -> Self {
+        login.app.metrics.logins_waiting.inc();
+        Self { login, is_over: false }
+    }
+
+    fn ends(mut self) {
+        self.is_over = true;
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.metrics.logins_waiting.dec();
+        self.login.app.metrics.logins_waiting.dec();
+        if !self.is_over {
+            self.login.count(LoginOutcome::Aborted);
+        }
     }
 }
 

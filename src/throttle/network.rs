@@ -24,8 +24,9 @@ pub fn network_of(ip: IpAddr) -> IpAddr {
 pub enum Source {
     /// A client's address.
     Network(IpAddr),
-    /// The address that signed in on the browser, or that an operator's ticket is for.
-    Owner(OwnerTag),
+    /// The address that signed in on the browser, or that an operator's ticket is for, and the client's: one who has a cookie of
+    /// the account, as of long ago, must not use up its owner's bucket from elsewhere.
+    Owner(OwnerTag, IpAddr),
 }
 
 impl Source {
@@ -33,7 +34,7 @@ impl Source {
     fn bucket(self) -> Self {
         match self {
             Self::Network(ip) => Self::Network(network_of(ip)),
-            owner @ Self::Owner(_) => owner,
+            Self::Owner(tag, ip) => Self::Owner(tag, network_of(ip)),
         }
     }
 }

@@ -52,11 +52,12 @@ impl Presentations {
         true
     }
 
-    /// Whether the token has had all of them.
+    /// Whether the token has had all of them, or none can be counted: there is no room for it.
     #[must_use]
     pub fn is_spent(&self, token: &TokenHash) -> bool {
         let counts = self.counts();
-        counts.young.get(token).or_else(|| counts.old.get(token)).is_some_and(|count| *count >= self.most)
+        let is_full = counts.young.len() >= MAX_TOKENS;
+        counts.young.get(token).or_else(|| counts.old.get(token)).map_or(is_full, |count| *count >= self.most)
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -108,6 +109,7 @@ mod tests {
         let key = Key::random("a");
         let begun = (0..MAX_TOKENS + 10).filter(|_| presented.count(&token(&key), || true)).count();
         assert_eq!(begun, MAX_TOKENS);
+        assert!(presented.is_spent(&token(&key)), "one that cannot be counted is worth nothing");
         clock.advance(LIFE);
         assert!(presented.count(&token(&key), || true), "the next half has room");
     }

@@ -8,17 +8,20 @@ use crate::clock::Clock;
 use crate::config::{Config, RESET_LIFETIME};
 use crate::secret::TokenHash;
 
-/// Requests that a recovery cookie is good for by itself: five codes, and passwords that are refused.
+/// Requests that a recovery cookie is good for by itself: five codes, passwords that are refused, and what it is waiting for.
 const REQUESTS_A_COOKIE: u32 = 12;
-/// How often a session token that was issued here may be refused before it counts as a made-up one.
-const REFUSALS_A_TOKEN: u32 = 12;
+/// How often a session token that was issued here may be refused before it counts as a made-up one: as often as the open tabs of
+/// a browser ask.
+const REFUSALS_A_TOKEN: u32 = 3;
 
 /// A bucket for each source and kind of request, so that one kind does not use up another's.
 #[derive(Debug)]
 pub struct SourceLimits {
-    /// Requests that cost an email or a hash: start, login, a new password while signed in.
+    /// Requests that cost an email or a hash of ours: start, a new password while signed in.
     pub requests: Limiter,
-    /// Verify and reset-password without a recovery cookie of their own.
+    /// Logins, which may cost a slower hash. Apart, or a few wrong ones would keep the others of a network from all of it.
+    pub logins: Limiter,
+    /// Requests of a recovery without a cookie of their own.
     pub recoveries: Limiter,
     /// Look-ups of session tokens that are made up or have ended.
     pub unknown_tokens: Limiter,
@@ -34,36 +37,30 @@ impl SourceLimits {
     pub fn new(config: &Config, clock: &Clock) -> Self {
         let (burst, per_minute) = (config.network_burst, config.network_per_minute);
         let limiter = |burst| Limiter::new(burst, per_minute, clock.clone());
-        Self::of(limiter(burst), limiter(burst), limiter(burst), limiter(per_minute), clock)
+        Self::of(|| limiter(burst), limiter(per_minute), clock)
     }
 
     /// No limits, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited(clock: &Clock) -> Self {
-        let none = Limiter::unlimited;
-        Self::of(none(), none(), none(), none(), clock)
+        Self::of(Limiter::unlimited, Limiter::unlimited(), clock)
     }
 
-    fn of(
-        requests: Limiter,
-        recoveries: Limiter,
-        unknown_tokens: Limiter,
-        new_cookies: Limiter,
-        clock: &Clock,
-    ) -> Self {
+    fn of(limiter: impl Fn() -> Limiter, new_cookies: Limiter, clock: &Clock) -> Self {
         // Nothing that was issued for a recovery lives longer than this.
         let presented = |most| Presentations::new(most, RESET_LIFETIME, clock.clone());
         Self {
-            requests,
-            recoveries,
-            unknown_tokens,
+            requests: limiter(),
+            logins: limiter(),
+            recoveries: limiter(),
+            unknown_tokens: limiter(),
             new_cookies,
             cookies: presented(REQUESTS_A_COOKIE),
             refused_tokens: presented(REFUSALS_A_TOKEN),
         }
     }
 
-    /// Admits a verify or a reset-password. A recovery cookie that was issued here is good for 12 requests, whoever else is
+    /// Admits a request of a recovery that has begun. A recovery cookie that was issued here is good for 12 requests, whoever else is
     /// behind the same address; a network may begin to use `NETWORK_PER_MINUTE` of them a minute, so that collecting them
     /// gains nothing. Any other request draws on a bucket of its source.
     ///
@@ -97,7 +94,7 @@ impl SourceLimits {
     /// Forgets the sources whose buckets are full, and says how many are left.
     #[must_use]
     pub fn sweep(&self) -> usize {
-        [&self.requests, &self.recoveries, &self.unknown_tokens, &self.new_cookies]
+        [&self.requests, &self.logins, &self.recoveries, &self.unknown_tokens, &self.new_cookies]
             .map(Limiter::sweep)
             .iter()
             .sum()

@@ -51,7 +51,7 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     until_outbox_has(&pool, 0).await;
     relay.is_in_mood(Mood::RefusesRecipient("450 4.2.1 busy"));
     assert!(owed.starts_recovery("owed@example.com").await.is_code_sent());
-    let asked = "outbox WHERE last_error = 'rcpt 450' AND lease_until IS NULL";
+    let asked = "outbox WHERE last_error = 'rcpt 450 4.2.1' AND lease_until IS NULL";
     until(&pool, asked, 1).await;
     // Killed, it would leave a lease that the restored service has to wait for.
     program.signal("-TERM");

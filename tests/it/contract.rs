@@ -12,6 +12,7 @@ use crate::harness::database::{Proxy, Way};
 use crate::harness::{Service, Setup};
 use crate::verify::wrong;
 
+const RECOVERY: &str = "/api/auth/recovery";
 const START: &str = "/api/auth/recovery/start";
 const VERIFY: &str = "/api/auth/recovery/verify";
 const RESET: &str = "/api/auth/recovery/reset-password";
@@ -87,11 +88,17 @@ async fn every_documented_answer_is_given_as_documented(pool: PgPool) {
     // verify
     let mut client = service.client();
     check("post", VERIFY, &client.verifies("12345678").await);
+    check("get", RECOVERY, &client.get(RECOVERY).await);
+    check("get", RECOVERY, &client.clone().with("origin", "https://evil.example").get(RECOVERY).await);
     let code = service.mails_code_to(&mut client, TRADER).await;
+    check("get", RECOVERY, &client.get(RECOVERY).await);
+    check("post", VERIFY, &client.clone().with("x-recovery-id", "another").verifies(&code).await);
     for typed in [wrong(&code).as_str(), "x", &code] {
         check("post", VERIFY, &client.verifies(typed).await);
     }
     // reset-password
+    check("get", RECOVERY, &client.get(RECOVERY).await);
+    check("post", RESET, &client.clone().with("x-recovery-id", "another").resets(NEW).await);
     for password in ["short", "passwordpassword", &"x".repeat(300)] {
         check("post", RESET, &client.resets(password).await);
     }
@@ -150,6 +157,7 @@ async fn every_documented_answer_is_given_as_documented(pool: PgPool) {
     way.is(Way::Cut);
     client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
     client.token = Some("A".repeat(43));
+    check("get", RECOVERY, &client.get(RECOVERY).await);
     check("post", VERIFY, &client.verifies("12345678").await);
     check("post", RESET, &client.resets(NEW).await);
     check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
@@ -167,6 +175,7 @@ async fn every_documented_answer_is_given_as_documented(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1"]).await;
     let mut client = service.client();
     client.verifies("12345678").await;
+    check("get", RECOVERY, &client.get(RECOVERY).await);
     check("post", VERIFY, &client.verifies("12345678").await);
     check("post", RESET, &client.resets(NEW).await);
     client.token = Some("A".repeat(43));

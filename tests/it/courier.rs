@@ -49,11 +49,13 @@ async fn a_mail_that_cannot_be_struck_off_holds_no_other_back(pool: PgPool) {
         .await;
     run("ALTER TABLE recovery_session DROP CONSTRAINT recovery_session_user_agent_check").await;
     run("UPDATE recovery_session SET user_agent = repeat('x', 201) WHERE email = 'bad@example.com'").await;
-    // The first that is taken waits for this lock, and the others for the first.
-    let mut lock = pool.begin().await.unwrap();
-    sqlx::raw_sql("LOCK TABLE audit_event IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
-    service.relay.is_in_mood(Mood::Takes);
+    service.relay.is_in_mood(Mood::HoldsAtRecipient);
     service.clock.advance(Duration::from_secs(2));
+    service.relay.until_asked(8).await;
+    // The first that is taken waits for these locks, and the others for the first.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *lock).await.unwrap();
+    service.relay.is_in_mood(Mood::Takes);
     service.relay.mail(4).await;
     lock.rollback().await.unwrap();
     service.until_outbox_has(1).await;

@@ -82,6 +82,11 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO most_grants;
          REVOKE DELETE ON outbox FROM most_grants;
          REVOKE INSERT ON audit_event FROM most_grants;
+         CREATE ROLE former_grants LOGIN PASSWORD 'first';
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO former_grants;
+         GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO former_grants;
+         REVOKE UPDATE ON account FROM former_grants;
+         GRANT UPDATE (password_hash) ON account TO former_grants;
          CREATE ROLE reader LOGIN PASSWORD 'first' IN ROLE vos_auth;
          ALTER ROLE reader SET default_transaction_read_only = on;",
     )
@@ -102,6 +107,12 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
             as_role("most_grants"),
             "refused",
             "most_grants lacks INSERT on audit_event, DELETE on outbox",
+        ),
+        (
+            "a column's grant missing",
+            as_role("former_grants"),
+            "refused",
+            "former_grants lacks UPDATE on account.bouncing_since",
         ),
         ("wrong CA", server.url_by(&stranger.ca), "certificate", "invalid peer certificate"),
         ("missing CA", server.url_by("/nowhere/ca.pem"), "certificate", "No such file or directory"),

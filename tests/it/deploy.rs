@@ -16,7 +16,7 @@ use crate::harness::needs;
 use crate::harness::nginx::{CLIENT, is_installed};
 use crate::harness::receiver::{self, Receiver};
 use crate::harness::relay::{Mood, Relay};
-use crate::harness::{Service, database, now};
+use crate::harness::{Service, Setup, database, now};
 
 const TRADER: &str = "trader@example.com";
 
@@ -204,12 +204,16 @@ fn outcomes(text: &str) -> impl Iterator<Item = &str> {
 
 #[sqlx::test]
 async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
-    let service = Service::start(&pool).await;
+    let second = Relay::start().await;
+    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
+    let service = Service::start_with(&pool, setup).await;
     for (email, answer, outcome) in
         [("a@example.com", "450 4.2.1 busy", "retried"), ("b@example.com", "550 5.1.1 unknown", "given_up")]
     {
         service.has_account(email).await;
-        service.relay.is_in_mood(Mood::RefusesRecipient(answer));
+        for relay in [&service.relay, &second] {
+            relay.is_in_mood(Mood::RefusesRecipient(answer));
+        }
         assert!(service.client().starts_recovery(email).await.is_code_sent());
         let line = format!("vos_auth_mails_total{{outcome=\"{outcome}\"");
         service.until("a mail's end", async || service.metric(&line).await > 0.5).await;

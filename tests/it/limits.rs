@@ -123,7 +123,7 @@ async fn l_made_up_session_tokens_are_bounded_by_network(pool: PgPool) {
     service.stops().await;
 }
 
-/// A token that was good and has ended is looked up twelve times more for nothing, then as a made-up one.
+/// A token that was good and has ended is looked up three times more for nothing, then as a made-up one.
 #[sqlx::test]
 async fn l_an_ended_session_token_counts_as_made_up_in_the_end(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -131,11 +131,11 @@ async fn l_an_ended_session_token_counts_as_made_up_in_the_end(pool: PgPool) {
     let client = signed_in(&service).await;
     assert_eq!(client.logs_out().await.status, 200);
     let mut answers = Vec::new();
-    for _ in 0..12 + 30 + 5 {
+    for _ in 0..3 + 30 + 5 {
         answers.push(client.refreshes().await.status);
     }
-    assert_eq!(answers.iter().filter(|status| **status == 401).count(), 12 + 30);
-    assert!(answers[42..].iter().all(|status| *status == 429));
+    assert_eq!(answers.iter().filter(|status| **status == 401).count(), 3 + 30);
+    assert!(answers[33..].iter().all(|status| *status == 429));
     service.stops().await;
 }
 
@@ -224,6 +224,21 @@ async fn v_another_origin_uses_up_no_recovery_cookie(pool: PgPool) {
     service.stops().await;
 }
 
+/// A page of another site, open in one browser of an office, uses up nothing of what its network may ask.
+#[sqlx::test]
+async fn l_another_origin_uses_up_no_limit_of_a_network(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let mut page = service.client().with("origin", "https://elsewhere.example");
+    for _ in 0..40 {
+        assert_eq!(page.starts_recovery(TRADER).await.error(), (400, "origin_refused"));
+        assert_eq!(page.logs_in(TRADER, PASSWORD).await.error(), (400, "origin_refused"));
+    }
+    assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
+    signed_in(&service).await;
+    service.stops().await;
+}
+
 /// Ten browsers of one account share a bucket: cookies do not multiply what one may ask.
 #[sqlx::test]
 async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
@@ -244,6 +259,48 @@ async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
             usize::from(browser.starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent());
     }
     assert_eq!(accepted, 30);
+    service.stops().await;
+}
+
+/// Who has a device cookie of the account, as of long ago, uses up nothing of its owner's from elsewhere.
+#[sqlx::test]
+async fn l_a_device_cookie_uses_up_no_bucket_of_another_network(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--trusted-proxies=127.0.0.1/32"]).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let mut owner = signed_in(&service).await.with("x-forwarded-for", "203.0.113.7");
+    let mut former = service.client().with("x-forwarded-for", "198.51.100.9");
+    former.device.clone_from(&owner.device);
+    assert!(former.device.is_some());
+    let mut accepted = 0;
+    for n in 0..40 {
+        former.cookie = None;
+        accepted +=
+            usize::from(former.starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent());
+    }
+    assert_eq!(accepted, 30);
+    while former.logs_in("nobody@example.com", PASSWORD).await.error().1 != "network_throttled" {}
+    assert!(owner.starts_recovery(TRADER).await.is_code_sent());
+    assert!(owner.logs_in(TRADER, PASSWORD).await.is_signed_in());
+    service.stops().await;
+}
+
+/// Wrong logins of a neighbour keep nobody behind the same address from a recovery, nor starts anybody from a login.
+#[sqlx::test]
+async fn l_logins_and_starts_of_a_network_have_buckets_of_their_own(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    service.has_trader(TRADER, PASSWORD).await;
+    let mut neighbour = service.client();
+    let mut n = 0;
+    while neighbour.logs_in(&format!("nobody{n}@example.com"), PASSWORD).await.status == 401 {
+        n += 1;
+    }
+    assert_eq!(neighbour.logs_in(TRADER, PASSWORD).await.error(), (429, "network_throttled"));
+    assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
+    service.clock.advance(std::time::Duration::from_mins(1));
+    while service.client().starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent() {
+        n += 1;
+    }
+    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     service.stops().await;
 }
 

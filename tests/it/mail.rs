@@ -183,6 +183,28 @@ async fn settings_shape_the_mail_and_are_escaped(pool: PgPool) {
     service.stops().await;
 }
 
+/// No relay has to take more than ASCII (RFC 6531 §3.2): neither in the envelope nor in a header.
+#[sqlx::test]
+async fn a_sender_with_an_internationalised_domain_is_ascii_on_the_wire(pool: PgPool) {
+    let settings = [
+        "--mail-brand=Cửa hàng",
+        "--mail-from=\"Cửa hàng, Sài Gòn\" <ma@bücher.example>",
+        "--mail-bounces=bounces@trả-lại.example",
+    ];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    service.has_account_in("trader@example.com", Some(Locale::En)).await;
+    service.client().starts_recovery("trader@example.com").await;
+    let mail = service.relay.mail(1).await;
+    assert_eq!(mail.sender, "bounces@xn--tr-li-m11bl.example");
+    assert!(mail.raw.is_ascii(), "{}", mail.raw);
+    let parsed = mail.parsed();
+    let from = parsed.from().unwrap().first().unwrap();
+    assert_eq!((from.name(), from.address()), (Some("Cửa hàng, Sài Gòn"), Some("ma@xn--bcher-kva.example")));
+    assert_eq!(parsed.subject(), Some("Your Cửa hàng recovery code"));
+    assert!(mail.message_id().ends_with("@xn--bcher-kva.example"));
+    service.stops().await;
+}
+
 /// V5, V6, as far as the mail goes: one code a session, well spread.
 #[sqlx::test]
 async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
@@ -200,5 +222,15 @@ async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
     }
     assert_eq!(codes.len(), 60);
     assert!(codes.iter().all(|code| code.len() == 8));
+    service.stops().await;
+}
+
+/// Without a domain for bounces the sender is the address of the setting.
+#[sqlx::test]
+async fn bounces_go_to_the_address_of_the_setting(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &["--mail-bounces=bounces@example.com"]).await;
+    service.has_account("trader@example.com").await;
+    assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
+    assert_eq!(service.relay.mail(1).await.sender, "bounces@example.com");
     service.stops().await;
 }

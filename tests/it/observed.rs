@@ -37,6 +37,9 @@ async fn logins_that_their_client_aborts_are_logged_and_counted(pool: PgPool) {
     let aborted = "vos_auth_http_answers_total{route=\"/api/auth/login\",status=\"499\"}";
     let all = async { while metric(metrics, aborted).await < 10.0 {} };
     timeout(PATIENCE, all).await.expect("ten are counted");
+    // The first goes on for its failure time; the others waited for it.
+    let waited = async { while metric(metrics, "vos_auth_logins_total{outcome=\"aborted\"}").await < 9.0 {} };
+    timeout(PATIENCE, waited).await.expect("those that waited have an outcome");
     program.signal("-TERM");
     let (log, well) = program.ends();
     let lines = lines_with(&log, "aborted by the client");

@@ -44,17 +44,19 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     let id = owes_notice(&service, "trader@example.com").await;
     service.clock.advance(Duration::from_mins(1));
     service
-        .until("it is given up", async || service.count("outbox WHERE last_error = 'rcpt 550'").await == 1)
+        .until("it is given up", async || {
+            service.count("outbox WHERE last_error = 'rcpt 550 5.1.1'").await == 1
+        })
         .await;
 
     let listed = list();
     let row = listed.lines().find(|line| line.starts_with(&id.to_string())).unwrap();
-    for part in ["password_changed", "given up", "rcpt 550"] {
+    for part in ["password_changed", "given up", "rcpt 550 5.1.1"] {
         assert!(row.contains(part), "{row}");
     }
     assert!(!listed.contains("example.com"), "a list is pasted into chats: {listed}");
     let shown = vos_auth(&["outbox", "show", &id.to_string()], &environment).0;
-    for part in ["trader@example.com", "given up", "rcpt 550"] {
+    for part in ["trader@example.com", "given up", "rcpt 550 5.1.1"] {
         assert!(shown.contains(part), "{shown}");
     }
     let given_up = "vos_auth_outbox_given_up{kind=\"password_changed\"}";
@@ -84,7 +86,7 @@ async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
     service.client().starts_recovery("trader@example.com").await;
     service
         .until("the retry is noted", async || {
-            service.count("outbox WHERE last_error = 'rcpt 450'").await == 1
+            service.count("outbox WHERE last_error = 'rcpt 450 4.2.0'").await == 1
         })
         .await;
     let owed = "vos_auth_outbox_owed{kind=\"recovery_code\"}";
@@ -127,7 +129,7 @@ async fn mail_test_says_which_relay_took_it_and_which_did_not() {
     let (said, why, well) = test.await.unwrap();
     let lines: Vec<_> = said.lines().collect();
     assert!(lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("took the mail"), "{said}");
-    assert!(lines[1].contains("did not take it: rcpt 550"), "{said}");
+    assert!(lines[1].contains("did not take it: rcpt 550 5.7.1"), "{said}");
     assert!(lines[2].contains("did not take it: connect (") && lines[2].contains("refused"), "{said}");
     assert!(!well && why.contains("2 of 3 relays"), "{why}");
     let mail = good.mail(1).await;

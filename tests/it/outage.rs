@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
-use vos_auth::database::KeptConnection;
+use vos_auth::database::{Endpoint, KeptConnection};
 
 use crate::harness::database::{self, Proxy, Way};
 use crate::harness::raw::Raw;
@@ -333,7 +333,8 @@ async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
 /// Starts are stored by one connection for as long as the service runs: it has to meet a new certificate, too.
 #[sqlx::test]
 async fn the_connection_of_starts_is_renewed_by_age(pool: PgPool) {
-    let mut kept = KeptConnection::new(&pool.connect_options(), Duration::from_mins(10));
+    let mut kept =
+        KeptConnection::new(&Endpoint::new((*pool.connect_options()).clone()), Duration::from_mins(10));
     let mut backends = Vec::new();
     for age in [Duration::ZERO, Duration::from_mins(9), Duration::from_mins(2)] {
         tokio::time::pause();

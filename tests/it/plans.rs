@@ -13,8 +13,8 @@ const READ_A_WHOLE_TABLE: [&str; 9] = [
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
     "SELECT account_id AS \"account_id!\" FROM audit_event WHERE what = 'account_erased'",
-    "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at \
-     FROM account WHERE id = $1 OR email = $2",
+    "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
+     bouncing_since FROM account WHERE id = $1 OR email = $2",
     "SELECT kind AS \"kind: MailKind\", count(*)",
     "UPDATE audit_event SET client_ip = NULL, user_agent = NULL WHERE account_id = $1",
     "UPDATE outbox SET next_attempt_at = $1 WHERE kind = 'password_changed'",

@@ -2,6 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use vos_auth::account::{self, CreateError, NewAccount};
@@ -94,12 +97,20 @@ async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
     }
     let postfix = Postfix::start(Setup::default());
     let (ca, relay) = (postfix.ca(), postfix.url_with("not the password"));
+    let began = Instant::now();
     let mut host = Host::start(&pool, &relay, &[("SMTP_CA_FILE", &ca)]).await;
     host.program.line_with("relay is not usable");
     host.until_mail_is("unavailable").await;
     assert_eq!(host.client.starts_recovery(TRADER).await.error(), (502, "mail_unavailable"));
     let (said, well) = mail_test(&relay, &[("SMTP_CA_FILE", &ca)]);
     assert!(!well && said.contains("auth 535"), "{said}");
+    // A relay may shut out clients that try a wrong password often: the probe does so every 10 s, not every second.
+    while began.elapsed() < Duration::from_secs(4) {
+        host.until_mail_is("unavailable").await;
+    }
+    let refused =
+        postfix.log().lines().filter(|line| line.contains("]: > ") && line.contains("]: 535 ")).count();
+    assert!((2..4).contains(&refused) || began.elapsed() > Duration::from_secs(10), "{refused}");
     let log = host.log();
     assert!(log.contains("auth 535"), "{log}");
     for text in [said, log] {
@@ -115,12 +126,14 @@ async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
         return;
     }
     let cases = [
-        ("localhost", false, "", "UnknownIssuer"),
-        ("relay.example.net", true, "", "not valid for name"),
-        ("localhost", true, "smtpd_tls_security_level = none", "tls"),
+        ("localhost", false, "", false, "UnknownIssuer"),
+        ("relay.example.net", true, "", false, "not valid for name"),
+        ("localhost", true, "smtpd_tls_security_level = none", false, "tls"),
+        ("localhost", false, "", true, "tls (invalid peer certificate: UnknownIssuer"),
+        ("relay.example.net", true, "", true, "not valid for name"),
     ];
-    for (name, trusted, settings, why) in cases {
-        let postfix = Postfix::start(Setup { name, settings, ..Setup::default() });
+    for (name, trusted, settings, implicit, why) in cases {
+        let postfix = Postfix::start(Setup { implicit, name, settings, ..Setup::default() });
         let (ca, relay) = (postfix.ca(), postfix.url());
         let settings: &[_] = if trusted { &[("SMTP_CA_FILE", ca.as_str())] } else { &[] };
         let mut host = Host::start(&pool, &relay, settings).await;
@@ -130,7 +143,9 @@ async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
         // It tries to send, whatever the probe has found.
         let (said, well) = mail_test(&relay, settings);
         assert!(!well && said.contains(why), "{said}");
-        postfix.until_it_logs("< localhost[127.0.0.1]: EHLO");
+        if !implicit {
+            postfix.until_it_logs("< localhost[127.0.0.1]: EHLO");
+        }
         let log = postfix.log();
         for word in ["MAIL FROM", "RCPT TO", "AUTH ", "DATA", TRADER] {
             let heard = log.lines().find(|line| line.contains("]: < ") && line.contains(word));
@@ -160,19 +175,23 @@ async fn greylisting_delays_a_mail_and_loses_none(pool: PgPool) {
     assert!((retried - 1.0).abs() < 0.5, "{retried}");
 }
 
-/// Speaks Postfix's policy protocol: puts off the first recipient, and lets all others pass.
+/// Speaks Postfix's policy protocol, with each of its processes: puts off the first recipient, and lets all others pass.
 fn greylist(listener: &TcpListener) {
-    let mut answer = "action=DEFER_IF_PERMIT greylisted\n\n";
+    let known = Arc::<AtomicBool>::default();
     for stream in listener.incoming() {
-        let mut stream = BufReader::new(stream.unwrap());
-        let mut line = String::new();
-        while stream.read_line(&mut line).is_ok_and(|read| read > 0) {
-            if line == "\n" {
-                stream.get_mut().write_all(answer.as_bytes()).unwrap();
-                answer = "action=DUNNO\n\n";
+        let (mut stream, known) = (BufReader::new(stream.unwrap()), Arc::clone(&known));
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            while stream.read_line(&mut line).is_ok_and(|read| read > 0) {
+                if line == "\n" {
+                    let pass = known.swap(true, Ordering::Relaxed);
+                    let answer =
+                        if pass { "action=DUNNO\n\n" } else { "action=DEFER_IF_PERMIT greylisted\n\n" };
+                    stream.get_mut().write_all(answer.as_bytes()).unwrap();
+                }
+                line.clear();
             }
-            line.clear();
-        }
+        });
     }
 }
 
@@ -194,6 +213,45 @@ async fn a_kept_connection_that_the_relay_closes_costs_nothing(pool: PgPool) {
     host.starts().await;
     postfix.mails(2);
     assert!(host.retried().await < 0.5);
+}
+
+/// RFC 5321 §4.1.1.10: the probe, a mail that was taken and one that was put off, a connection that idled, and `mail test` end
+/// their conversations with QUIT.
+#[sqlx::test]
+async fn every_conversation_ends_with_quit(pool: PgPool) {
+    if !can_run() {
+        return;
+    }
+    let policy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings =
+        format!("smtpd_recipient_restrictions = check_policy_service inet:{}", policy.local_addr().unwrap());
+    std::thread::spawn(move || greylist(&policy));
+    for (implicit, starts) in [(false, 2), (true, 1)] {
+        let postfix = Postfix::start(Setup { settings: &settings, implicit, ..Setup::default() });
+        let (ca, relay) = (postfix.ca(), postfix.url());
+        let settings = [("SMTP_CA_FILE", ca.as_str()), ("SMTP_IDLE", "100ms")];
+        let mut host = Host::start(&pool, &relay, &settings).await;
+        host.until_mail_is("ok").await;
+        for mails in 1..=starts {
+            host.client.cookie = None;
+            host.starts().await;
+            postfix.mails(mails);
+        }
+        drop(host.log());
+        let (said, well) = mail_test(&relay, &settings);
+        assert!(well, "{said}");
+        let lines = |log: &str, part: &str| -> Vec<_> {
+            log.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+        };
+        postfix.until_log("all have ended", |log| {
+            lines(log, ": connect from ").len() == lines(log, ": disconnect from ").len()
+        });
+        let ended = lines(&postfix.log(), ": disconnect from ");
+        let (quit, other): (Vec<_>, Vec<_>) = ended.into_iter().partition(|line| line.contains(" quit=1 "));
+        // The harness looks whether it is up, and says nothing.
+        assert!(other.len() == 1 && other[0].ends_with("commands=0/0"), "{other:#?}");
+        assert!(quit.len() >= 2 + starts, "{quit:#?}");
+    }
 }
 
 /// What was accepted while nobody had noticed that the relay was gone goes out when it is back.

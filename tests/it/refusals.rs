@@ -151,7 +151,10 @@ async fn e2_cors_is_for_exact_origins_on_every_status(pool: PgPool) {
             "{answer:?}"
         );
         assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-        assert_eq!(answer.header("access-control-expose-headers"), Some("retry-after,x-request-id"));
+        assert_eq!(
+            answer.header("access-control-expose-headers"),
+            Some("retry-after,x-recovery-id,x-request-id")
+        );
         assert!(answer.header("vary").unwrap().contains("origin"));
     }
     for origin in
@@ -162,10 +165,11 @@ async fn e2_cors_is_for_exact_origins_on_every_status(pool: PgPool) {
     }
     let preflight = allowed
         .with("access-control-request-method", "POST")
-        .with("access-control-request-headers", "content-type,x-session-token");
+        .with("access-control-request-headers", "content-type,x-recovery-id,x-session-token");
     let answer = Client::answer(preflight.request(Method::OPTIONS, START)).await;
     assert_eq!((answer.status, answer.header("cache-control")), (200, Some("no-store")));
-    assert!(answer.header("access-control-allow-headers").unwrap().contains("x-session-token"));
+    let allowed = answer.header("access-control-allow-headers").unwrap();
+    assert!(allowed.contains("x-session-token") && allowed.contains("x-recovery-id"));
     service.stops().await;
 }
 
@@ -220,7 +224,7 @@ async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
         "/",
         "/nowhere",
         "/api/auth/recovery/start/",
-        "/api/auth/recovery",
+        "/api/auth/recovery/",
         "/dev/mailbox",
         "/dev/mailbox.json",
         "/metrics",
@@ -235,6 +239,7 @@ async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
         assert_eq!(answer.header("allow"), Some("POST"));
     }
     for (path, allowed) in [
+        ("/api/auth/recovery", "GET,HEAD"),
         ("/api/auth/session", "GET,HEAD"),
         ("/api/auth/sessions", "GET,HEAD,DELETE"),
         ("/api/auth/sessions/x", "DELETE"),

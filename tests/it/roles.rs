@@ -9,14 +9,15 @@ use crate::harness::database::{self, OPERATOR, SERVE};
 
 /// By table or sequence: the rights of `serve`, and those of an operator's commands. A migration that adds a table adds its
 /// row here and its rights in `deploy/grants.sql`; "" is none.
-const RIGHTS: [(&str, &str, &str); 8] = [
+const RIGHTS: [(&str, &str, &str); 9] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
         "account",
-        "SELECT, UPDATE (password_changed_at, password_hash, recoveries_ended, updated_at)",
+        "SELECT, UPDATE (bouncing_since, password_changed_at, password_hash, recoveries_ended, updated_at)",
         "DELETE, INSERT, SELECT, UPDATE",
     ),
     ("audit_event", "DELETE, INSERT, SELECT (id)", "INSERT, SELECT, UPDATE (client_ip, user_agent)"),
+    ("hash_census", "INSERT, SELECT, UPDATE", ""),
     ("outbox", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (next_attempt_at)"),
     ("recovery_number", "USAGE", "USAGE"),
     ("recovery_session", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (state)"),

@@ -38,6 +38,7 @@ pub(super) async fn show(
             "created_at": rfc3339(account.created_at),
             "updated_at": rfc3339(account.updated_at),
             "imported_at": account.imported_at.map(rfc3339),
+            "bouncing_since": account.bouncing_since.map(rfc3339),
             "sessions": sessions,
         });
         terminal::line(shown);
@@ -54,6 +55,7 @@ pub(super) async fn show(
         ("created", time(Some(account.created_at))),
         ("changed", time(Some(account.updated_at))),
         ("imported", time(account.imported_at)),
+        ("bouncing", time(account.bouncing_since)),
         ("sessions", sessions.to_string()),
     ];
     for (name, value) in lines {

@@ -7,7 +7,7 @@ mod phc;
 
 use sha_crypt::{PasswordVerifier as _, ShaCrypt};
 
-use self::phc::{FirebaseScrypt, Phc};
+use self::phc::{FirebaseScrypt, Phc, number};
 use super::Memory;
 
 const MAX_BCRYPT_COST: u32 = 16;
@@ -17,6 +17,8 @@ const BCRYPT_PASSWORD: usize = 72;
 const MAX_SHA_CRYPT_ROUNDS: u32 = 1_000_000;
 /// The longest password that SHA-crypt is given, in octets, as in libxcrypt: its time grows with length times rounds.
 const MAX_SHA_CRYPT_PASSWORD: usize = 511;
+/// The length of the passwords that take the longest, in octets.
+pub(super) const LONGEST_TO_HASH: usize = MAX_SHA_CRYPT_PASSWORD;
 
 /// A hash that passwords can be verified against: of a scheme that is known, whole, and not too dear to compute. `Debug`
 /// does not show it.
@@ -169,7 +171,7 @@ fn weak_kind(text: &str) -> Option<&'static str> {
 
 fn bcrypt(text: &str) -> Option<Scheme> {
     let (cost, rest) = text[1..].split_once('$')?.1.split_once('$')?;
-    let cost = cost.parse().ok().filter(|cost| (4..=MAX_BCRYPT_COST).contains(cost))?;
+    let cost = number(cost).filter(|cost| (4..=MAX_BCRYPT_COST).contains(cost))?;
     // What is not computed in the end would tell by its time that there is such a hash.
     let whole = rest.len() == 53 && text.parse::<bcrypt::HashParts>().is_ok();
     whole.then(|| Scheme::Bcrypt { text: text.to_owned(), cost })
@@ -179,7 +181,7 @@ fn bcrypt(text: &str) -> Option<Scheme> {
 fn sha_crypt(text: &str, kind: &'static str, prefix: &str, hash_len: usize) -> Option<Scheme> {
     let rest = text[1..].split_once('$')?.1;
     let (rounds, salted) = match rest.strip_prefix("rounds=") {
-        Some(rest) => rest.split_once('$').and_then(|(rounds, rest)| Some((rounds.parse().ok()?, rest)))?,
+        Some(rest) => rest.split_once('$').and_then(|(rounds, rest)| Some((number(rounds)?, rest)))?,
         None => (5000, rest),
     };
     let (salt, hash) = salted.split_once('$')?;
@@ -342,6 +344,12 @@ mod tests {
             // Its last digit has bits that no hash has.
             "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSi4",
             "$2b$é",
+            "$2b$+4$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO",
+            &sha_of("+5000"),
+            "$pbkdf2-sha256$i=+1000$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            "$pbkdf2-sha256$1000,l=32$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            "$argon2id$v=+19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            "$argon2id$v=19$m=8,t=1,p=1,X=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$2b$",
             "$5",
             "$6$é$é",

@@ -48,7 +48,7 @@ impl Phc {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.strip_prefix('$')?.split('$').peekable();
         let kind = kind(parts.next()?)?;
-        let version = parts.next_if(|part| part.starts_with("v=")).map(|part| part[2..].parse());
+        let version = parts.next_if(|part| part.starts_with("v=")).map(|part| number(&part[2..]));
         let params = Numbers::parse(parts.next()?)?;
         let (salt, output) = (bytes(parts.next()?)?, bytes(parts.next()?)?);
         let whole = parts.next().is_none() && SALT_LENGTHS.contains(&salt.len());
@@ -58,7 +58,7 @@ impl Phc {
         let function = match kind {
             "scrypt" => Function::Scrypt(Scrypt::read(&params)?),
             "argon2i" | "argon2d" | "argon2id" => {
-                argon2(kind, version.transpose().ok()?, &params, output.len())?
+                argon2(kind, version.map_or(Some(None), |version| version.map(Some))?, &params, output.len())?
             }
             _ => {
                 let rounds = params.get("i").filter(|rounds| *rounds > 0)?;
@@ -228,14 +228,24 @@ impl FirebaseScrypt {
     }
 }
 
-/// `name=value,…`; passlib writes the rounds of PBKDF2 alone, without their name.
+/// A number of decimal digits alone: what Rust reads beside, such as a plus sign, the count of stored hashes by kind does not
+/// (`src/account/hashes.sql`), and a kind that is not counted has no decoy.
+pub(super) fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// `name=value,…`, with names of lower-case letters; passlib writes the rounds of PBKDF2 alone, without their name.
 struct Numbers<'a>(Vec<(&'a str, u32)>);
 
 impl<'a> Numbers<'a> {
     fn parse(text: &'a str) -> Option<Self> {
+        if let Some(rounds) = number(text) {
+            return Some(Self(vec![("i", rounds)]));
+        }
         let pairs = text.split(',').map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or(("i", pair));
-            Some((name, value.parse().ok()?))
+            let (name, value) = pair.split_once('=')?;
+            let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase());
+            is_name.then_some(()).and(Some((name, number(value)?)))
         });
         pairs.collect::<Option<_>>().map(Self)
     }

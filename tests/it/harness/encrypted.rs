@@ -13,6 +13,7 @@ use super::postfix::free_port;
 pub struct Encrypted {
     cluster: Cluster,
     tls: PathBuf,
+    name: &'static str,
     port: u16,
     /// For its owner, who comes by its socket.
     pub pool: PgPool,
@@ -21,18 +22,23 @@ pub struct Encrypted {
 impl Encrypted {
     /// With a role for the service.
     pub async fn start() -> Self {
+        Self::start_at("localhost", "127.0.0.1").await
+    }
+
+    /// The same under a name, at addresses with commas between them.
+    pub async fn start_at(name: &'static str, addresses: &str) -> Self {
         // Behind those of the Postfixes.
         let (port, mut tls) = (free_port(19), PathBuf::new());
         let cluster = Cluster::start_at(port, |home| {
             tls = home.join("tls");
             fs::create_dir(&tls).unwrap();
-            certificate::make(&tls, "localhost");
+            certificate::make(&tls, name);
             fs::copy(tls.join("ca.pem"), tls.join("trusted.pem")).unwrap();
             let owner = format!("--reference={}", home.display());
             assert!(Command::new("chown").args(["-R", &owner]).arg(&tls).status().unwrap().success());
             let tls = tls.display();
             format!(
-                "listen_addresses = '127.0.0.1'
+                "listen_addresses = '{addresses}'
 ssl = on
 ssl_cert_file = '{tls}/cert.pem'
 ssl_key_file = '{tls}/key.pem'\n"
@@ -43,14 +49,14 @@ ssl_key_file = '{tls}/key.pem'\n"
         let pool = PgPool::connect_with(cluster.options()).await.unwrap();
         let role = "CREATE ROLE vos_auth_1 LOGIN PASSWORD 'first' IN ROLE vos_auth";
         sqlx::query(role).execute(&pool).await.unwrap();
-        Self { cluster, tls, port, pool }
+        Self { cluster, tls, name, port, pool }
     }
 
     /// For who trusts the authorities in a file.
     pub fn url_by(&self, authorities: &str) -> String {
-        let port = self.port;
+        let (name, port) = (self.name, self.port);
         format!(
-            "postgres://vos_auth_1:first@localhost:{port}/postgres?sslmode=verify-full&sslrootcert={authorities}"
+            "postgres://vos_auth_1:first@{name}:{port}/postgres?sslmode=verify-full&sslrootcert={authorities}"
         )
     }
 

@@ -43,6 +43,8 @@ struct Inner {
     held: Option<(Method, usize, watch::Receiver<()>)>,
     /// Where the links to its next pages point to.
     links_to: String,
+    /// Behind the last page comes the first one.
+    is_endless: bool,
 }
 
 impl Kratos {
@@ -111,6 +113,11 @@ impl Kratos {
     /// Lets the links to its pages name another host, as behind a proxy.
     pub fn links_to(&self, base: &str) {
         base.clone_into(&mut self.inner.lock().unwrap().links_to);
+    }
+
+    /// Lets its list begin anew where it ends.
+    pub fn never_ends(&self) {
+        self.inner.lock().unwrap().is_endless = true;
     }
 
     /// How often it was asked so, and forgets it.
@@ -206,6 +213,8 @@ async fn list(
     let mut links = vec![link("first", Uuid::nil())];
     if following.next().is_some() {
         links.push(link("next", *page.last().unwrap().0));
+    } else if inner.is_endless {
+        links.push(link("next", Uuid::nil()));
     }
     // The list leaves credentials out unless one kind is asked for.
     let wanted = query.iter().any(|(name, _)| name == "include_credential");

@@ -2,6 +2,7 @@
 //! request crosses in many segments and round trips, which loopback hides.
 
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -43,11 +44,56 @@ impl Line {
         line
     }
 
+    /// The hosts that programs at the far end know by name: `/etc/hosts`, for them alone.
+    pub fn knows(&self, hosts: &str) {
+        let folder = self.folder();
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("hosts"), hosts).unwrap();
+    }
+
+    /// One more address of this end.
+    pub fn has_address(&self, address: Ipv4Addr) {
+        let name = &self.name;
+        ip(&format!("address add {address}/32 dev {name}"));
+        ip(&format!("-n {name} route add {address}/32 dev far"));
+    }
+
+    /// From now on nothing that the far end sends to an address of this end arrives, and nobody says so: it goes to a card that
+    /// is not there.
+    pub fn loses(&self, address: Ipv4Addr) {
+        let name = &self.name;
+        ip(&format!("-n {name} neighbour replace {address} lladdr 02:00:00:00:00:01 nud permanent dev far"));
+    }
+
+    /// It arrives again.
+    pub fn finds(&self, address: Ipv4Addr) {
+        ip(&format!("-n {} neighbour delete {address} dev far", self.name));
+    }
+
+    fn folder(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.name)
+    }
+
     /// A program that runs at the far end, with the same file system.
     pub fn at_far_end(&self, program: &str) -> Command {
-        let mut command = Command::new(IP);
-        command.args(["netns", "exec", &self.name, program]);
+        let [ip, arguments @ ..] = self.under();
+        let mut command = Command::new(ip);
+        command.args(arguments).arg(program);
         command
+    }
+
+    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] stand in the place of those in `/etc`.
+    pub fn under(&self) -> [&str; 4] {
+        [IP, "netns", "exec", &self.name]
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Changes the network at the far end.
+    pub fn far_ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.name));
     }
 }
 
@@ -55,6 +101,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let _ = Command::new(IP).args(["netns", "delete", &self.name]).status();
+        let _ = std::fs::remove_dir_all(self.folder());
     }
 }
 

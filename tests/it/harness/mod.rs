@@ -13,6 +13,7 @@ pub mod kratos;
 pub mod line;
 pub mod load;
 pub mod machine;
+pub mod mail;
 pub mod needs;
 pub mod nginx;
 pub mod pgbouncer;

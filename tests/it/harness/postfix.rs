@@ -121,6 +121,19 @@ impl Postfix {
         Next::after(&self.home.join("tls"))
     }
 
+    /// A folder that its users reach.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Runs lines of a document that set it up, as root. They are in force when it starts again.
+    pub fn is_set_up_by(&self, lines: &str) {
+        let programs = format!("{}:{}", files::path("usr/sbin").display(), std::env::var("PATH").unwrap());
+        let mut shell = Command::new("bash");
+        shell.args(["-euo", "pipefail", "-c", lines]).envs([files::libraries()]);
+        output(shell.env("PATH", programs).env("MAIL_CONFIG", self.home.join("etc")));
+    }
+
     /// Shows the next certificate to whoever connects, and knows another password alone.
     pub fn takes(&self, next: &Next, password: &str) {
         next.replaces(&self.home.join("tls"));
@@ -134,7 +147,11 @@ impl Postfix {
     }
 
     pub fn until_it_logs(&self, part: &str) {
-        until(part, || self.log().contains(part));
+        self.until_log(part, |log| log.contains(part));
+    }
+
+    pub fn until_log(&self, what: &str, holds: impl Fn(&str) -> bool) {
+        until(what, || holds(&self.log()));
     }
 
     pub fn is_killed(&mut self) {
@@ -257,6 +274,7 @@ proxymap unix - - n - - proxymap
 error unix - - n - - error
 retry unix - - n - - error
 virtual unix - n n - - virtual
+smtp unix - - n - - smtp
 anvil unix - - n - 1 anvil
 postlog unix-dgram n - n - 1 postlogd
 "

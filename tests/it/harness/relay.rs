@@ -1,24 +1,38 @@
 //! An SMTP server of the tests' own, which does on cue what relays do on bad days.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
-use mail_parser::{Message, MessageParser};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::PATIENCE;
+pub use super::mail::Mail;
 use super::tokens::heard_token;
+
+/// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
+static THREAD: LazyLock<Runtime> =
+    LazyLock::new(|| runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
+
+async fn bound(address: SocketAddr) -> TcpListener {
+    THREAD.spawn(TcpListener::bind(address)).await.unwrap().unwrap()
+}
 
 /// What the relay does with the next mails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mood {
     #[default]
     Takes,
+    /// Answers MAIL with this.
+    RefusesSender(&'static str),
     /// Answers RCPT with this.
     RefusesRecipient(&'static str),
+    /// Answers DATA with this.
+    RefusesData(&'static str),
     /// Answers the message with this.
     RefusesMessage(&'static str),
     /// Keeps the mail, then drops the connection before it has answered.
@@ -29,14 +43,12 @@ pub enum Mood {
     HoldsAtRecipient,
     /// Answers the dot with a code that is no yes, but that lettre takes for one.
     SaysMoreAfterData,
-}
-
-/// A mail as it came over the wire.
-#[derive(Clone, Debug)]
-pub struct Mail {
-    pub sender: String,
-    pub recipients: Vec<String>,
-    pub raw: String,
+    /// Greets so long after it was connected to.
+    GreetsLate(Duration),
+    /// Never greets who connects now.
+    GreetsNobody,
+    /// Answers this command so, if a mail was taken on the connection, and closes it; "." is the message's end.
+    TiresAt(&'static str, &'static str),
 }
 
 /// Says of an access token whether it is good.
@@ -49,10 +61,22 @@ struct State {
     recipients_asked: usize,
     connections: JoinSet<()>,
     connected: usize,
+    open: usize,
+    most_open: usize,
     lost: usize,
     /// Which access tokens are good; without it nobody has to sign in.
     is_good: Option<Arc<Judge>>,
     signed_in: Vec<(String, String)>,
+    announced: &'static [&'static str],
+    ended: Vec<Ended>,
+}
+
+/// How a conversation went that has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    pub mails: usize,
+    /// Whether the client said QUIT.
+    pub quit: bool,
 }
 
 /// A relay on a free port. Clones are the same relay.
@@ -66,7 +90,11 @@ pub struct Relay {
 
 impl Relay {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    pub async fn start_at(address: IpAddr) -> Self {
+        let listener = bound((address, 0).into()).await;
         let address = listener.local_addr().unwrap();
         let relay =
             Self { address, state: Arc::default(), changed: Arc::default(), listening: Arc::default() };
@@ -76,6 +104,15 @@ impl Relay {
 
     pub fn url(&self) -> String {
         format!("smtp://{}?tls=none", self.address)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// What it answers EHLO with, after its name.
+    pub fn announces(&self, announced: &'static [&'static str]) {
+        self.state.lock().unwrap().announced = announced;
     }
 
     pub fn is_in_mood(&self, mood: Mood) {
@@ -96,7 +133,7 @@ impl Relay {
 
     /// Listens again, at the same address.
     pub async fn comes_back(&self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listener = bound(self.address).await;
         self.listen(listener);
     }
 
@@ -119,6 +156,24 @@ impl Relay {
     /// How many have connected so far.
     pub fn connected(&self) -> usize {
         self.state.lock().unwrap().connected
+    }
+
+    /// How many connections were open at once.
+    pub fn most_open(&self) -> usize {
+        self.state.lock().unwrap().most_open
+    }
+
+    /// Waits until so many have connected.
+    pub async fn until_connected(&self, count: usize) {
+        self.until(|state| state.connected >= count).await;
+    }
+
+    /// Waits until so many conversations with mails have ended, and gives them in that order.
+    pub async fn until_ended(&self, count: usize) -> Vec<Ended> {
+        let with_mails =
+            |state: &State| state.ended.iter().filter(|ended| ended.mails > 0).copied().collect::<Vec<_>>();
+        self.until(|state| with_mails(state).len() >= count).await;
+        with_mails(&self.state.lock().unwrap())
     }
 
     /// Every mail that has arrived, in order.
@@ -144,6 +199,11 @@ impl Relay {
         self.mails().iter().filter(to).nth(count - 1).unwrap().clone()
     }
 
+    /// How often a recipient was named, whatever was answered.
+    pub fn asked(&self) -> usize {
+        self.state.lock().unwrap().recipients_asked
+    }
+
     /// Waits until a recipient was named for the `count`th time, whatever was answered.
     pub async fn until_asked(&self, count: usize) {
         self.until(|state| state.recipients_asked >= count).await;
@@ -162,21 +222,54 @@ impl Relay {
         tokio::time::timeout(PATIENCE, waiting).await.expect("the mail comes");
     }
 
+    fn mood(&self) -> Mood {
+        self.state.lock().unwrap().mood
+    }
+
+    /// Whether it has announced every parameter of a MAIL.
+    fn has_announced(&self, parameters: &str) -> bool {
+        let announced = self.state.lock().unwrap().announced;
+        parameters.split_whitespace().all(|parameter| {
+            let keyword = if parameter == "BODY=8BITMIME" { "8BITMIME" } else { parameter };
+            announced.iter().any(|line| line.split(' ').next() == keyword.split('=').next())
+        })
+    }
+
     fn listen(&self, listener: TcpListener) {
         let relay = self.clone();
-        let listening = tokio::spawn(async move {
+        let listening = THREAD.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut state = relay.state.lock().unwrap();
                 state.connected += 1;
-                let conversation = relay.clone().converse(stream, state.connected);
-                state.connections.spawn(async move { drop(conversation.await) });
+                state.open += 1;
+                state.most_open = state.most_open.max(state.open);
+                let conversation =
+                    Conversation { relay: relay.clone(), number: state.connected, ended: Ended::default() };
+                state.connections.spawn(async move { drop(conversation.goes_on(stream).await) });
+                drop(state);
+                relay.changed.notify_waiters();
             }
         });
         *self.listening.lock().unwrap() = Some(listening);
     }
+}
 
-    async fn converse(self, stream: TcpStream, number: usize) -> std::io::Result<()> {
+struct Conversation {
+    relay: Relay,
+    number: usize,
+    ended: Ended,
+}
+
+impl Conversation {
+    async fn goes_on(mut self, stream: TcpStream) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
+        let relay = self.relay.clone();
+        match relay.mood() {
+            Mood::GreetsLate(after) => tokio::time::sleep(after).await,
+            // Until the client leaves.
+            Mood::GreetsNobody => return stream.read_line(&mut String::new()).await.map(drop),
+            _ => {}
+        }
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
         let mut is_in = false;
@@ -189,37 +282,49 @@ impl Relay {
                 line.ends_with("\r\n") && !line.trim_end_matches("\r\n").contains(['\r', '\n']),
                 "{line:?}"
             );
-            if number <= self.state.lock().unwrap().lost {
+            if self.number <= relay.state.lock().unwrap().lost {
                 std::future::pending::<()>().await;
             }
-            let mood = self.state.lock().unwrap().mood;
+            let mood = relay.mood();
             let path = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
-            let is_good = self.state.lock().unwrap().is_good.clone();
-            let answer = match line[..4].to_ascii_uppercase().as_str() {
-                "EHLO" if is_good.is_some() => "250-test relay\r\n250 AUTH PLAIN XOAUTH2",
+            let command = line[..4].to_ascii_uppercase();
+            if let Some(answer) = self.is_tired_at(&command, mood) {
+                return stream.write_all(answer.as_bytes()).await;
+            }
+            let is_good = relay.state.lock().unwrap().is_good.clone();
+            let answer = match command.as_str() {
+                "EHLO" => {
+                    let announced = relay.state.lock().unwrap().announced;
+                    let tokens = is_good.is_some().then_some("AUTH PLAIN XOAUTH2");
+                    for keyword in announced.iter().copied().chain(tokens) {
+                        stream.write_all(format!("250-{keyword}\r\n").as_bytes()).await?;
+                    }
+                    "250 ok"
+                }
                 "AUTH" => {
                     let is_good = is_good.expect("offered");
                     let Some((user, token)) = heard_token(&mut stream, &line, &*is_good).await? else {
                         // As Exchange Online does: the next try wants another connection.
                         return stream.write_all(b"535 5.7.3 Authentication unsuccessful\r\n").await;
                     };
-                    self.state.lock().unwrap().signed_in.push((user, token));
+                    relay.state.lock().unwrap().signed_in.push((user, token));
                     is_in = true;
                     "235 2.7.0 welcome"
                 }
                 "MAIL" if is_good.is_some() && !is_in => "530 5.7.0 sign in first",
+                "MAIL" if !relay.has_announced(line.rsplit('>').next().unwrap()) => "555 5.5.4 not announced",
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
-                    "250 ok"
+                    if let Mood::RefusesSender(answer) = mood { answer } else { "250 ok" }
                 }
                 "RCPT" => {
-                    self.state.lock().unwrap().recipients_asked += 1;
-                    self.changed.notify_waiters();
+                    relay.state.lock().unwrap().recipients_asked += 1;
+                    relay.changed.notify_waiters();
                     match mood {
                         Mood::RefusesRecipient(answer) => answer,
                         Mood::StallsAtRecipient => std::future::pending().await,
                         Mood::HoldsAtRecipient => {
-                            self.until(|state| state.mood != Mood::HoldsAtRecipient).await;
+                            relay.until(|state| state.mood != Mood::HoldsAtRecipient).await;
                             recipients.push(path);
                             "250 ok"
                         }
@@ -230,28 +335,56 @@ impl Relay {
                     }
                 }
                 "DATA" => {
+                    if let Mood::RefusesData(answer) = mood {
+                        stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+                        continue;
+                    }
                     stream.write_all(b"354 go on\r\n").await?;
                     let raw = read_data(&mut stream).await?;
+                    if let Some(answer) = self.is_tired_at(".", mood) {
+                        return stream.write_all(answer.as_bytes()).await;
+                    }
                     if let Mood::RefusesMessage(answer) = mood {
                         answer
                     } else if mood == Mood::SaysMoreAfterData {
                         "354 go on"
                     } else {
+                        self.ended.mails += 1;
                         let mail = Mail { sender: sender.clone(), recipients: recipients.clone(), raw };
-                        self.state.lock().unwrap().mails.push(mail);
-                        self.changed.notify_waiters();
+                        relay.state.lock().unwrap().mails.push(mail);
+                        relay.changed.notify_waiters();
                         if mood == Mood::DropsAfterData {
                             return Ok(());
                         }
                         "250 kept"
                     }
                 }
-                "QUIT" => return stream.write_all(b"221 bye\r\n").await,
+                "QUIT" => {
+                    self.ended.quit = true;
+                    return stream.write_all(b"221 bye\r\n").await;
+                }
                 _ => "250 ok",
             };
-            stream.write_all(answer.as_bytes()).await?;
-            stream.write_all(b"\r\n").await?;
+            // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
+    }
+
+    fn is_tired_at(&self, command: &str, mood: Mood) -> Option<&'static str> {
+        match mood {
+            Mood::TiresAt(at, answer) if at == command && self.ended.mails > 0 => Some(answer),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        let Ok(mut state) = self.relay.state.lock() else { return };
+        state.open -= 1;
+        state.ended.push(self.ended);
+        drop(state);
+        self.relay.changed.notify_waiters();
     }
 }
 
@@ -264,36 +397,5 @@ async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String>
             return Ok(raw);
         }
         raw.push_str(line.strip_prefix('.').unwrap_or(&line));
-    }
-}
-
-impl Mail {
-    pub fn parsed(&self) -> Message<'_> {
-        MessageParser::default().parse(self.raw.as_bytes()).expect("a mail")
-    }
-
-    pub fn text(&self) -> String {
-        self.parsed().body_text(0).expect("a text part").into_owned()
-    }
-
-    pub fn html(&self) -> String {
-        self.parsed().body_html(0).expect("an HTML part").into_owned()
-    }
-
-    pub fn message_id(&self) -> String {
-        self.parsed().message_id().expect("a Message-ID").to_owned()
-    }
-
-    /// The 8 digits, as a reader finds them: alone on a line.
-    pub fn code(&self) -> String {
-        let text = self.text();
-        let lone = |line: &&str| {
-            let groups: Vec<_> = line.trim().split(' ').collect();
-            groups.len() == 2 && groups.iter().all(|g| g.len() == 4 && g.bytes().all(|b| b.is_ascii_digit()))
-        };
-        let mut codes = text.lines().filter(lone);
-        let code = codes.next().expect("a code").trim().replace(' ', "");
-        assert_eq!(codes.next(), None, "one code");
-        code
     }
 }

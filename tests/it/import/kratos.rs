@@ -30,18 +30,18 @@ fn with_metadata(numbers: std::ops::Range<u32>) -> Vec<Value> {
     all
 }
 
-fn takes_over(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Ended {
+pub(super) fn takes_over(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Ended {
     let (url, refused) = (kratos.url(), path_of(pool, "import.refused.ndjson"));
     vos_auth(pool, &[&["account", "import", "--from-kratos", &url, "--refused", &refused], more].concat())
 }
 
-fn carries_back(pool: &PgPool, kratos: &Kratos, since: &str, more: &[&str]) -> Ended {
+pub(super) fn carries_back(pool: &PgPool, kratos: &Kratos, since: &str, more: &[&str]) -> Ended {
     let (url, failed) = (kratos.url(), path_of(pool, "failed.ndjson"));
     let arguments = ["account", "export", "--to-kratos", &url, "--since", since, "--failed", &failed];
     vos_auth(pool, &[&arguments, more].concat())
 }
 
-fn failed(pool: &PgPool) -> Vec<Value> {
+pub(super) fn failed(pool: &PgPool) -> Vec<Value> {
     let file = path_of(pool, "failed.ndjson");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(!text.contains('$') && !text.contains('@'), "{text}");
@@ -49,7 +49,7 @@ fn failed(pool: &PgPool) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn present() -> String {
+pub(super) fn present() -> String {
     now().format(&Rfc3339).unwrap()
 }
 
@@ -57,7 +57,7 @@ fn trader(n: u32) -> String {
     format!("trader-{n}@example.com")
 }
 
-async fn resets(service: &Service, numbers: std::ops::Range<u32>) {
+pub(super) async fn resets(service: &Service, numbers: std::ops::Range<u32>) {
     for n in numbers {
         assert!(service.verified(&trader(n)).await.resets(NEW).await.is_signed_in());
     }

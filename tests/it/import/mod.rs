@@ -2,6 +2,7 @@
 //! done again.
 
 mod again;
+mod hostile;
 mod kratos;
 
 use serde_json::{Value, json};

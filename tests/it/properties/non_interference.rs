@@ -25,13 +25,20 @@ enum Call {
         browser: usize,
         shouted: bool,
     },
+    /// Asks what the recovery is waiting for.
+    Progress {
+        browser: usize,
+    },
+    /// `means`: whose recovery is named in `X-Recovery-Id`, if any is.
     Verify {
         browser: usize,
         code: &'static str,
+        means: Option<usize>,
     },
     Reset {
         browser: usize,
         password: &'static str,
+        means: Option<usize>,
     },
     Login {
         browser: usize,
@@ -60,6 +67,7 @@ fn call() -> impl Strategy<Value = Call> {
     let code = prop::sample::select(vec!["00000000", "1234 5678", "９８７６５４３２", "1234567", "", "x"]);
     let password = prop::sample::select(vec![PASSWORD, "night train in autumn rain", "short", ""]);
     let guess = prop::sample::select(vec!["night train in autumn rain", "password", ""]);
+    let means = prop::option::of(0..BROWSERS);
     let other = prop::sample::select(vec![
         (Method::GET, "/api/auth/session", ""),
         (Method::POST, "/api/auth/logout", "{}"),
@@ -74,8 +82,11 @@ fn call() -> impl Strategy<Value = Call> {
         prop_oneof![prop::sample::select(vec![1, 60, 300, 419, 420, 421, 599, 600, 601]), 1..20_000u64,];
     prop_oneof![
         5 => (browser.clone(), any::<bool>()).prop_map(|(browser, shouted)| Call::Start { browser, shouted }),
-        6 => (browser.clone(), code).prop_map(|(browser, code)| Call::Verify { browser, code }),
-        2 => (browser.clone(), password).prop_map(|(browser, password)| Call::Reset { browser, password }),
+        3 => browser.clone().prop_map(|browser| Call::Progress { browser }),
+        6 => (browser.clone(), code, means.clone())
+            .prop_map(|(browser, code, means)| Call::Verify { browser, code, means }),
+        2 => (browser.clone(), password, means)
+            .prop_map(|(browser, password, means)| Call::Reset { browser, password, means }),
         2 => (browser.clone(), guess).prop_map(|(browser, password)| Call::Login { browser, password }),
         2 => (browser.clone(), other)
             .prop_map(|(browser, (method, path, body))| Call::Other { browser, method, path, body }),
@@ -98,8 +109,12 @@ async fn s1_without_the_mailed_code_every_address_is_alike(pool: PgPool) {
         tested.has_account(without_password).await;
         let disable = sqlx::query("UPDATE account SET state = 'disabled' WHERE email = $1").bind(disabled);
         disable.execute(&tested.pool).await.unwrap();
-        let mut strangers =
-            emails.clone().map(|email| Stranger { email, browsers: std::array::from_fn(|_| client.clone()) });
+        let mut strangers = emails.clone().map(|email| Stranger {
+            email,
+            browsers: std::array::from_fn(|_| client.clone()),
+            shown: [const { String::new() }; BROWSERS],
+            ids: Vec::new(),
+        });
         let mut owner = Owner { email: known, client: client.clone(), changes: 0 };
         for call in calls {
             match call {
@@ -127,6 +142,10 @@ async fn s1_without_the_mailed_code_every_address_is_alike(pool: PgPool) {
 struct Stranger {
     email: String,
     browsers: [Client; BROWSERS],
+    /// The recovery that each browser shows, by its public id.
+    shown: [String; BROWSERS],
+    /// Every id that was seen, in the order of its coming.
+    ids: Vec<String>,
 }
 
 impl Stranger {
@@ -134,10 +153,20 @@ impl Stranger {
         let answer = match call {
             Call::Start { browser, shouted } => {
                 let email = if *shouted { self.email.to_uppercase() } else { self.email.clone() };
-                self.browsers[*browser].starts_recovery(&email).await
+                let answer = self.browsers[*browser].starts_recovery(&email).await;
+                if let Some(id) = answer.header("x-recovery-id") {
+                    id.clone_into(&mut self.shown[*browser]);
+                }
+                answer
             }
-            Call::Verify { browser, code } => self.browsers[*browser].verifies(code).await,
-            Call::Reset { browser, password } => self.browsers[*browser].resets(password).await,
+            Call::Progress { browser } => self.browsers[*browser].get("/api/auth/recovery").await,
+            Call::Verify { browser, code, means } => {
+                self.meaning(*browser, *means, async |client: &mut Client| client.verifies(code).await).await
+            }
+            Call::Reset { browser, password, means } => {
+                self.meaning(*browser, *means, async |client: &mut Client| client.resets(password).await)
+                    .await
+            }
             Call::Login { browser, password } => self.browsers[*browser].logs_in(&self.email, password).await,
             Call::Other { browser, method, path, body } => {
                 let request = self.browsers[*browser].request(method.clone(), path);
@@ -150,19 +179,51 @@ impl Stranger {
             }
             Call::Pass { .. } | Call::OwnerChangesPassword => unreachable!("it is no stranger's"),
         };
-        Some(seen(&answer))
+        let id = answer.header("x-recovery-id").or_else(|| answer.body["recovery"]["id"].as_str());
+        if let Some(id) = id.filter(|id| !self.ids.iter().any(|known| known == id)) {
+            self.ids.push(id.to_owned());
+        }
+        Some(self.masked(&answer))
+    }
+
+    /// Calls as a page that shows the recovery of browser `means`, or as one that does not say what it shows.
+    async fn meaning(
+        &mut self,
+        browser: usize,
+        means: Option<usize>,
+        call: impl AsyncFn(&mut Client) -> Answer,
+    ) -> Answer {
+        let client = &mut self.browsers[browser];
+        let before = client.headers.clone();
+        if let Some(means) = means {
+            client.headers.insert("x-recovery-id", self.shown[means].parse().unwrap());
+        }
+        let answer = call(client).await;
+        client.headers = before;
+        answer
+    }
+
+    /// All that an answer says: what is new in every one of them is masked at its length, and the public id of a recovery
+    /// by its number, so that the same one is seen to come again.
+    fn masked(&self, answer: &Answer) -> Seen {
+        let number = |id: &str| format!("{:*>22}", self.ids.iter().position(|known| known == id).unwrap());
+        let mut text = answer.text.clone();
+        if let Some(id) = answer.body["recovery"]["id"].as_str() {
+            text = text.replace(id, &number(id)).replace(&self.email, &"*".repeat(self.email.len()));
+        }
+        (answer.status, headers(answer, number), text)
     }
 }
 
 /// Status, headers in their order, body.
 type Seen = (u16, Vec<(String, String)>, String);
 
-/// All that an answer says: what is new in every one of them is masked at its length.
-fn seen(answer: &Answer) -> Seen {
+fn headers(answer: &Answer, number: impl Fn(&str) -> String) -> Vec<(String, String)> {
     let headers = answer.headers.iter().map(|(name, value)| {
         let value = value.to_str().unwrap();
         let shown = match name.as_str() {
             "date" | "x-request-id" => "*".repeat(value.len()),
+            "x-recovery-id" => number(value),
             "set-cookie" => {
                 let (name, rest) = value.split_once('=').unwrap();
                 let (token, attributes) = rest.split_once(';').unwrap();
@@ -172,7 +233,7 @@ fn seen(answer: &Answer) -> Seen {
         };
         (name.to_string(), shown)
     });
-    (answer.status, headers.collect(), answer.text.clone())
+    headers.collect()
 }
 
 /// The owner of the known address, who is signed in on a browser of their own.

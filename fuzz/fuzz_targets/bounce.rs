@@ -1,0 +1,27 @@
+//! A message that comes back says nothing without a signature, and is a bounce only if it is a report of a failure.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use time::OffsetDateTime;
+use vos_auth::mail::bounce::Signed;
+use vos_auth::mail::report;
+use vos_auth::secret::{Key, Keys};
+
+static KEYS: LazyLock<Keys> = LazyLock::new(|| Key::random("fuzz").into());
+
+fuzz_target!(|message: &[u8]| {
+    let lower = message.to_ascii_lowercase();
+    let holds = |word: &str| lower.windows(word.len()).any(|octets| octets == word.as_bytes());
+    if report::says_failed(message) {
+        assert!(["multipart", "report", "boundary", "message", "delivery-status", "action", "failed"].into_iter().all(holds));
+    }
+    let recipients = report::recipients(message);
+    assert!(recipients.iter().map(String::len).sum::<usize>() <= 3 * message.len());
+    // Days that are good today, and were when the corpus was made.
+    for now in [OffsetDateTime::UNIX_EPOCH, time::macros::datetime!(2026-11-23 18:05:07 UTC)] {
+        assert!(recipients.iter().all(|text| Signed::find(&KEYS, text, now).is_none()));
+        assert_eq!(Signed::find(&KEYS, &String::from_utf8_lossy(message), now), None);
+    }
+});
