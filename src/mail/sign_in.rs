@@ -82,7 +82,8 @@ impl Proof<'_> {
             Self::Nothing => Ok(()),
             Self::Password(credentials) => {
                 let mechanisms = [Mechanism::Plain, Mechanism::Login];
-                connection.auth(&mechanisms, credentials).await.map(drop).map_err(failed)
+                let signed_in = connection.auth(&mechanisms, credentials).await;
+                signed_in.map(drop).map_err(|error| NotSent::explained(Stage::Auth, &error))
             }
             Self::Token { user, token } => xoauth2(connection, user, token).await,
         }
@@ -99,24 +100,20 @@ async fn xoauth2(
     if !connection.server_info().supports_auth_mechanism(Mechanism::Xoauth2) {
         return Err(NotSent::because(Stage::Auth, "the relay does not offer XOAUTH2"));
     }
+    let failed = |error: SmtpError| NotSent::explained(Stage::Auth, &error);
     let credentials = Credentials::new(user.to_owned(), token.secret().clone());
-    let response = STANDARD.encode(Mechanism::Xoauth2.response(&credentials, None).map_err(failed)?);
+    let response = STANDARD.encode(Mechanism::Xoauth2.response(&credentials, None).map_err(&failed)?);
     let command = format!("AUTH XOAUTH2 {response}\r\n");
     let mut answer = if command.len() <= LONGEST_COMMAND {
-        connection.command(command).await.map_err(failed)?
+        connection.command(command).await.map_err(&failed)?
     } else {
-        let asked = connection.command("AUTH XOAUTH2\r\n").await.map_err(failed)?;
+        let asked = connection.command("AUTH XOAUTH2\r\n").await.map_err(&failed)?;
         exactly(&asked, 334, Stage::Auth)?;
-        connection.command(format!("{response}\r\n")).await.map_err(failed)?
+        connection.command(format!("{response}\r\n")).await.map_err(&failed)?
     };
     if answer.has_code(334) {
         // Why the token is refused, as JSON; an empty line asks for the code.
-        answer = connection.command("\r\n").await.map_err(failed)?;
+        answer = connection.command("\r\n").await.map_err(&failed)?;
     }
     exactly(&answer, 235, Stage::Auth)
-}
-
-/// The relay has heard of no address yet.
-fn failed(error: SmtpError) -> NotSent {
-    NotSent::explained(Stage::Auth, &error)
 }

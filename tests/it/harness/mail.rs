@@ -1,6 +1,8 @@
-//! A mail that a relay has taken, and what its reader finds in it.
+//! A mail that a relay has taken: off the wire, and what its reader finds in it.
 
 use mail_parser::{Message, MessageParser};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
 
 /// A mail as it came over the wire.
 #[derive(Clone, Debug)]
@@ -43,5 +45,18 @@ impl Mail {
         let code = codes.next()?.trim().replace(' ', "");
         assert_eq!(codes.next(), None, "one code");
         Some(code)
+    }
+}
+
+/// What follows on DATA, up to the dot, without its dot-stuffing.
+pub async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+    let mut raw = String::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        if line == ".\r\n" || line.is_empty() {
+            return Ok(raw);
+        }
+        raw.push_str(line.strip_prefix('.').unwrap_or(&line));
     }
 }

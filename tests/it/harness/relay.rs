@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 
 use super::PATIENCE;
 pub use super::mail::Mail;
-use super::tokens::heard_token;
+use super::mail::read_data;
+use super::tokens::{Judge, heard_token};
 
 /// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
 static THREAD: LazyLock<Runtime> =
@@ -50,9 +51,6 @@ pub enum Mood {
     /// Answers this command so, if a mail was taken on the connection, and closes it; "." is the message's end.
     TiresAt(&'static str, &'static str),
 }
-
-/// Says of an access token whether it is good.
-pub type Judge = dyn Fn(&str) -> bool + Send + Sync;
 
 #[derive(Default)]
 struct State {
@@ -226,9 +224,15 @@ impl Relay {
         self.state.lock().unwrap().mood
     }
 
+    fn announced(&self) -> Vec<&'static str> {
+        let state = self.state.lock().unwrap();
+        let tokens = state.is_good.is_some().then_some("AUTH PLAIN XOAUTH2");
+        state.announced.iter().copied().chain(tokens).collect()
+    }
+
     /// Whether it has announced every parameter of a MAIL.
     fn has_announced(&self, parameters: &str) -> bool {
-        let announced = self.state.lock().unwrap().announced;
+        let announced = self.announced();
         parameters.split_whitespace().all(|parameter| {
             let keyword = if parameter == "BODY=8BITMIME" { "8BITMIME" } else { parameter };
             announced.iter().any(|line| line.split(' ').next() == keyword.split('=').next())
@@ -272,7 +276,7 @@ impl Conversation {
         }
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
-        let mut is_in = false;
+        let mut is_in = relay.state.lock().unwrap().is_good.is_none();
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await? == 0 {
@@ -291,27 +295,22 @@ impl Conversation {
             if let Some(answer) = self.is_tired_at(&command, mood) {
                 return stream.write_all(answer.as_bytes()).await;
             }
-            let is_good = relay.state.lock().unwrap().is_good.clone();
             let answer = match command.as_str() {
                 "EHLO" => {
-                    let announced = relay.state.lock().unwrap().announced;
-                    let tokens = is_good.is_some().then_some("AUTH PLAIN XOAUTH2");
-                    for keyword in announced.iter().copied().chain(tokens) {
+                    for keyword in relay.announced() {
                         stream.write_all(format!("250-{keyword}\r\n").as_bytes()).await?;
                     }
                     "250 ok"
                 }
                 "AUTH" => {
-                    let is_good = is_good.expect("offered");
-                    let Some((user, token)) = heard_token(&mut stream, &line, &*is_good).await? else {
+                    is_in = self.signs_in(&mut stream, &line).await?;
+                    if !is_in {
                         // As Exchange Online does: the next try wants another connection.
                         return stream.write_all(b"535 5.7.3 Authentication unsuccessful\r\n").await;
-                    };
-                    relay.state.lock().unwrap().signed_in.push((user, token));
-                    is_in = true;
+                    }
                     "235 2.7.0 welcome"
                 }
-                "MAIL" if is_good.is_some() && !is_in => "530 5.7.0 sign in first",
+                "MAIL" if !is_in => "530 5.7.0 sign in first",
                 "MAIL" if !relay.has_announced(line.rsplit('>').next().unwrap()) => "555 5.5.4 not announced",
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
@@ -370,6 +369,14 @@ impl Conversation {
         }
     }
 
+    async fn signs_in(&self, stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<bool> {
+        let is_good = self.relay.state.lock().unwrap().is_good.clone().expect("offered");
+        let heard = heard_token(stream, line, &*is_good).await?;
+        let is_in = heard.is_some();
+        self.relay.state.lock().unwrap().signed_in.extend(heard);
+        Ok(is_in)
+    }
+
     fn is_tired_at(&self, command: &str, mood: Mood) -> Option<&'static str> {
         match mood {
             Mood::TiresAt(at, answer) if at == command && self.ended.mails > 0 => Some(answer),
@@ -385,17 +392,5 @@ impl Drop for Conversation {
         state.ended.push(self.ended);
         drop(state);
         self.relay.changed.notify_waiters();
-    }
-}
-
-async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
-    let mut raw = String::new();
-    loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await?;
-        if line == ".\r\n" || line.is_empty() {
-            return Ok(raw);
-        }
-        raw.push_str(line.strip_prefix('.').unwrap_or(&line));
     }
 }

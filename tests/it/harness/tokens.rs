@@ -19,10 +19,12 @@ use tokio::net::TcpStream;
 use url::form_urlencoded;
 
 use super::PATIENCE;
-use super::relay::Judge;
 
 pub const CLIENT: &str = "the client:1";
 pub const SECRET: &str = "the client's secret%+";
+
+/// Says of an access token whether it is good.
+pub type Judge = dyn Fn(&str) -> bool + Send + Sync;
 
 /// What the endpoint does with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
