@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[path = "../../tests/it/harness/postfix_files.rs"]
+#[allow(clippy::duplicate_mod, reason = "`make chaos` has it in the tests' harness, too")]
 mod files;
 
 use crate::Failure;

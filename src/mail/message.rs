@@ -88,7 +88,7 @@ impl Mail {
     /// one write: as a write of its own the dot waits until the relay has acknowledged the rest, which it puts off for
     /// 40 ms.
     pub(super) fn dot_stuffed(&self) -> String {
-        // A search for one character and a check of all octets at once are a sixth of the instructions of the general ones.
+        // A search for one character and a check of all octets at once are a third of the instructions of the general ones.
         let text =
             str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
         let mut stuffed = String::with_capacity(text.len() + 64);
