@@ -125,6 +125,18 @@ async fn a_token_that_is_refused_is_renewed_once(pool: PgPool) {
     assert_eq!(relay.mails().len(), 1);
 }
 
+/// The probe shows a refused token again at its interval only, but another one at once.
+#[sqlx::test]
+async fn a_relay_that_refused_a_token_is_shown_the_next_one_at_once(pool: PgPool) {
+    let (endpoint, relay) = (TokenEndpoint::start(Mood::Issues(2)), Relay::start().await);
+    relay.wants_tokens(|token| token.starts_with("token-3-"));
+    let token_url = endpoint.url();
+    let mut host = Host::start(&pool, &url(&relay), &settings(&token_url, RARELY)).await;
+    host.until_mail_is("ok").await;
+    assert_eq!(relay.connected(), 3);
+    assert_eq!(endpoint.asked().len(), 3);
+}
+
 /// Of what the endpoint says, only a code of RFC 6749 §5.2 is repeated.
 #[sqlx::test]
 async fn an_endpoint_that_issues_no_token_is_said_and_quoted_nowhere(pool: PgPool) {
