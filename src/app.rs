@@ -93,7 +93,7 @@ impl App {
             return Err(ConfigError::new("ARGON2_PASSES", why));
         }
         let database = Endpoint::new(with_deadline(&database::options(&secrets.database_url)?));
-        let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays)?);
+        let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays, &secrets.smtp_oauth)?);
         let composer = Composer::new(&config, secrets.device_keys.newest())?;
         let (metrics, bell) = (Arc::<Metrics>::default(), Bell::default());
         let courier = Courier {

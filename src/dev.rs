@@ -22,7 +22,7 @@ use tower_cookies::Cookies;
 use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, Secrets};
+use crate::config::{self, Config, ConfigError, OauthSecrets, OauthSettings, Secrets};
 use crate::database::{self, Endpoint};
 use crate::dev::mailbox::Mailbox;
 use crate::email_address::EmailAddress;
@@ -73,11 +73,13 @@ pub async fn run(
     config.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
     config.sign_in_url = "/dev/mailbox".parse()?;
     config.drain_delay = std::time::Duration::ZERO;
+    config.smtp_oauth = OauthSettings::default();
     let secrets = Secrets {
         database_url,
         code_keys: Key::random("dev").into(),
         device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
+        smtp_oauth: OauthSecrets::default(),
     };
     let (app, courier) = App::new(config, &secrets, Clock::system(), limits)?;
     let server = Server::bind(app, courier)?;

@@ -27,8 +27,10 @@
 //! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
 //! | connecting to a name with several addresses; TLS with relays | `mail/connect.rs`, `mail/tls.rs` | |
+//! | signing in at a relay by XOAUTH2; the access token for it | `mail/sign_in.rs`, `mail/oauth.rs` | what oauth2 touches |
 //! | why a mail was not handed over; whose fault that is | [`mail::not_sent`], [`mail::verdict`] | |
 //! | which relay is asked last, because it refuses mails by policy | `mail/standing.rs` | |
+//! | DKIM signatures of mails | [`mail::dkim`] | what ring touches |
 //! | what a mail says | [`mail::message`], `src/mail/templates/` | |
 //! | who it is from, in ASCII | `mail/sender.rs` | |
 //! | where a bounce goes, and what one says | [`mail::bounce`], [`mail::report`] | |
@@ -36,6 +38,7 @@
 //! | what an operator does to one: disable, another address, erase | [`operator`] | |
 //! | the move from another system, and back | [`import`], [`export`] | |
 //! | Ory Kratos's admin API, for both | [`kratos`] | |
+//! | asking other services over HTTP | [`http_client`] | |
 //! | what happened | [`audit`] | `audit_event` |
 //! | who asks: address, User-Agent, language | [`client`] | |
 //! | tokens, codes, keys | [`secret`] | the one place for secrets |
@@ -54,7 +57,7 @@
 //! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`, `census`} → {`recovery`,
 //! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
 //! `known_device`, `database`, `group_commit`, `kratos`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
-//! `terminal`, `thread`, `traces`}.
+//! `http_client`, `terminal`, `thread`, `traces`}.
 //!
 //! # The life of one `start`
 //!
@@ -122,6 +125,7 @@ pub mod error;
 pub mod export;
 pub mod group_commit;
 pub mod http;
+pub mod http_client;
 pub mod import;
 pub mod jwt;
 pub mod known_device;

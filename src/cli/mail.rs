@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, OauthSecrets};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
@@ -21,6 +21,8 @@ pub(super) enum MailCommand {
     Test(Box<Test>),
     /// Write a mail as a relay would get it, with a made-up code
     Preview(Box<Preview>),
+    /// Print the line of DNS that publishes the key of DKIM_KEY_FILE
+    DkimRecord(Box<DkimRecord>),
 }
 
 #[derive(Debug, Args)]
@@ -50,9 +52,15 @@ pub(super) struct Preview {
     config: Config,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct DkimRecord {
+    #[command(flatten)]
+    config: Config,
+}
+
 pub(super) async fn test(test: &Test) -> Result<(), Failure> {
     let (config, to) = (&test.config, EmailAddress::parse(&test.to)?);
-    let gateway = Gateway::new(config, &config::smtp_relays()?)?;
+    let gateway = Gateway::new(config, &config::smtp_relays()?, &OauthSecrets::from_environment()?)?;
     let mail = composer(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
@@ -85,5 +93,12 @@ pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
             .map_err(|error| format!("{} cannot be written: {error}", file.display()))?,
         None => std::io::stdout().write_all(mail.bytes())?,
     }
+    Ok(())
+}
+
+pub(super) fn dkim_record(record: &DkimRecord) -> Result<(), Failure> {
+    let composer = composer(&record.config)?;
+    let signer = composer.dkim().ok_or_else(|| ConfigError::new("DKIM_KEY_FILE", "is missing"))?;
+    terminal::line(signer.record());
     Ok(())
 }

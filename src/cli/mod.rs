@@ -188,6 +188,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Outbox(command) => to_its_end(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => to_its_end(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
+        Command::Mail(mail::MailCommand::DkimRecord(record)) => mail::dkim_record(&record),
         Command::Bounce(bounce) => to_its_end(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),

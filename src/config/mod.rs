@@ -3,6 +3,9 @@
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
 mod base_url;
+mod bounds;
+mod dkim;
+mod oauth;
 mod origin;
 mod secrets;
 mod sign_in;
@@ -12,12 +15,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::RangedI64ValueParser;
 use ipnet::IpNet;
 
 pub use self::base_url::base_url;
+use self::bounds::{DAY, HOUR, MILLISECOND, MINUTE, between};
+pub use self::bounds::{
+    audit_retention, hashing_memory_kib, login_failure_time, password_min_chars, session_idle,
+};
+pub use self::dkim::{DkimSettings, domain_name};
+pub use self::oauth::{OauthSettings, TokenUrl};
 pub use self::origin::{Origin, is_local};
-pub use self::secrets::{Secrets, database_url, device_secrets, kratos_authorization, smtp_relays};
+pub use self::secrets::{
+    OauthSecrets, Secrets, database_url, device_secrets, kratos_authorization, smtp_relays,
+};
 pub use self::sign_in::SignInUrl;
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
@@ -43,59 +53,6 @@ pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
 pub const MAX_BODY: usize = 16 * 1024;
 /// The most characters of a User-Agent that are kept.
 pub const MAX_USER_AGENT: usize = 200;
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const MINUTE: Duration = Duration::from_mins(1);
-const HOUR: Duration = Duration::from_hours(1);
-const DAY: Duration = Duration::from_hours(24);
-
-fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if (least..=most).contains(&duration) {
-        return Ok(duration);
-    }
-    let show = humantime::format_duration;
-    Err(format!("it has to be between {} and {}", show(least), show(most)))
-}
-
-/// Reads `LOGIN_FAILURE_TIME`, which `account import` has an eye on, too.
-///
-/// # Errors
-///
-/// A sentence, if it is no time or out of bounds.
-pub fn login_failure_time(text: &str) -> Result<Duration, String> {
-    between(text, 10 * MILLISECOND, 10_000 * MILLISECOND)
-}
-
-/// Reads `AUDIT_RETENTION`, for those who ask what happened.
-///
-/// # Errors
-///
-/// A sentence, if it is no time or out of bounds.
-pub fn audit_retention(text: &str) -> Result<Duration, String> {
-    between(text, DAY, 36_500 * DAY)
-}
-
-/// Reads `SESSION_IDLE`, for those who list sessions.
-///
-/// # Errors
-///
-/// A sentence, if it is no time or out of bounds.
-pub fn session_idle(text: &str) -> Result<Duration, String> {
-    between(text, MINUTE, 30 * DAY)
-}
-
-/// Reads `PASSWORD_MIN_CHARS`: from 8 to 64.
-#[must_use]
-pub fn password_min_chars() -> RangedI64ValueParser<u16> {
-    clap::value_parser!(u16).range(8..=64)
-}
-
-/// Reads `HASHING_MEMORY_KIB`, which `account import` has an eye on, too: from 1024 to 4194304.
-#[must_use]
-pub fn hashing_memory_kib() -> RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1024..=4_194_304)
-}
 
 /// The settings of `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
@@ -297,6 +254,10 @@ pub struct Config {
     )]
     pub mail_time_zone: String,
 
+    /// With what mails are signed.
+    #[command(flatten)]
+    pub dkim: DkimSettings,
+
     /// The name that relays are greeted with (EHLO): this host's public name, or its address as [192.0.2.1] or
     /// [IPv6:2001:db8::1]
     #[arg(
@@ -340,6 +301,10 @@ pub struct Config {
     /// unanswered; for a provider that minds, set 1
     #[arg(long, env, value_name = "SMTP_PROBES_WHILE_DOWN", default_value = "5", help_heading = "Relays", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub smtp_probes_while_down: u16,
+
+    /// Where access tokens for relays come from.
+    #[command(flatten)]
+    pub smtp_oauth: OauthSettings,
 
     /// How often the outbox is looked through for mails that another process left, or whose time to retry has come
     #[arg(long, env, value_name = "OUTBOX_POLL_INTERVAL", default_value = "1s", help_heading = "Relays", value_parser = |text: &str| between(text, 10 * MILLISECOND, MINUTE))]

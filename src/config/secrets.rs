@@ -14,11 +14,37 @@ pub struct Secrets {
     pub device_keys: Keys,
     /// `SMTP_RELAYS`, in order of preference.
     pub smtp_relays: Vec<String>,
+    /// What access tokens for relays are requested with.
+    pub smtp_oauth: OauthSecrets,
+}
+
+/// What access tokens for relays are requested with (RFC 6749): with the first alone as the client itself (§4.4), with the
+/// second on behalf of a user (§6).
+#[derive(Clone, Default)]
+pub struct OauthSecrets {
+    /// `SMTP_OAUTH_CLIENT_SECRET`.
+    pub client_secret: Option<String>,
+    /// `SMTP_OAUTH_REFRESH_TOKEN`.
+    pub refresh_token: Option<String>,
+}
+
+impl OauthSecrets {
+    /// Reads both.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the variable if it is doubled or unreadable.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        Ok(Self {
+            client_secret: secret("SMTP_OAUTH_CLIENT_SECRET")?,
+            refresh_token: secret("SMTP_OAUTH_REFRESH_TOKEN")?,
+        })
+    }
 }
 
 impl Secrets {
-    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS` and `SMTP_RELAYS`, or the files that their `_FILE` forms
-    /// name.
+    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of `SMTP_OAUTH_*`, or the
+    /// files that their `_FILE` forms name.
     ///
     /// # Errors
     ///
@@ -29,6 +55,7 @@ impl Secrets {
             code_keys: keys("RECOVERY_SECRETS")?,
             device_keys: device_secrets()?,
             smtp_relays: smtp_relays()?,
+            smtp_oauth: OauthSecrets::from_environment()?,
         })
     }
 }

@@ -8,19 +8,16 @@ mod url;
 use std::time::Duration;
 
 use ::url::Url;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, USER_AGENT};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::TokioExecutor;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
+use hyper::{Method, Request, StatusCode};
 use serde::Deserialize;
 use uuid::Uuid;
 
 pub use self::url::AdminUrl;
 use crate::config::ConfigError;
+use crate::http_client::{Bounds, HttpClient, NoAnswer};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -35,14 +32,7 @@ const MAX_PAGE: usize = 64 << 20;
 pub struct Kratos {
     url: AdminUrl,
     authorization: Option<HeaderValue>,
-    connections: Connections,
-}
-
-/// Over http no certificates are needed, which a bare machine may not have.
-#[derive(Clone, Debug)]
-enum Connections {
-    Plain(Client<HttpConnector, Full<Bytes>>),
-    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    client: HttpClient,
 }
 
 /// Why Kratos did not do what it was asked.
@@ -105,17 +95,8 @@ impl Kratos {
                        network is yours alone";
             return Err(unusable(why.into()));
         }
-        let mut http = HttpConnector::new();
-        http.set_connect_timeout(Some(CONNECT));
-        let client = || Client::builder(TokioExecutor::new());
-        let connections = if url.is_https() {
-            http.enforce_http(false);
-            let tls = HttpsConnectorBuilder::new().with_native_roots();
-            let tls = tls.map_err(|error| unusable(format!("cannot be checked: {error}")))?;
-            Connections::Tls(client().build(tls.https_only().enable_http1().wrap_connector(http)))
-        } else {
-            Connections::Plain(client().build(http))
-        };
+        let client = HttpClient::new(url.is_https(), CONNECT);
+        let client = client.map_err(|error| unusable(format!("cannot be checked: {error}")))?;
         let authorization = authorization.map(|value| {
             let mut value = HeaderValue::from_str(value).map_err(|_| {
                 ConfigError::new("KRATOS_AUTHORIZATION", "is not the value of an HTTP header")
@@ -123,7 +104,7 @@ impl Kratos {
             value.set_sensitive(true);
             Ok::<_, ConfigError>(value)
         });
-        Ok(Self { url, authorization: authorization.transpose()?, connections })
+        Ok(Self { url, authorization: authorization.transpose()?, client })
     }
 
     /// A page of the list, in the order of ids, with passwords.
@@ -186,11 +167,8 @@ impl Kratos {
         json: Option<Vec<u8>>,
         max: usize,
     ) -> Result<(StatusCode, HeaderMap, Bytes), KratosError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(url.as_str())
-            .header(ACCEPT, "application/json")
-            .header(USER_AGENT, concat!("vos-auth/", env!("CARGO_PKG_VERSION")));
+        let mut request =
+            Request::builder().method(method).uri(url.as_str()).header(ACCEPT, "application/json");
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -199,36 +177,21 @@ impl Kratos {
         }
         let body = Full::from(json.unwrap_or_default());
         let request = request.body(body).map_err(|error| KratosError::Away(error.to_string()))?;
-        let asking = async {
-            let answer = self.connections.request(request).await.map_err(|error| away(&error))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, max).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    KratosError::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
-                } else {
-                    away(&*error)
-                }
-            })?;
-            Ok((head.status, head.headers, body.to_bytes()))
-        };
-        let late = |_| KratosError::Away(format!("not within {} seconds", ANSWER.as_secs()));
-        tokio::time::timeout(ANSWER, asking).await.map_err(late)?
+        let answer = self.client.ask(request, Bounds { time: ANSWER, octets: max }).await?;
+        let (head, body) = answer.into_parts();
+        Ok((head.status, head.headers, body))
     }
 }
 
-impl Connections {
-    async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, legacy::Error> {
-        match self {
-            Self::Plain(client) => client.request(request).await,
-            Self::Tls(client) => client.request(request).await,
+impl From<NoAnswer> for KratosError {
+    fn from(why: NoAnswer) -> Self {
+        match why {
+            NoAnswer::TooLong => {
+                Self::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
+            }
+            NoAnswer::Away(_) | NoAnswer::Late(_) => Self::Away(why.to_string()),
         }
     }
-}
-
-/// With its causes: the outermost says no more than that connecting failed.
-fn away(error: &(dyn std::error::Error + 'static)) -> KratosError {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    KratosError::Away(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }
 
 /// Whether an answer is the identity of this id: another one's traits must not be put in its place.

@@ -12,7 +12,6 @@ use std::time::Duration;
 use std::{io, pin, task};
 
 use lettre::transport::smtp::Error as SmtpError;
-use lettre::transport::smtp::authentication::Mechanism;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Noop, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
@@ -23,7 +22,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::mail::connect::connect;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Asker;
 use crate::mail::relay::{Relay, Tls};
+use crate::mail::sign_in::Proof;
 
 /// How long the answer to QUIT is waited for. No mail waits meanwhile.
 const QUIT_DEADLINE: Duration = Duration::from_secs(1);
@@ -55,8 +56,30 @@ impl Connection {
 }
 
 impl Relay {
-    /// A connection of its own: connected, encrypted, greeted, signed in.
-    pub(super) async fn connect(&self, hello: &ClientId, deadline: Instant) -> Result<Connection, NotSent> {
+    /// A connection of its own: connected, encrypted, greeted, signed in. An access token that the relay refuses is renewed,
+    /// and shown on another connection: some relays close the first.
+    pub(super) async fn connect(
+        &self,
+        hello: &ClientId,
+        deadline: Instant,
+        asker: Asker,
+    ) -> Result<Connection, NotSent> {
+        let proof = timeout_at(deadline, self.sign_in.proof()).await;
+        let proof = proof.map_err(|_| NotSent::because(Stage::Auth, "no access token in time"))??;
+        let connected = self.connect_with(&proof, hello, deadline).await;
+        let Err(why) = &connected else { return connected };
+        match timeout_at(deadline, self.sign_in.other_proof(&proof, why, asker)).await {
+            Ok(Some(other)) => self.connect_with(&other, hello, deadline).await,
+            Ok(None) | Err(_) => connected,
+        }
+    }
+
+    async fn connect_with(
+        &self,
+        proof: &Proof<'_>,
+        hello: &ClientId,
+        deadline: Instant,
+    ) -> Result<Connection, NotSent> {
         let host = self.host.trim_matches(['[', ']']);
         let connected = timeout_at(deadline, connect(host, self.port, self.preferred())).await;
         let connected = connected
@@ -80,10 +103,7 @@ impl Relay {
             let encrypted = timeout_at(deadline, smtp.starttls(parameters.clone(), hello)).await;
             done(Stage::Tls, encrypted)?;
         }
-        if let Some(credentials) = &self.credentials {
-            let mechanisms = [Mechanism::Plain, Mechanism::Login];
-            done(Stage::Auth, timeout_at(deadline, smtp.auth(&mechanisms, credentials)).await)?;
-        }
+        timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| in_vain(Stage::Auth))??;
         Ok(Connection { smtp, address: peer.ip(), uses: 0 })
     }
 
@@ -102,7 +122,7 @@ impl Relay {
                 return outcome;
             }
         }
-        let new = self.connect(hello, deadline).await?;
+        let new = self.connect(hello, deadline, Asker::Mail).await?;
         self.converse(new, deadline, mail).await
     }
 
@@ -147,7 +167,8 @@ fn is_of_the_connection(why: &NotSent) -> bool {
     }
 }
 
-fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
+/// Refuses every answer but this one.
+pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
     if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
@@ -159,14 +180,7 @@ fn mail_from(mail: &Mail) -> MailFrom {
 
 /// A step before the relay has heard of any address, which is why it may be explained.
 fn done<T, E>(stage: Stage, step: Result<Result<T, SmtpError>, E>) -> Result<T, NotSent> {
-    step.map_err(|_| in_vain(stage))?.map_err(|error| {
-        // lettre's words for an answer that it does not understand quote it.
-        if error.is_response() {
-            NotSent::because(stage, "the answer is cut off, or not SMTP")
-        } else {
-            NotSent::explained(stage, &error)
-        }
-    })
+    step.map_err(|_| in_vain(stage))?.map_err(|error| NotSent::explained(stage, &error))
 }
 
 fn in_vain(stage: Stage) -> NotSent {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lettre::transport::smtp::extension::ClientId;
@@ -10,9 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, info_span};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, OauthSecrets};
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Tokens;
 use crate::mail::relay::Relay;
 use crate::mail::sender;
 use crate::mail::standing::Standing;
@@ -28,6 +29,7 @@ pub struct Gateway {
     waiting: AtomicUsize,
     pub(super) hello: ClientId,
     deadline: Duration,
+    pub(super) tokens: Option<Arc<Tokens>>,
 }
 
 /// A relay as an operator may see it: `0 (mail.example.com:587)`.
@@ -65,16 +67,22 @@ impl Gateway {
     /// # Errors
     ///
     /// A sentence that names the variable; it quotes nothing of a URL, which may hold a password.
-    pub fn new(config: &Config, urls: &[String]) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
         let ca = config.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
+        let tokens = Tokens::new(&config.smtp_oauth, oauth)?;
         let relays = urls
             .iter()
             .map(|url| {
-                Relay::parse(url, config, ca.as_ref()).map_err(|why| ConfigError::new("SMTP_RELAYS", why))
+                Relay::parse(url, config, ca.as_ref(), tokens.as_ref())
+                    .map_err(|why| ConfigError::new("SMTP_RELAYS", why))
             })
             .collect::<Result<Vec<_>, _>>()?;
         if relays.is_empty() {
             return Err(ConfigError::new("SMTP_RELAYS", "names no relay"));
+        }
+        if tokens.is_some() && !relays.iter().any(Relay::takes_tokens) {
+            let why = "is given, but no relay of SMTP_RELAYS has auth=xoauth2";
+            return Err(ConfigError::new("SMTP_OAUTH_TOKEN_URL", why));
         }
         let hello = sender::greeting(&config.smtp_ehlo_name)
             .map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why))?;
@@ -84,6 +92,7 @@ impl Gateway {
             waiting: AtomicUsize::new(0),
             hello,
             deadline: config.smtp_deadline,
+            tokens,
         })
     }
 
@@ -288,7 +297,7 @@ mod tests {
     fn gateway_and_mails() -> (Gateway, Vec<Mail>) {
         let config = Settings::parse_from(["test"]).config;
         let urls: Vec<_> = (1..=3).map(|host| format!("smtps://192.0.2.{host}")).collect();
-        let gateway = Gateway::new(&config, &urls).unwrap();
+        let gateway = Gateway::new(&config, &urls, &OauthSecrets::default()).unwrap();
         for relay in &gateway.relays {
             relay.is_found(None);
         }

@@ -10,7 +10,6 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use lettre::address::Envelope;
-use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
 use time::OffsetDateTime;
@@ -20,6 +19,8 @@ use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, Config, ConfigError};
 use crate::locale::Locale;
 use crate::mail::bounce::ReturnPath;
+use crate::mail::dkim::Signer;
+use crate::mail::headers::{AutoSubmitted, ContentLanguage};
 use crate::mail::{device, sender};
 use crate::secret::{Code, Key};
 
@@ -109,6 +110,7 @@ impl Mail {
 /// Builds mails as the settings want them.
 #[derive(Debug)]
 pub struct Composer {
+    dkim: Option<Signer>,
     from: Mailbox,
     return_path: ReturnPath,
     brand: String,
@@ -141,6 +143,7 @@ impl Composer {
             }
         }
         let composer = Self {
+            dkim: Signer::new(&config.dkim, from.email.domain())?,
             from,
             return_path,
             brand: config.mail_brand.clone(),
@@ -152,6 +155,12 @@ impl Composer {
             ConfigError::new("MAIL_FROM", "or MAIL_BRAND makes a mail that cannot be built: use plain names")
         })?;
         Ok(composer)
+    }
+
+    /// What signs the mails, if anything does.
+    #[must_use]
+    pub const fn dkim(&self) -> Option<&Signer> {
+        self.dkim.as_ref()
     }
 
     fn build_every_mail(&self) -> Result<(), Unbuildable> {
@@ -283,7 +292,11 @@ impl Composer {
             .map_err(|_| Unbuildable)?;
         let sender = self.return_path.of(about.account_id, about.to, now)?;
         let envelope = Envelope::new(Some(sender), vec![to]).map_err(|_| Unbuildable)?;
-        Ok(Mail { envelope, bytes: message.formatted() })
+        let mut bytes = message.formatted();
+        if let Some(dkim) = &self.dkim {
+            bytes = dkim.signed(&bytes, now).ok_or(Unbuildable)?;
+        }
+        Ok(Mail { envelope, bytes })
     }
 
     /// `09:05 23/11/2026 (giờ Việt Nam, UTC+7)`: the way times are written in Viet Nam, with the zone spelled out.
@@ -339,42 +352,6 @@ enum Page<'a> {
     TestEnText { mail: &'a Words<'a> },
     #[template(path = "test.en.html")]
     TestEnHtml { mail: &'a Words<'a> },
-}
-
-/// `Auto-Submitted: auto-generated` (RFC 3834 §5): no holiday notice answers this mail.
-#[derive(Clone)]
-struct AutoSubmitted;
-
-impl Header for AutoSubmitted {
-    fn name() -> HeaderName {
-        HeaderName::new_from_ascii_str("Auto-Submitted")
-    }
-
-    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(Self)
-    }
-
-    fn display(&self) -> HeaderValue {
-        HeaderValue::new(Self::name(), "auto-generated".into())
-    }
-}
-
-/// `Content-Language` (RFC 3282): the text part's counterpart of the HTML part's `lang`.
-#[derive(Clone)]
-struct ContentLanguage(Locale);
-
-impl Header for ContentLanguage {
-    fn name() -> HeaderName {
-        HeaderName::new_from_ascii_str("Content-Language")
-    }
-
-    fn parse(tag: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        tag.parse().map(Self).map_err(|()| "no language of ours".into())
-    }
-
-    fn display(&self) -> HeaderValue {
-        HeaderValue::new(Self::name(), self.0.as_str().to_owned())
-    }
 }
 
 #[cfg(test)]

@@ -117,6 +117,10 @@ impl NotSent {
 
     /// With the reason, for the stages before the relay has heard of any address.
     pub(super) fn explained(stage: Stage, error: &SmtpError) -> Self {
+        // lettre's words for an answer that it does not understand quote it.
+        if error.is_response() {
+            return Self::because(stage, "the answer is cut off, or not SMTP");
+        }
         let answered = Self::answered(stage, error);
         // Without an answer of the relay's, the words are those of this machine's network and TLS.
         let why = error.source().filter(|_| answered.code.is_none()).map(ToString::to_string);

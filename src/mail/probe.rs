@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::mail::conversation::Connection;
 use crate::mail::gateway::Gateway;
 use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Asker;
 use crate::mail::relay::Relay;
 use crate::metrics::{Metrics, RelayLabel};
 
@@ -32,8 +33,8 @@ const NOOPS: u32 = 90;
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// Probes every relay once, and then again and again until `stop`. The tasks that are returned do so, and end with
-    /// QUIT; whatever they do ends at once when they are dropped.
+    /// Probes every relay once, and then again and again, and keeps the access token fresh, until `stop`. The tasks that are
+    /// returned do so, and end with QUIT; whatever they do ends at once when they are dropped.
     pub async fn watch(
         self: &Arc<Self>,
         config: &Config,
@@ -41,6 +42,12 @@ impl Gateway {
         stop: &CancellationToken,
     ) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        if let Some(tokens) = self.tokens.clone() {
+            let (metrics, stop) = (Arc::clone(metrics), stop.clone());
+            tasks.spawn(async move {
+                let _: Option<()> = stop.run_until_cancelled(tokens.keep(&metrics)).await;
+            });
+        }
         // Nothing is sent: the channel is closed once every probe has let go of its end.
         let (unknown, mut all_known) = mpsc::channel(1);
         for place in 0..self.relays.len() {
@@ -136,6 +143,7 @@ impl Probe {
                             std::panic::resume_unwind(panic);
                         }
                     },
+                    () = self.relay().sign_in.renewed(), if is_refused(&why) => break,
                     () = sleep_until(next) => break,
                 }
             }
@@ -154,7 +162,7 @@ impl Probe {
 
     async fn connect(&self, within: Duration) -> Result<Connection, NotSent> {
         let deadline = Instant::now() + within.min(self.deadline);
-        let mut connection = self.relay().connect(&self.gateway.hello, deadline).await?;
+        let mut connection = self.relay().connect(&self.gateway.hello, deadline, Asker::Probe).await?;
         connection.noop(deadline).await?;
         self.relay().prefers(connection.address);
         Ok(connection)
@@ -178,7 +186,7 @@ impl Probe {
     }
 }
 
-/// Whether the relay refuses the password for good: providers shut out who tries a wrong one often.
+/// Whether the relay refuses the password, or the access token, for good: providers shut out who tries a wrong one often.
 fn is_refused(why: &NotSent) -> bool {
     why.stage == Stage::Auth && why.code.is_some_and(|code| code >= 500)
 }

@@ -18,6 +18,8 @@ use url::Url;
 use crate::config::{Config, is_local};
 use crate::mail::conversation::Connection;
 use crate::mail::not_sent::NotSent;
+use crate::mail::oauth::Tokens;
+use crate::mail::sign_in::SignIn;
 use crate::mail::tls::{Authorities, Implicit, starttls};
 
 /// A relay of `SMTP_RELAYS`.
@@ -25,7 +27,7 @@ pub(super) struct Relay {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) tls: Tls,
-    pub(super) credentials: Option<Credentials>,
+    pub(super) sign_in: SignIn,
     /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
     /// change what the next `start` answers, and tell.
     up: AtomicBool,
@@ -72,16 +74,19 @@ impl fmt::Debug for Relay {
 /// The options of a relay's URL, with what the settings give those it does not name.
 struct Options {
     plain: bool,
+    xoauth2: bool,
     connections: u32,
     per_second: Option<NonZeroU32>,
 }
 
 impl Options {
     fn parse(url: &Url, config: &Config) -> Result<Self, String> {
-        let mut options = Self { plain: false, connections: config.smtp_connections, per_second: None };
+        let mut options =
+            Self { plain: false, xoauth2: false, connections: config.smtp_connections, per_second: None };
         for (name, value) in url.query_pairs() {
             match (&*name, &*value) {
                 ("tls", "none") => options.plain = true,
+                ("auth", "xoauth2") => options.xoauth2 = true,
                 ("connections", number) => {
                     options.connections = number
                         .parse()
@@ -96,7 +101,7 @@ impl Options {
                     options.per_second = Some(number);
                 }
                 _ => {
-                    return Err("has an entry with an option that is none of tls=none, connections=N and per_second=N".into());
+                    return Err("has an entry with an option that is none of tls=none, auth=xoauth2, connections=N and per_second=N".into());
                 }
             }
         }
@@ -106,13 +111,18 @@ impl Options {
 
 impl Relay {
     /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
-    /// for this machine alone. `connections=N` and `per_second=N` bound what it is asked to bear. User and password are
-    /// percent-encoded (RFC 3986 §2.1).
+    /// for this machine alone. `auth=xoauth2` signs in with a token of `tokens`. `connections=N` and `per_second=N` bound
+    /// what it is asked to bear. User and password are percent-encoded (RFC 3986 §2.1).
     ///
     /// # Errors
     ///
     /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
-    pub(super) fn parse(text: &str, config: &Config, ca: Option<&Authorities>) -> Result<Self, String> {
+    pub(super) fn parse(
+        text: &str,
+        config: &Config,
+        ca: Option<&Authorities>,
+        tokens: Option<&Arc<Tokens>>,
+    ) -> Result<Self, String> {
         if has_stray_percent(text) {
             return Err("has an entry with a % that begins no escape such as %40: write it as %25".into());
         }
@@ -134,21 +144,30 @@ impl Relay {
             ("smtps", true) => return Err("has an entry with both smtps:// and tls=none".into()),
             _ => return Err("has an entry that begins with neither smtp:// nor smtps://".into()),
         };
-        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
-        let credentials = match (url.username(), url.password()) {
-            ("", None) => None,
-            (user, Some(password)) if !user.is_empty() => Some(
-                decoded(user)
-                    .and_then(|user| Ok(Credentials::new(user, decoded(password)?)))
-                    .map_err(|_| "has a user or password that is not UTF-8 when percent-decoded")?,
-            ),
-            _ => return Err("has an entry with a user or a password, but not both".into()),
+        let decoded = |text: &str| {
+            let text = percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
+            text.map_err(|_| "has a user or password that is not UTF-8 when percent-decoded")
+        };
+        let sign_in = match (url.username(), url.password(), options.xoauth2) {
+            ("", None, false) => SignIn::Nothing,
+            (user, Some(password), false) if !user.is_empty() => {
+                SignIn::Password(Credentials::new(decoded(user)?, decoded(password)?))
+            }
+            (user, None, true) if !user.is_empty() => {
+                let tokens =
+                    tokens.ok_or("has an entry with auth=xoauth2, which needs SMTP_OAUTH_TOKEN_URL")?;
+                SignIn::Token { user: decoded(user)?, tokens: Arc::clone(tokens) }
+            }
+            (.., true) => {
+                return Err("has an entry with auth=xoauth2, which needs a user and no password".into());
+            }
+            (.., false) => return Err("has an entry with a user or a password, but not both".into()),
         };
         Ok(Self {
             host,
             port: url.port().unwrap_or(port),
             tls,
-            credentials,
+            sign_in,
             up: AtomicBool::new(false),
             trouble: Mutex::default(),
             preferred: Mutex::default(),
@@ -162,6 +181,10 @@ impl Relay {
             mails_per_connection: config.smtp_mails_per_connection,
             leaving: TaskTracker::new(),
         })
+    }
+
+    pub(super) fn takes_tokens(&self) -> bool {
+        matches!(self.sign_in, SignIn::Token { .. })
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -283,7 +306,7 @@ mod tests {
     #[test]
     fn relays_are_read_and_plain_text_stays_on_this_machine() {
         let config = Settings::parse_from(["test"]).config;
-        let parse = |text: &str| Relay::parse(text, &config, None);
+        let parse = |text: &str| Relay::parse(text, &config, None, None);
         assert!(matches!(
             parse("smtps://u:p%40@mx.example.com").unwrap(),
             Relay { port: 465, tls: Tls::Implicit(_), .. }
@@ -309,6 +332,10 @@ mod tests {
             "http://x",
             "x",
             "smtp://alice@x.vn",
+            "smtp://alice@x.vn?auth=xoauth2",
+            "smtp://alice:p@x.vn?auth=xoauth2",
+            "smtp://x.vn?auth=xoauth2",
+            "smtp://alice:p@x.vn?auth=plain",
         ] {
             let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
             assert!(!why.contains("alice"), "{why}");
@@ -318,7 +345,7 @@ mod tests {
     #[test]
     fn user_and_password_are_percent_encoded() {
         let config = Settings::parse_from(["test"]).config;
-        let parse = |user: &str| Relay::parse(&format!("smtps://{user}@mx.example.com"), &config, None);
+        let parse = |user: &str| Relay::parse(&format!("smtps://{user}@mx.example.com"), &config, None, None);
         for (given, user, password) in [
             ("a%40x.vn:p%40%3A%2F%25%2c%20%3f%23", "a@x.vn", "p@:/%, ?#"),
             ("a:100%25", "a", "100%"),
@@ -326,7 +353,8 @@ mod tests {
             ("a:m%E1%BA%ADt", "a", "mật"),
         ] {
             let expected = Credentials::new(user.into(), password.into());
-            assert!(parse(given).unwrap().credentials == Some(expected), "{given}");
+            let is_read = |sign_in| matches!(sign_in, SignIn::Password(read) if read == expected);
+            assert!(is_read(parse(given).unwrap().sign_in), "{given}");
         }
         for stray in ["a:100%", "a:50%off", "a:%4", "a:%%40", "a%:b", "a:%x0"] {
             let why = parse(stray).unwrap_err();
@@ -338,7 +366,7 @@ mod tests {
     #[test]
     fn a_relay_says_itself_what_it_bears() {
         let config = Settings::parse_from(["test", "--smtp-connections=5"]).config;
-        let parse = |text: &str| Relay::parse(text, &config, None).unwrap();
+        let parse = |text: &str| Relay::parse(text, &config, None, None).unwrap();
         let (usual, own) =
             (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
         assert_eq!((usual.free(), usual.pace.is_some()), (5, false));

@@ -194,6 +194,8 @@ pub struct Metrics {
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
+    /// 1 while the access token for relays cannot be renewed, and the one before is in use as long as it is good.
+    pub relay_token_failing: Gauge,
     /// 1 while the courier asks a relay last, because it refuses mails by policy.
     pub relay_last: Family<RelayLabel, Gauge>,
     /// 1 while the service can work with PostgreSQL.
@@ -241,6 +243,7 @@ impl Default for Metrics {
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
             relay_up: Family::default(),
+            relay_token_failing: Gauge::default(),
             relay_last: Family::default(),
             database_up: Gauge::default(),
             database_state: Family::default(),
@@ -305,6 +308,8 @@ impl Default for Metrics {
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
+        let help = "1 while the access token for relays cannot be renewed";
+        registry.register("relay_token_failing", help, metrics.relay_token_failing.clone());
         let help = "1 while the relay is asked last, because it refuses mails by policy";
         registry.register("relay_last", help, metrics.relay_last.clone());
         let help = "1 while the service can work with PostgreSQL";

@@ -65,7 +65,7 @@ async fn a_421_on_a_new_connection_costs_an_attempt(pool: PgPool) {
     service.client().starts_recovery(TRADER).await;
     service
         .until("the retry is noted", async || {
-            service.count("outbox WHERE last_error = 'rcpt 421'").await == 1
+            service.count("outbox WHERE last_error = 'rcpt 421 4.3.2'").await == 1
         })
         .await;
     service.stops().await;

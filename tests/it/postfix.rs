@@ -15,18 +15,18 @@ use crate::harness::postfix::{PASSWORD, Postfix, Setup, can_run};
 use crate::harness::program::{Program, run, serve_environment};
 use crate::harness::{PATIENCE, database, metric, now};
 
-const TRADER: &str = "trader@example.com";
+pub const TRADER: &str = "trader@example.com";
 
 /// The built program before a relay.
-struct Host {
-    program: Program,
-    client: Client,
-    metrics: std::net::SocketAddr,
+pub struct Host {
+    pub program: Program,
+    pub client: Client,
+    pub metrics: std::net::SocketAddr,
 }
 
 impl Host {
     /// `relay` is its URL.
-    async fn start(pool: &PgPool, relay: &str, settings: &[(&str, &str)]) -> Self {
+    pub async fn start(pool: &PgPool, relay: &str, settings: &[(&str, &str)]) -> Self {
         let email = EmailAddress::parse(TRADER).unwrap();
         let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
         match account::create(&mut pool.acquire().await.unwrap(), now(), new).await {
@@ -39,28 +39,28 @@ impl Host {
         Self { program, client: Client::new(address), metrics }
     }
 
-    async fn until_mail_is(&self, state: &str) {
+    pub async fn until_mail_is(&self, state: &str) {
         let found = async { while self.client.get("/readyz").await.body["parts"]["mail"] != state {} };
         tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("mail was never {state}"));
     }
 
-    async fn starts(&mut self) {
+    pub async fn starts(&mut self) {
         assert!(self.client.starts_recovery(TRADER).await.is_code_sent());
     }
 
-    async fn retried(&self) -> f64 {
+    pub async fn retried(&self) -> f64 {
         metric(self.metrics, "vos_auth_mails_total{outcome=\"retried\"").await
     }
 
     /// Ends it, and gives what it has logged.
-    fn log(self) -> String {
+    pub fn log(self) -> String {
         self.program.signal("-TERM");
         self.program.ends().0.join("\n")
     }
 }
 
 /// `vos-auth mail test`: its two outputs, and whether it ended well.
-fn mail_test(relay: &str, settings: &[(&str, &str)]) -> (String, bool) {
+pub fn mail_test(relay: &str, settings: &[(&str, &str)]) -> (String, bool) {
     let environment = [&[("SMTP_RELAYS", relay)], settings].concat();
     let ended = run(&["mail", "test", "--to", TRADER], &environment);
     let said = [ended.stdout, ended.stderr].concat();

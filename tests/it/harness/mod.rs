@@ -1,5 +1,6 @@
 //! What the tests drive: a running service, a relay, a way to PostgreSQL that can be cut, clients.
 
+pub mod aiosmtpd;
 pub mod browser;
 pub mod certificate;
 pub mod client;
@@ -12,6 +13,7 @@ pub mod kratos;
 pub mod line;
 pub mod load;
 pub mod machine;
+pub mod mail;
 pub mod needs;
 pub mod nginx;
 pub mod pgbouncer;
@@ -23,6 +25,7 @@ pub mod raw;
 pub mod receiver;
 pub mod relay;
 pub mod small_disk;
+pub mod tokens;
 pub mod tripwire;
 
 use std::net::SocketAddr;
@@ -37,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use vos_auth::account::{self, NewAccount};
 use vos_auth::app::{App, Limits};
 use vos_auth::clock::{Clock, ManualClock};
-use vos_auth::config::{Config, Secrets};
+use vos_auth::config::{Config, OauthSecrets, Secrets};
 use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
 use vos_auth::password::{Cost, Password};
@@ -103,6 +106,7 @@ impl Service {
             code_keys: keys.clone().into(),
             device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
+            smtp_oauth: OauthSecrets::default(),
         };
         let usual = [
             "it",

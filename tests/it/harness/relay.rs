@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use mail_parser::{Message, MessageParser};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Runtime};
@@ -12,6 +11,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::PATIENCE;
+pub use super::mail::Mail;
+use super::mail::read_data;
+use super::tokens::{Judge, heard_token};
 
 /// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
 static THREAD: LazyLock<Runtime> =
@@ -50,14 +52,6 @@ pub enum Mood {
     TiresAt(&'static str, &'static str),
 }
 
-/// A mail as it came over the wire.
-#[derive(Clone, Debug)]
-pub struct Mail {
-    pub sender: String,
-    pub recipients: Vec<String>,
-    pub raw: String,
-}
-
 #[derive(Default)]
 struct State {
     mails: Vec<Mail>,
@@ -68,6 +62,9 @@ struct State {
     open: usize,
     most_open: usize,
     lost: usize,
+    /// Which access tokens are good; without it nobody has to sign in.
+    is_good: Option<Arc<Judge>>,
+    signed_in: Vec<(String, String)>,
     announced: &'static [&'static str],
     ended: Vec<Ended>,
 }
@@ -144,6 +141,16 @@ impl Relay {
         state.lost = state.connected;
     }
 
+    /// From now on it takes mails of those alone who sign in by XOAUTH2 with a token that is good.
+    pub fn wants_tokens(&self, is_good: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        self.state.lock().unwrap().is_good = Some(Arc::new(is_good));
+    }
+
+    /// The user and the token of every connection that has signed in, in order.
+    pub fn signed_in(&self) -> Vec<(String, String)> {
+        self.state.lock().unwrap().signed_in.clone()
+    }
+
     /// How many have connected so far.
     pub fn connected(&self) -> usize {
         self.state.lock().unwrap().connected
@@ -217,9 +224,15 @@ impl Relay {
         self.state.lock().unwrap().mood
     }
 
+    fn announced(&self) -> Vec<&'static str> {
+        let state = self.state.lock().unwrap();
+        let tokens = state.is_good.is_some().then_some("AUTH PLAIN XOAUTH2");
+        state.announced.iter().copied().chain(tokens).collect()
+    }
+
     /// Whether it has announced every parameter of a MAIL.
     fn has_announced(&self, parameters: &str) -> bool {
-        let announced = self.state.lock().unwrap().announced;
+        let announced = self.announced();
         parameters.split_whitespace().all(|parameter| {
             let keyword = if parameter == "BODY=8BITMIME" { "8BITMIME" } else { parameter };
             announced.iter().any(|line| line.split(' ').next() == keyword.split('=').next())
@@ -263,6 +276,7 @@ impl Conversation {
         }
         stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
+        let mut is_in = relay.state.lock().unwrap().is_good.is_none();
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await? == 0 {
@@ -283,12 +297,20 @@ impl Conversation {
             }
             let answer = match command.as_str() {
                 "EHLO" => {
-                    let announced = relay.state.lock().unwrap().announced;
-                    for keyword in announced {
+                    for keyword in relay.announced() {
                         stream.write_all(format!("250-{keyword}\r\n").as_bytes()).await?;
                     }
                     "250 ok"
                 }
+                "AUTH" => {
+                    is_in = self.signs_in(&mut stream, &line).await?;
+                    if !is_in {
+                        // As Exchange Online does: the next try wants another connection.
+                        return stream.write_all(b"535 5.7.3 Authentication unsuccessful\r\n").await;
+                    }
+                    "235 2.7.0 welcome"
+                }
+                "MAIL" if !is_in => "530 5.7.0 sign in first",
                 "MAIL" if !relay.has_announced(line.rsplit('>').next().unwrap()) => "555 5.5.4 not announced",
                 "MAIL" => {
                     (sender, recipients) = (path, Vec::new());
@@ -347,6 +369,14 @@ impl Conversation {
         }
     }
 
+    async fn signs_in(&self, stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<bool> {
+        let is_good = self.relay.state.lock().unwrap().is_good.clone().expect("offered");
+        let heard = heard_token(stream, line, &*is_good).await?;
+        let is_in = heard.is_some();
+        self.relay.state.lock().unwrap().signed_in.extend(heard);
+        Ok(is_in)
+    }
+
     fn is_tired_at(&self, command: &str, mood: Mood) -> Option<&'static str> {
         match mood {
             Mood::TiresAt(at, answer) if at == command && self.ended.mails > 0 => Some(answer),
@@ -362,53 +392,5 @@ impl Drop for Conversation {
         state.ended.push(self.ended);
         drop(state);
         self.relay.changed.notify_waiters();
-    }
-}
-
-async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
-    let mut raw = String::new();
-    loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await?;
-        if line == ".\r\n" || line.is_empty() {
-            return Ok(raw);
-        }
-        raw.push_str(line.strip_prefix('.').unwrap_or(&line));
-    }
-}
-
-impl Mail {
-    pub fn parsed(&self) -> Message<'_> {
-        MessageParser::default().parse(self.raw.as_bytes()).expect("a mail")
-    }
-
-    pub fn text(&self) -> String {
-        self.parsed().body_text(0).expect("a text part").into_owned()
-    }
-
-    pub fn html(&self) -> String {
-        self.parsed().body_html(0).expect("an HTML part").into_owned()
-    }
-
-    pub fn message_id(&self) -> String {
-        self.parsed().message_id().expect("a Message-ID").to_owned()
-    }
-
-    /// The 8 digits, as a reader finds them: alone on a line.
-    pub fn code(&self) -> String {
-        self.code_if_any().expect("a code")
-    }
-
-    /// The same; none in an email about something else.
-    pub fn code_if_any(&self) -> Option<String> {
-        let text = self.text();
-        let lone = |line: &&str| {
-            let groups: Vec<_> = line.trim().split(' ').collect();
-            groups.len() == 2 && groups.iter().all(|g| g.len() == 4 && g.bytes().all(|b| b.is_ascii_digit()))
-        };
-        let mut codes = text.lines().filter(lone);
-        let code = codes.next()?.trim().replace(' ', "");
-        assert_eq!(codes.next(), None, "one code");
-        Some(code)
     }
 }

@@ -1,0 +1,52 @@
+//! With what mails are signed.
+
+use std::path::PathBuf;
+
+/// The settings of DKIM (RFC 6376). Without a key no mail is signed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DkimSettings {
+    /// A PEM file with the private key that signs every mail (DKIM, RFC 6376): RSA of 2048 to 4096 bits, or Ed25519. For
+    /// relays that do not sign themselves; `vos-auth mail dkim-record` prints what belongs into DNS. Unset: nothing is
+    /// signed
+    #[arg(long, env, value_name = "DKIM_KEY_FILE", help_heading = "Mail")]
+    pub dkim_key_file: Option<PathBuf>,
+
+    /// The name of the key in DNS: its record is at SELECTOR._domainkey.DOMAIN
+    #[arg(long, env, value_name = "DKIM_SELECTOR", help_heading = "Mail", value_parser = domain_name)]
+    pub dkim_selector: Option<String>,
+
+    /// The domain that signs. DMARC wants that of MAIL_FROM, or one above or below it. Default: that of MAIL_FROM
+    #[arg(long, env, value_name = "DKIM_DOMAIN", help_heading = "Mail", value_parser = domain_name)]
+    pub dkim_domain: Option<String>,
+}
+
+/// A name as DNS has it: letters of other scripts become `xn--` (RFC 5891).
+///
+/// # Errors
+///
+/// The sentence that says what to write.
+pub fn domain_name(text: &str) -> Result<String, &'static str> {
+    let name = idna::domain_to_ascii_strict(text).ok().filter(|name| !name.ends_with('.'));
+    name.ok_or("write a name as in DNS: letters, digits and hyphens, with dots between its parts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_that_dns_can_hold() {
+        for (text, name) in [
+            ("verolabs.co", "verolabs.co"),
+            ("2026-11", "2026-11"),
+            ("a.b", "a.b"),
+            ("Việt.vn", "xn--vit-5kz.vn"),
+        ] {
+            assert_eq!(domain_name(text).as_deref(), Ok(name));
+        }
+        let long = "a".repeat(64);
+        for bad in ["", ".", "a..b", "a.", "a b", "a;b", "a\r\nb", "[127.0.0.1]", "a_b", "a=b", &long] {
+            assert!(domain_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Where access tokens for relays come from.
+
+use std::str::FromStr;
+
+use url::Url;
+
+use super::is_local;
+
+/// The settings of XOAUTH2 that are no secrets. The secrets are in [`super::OauthSecrets`].
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct OauthSettings {
+    /// Where access tokens are requested (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
+    /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or <https://oauth2.googleapis.com/token>
+    #[arg(long, env, value_name = "SMTP_OAUTH_TOKEN_URL", help_heading = "Relays")]
+    pub smtp_oauth_token_url: Option<TokenUrl>,
+
+    /// The client that access tokens are issued to: the id that the provider gave this application
+    #[arg(long, env, value_name = "SMTP_OAUTH_CLIENT_ID", help_heading = "Relays")]
+    pub smtp_oauth_client_id: Option<String>,
+
+    /// What an access token is requested for, with spaces between several: <https://outlook.office365.com/.default> at
+    /// Exchange Online. Default: what the provider assumes
+    #[arg(long, env, value_name = "SMTP_OAUTH_SCOPE", help_heading = "Relays")]
+    pub smtp_oauth_scope: Option<String>,
+}
+
+/// A token endpoint: https, or http on this machine. It is sent the client's secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenUrl(Url);
+
+impl TokenUrl {
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// The whole of it.
+    #[must_use]
+    pub const fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl FromStr for TokenUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = Url::parse(text).map_err(|_| "write it like https://oauth2.googleapis.com/token")?;
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url.host())) {
+            return Err(
+                "it is sent a secret: use https, which only a token endpoint on this machine does without",
+            );
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("a flag shows what is in it: put the secret into SMTP_OAUTH_CLIENT_SECRET");
+        }
+        // RFC 6749 §3.2.
+        if url.fragment().is_some() { Err("a token endpoint has no fragment (#)") } else { Ok(Self(url)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_url_keeps_secrets_off_the_network_and_out_of_flags() {
+        for good in [
+            "https://login.microsoftonline.com/t/oauth2/v2.0/token",
+            "https://x.vn/token?tenant=1",
+            "http://127.0.0.1:8080/token",
+            "http://[::1]/token",
+            "http://localhost/token",
+        ] {
+            assert!(good.parse::<TokenUrl>().is_ok(), "{good}");
+        }
+        for bad in
+            ["", "x.vn/token", "http://x.vn/token", "ftp://x.vn", "https://u:p@x.vn/token", "https://x.vn/#a"]
+        {
+            assert!(bad.parse::<TokenUrl>().is_err(), "{bad}");
+        }
+    }
+}
