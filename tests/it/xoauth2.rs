@@ -131,7 +131,7 @@ async fn a_relay_that_refused_a_token_is_shown_the_next_one_at_once(pool: PgPool
     let (endpoint, relay) = (TokenEndpoint::start(Mood::Issues(2)), Relay::start().await);
     relay.wants_tokens(|token| token.starts_with("token-3-"));
     let token_url = endpoint.url();
-    let mut host = Host::start(&pool, &url(&relay), &settings(&token_url, RARELY)).await;
+    let host = Host::start(&pool, &url(&relay), &settings(&token_url, RARELY)).await;
     host.until_mail_is("ok").await;
     assert_eq!(relay.connected(), 3);
     assert_eq!(endpoint.asked().len(), 3);
