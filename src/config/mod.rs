@@ -258,8 +258,8 @@ pub struct Config {
     #[command(flatten)]
     pub dkim: DkimSettings,
 
-    /// The name that relays are greeted with (EHLO): this host's public name, or its address as [192.0.2.1] or
-    /// [IPv6:2001:db8::1]
+    /// The name that relays are greeted with (EHLO): this host's public name, or its address in square brackets, such as
+    /// 192.0.2.1 or IPv6:2001:db8::1 between them
     #[arg(
         long,
         env,

@@ -80,7 +80,7 @@ impl Default for Holder {
 }
 
 impl Holder {
-    /// What a claim may do now. A courier that has no lock for [`GRACE`] goes on by leases alone.
+    /// What a claim may do now. A courier that has no lock for two seconds goes on by leases alone.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let tenure = self.tenure();
