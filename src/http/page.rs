@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use tower_cookies::Cookies;
 
 use crate::config::PASSWORD_MAX_CHARS;
@@ -64,7 +65,7 @@ async fn page(
         hands_over: config.sign_in_url.is_of(config.public_origin.as_ref()),
         min_chars: config.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        now: site.app.clock.now().unix_timestamp(),
+        now: in_milliseconds(site.app.clock.now()),
         version: &VERSION,
     };
     let page = match language(&headers) {
@@ -113,6 +114,11 @@ pub fn language(headers: &HeaderMap) -> Locale {
     cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
 }
 
+/// Seconds since 1970 with three decimals: a second that was cut short would make waits end late.
+fn in_milliseconds(time: OffsetDateTime) -> String {
+    format!("{}.{:03}", time.unix_timestamp(), time.millisecond())
+}
+
 /// What the page knows of the service. Durations and times are in seconds.
 struct Facts<'a> {
     brand: &'a str,
@@ -121,7 +127,7 @@ struct Facts<'a> {
     hands_over: bool,
     min_chars: u16,
     max_chars: usize,
-    now: i64,
+    now: String,
     version: &'a str,
 }
 

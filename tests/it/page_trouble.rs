@@ -76,6 +76,7 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
     assert_eq!(service.count("outbox").await, 0, "not before its time");
     service.clock.advance(Duration::from_mins(2));
     browser.driver.refresh().await.unwrap();
+    browser.sees("#resend button").await;
     browser.until("document.querySelector('#resend button').ariaDisabled === 'false'").await;
     browser.clicks("#resend button").await;
     assert!(browser.reads("#resent").await.starts_with("Sent again."));
