@@ -127,11 +127,7 @@ pub async fn record(
 }
 
 /// The same for many.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
-pub async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
+async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
     let events: Columns<'_> = events.iter().copied().collect();
     sqlx::query!(
         "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)

@@ -128,7 +128,7 @@ impl<T, R> Arrivals<T, R> {
             self.arrived.push(next);
         }
         self.taken = Instant::now();
-        // Whoever stopped waiting must not get a mail for it.
+        // A caller that stopped waiting must not get a mail for it.
         let waiting =
             std::mem::take(&mut self.arrived).into_iter().filter(|waiting| !waiting.answer.is_closed());
         let (requests, (answers, spans)): (Vec<_>, _) =

@@ -94,7 +94,7 @@
 //! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
 //!    reads it only after a right code, and so does a `progress`, which never reads the outbox.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
-//!    mail, when its code is of no use any more, or when there is nobody to write to: every relay that is up says that there
+//!    mail, when its code has too little life left, or when there is nobody to write to: every relay that is up says that there
 //!    is no such mailbox ([`mail::verdict`]), or the account was erased. No mail is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
 //!    stands in no table, no log and no subject.

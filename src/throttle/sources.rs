@@ -60,8 +60,8 @@ impl SourceLimits {
         }
     }
 
-    /// Admits a request of a recovery that has begun. A recovery cookie that was issued here is good for 12 requests, whoever else is
-    /// behind the same address; a network may begin to use `NETWORK_PER_MINUTE` of them a minute, so that collecting them
+    /// Admits a request of a recovery that has begun. A recovery cookie that was issued here is good for 12 requests, no matter
+    /// who else is behind the same address; a network may begin to use `NETWORK_PER_MINUTE` of them a minute, so that collecting them
     /// gains nothing. Any other request draws on a bucket of its source.
     ///
     /// # Errors
