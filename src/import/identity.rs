@@ -335,7 +335,7 @@ mod tests {
         assert_eq!((new.active, new.locale, &new.traits["desk"]), (false, Some(Locale::En), &json!(7)));
         assert_eq!(row(&names, &["", ""]).unwrap_err().reason, "it has no email");
         assert!(row(&names, &["", "a@example.com", "", "", "", "7"]).unwrap_err().reason.contains("traits"));
-        assert!(columns(&["email", "pasword"]).err().unwrap().contains("\"pasword\" is not known"));
+        assert!(columns(&["email", "passwort"]).err().unwrap().contains("\"passwort\" is not known"));
         assert!(columns(&["id"]).err().unwrap().contains("no column email"));
     }
 }
