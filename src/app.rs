@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
-use crate::courier::{Bell, Courier};
+use crate::courier::{Courier, Wakeup};
 use crate::database::health::Monitor;
 use crate::database::{self, Endpoint, with_deadline};
 use crate::error::{Error, Problem};
@@ -17,7 +17,7 @@ use crate::mail::message::Composer;
 use crate::metrics::Metrics;
 use crate::password::{Cost, Hasher};
 use crate::secret::Keys;
-use crate::throttle::{Budget, SourceLimits, Turns};
+use crate::throttle::{RateLimit, SourceLimits, Turns};
 
 /// Connections for the look-ups of session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
@@ -50,13 +50,13 @@ pub struct App {
     /// The way to the relays.
     pub gateway: Arc<Gateway>,
     /// Wakes the courier.
-    pub bell: Bell,
+    pub wakeup: Wakeup,
     /// The budget of an address.
-    pub address_budget: Budget,
+    pub address_budget: RateLimit,
     /// The budget of failed logins.
-    pub failure_budget: Budget,
+    pub failure_budget: RateLimit,
     /// The budget of browsers that become known.
-    pub device_budget: Budget,
+    pub device_budget: RateLimit,
     /// What networks and known browsers may ask of this replica.
     pub source_limits: SourceLimits,
     /// One login at a time for each address.
@@ -88,14 +88,14 @@ impl App {
         clock: Clock,
         limits: Limits,
     ) -> Result<(Self, Courier), ConfigError> {
-        if !Cost::of(&config).is_verifiable() {
+        if !Cost::of(&config.passwords).is_verifiable() {
             let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
             return Err(ConfigError::new("ARGON2_PASSES", why));
         }
         let database = Endpoint::new(with_deadline(&database::options(&secrets.database_url)?));
-        let gateway = Arc::new(Gateway::new(&config, &secrets.smtp_relays, &secrets.smtp_oauth)?);
-        let composer = Composer::new(&config, secrets.device_keys.newest())?;
-        let (metrics, bell) = (Arc::<Metrics>::default(), Bell::default());
+        let gateway = Arc::new(Gateway::new(&config.relays, &secrets.smtp_relays, &secrets.smtp_oauth)?);
+        let composer = Composer::new(&config.mail, secrets.device_keys.newest())?;
+        let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
         let courier = Courier {
             database: database.clone(),
             pool: database::pool(&database, 1),
@@ -104,42 +104,42 @@ impl App {
             gateway: Arc::clone(&gateway),
             composer,
             metrics: Arc::clone(&metrics),
-            bell: bell.clone(),
+            wakeup: wakeup.clone(),
             holder: Arc::default(),
         };
-        let jwt_keys = match &config.jwt_keys {
+        let jwt_keys = match &config.jwt.jwt_keys {
             Some(folder) => KeyRing::read(folder)
                 .map_err(|why| ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.display())))?,
             None => KeyRing::ephemeral(),
         };
-        let origin = config.public_origin.as_ref().map(ToString::to_string);
-        let jwt_issuer = config.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
+        let origin = config.clients.public_origin.as_ref().map(ToString::to_string);
+        let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
         let (address_budget, failure_budget, device_budget, source_limits) = match limits {
             Limits::On => (
-                Budget::of_address(&config),
-                Budget::of_failures(),
-                Budget::of_devices(),
-                SourceLimits::new(&config, &clock),
+                RateLimit::of_address(&config.rate_limits),
+                RateLimit::of_failures(),
+                RateLimit::of_devices(),
+                SourceLimits::new(&config.rate_limits, &clock),
             ),
             Limits::Off => {
-                let none = Budget::unlimited();
+                let none = RateLimit::unlimited();
                 (none, none, none, SourceLimits::unlimited(&clock))
             }
         };
         let app = Self {
-            pool: database::pool(&database, config.database_connections),
+            pool: database::pool(&database, config.storage.database_connections),
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys: secrets.code_keys.clone(),
             device_keys: secrets.device_keys.clone(),
             jwt_keys,
             jwt_issuer,
-            hasher: Hasher::new(&config, Arc::clone(&metrics)),
+            hasher: Hasher::new(&config.passwords, Arc::clone(&metrics)),
             config,
             clock,
             database,
             gateway,
-            bell,
+            wakeup,
             address_budget,
             failure_budget,
             device_budget,

@@ -98,7 +98,7 @@
 //!    is no such mailbox ([`mail::verdict`]), or the account was erased. No mail is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
 //!    stands in no table, no log and no subject.
-//! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::Budget`]): an attempt is
+//! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::RateLimit`]): an attempt is
 //!    spent before its code is compared, a failed login is counted before its password is verified.
 //! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]); a changed password
 //!    ends every session and recovery in the same transaction.
@@ -119,17 +119,13 @@ pub mod clock;
 pub mod config;
 pub mod courier;
 pub mod database;
-pub mod dev;
 pub mod email_address;
 pub mod error;
-pub mod export;
 pub mod group_commit;
 pub mod http;
 pub mod http_client;
-pub mod import;
 pub mod jwt;
 pub mod known_device;
-pub mod kratos;
 pub mod locale;
 pub mod mail;
 pub mod metrics;
@@ -146,3 +142,4 @@ pub mod terminal;
 pub mod thread;
 pub mod throttle;
 pub mod traces;
+pub mod transfer;

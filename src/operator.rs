@@ -9,7 +9,7 @@ use crate::account::{self, record};
 use crate::audit::{self, Event};
 use crate::email_address::EmailAddress;
 use crate::mail::bounce::Signed;
-use crate::throttle::{self, Budget};
+use crate::throttle::{self, RateLimit};
 use crate::{outbox, recovery, session};
 
 /// Disables an account, which ends its sessions and its pending recoveries, or makes it active again. False: it was so
@@ -166,7 +166,7 @@ pub async fn unblock(
 ) -> Result<Result<u64, OffsetDateTime>, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let key = throttle::unblock_key(email);
-    if let Err(at) = throttle::spend(&mut *transaction, now, &key, Budget::of_unblocks()).await? {
+    if let Err(at) = throttle::spend(&mut *transaction, now, &key, RateLimit::of_unblocks()).await? {
         return Ok(Err(at));
     }
     let account =
@@ -175,7 +175,7 @@ pub async fn unblock(
         // A login draws on two of these buckets under this lock.
         account::lock(&mut transaction, id, None).await?;
     }
-    let filled = throttle::lift(&mut *transaction, email).await?;
+    let filled = throttle::refill(&mut *transaction, email).await?;
     audit::record(&mut *transaction, now, Event::AccountUnblocked, account, None).await?;
     transaction.commit().await?;
     Ok(Ok(filled))

@@ -26,21 +26,22 @@ pub async fn change(
 ) -> Result<SignedIn, Error> {
     let place = app.hasher.place()?;
     let (pool, now) = (&app.pool, app.time()?);
-    let (budget_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
-    throttle::draw(pool, now, &budget_key, budget, Problem::PasswordThrottled).await?;
+    let (bucket_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
+    throttle::draw(pool, now, &bucket_key, budget, Problem::PasswordThrottled).await?;
     let stored = within_deadline("find password", account::password_hash(pool, by.account.id)).await?;
     let verdict = place.verify(current, stored.clone(), None).await?;
     let (Verdict::Right { .. }, Some(stored)) = (verdict, stored) else {
         return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
     };
-    let password_hash = match place.hash_new(new, context(&by.account.email, &app.config.mail_brand)).await {
-        Ok(password_hash) => password_hash,
-        Err(refused) => {
-            within_deadline("refund budget", throttle::refund(pool, &budget_key, budget)).await?;
-            // The policy speaks of `password`; a queue that is full speaks of no field.
-            return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
-        }
-    };
+    let password_hash =
+        match place.hash_new(new, context(&by.account.email, &app.config.mail.mail_brand)).await {
+            Ok(password_hash) => password_hash,
+            Err(refused) => {
+                within_deadline("refund budget", throttle::refund(pool, &bucket_key, budget)).await?;
+                // The policy speaks of `password`; a queue that is full speaks of no field.
+                return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
+            }
+        };
     drop(place);
     let now = app.time()?;
     let opened = within_deadline("change password", async {
@@ -56,6 +57,6 @@ pub async fn change(
         Ok(Some(opened))
     })
     .await?;
-    app.bell.ring(first_id_of(now));
+    app.wakeup.wake(first_id_of(now));
     Ok(opened.ok_or(Problem::SessionInvalid)?.signed_in(app, now))
 }

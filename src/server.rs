@@ -16,7 +16,7 @@ use crate::courier::Courier;
 use crate::database::failures;
 use crate::database::health::Health;
 use crate::http::listener::{Listener, affordable_connections};
-use crate::http::{self, Site};
+use crate::http::{self, AppState};
 use crate::metrics::ListenerLabel;
 use crate::outbox::inspect;
 use crate::recovery::Recovery;
@@ -50,12 +50,12 @@ impl Server {
     ///
     /// A sentence that names the variable whose address cannot be had.
     pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
-        let connections = affordable_connections(app.config.max_connections);
+        let connections = affordable_connections(app.config.connections.max_connections);
         let api = ListenerLabel { listener: "api" };
-        let listener = Listener::bind("HTTP_ADDR", app.config.http_addr, api, connections)?;
+        let listener = Listener::bind("HTTP_ADDR", app.config.listening.http_addr, api, connections)?;
         let metrics = ListenerLabel { listener: "metrics" };
         let metrics_listener =
-            Listener::bind("METRICS_ADDR", app.config.metrics_addr, metrics, METRICS_CONNECTIONS)?;
+            Listener::bind("METRICS_ADDR", app.config.listening.metrics_addr, metrics, METRICS_CONNECTIONS)?;
         Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
     }
 
@@ -105,27 +105,28 @@ impl Server {
         let mut census = Census::new(Arc::clone(&app));
         let over = CancellationToken::new();
         // All of it first: until it is known, requests are answered 502.
-        let (mut probes, health) = tokio::join!(app.gateway.watch(config, &app.metrics, &over), async {
-            // It finds the address that the pools connect to.
-            let health = app.health.check().await;
-            census.begin().await;
-            health
-        });
+        let (mut probes, health) =
+            tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &over), async {
+                // It finds the address that the pools connect to.
+                let health = app.health.check().await;
+                census.begin().await;
+                health
+            });
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
-        let site = Site {
+        let state = AppState {
             recovery,
             app: Arc::clone(&app),
             draining: Arc::new(AtomicBool::new(false)),
             untrusted_proxies: Arc::default(),
         };
-        let draining = Arc::clone(&site.draining);
-        let api = http::with_layers(http::router(site.clone()).merge(more), &site);
-        drop(site);
+        let draining = Arc::clone(&state.draining);
+        let api = http::with_layers(http::router(state.clone()).merge(more), &state);
+        drop(state);
         let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
         // The courier's thread would outlive a service that is dropped.
         let _guard = over.clone().drop_guard();
         let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), closing.clone()));
-        let metrics = http::metrics_router(Arc::clone(&app));
+        let metrics = http::metrics::routes(Arc::clone(&app));
         let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), over.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
         let mut census = tokio::spawn(census.run(over.clone()));
@@ -136,7 +137,7 @@ impl Server {
             let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
             async move {
                 // On the heap: its rounds are large.
-                over.run_until_cancelled(Box::pin(courier.run(&app.config, ending))).await;
+                over.run_until_cancelled(Box::pin(courier.run(&app.config.relays, ending))).await;
                 app.gateway.close().await;
             }
         });
@@ -158,11 +159,11 @@ impl Server {
             tracing::error!(task, "a part of the service has ended by itself");
             return Err(TaskEnded(task));
         }
-        tracing::info!(drain_delay_ms = config.drain_delay.as_millis(), "stopping");
+        tracing::info!(drain_delay_ms = config.stopping.drain_delay.as_millis(), "stopping");
         draining.store(true, Ordering::Relaxed);
-        tokio::time::sleep(config.drain_delay).await;
+        tokio::time::sleep(config.stopping.drain_delay).await;
         closing.cancel();
-        let finished = tokio::time::timeout(config.stop_timeout, async {
+        let finished = tokio::time::timeout(config.stopping.stop_timeout, async {
             let _ = api.await;
             ending.cancel();
             let _ = (&mut courier).await;
@@ -187,7 +188,7 @@ impl Server {
 pub struct TaskEnded(&'static str);
 
 async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: CancellationToken) {
-    listener.accept(routes, &app.config, &app.metrics, stop).await;
+    listener.accept(routes, &app.config.connections, &app.metrics, stop).await;
 }
 
 /// Checks PostgreSQL, and compares the clock with its clock: every rule of time rests on it. More often while the service

@@ -51,13 +51,13 @@ impl Sweeper {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
-            let kept = app.config.recovery_retention;
+            let kept = app.config.storage.recovery_retention;
             let recoveries = self
                 .count("sweep recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);
-            let age = app.config.session_lifetime + app.config.session_retention;
+            let age = app.config.sessions.session_lifetime + app.config.storage.session_retention;
             let sessions =
                 self.count("sweep session", in_time(session::sweep(&app.pool, now, age, ROWS)).await);
-            let kept = app.config.audit_retention;
+            let kept = app.config.storage.audit_retention;
             let events =
                 self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
             if recoveries.max(sessions).max(events) < ROWS.unsigned_abs() {

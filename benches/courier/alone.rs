@@ -103,7 +103,7 @@ impl Given<'_> {
 async fn alone(given: &Given<'_>, way: Way) -> Result<Duration, Failure> {
     let to = "owed1@chaos.test";
     let settings = Settings::try_parse_from(["bench"])?;
-    let mail = Composer::new(&settings.config, &Key::random("bench"))
+    let mail = Composer::new(&settings.config.mail, &Key::random("bench"))
         .map_err(|why| why.to_string())?
         .sample(MailKind::RecoveryCode, Locale::Vi, to, OffsetDateTime::UNIX_EPOCH)
         .map_err(|why| why.to_string())?;

@@ -17,13 +17,13 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const SUPERUSER: &str = "postgres:CHANGE-superuser";
 
 /// The folder of a run, and where its machines are.
-pub struct Site {
+pub struct AppState {
     home: PathBuf,
     network: String,
     client: reqwest::Client,
 }
 
-impl Site {
+impl AppState {
     pub fn new() -> Result<Self, Failure> {
         remove_leftovers()?;
         let pid = std::process::id();
@@ -125,7 +125,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for AppState {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.home);
     }

@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::faults::{KINDS, Kind, Window};
 use self::load::{Load, Ready};
-use self::machines::{Machine, Site};
+use self::machines::{AppState, Machine};
 use self::namespace::Namespace;
 use self::postfix::Postfix;
 use self::reconcile::Verdict;
@@ -81,7 +81,7 @@ async fn main() -> Result<(), Failure> {
 
 async fn run(options: &Options) -> Result<(), Failure> {
     println!("failover: setting up…");
-    let (began, site) = (Instant::now(), Site::new()?);
+    let (began, site) = (Instant::now(), AppState::new()?);
     let addresses = 200 * usize::try_from(options.rate)? * (1 + options.losses);
     let mut world = World::start(&site, addresses).await?;
     let (load, ready) = (Load::new(), world.ready.clone());
@@ -118,7 +118,7 @@ struct World {
 
 impl World {
     /// Everything that is needed, and an account for each address.
-    async fn start(site: &Site, addresses: usize) -> Result<Self, Failure> {
+    async fn start(site: &AppState, addresses: usize) -> Result<Self, Failure> {
         let witness = site.witness().await?;
         let machines = [site.database("pg1", 21).await?, site.database("pg2", 22).await?];
         let balancer = site.balancer().await?;

@@ -23,13 +23,13 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         folder: KeyFolder,
         /// Who it has to be from. Default: PUBLIC_ORIGIN
-        #[arg(long, env, value_name = "JWT_ISSUER", required_unless_present = "public_origin")]
+        #[arg(long, env, required_unless_present = "public_origin")]
         jwt_issuer: Option<String>,
         /// The setting of `serve`
-        #[arg(long, env, value_name = "PUBLIC_ORIGIN")]
+        #[arg(long, env)]
         public_origin: Option<Origin>,
         /// Whom it has to be for
-        #[arg(long, env, value_name = "JWT_AUDIENCE", default_value = "https://api-oms.verolabs.co")]
+        #[arg(long, env, default_value = "https://api-oms.verolabs.co")]
         jwt_audience: String,
     },
 }
@@ -37,7 +37,7 @@ pub(super) enum KeyCommand {
 #[derive(Debug, Args)]
 pub(super) struct KeyFolder {
     /// The folder of the keys
-    #[arg(long, env, value_name = "JWT_KEYS")]
+    #[arg(long, env)]
     jwt_keys: PathBuf,
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, OauthSecrets};
+use crate::config::{self, ConfigError, MailSettings, OauthSecrets, RelaySettings};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
@@ -34,7 +34,9 @@ pub(super) struct Test {
     #[arg(long, default_value = "vi")]
     locale: Locale,
     #[command(flatten)]
-    config: Config,
+    mail: MailSettings,
+    #[command(flatten)]
+    relays: RelaySettings,
 }
 
 #[derive(Debug, Args)]
@@ -49,23 +51,24 @@ pub(super) struct Preview {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    config: Config,
+    mail: MailSettings,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct DkimRecord {
     #[command(flatten)]
-    config: Config,
+    mail: MailSettings,
 }
 
 pub(super) async fn test(test: &Test) -> Result<(), Failure> {
-    let (config, to) = (&test.config, EmailAddress::parse(&test.to)?);
-    let gateway = Gateway::new(config, &config::smtp_relays()?, &OauthSecrets::from_environment()?)?;
-    let mail = composer(config)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
+    let to = EmailAddress::parse(&test.to)?;
+    let gateway = Gateway::new(&test.relays, &config::smtp_relays()?, &OauthSecrets::from_environment()?)?;
+    let mail =
+        composer(&test.mail)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
         terminal::begin(format_args!("relay {relay}: "));
-        match gateway.try_out(relay.place, &mail).await {
+        match gateway.send_via(relay.place, &mail).await {
             Ok(()) => terminal::line("took the mail"),
             Err(why) => {
                 failed += 1;
@@ -81,12 +84,12 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
 }
 
 /// A bounce of what it builds is about no account.
-fn composer(config: &Config) -> Result<Composer, ConfigError> {
-    Composer::new(config, &Key::random("sample"))
+fn composer(settings: &MailSettings) -> Result<Composer, ConfigError> {
+    Composer::new(settings, &Key::random("sample"))
 }
 
 pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
-    let composer = composer(&preview.config)?;
+    let composer = composer(&preview.mail)?;
     let mail = composer.sample(preview.kind, preview.locale, "trader@example.com", Clock::system().now())?;
     match &preview.out {
         Some(file) => std::fs::write(file, mail.bytes())
@@ -97,7 +100,7 @@ pub(super) fn preview(preview: &Preview) -> Result<(), Failure> {
 }
 
 pub(super) fn dkim_record(record: &DkimRecord) -> Result<(), Failure> {
-    let composer = composer(&record.config)?;
+    let composer = composer(&record.mail)?;
     let signer = composer.dkim().ok_or_else(|| ConfigError::new("DKIM_KEY_FILE", "is missing"))?;
     terminal::line(signer.record());
     Ok(())

@@ -3,6 +3,7 @@
 
 mod account;
 mod bounce;
+mod dev;
 mod key;
 mod mail;
 mod migrate;
@@ -33,7 +34,7 @@ use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
 use crate::database::Endpoint;
 use crate::server::Server;
 use crate::traces::Traces;
-use crate::{database, dev, terminal};
+use crate::{database, terminal};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -63,10 +64,10 @@ enum Command {
     /// Run the service on this machine with accounts, secrets and a mailbox of its own. Needs DATABASE_URL alone
     Dev {
         /// Port of the API, on localhost
-        #[arg(long, env, default_value = "8080", value_name = "PORT")]
+        #[arg(long, env, default_value = "8080")]
         port: u16,
         /// Lift every budget, for tools that call often
-        #[arg(long, env, value_name = "DEV_NO_LIMITS", value_parser = BoolishValueParser::new())]
+        #[arg(long, env, value_parser = BoolishValueParser::new())]
         dev_no_limits: bool,
         #[command(flatten)]
         config: Box<Config>,
@@ -95,7 +96,7 @@ enum Command {
     /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
     Healthcheck {
         /// The address that `serve` listens on
-        #[arg(long, env, value_name = "HTTP_ADDR", default_value = "127.0.0.1:8080")]
+        #[arg(long, env, default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
 }
@@ -103,10 +104,10 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct Log {
     /// How log lines look. Default: pretty on a terminal, json elsewhere
-    #[arg(long, env, value_name = "LOG_FORMAT", help_heading = "Log")]
+    #[arg(long, env, help_heading = "Log")]
     log_format: Option<LogFormat>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,vos_auth::courier=debug
-    #[arg(long, env, value_name = "LOG_LEVEL", default_value = "info", help_heading = "Log")]
+    #[arg(long, env, default_value = "info", help_heading = "Log")]
     log_level: String,
 }
 
@@ -174,22 +175,22 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve { config, log, traces } => to_its_end(async {
+        Command::Serve { config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
             traced(traces, serve(*config)).await
         }),
-        Command::Dev { port, dev_no_limits, config, log, traces } => to_its_end(async {
+        Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
             let limits = if dev_no_limits { Limits::Off } else { Limits::On };
             traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
         }),
-        Command::Migrate => to_its_end(migrate::run()),
-        Command::Account(command) => to_its_end(account::run(command)),
-        Command::Outbox(command) => to_its_end(outbox::run(command)),
-        Command::Mail(mail::MailCommand::Test(test)) => to_its_end(mail::test(&test)),
+        Command::Migrate => run_to_completion(migrate::run()),
+        Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Outbox(command) => run_to_completion(outbox::run(command)),
+        Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
         Command::Mail(mail::MailCommand::DkimRecord(record)) => mail::dkim_record(&record),
-        Command::Bounce(bounce) => to_its_end(bounce::run(bounce)),
+        Command::Bounce(bounce) => run_to_completion(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
     }
@@ -197,7 +198,7 @@ fn run(command: Command) -> Result<(), Failure> {
 
 /// On a thread for each core but one, which `serve` leaves to the commits of `start` and the courier (docs/decisions/21);
 /// other commands wait for PostgreSQL anyway.
-fn to_its_end(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let workers = (cores - 1).max(1);
     tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(work)
@@ -216,11 +217,11 @@ async fn serve(config: Config) -> Result<(), Failure> {
     if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
         return Err(ConfigError::new("DEV_NO_LIMITS", "is for `vos-auth dev` alone: unset it").into());
     }
-    if config.public_origin.is_none() {
+    if config.clients.public_origin.is_none() {
         let why = "is missing: give it the origin that browsers see, such as https://platform.verolabs.co";
         return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
     }
-    if config.jwt_keys.is_none() {
+    if config.jwt.jwt_keys.is_none() {
         let why = "is missing: name the folder of the keys that sign JWTs; `vos-auth key generate` makes one";
         return Err(ConfigError::new("JWT_KEYS", why).into());
     }

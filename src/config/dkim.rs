@@ -8,15 +8,15 @@ pub struct DkimSettings {
     /// A PEM file with the private key that signs every mail (DKIM, RFC 6376): RSA of 2048 to 4096 bits, or Ed25519. For
     /// relays that do not sign themselves; `vos-auth mail dkim-record` prints what belongs into DNS. Unset: nothing is
     /// signed
-    #[arg(long, env, value_name = "DKIM_KEY_FILE", help_heading = "Mail")]
+    #[arg(long, env)]
     pub dkim_key_file: Option<PathBuf>,
 
     /// The name of the key in DNS: its record is at SELECTOR._domainkey.DOMAIN
-    #[arg(long, env, value_name = "DKIM_SELECTOR", help_heading = "Mail", value_parser = domain_name)]
+    #[arg(long, env, value_parser = domain_name)]
     pub dkim_selector: Option<String>,
 
     /// The domain that signs. DMARC wants that of MAIL_FROM, or one above or below it. Default: that of MAIL_FROM
-    #[arg(long, env, value_name = "DKIM_DOMAIN", help_heading = "Mail", value_parser = domain_name)]
+    #[arg(long, env, value_parser = domain_name)]
     pub dkim_domain: Option<String>,
 }
 

@@ -11,16 +11,16 @@ use super::is_local;
 pub struct OauthSettings {
     /// Where access tokens are requested (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
     /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or <https://oauth2.googleapis.com/token>
-    #[arg(long, env, value_name = "SMTP_OAUTH_TOKEN_URL", help_heading = "Relays")]
+    #[arg(long, env)]
     pub smtp_oauth_token_url: Option<TokenUrl>,
 
     /// The client that access tokens are issued to: the id that the provider gave this application
-    #[arg(long, env, value_name = "SMTP_OAUTH_CLIENT_ID", help_heading = "Relays")]
+    #[arg(long, env)]
     pub smtp_oauth_client_id: Option<String>,
 
     /// What an access token is requested for, with spaces between several: <https://outlook.office365.com/.default> at
     /// Exchange Online. Default: what the provider assumes
-    #[arg(long, env, value_name = "SMTP_OAUTH_SCOPE", help_heading = "Relays")]
+    #[arg(long, env)]
     pub smtp_oauth_scope: Option<String>,
 }
 

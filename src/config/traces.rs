@@ -8,19 +8,20 @@ use super::base_url::base_url;
 
 /// The settings of traces, for `serve` and `dev`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Traces")]
 pub struct TraceSettings {
     /// Where traces are sent: a receiver of OTLP over HTTP with protobuf, such as http://127.0.0.1:4318; /v1/traces is
     /// added. A token for it stands in OTEL_EXPORTER_OTLP_HEADERS (NAME=VALUE), never here. Unset: nothing is traced
-    #[arg(long, env, value_name = "OTEL_EXPORTER_OTLP_ENDPOINT", help_heading = "Traces")]
+    #[arg(long, env)]
     pub otel_exporter_otlp_endpoint: Option<OtlpEndpoint>,
 
     /// What this service is called in traces
-    #[arg(long, env, value_name = "OTEL_SERVICE_NAME", default_value = "vos-auth", help_heading = "Traces")]
+    #[arg(long, env, default_value = "vos-auth")]
     pub otel_service_name: String,
 
     /// The share of traces that are kept, from 0 to 1, of those that begin here. A trusted proxy's traceparent decides for
     /// its own
-    #[arg(long, env, value_name = "OTEL_TRACES_SAMPLER_ARG", default_value = "1", help_heading = "Traces", value_parser = share)]
+    #[arg(long, env, default_value = "1", value_parser = share)]
     pub otel_traces_sampler_arg: f64,
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
-use super::{Courier, Finish, Held};
+use super::{Courier, Finish, Lease};
 use crate::config::CODE_LIFE_ON_ARRIVAL;
 use crate::group_commit::GroupCommit;
 use crate::locale::Locale;
@@ -17,19 +17,19 @@ use crate::mail::message::{About, Mail, MailKind};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::verdict::Verdict;
 use crate::metrics::GivenUp;
-use crate::outbox::{self, ClaimedMail, Content, Taken};
+use crate::outbox::{self, ClaimedMail, Content, Delivered};
 
 impl Courier {
     pub(super) async fn deliver(
         self: Arc<Self>,
         slot: Option<Slot>,
         owed: Arc<ClaimedMail>,
-        held: Held,
-        (taken, freed): (GroupCommit<Taken, ()>, Arc<Notify>),
+        lease: Lease,
+        (taken, freed): (GroupCommit<Delivered, ()>, Arc<Notify>),
     ) {
         tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
-        let outcome = if let Some(mail) = self.compose(&owed, held.now()) {
-            self.hand_over(slot, &mail, &owed, held, &freed).await
+        let outcome = if let Some(mail) = self.compose(&owed, lease.now()) {
+            self.hand_over(slot, &mail, &owed, lease, &freed).await
         } else {
             // Another replica may have the secret that this one lacks, in the middle of a rotation.
             tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
@@ -44,13 +44,13 @@ impl Courier {
             Ok(()) => {
                 Span::current().record("mail.outcome", "sent");
                 self.count("sent", "none", 1);
-                self.metrics.mail_latency.observe((held.now() - owed.created_at).as_seconds_f64());
-                self.finish(&owed, held, Finish::Sent(&taken)).await;
+                self.metrics.mail_latency.observe((lease.now() - owed.created_at).as_seconds_f64());
+                self.finish(&owed, lease, Finish::Sent(&taken)).await;
             }
             Err(refusals) => {
                 let verdict = refusals.decisive.verdict();
                 let is_final = verdict == Verdict::Recipient && self.gateway.has_asked_all(&refusals.asked);
-                let next = outbox::backoff(held.now(), &owed, rand::rng().random()).filter(|_| !is_final);
+                let next = outbox::backoff(lease.now(), &owed, rand::rng().random()).filter(|_| !is_final);
                 let outcome = if next.is_some() { "retried" } else { "given_up" };
                 self.note(&owed, &refusals, outcome);
                 let stage = refusals.last.stage.as_str();
@@ -63,7 +63,7 @@ impl Courier {
                     self.metrics.mails_given_up.get_or_create(&label).inc();
                     Finish::GiveUp(&why)
                 };
-                self.finish(&owed, held, finish).await;
+                self.finish(&owed, lease, finish).await;
             }
         }
     }
@@ -75,10 +75,10 @@ impl Courier {
         slot: Option<Slot>,
         mail: &Mail,
         owed: &ClaimedMail,
-        held: Held,
+        lease: Lease,
         freed: &Notify,
     ) -> Result<(), Refusals> {
-        let until = held.begins_until(self.gateway.deadline());
+        let until = lease.begins_until(self.gateway.deadline());
         let mut refusals = Refusals::none(Stage::NoRelay);
         let mut next = slot;
         if next.is_none() {
@@ -89,11 +89,11 @@ impl Courier {
             let asked = async {
                 self.gateway.ready(&slot, until).await?;
                 // While it waited for the relay's rate its code may have become too old.
-                if owed.expires_at < held.now() + CODE_LIFE_ON_ARRIVAL {
+                if owed.expires_at < lease.now() + CODE_LIFE_ON_ARRIVAL {
                     return Err(NotSent::just(Stage::Rate));
                 }
                 // Without its lock for that long, another courier may have it.
-                if !self.holder.keeps(held.holder) {
+                if !self.holder.keeps(lease.holder) {
                     return Err(NotSent::just(Stage::Rate));
                 }
                 self.gateway.send(&slot, mail).await

@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::client::Client;
 use crate::config::{MAX_BODY, MAX_USER_AGENT};
 use crate::error::{Error, Problem};
-use crate::http::{Site, cookie};
+use crate::http::{AppState, cookie};
 use crate::known_device::{KnownDevice, TICKET};
 use crate::locale::Locale;
 use crate::recovery::Presented;
@@ -101,17 +101,18 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 #[derive(Debug)]
 pub struct StrictJson<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Site> for StrictJson<T> {
+impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, site: &Site) -> Result<Self, Error> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Error> {
         // Anything but JSON by name is refused: a form or text/plain can be sent from a foreign page without asking.
         let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
         if !essence.trim().eq_ignore_ascii_case("application/json") {
             return Err(Problem::ContentTypeUnsupported.into());
         }
-        let body = tokio::time::timeout(site.app.config.body_timeout, read(request.into_body())).await;
+        let body =
+            tokio::time::timeout(state.app.config.connections.body_timeout, read(request.into_body())).await;
         parse(&body.map_err(|_| Problem::BodyIncomplete)??).map(Self)
     }
 }

@@ -19,11 +19,11 @@ use tracing::{Instrument as _, Span};
 
 use crate::app::App;
 use crate::clock::new_id;
-use crate::config::Config;
+use crate::config::ClientSettings;
 use crate::error::{Error, Problem};
 use crate::http::error::CLIENT_CLOSED_REQUEST;
 use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
-use crate::http::{ROUTES, Site, cookie, error};
+use crate::http::{AppState, ROUTES, cookie, error};
 use crate::locale::Locale;
 use crate::metrics::{Answer, Metrics};
 use crate::throttle::{Limiter, Source};
@@ -51,18 +51,18 @@ const DEFAULT_HEADERS: [(HeaderName, HeaderValue); 4] = [
 
 /// Gives a request its id and its client's address, writes the body of its error and the headers of its answer, and says
 /// in one line how it was answered.
-pub async fn observe(State(site): State<Site>, mut request: Request, next: Next) -> Response {
+pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let peer = request
         .extensions()
         .get::<Peer>()
         .map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip().to_canonical());
-    let trusted = &site.app.config.trusted_proxies;
+    let trusted = &state.app.config.clients.trusted_proxies;
     let client = client_ip(peer, request.headers(), trusted);
     request.extensions_mut().insert(ClientIp(client));
     let by_proxy = is_trusted(peer, trusted);
     let request_id = request_id(request.headers(), by_proxy)
-        .unwrap_or_else(|| header_of(&new_id(site.app.clock.now()).to_string()));
+        .unwrap_or_else(|| header_of(&new_id(state.app.clock.now()).to_string()));
     let method = known_method(request.method());
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = ROUTES.into_iter().find(|route| path == Some(route));
@@ -71,10 +71,10 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     let traceparent = traceparent(request.headers(), by_proxy);
     let span = traces::of_request(method, route, request_id_text, traceparent);
     if !by_proxy && request.headers().contains_key(FORWARDED_FOR) {
-        site.untrusted_proxies.is_seen(peer, &site.app);
+        state.untrusted_proxies.is_seen(peer, &state.app);
     }
     let route = route.unwrap_or("none");
-    let metrics = &site.app.metrics;
+    let metrics = &state.app.metrics;
     let mut record =
         Record { request_id: request_id_text, method, route, began, span, metrics, is_open: true };
 
@@ -87,7 +87,7 @@ pub async fn observe(State(site): State<Site>, mut request: Request, next: Next)
     record.is_answered(response.status().as_u16());
     drop(record);
     response.headers_mut().insert(REQUEST_ID, request_id);
-    if site.draining.load(Ordering::Relaxed) {
+    if state.draining.load(Ordering::Relaxed) {
         // A proxy must not send the next request on a connection that is closed when the drain is over: it could not
         // tell whether a POST was read.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -164,21 +164,21 @@ impl UntrustedProxies {
 
 /// Lets a POST through that costs an email or a hash: first its origin, then the rate limit of its network (or of its account's
 /// known browsers there, or of its ticket); both before anything is parsed.
-pub async fn admit(State(site): State<Site>, request: Request, next: Next) -> Response {
-    admitted(&site, &site.app.source_limits.requests, request, next).await
+pub async fn admit(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    admitted(&state, &state.app.source_limits.requests, request, next).await
 }
 
 /// The same for a login, which draws the rest of its price itself.
-pub async fn admit_login(State(site): State<Site>, request: Request, next: Next) -> Response {
-    admitted(&site, &site.app.source_limits.logins, request, next).await
+pub async fn admit_login(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    admitted(&state, &state.app.source_limits.logins, request, next).await
 }
 
-async fn admitted(site: &Site, limiter: &Limiter, mut request: Request, next: Next) -> Response {
-    // First: a page of another site, open in one browser, must not use up the limit of all that share its network.
-    if !comes_from_us(request.headers(), &site.app.config) {
+async fn admitted(state: &AppState, limiter: &Limiter, mut request: Request, next: Next) -> Response {
+    // First: a page of another state, open in one browser, must not use up the limit of all that share its network.
+    if !comes_from_us(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
-    let source = source(&request, &site.app);
+    let source = source(&request, &state.app);
     if let Err(wait) = limiter.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
@@ -188,17 +188,17 @@ async fn admitted(site: &Site, limiter: &Limiter, mut request: Request, next: Ne
 
 /// The same for a step of a recovery: one with a cookie of its own draws on no network, or a neighbour behind the same
 /// address could end it.
-pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Next) -> Response {
+pub async fn admit_recovery(State(state): State<AppState>, request: Request, next: Next) -> Response {
     // First, as above: nor must it use up the cookie.
-    if !comes_from_us(request.headers(), &site.app.config) {
+    if !comes_from_us(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
     let cookie =
-        cookie::recovery_token(request.headers()).filter(|token| recovery::was_issued(&site.app, token));
-    let admitted = site.app.source_limits.admit_recovery(
+        cookie::recovery_token(request.headers()).filter(|token| recovery::was_issued(&state.app, token));
+    let admitted = state.app.source_limits.admit_recovery(
         cookie.map(|token| token.hash()).as_ref(),
         Source::Network(client_of(&request)),
-        source(&request, &site.app),
+        source(&request, &state.app),
     );
     if let Err(wait) = admitted {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
@@ -209,20 +209,20 @@ pub async fn admit_recovery(State(site): State<Site>, request: Request, next: Ne
 /// Lets a session token be looked up. One that was issued here costs nothing, unless it has ended and comes again and again;
 /// any other draws on its network's bucket, and gets that back if it is good.
 pub async fn admit_token(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     SessionToken(token): SessionToken,
     request: Request,
     next: Next,
 ) -> Response {
     // Without a token nothing is looked up.
     let Some(token) = token else { return next.run(request).await };
-    let (limits, hash, source) = (&site.app.source_limits, token.hash(), source(&request, &site.app));
-    let is_free = session::was_issued(&site.app, &token) && limits.is_free(&hash);
+    let (limits, hash, source) = (&state.app.source_limits, token.hash(), source(&request, &state.app));
+    let is_free = session::was_issued(&state.app, &token) && limits.is_free(&hash);
     if !is_free && let Err(wait) = limits.unknown_tokens.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
     // One at a time for each token, or one session would hold up the look-ups of all others.
-    let turn = site.app.session_turns.take(hash.to_bytes(), tokio::time::Instant::now() + TOKEN_PATIENCE);
+    let turn = state.app.session_turns.take(hash.to_bytes(), tokio::time::Instant::now() + TOKEN_PATIENCE);
     let Some(_turn) = turn.await else {
         return Error::retry_after(Problem::NetworkThrottled, TOKEN_PATIENCE).into_response();
     };
@@ -248,19 +248,19 @@ fn client_of(request: &Request) -> IpAddr {
     request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
 }
 
-/// `Origin`, if present, decides alone; `Sec-Fetch-Site` only without it. Neither: not a browser, so no cookie of
+/// `Origin`, if present, decides alone; `Sec-Fetch-AppState` only without it. Neither: not a browser, so no cookie of
 /// somebody else's rides along.
-fn comes_from_us(headers: &HeaderMap, config: &Config) -> bool {
+fn comes_from_us(headers: &HeaderMap, clients: &ClientSettings) -> bool {
     let mut origins = headers.get_all(ORIGIN).iter();
     match (origins.next(), origins.next()) {
         (Some(origin), None) => {
-            let mut ours = config.public_origin.iter().chain(&config.allowed_origins);
+            let mut ours = clients.public_origin.iter().chain(&clients.allowed_origins);
             ours.any(|known| known.as_str().as_bytes() == origin.as_bytes())
         }
         (Some(_), Some(_)) => false,
         (None, _) => {
-            let mut sites = headers.get_all("sec-fetch-site").iter();
-            sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"same-site" | b"none"))
+            let mut sites = headers.get_all("sec-fetch-state").iter();
+            sites.all(|state| matches!(state.as_bytes(), b"same-origin" | b"same-state" | b"none"))
         }
     }
 }

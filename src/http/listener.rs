@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::stream::ClientStream;
-use crate::config::{Config, ConfigError};
+use crate::config::{ConfigError, ConnectionSettings};
 use crate::http::guard::Peer;
 use crate::metrics::{ListenerLabel, Metrics};
 
@@ -79,7 +79,13 @@ impl Listener {
     /// Whoever comes when all places are taken is let in all the same: those that wait for a request leave at once, and
     /// those that are being answered after their answer. So clients that only sit there keep nobody out, and nobody
     /// loses an answer.
-    pub async fn accept(self, routes: Router, config: &Config, metrics: &Metrics, stop: CancellationToken) {
+    pub async fn accept(
+        self,
+        routes: Router,
+        config: &ConnectionSettings,
+        metrics: &Metrics,
+        stop: CancellationToken,
+    ) {
         let Self { socket, label, connections } = self;
         let (http, answer_timeout) = (http(config), config.answer_timeout);
         let open = metrics.connections.get_or_create_owned(&label);
@@ -103,7 +109,9 @@ impl Listener {
             } else {
                 crowded.inc();
                 leave.send_replace(Instant::now() - LEAST_STAY);
-                let Some(permit) = stop.run_until_cancelled(one_of(&places, &leave)).await else { break };
+                let Some(permit) = stop.run_until_cancelled(acquire_place(&places, &leave)).await else {
+                    break;
+                };
                 permit
             };
             let place = Place::take(permit, open.clone());
@@ -134,7 +142,7 @@ async fn next(
 }
 
 /// Waits for a place, while those who have stayed long enough leave.
-async fn one_of(places: &Arc<Semaphore>, leave: &watch::Sender<Instant>) -> OwnedSemaphorePermit {
+async fn acquire_place(places: &Arc<Semaphore>, leave: &watch::Sender<Instant>) -> OwnedSemaphorePermit {
     loop {
         let place = tokio::time::timeout(ASK_AGAIN, Arc::clone(places).acquire_owned());
         if let Ok(Ok(place)) = place.await {
@@ -170,7 +178,7 @@ pub fn affordable_connections(wanted: u32) -> u32 {
     u32::try_from(affordable).unwrap_or(wanted)
 }
 
-fn http(config: &Config) -> http1::Builder {
+fn http(config: &ConnectionSettings) -> http1::Builder {
     let max_header = config.max_header as usize;
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())

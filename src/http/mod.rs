@@ -4,7 +4,9 @@ pub mod cookie;
 pub mod error;
 pub mod extract;
 pub mod guard;
+pub mod health;
 pub mod listener;
+pub mod metrics;
 pub mod page;
 pub mod recovery;
 pub mod session;
@@ -17,21 +19,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 use tower_cookies::CookieManagerLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::app::App;
-use crate::config::{Config, Switch};
+use crate::config::{ClientSettings, Switch};
 use crate::error::{Error, Problem};
 use crate::http::extract::RECOVERY_ID;
 use crate::recovery::Recovery;
 
 /// What handlers work with.
 #[derive(Clone, Debug)]
-pub struct Site {
+pub struct AppState {
     /// The application's parts.
     pub app: Arc<App>,
     /// The recovery flow.
@@ -68,12 +70,12 @@ pub const ROUTES: [&str; 16] = [
 /// that every answer has ([`guard::observe`]); CORS; the cookie jar. The POSTs that cost an email or a hash pass a rate limit
 /// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_login`], [`guard::admit_recovery`]); session tokens
 /// pass a rate limit of made-up ones before they are looked up ([`guard::admit_token`]).
-pub fn router(site: Site) -> Router {
-    let guarded = from_fn_with_state(site.clone(), guard::admit);
-    let login = from_fn_with_state(site.clone(), guard::admit_login);
-    let in_recovery = from_fn_with_state(site.clone(), guard::admit_recovery);
-    let by_token = from_fn_with_state(site.clone(), guard::admit_token);
-    let page = if site.app.config.recovery_page == Switch::On { page::routes() } else { Router::new() };
+pub fn router(state: AppState) -> Router {
+    let guarded = from_fn_with_state(state.clone(), guard::admit);
+    let login = from_fn_with_state(state.clone(), guard::admit_login);
+    let in_recovery = from_fn_with_state(state.clone(), guard::admit_recovery);
+    let by_token = from_fn_with_state(state.clone(), guard::admit_token);
+    let page = if state.app.config.page.recovery_page == Switch::On { page::routes() } else { Router::new() };
     Router::new()
         .route("/api/auth/recovery", get(recovery::progress).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
@@ -90,32 +92,27 @@ pub fn router(site: Site) -> Router {
         .route("/api/auth/sessions/{id}", delete(session::end).route_layer(by_token))
         .route("/.well-known/jwks.json", get(well_known::jwks))
         .route("/openapi.json", get(well_known::openapi))
-        .route("/healthz", get(well_known::healthz))
-        .route("/readyz", get(well_known::readyz))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
         .merge(page)
         .fallback(async || Error::from(Problem::NotFound))
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
-        .with_state(site)
+        .with_state(state)
 }
 
 /// Puts what every request passes through around the routes, the outermost first. One layer of few parts: axum clones and
 /// boxes them anew for every request.
-pub fn with_layers(routes: Router, site: &Site) -> Router {
+pub fn with_layers(routes: Router, state: &AppState) -> Router {
     routes.layer((
-        from_fn_with_state(site.clone(), guard::observe),
-        cors(&site.app.config),
+        from_fn_with_state(state.clone(), guard::observe),
+        cors(&state.app.config.clients),
         CookieManagerLayer::new(),
     ))
 }
 
-/// The figures, for the private address alone.
-pub fn metrics_router(app: Arc<App>) -> Router {
-    Router::new().route("/metrics", get(async move |headers: HeaderMap| well_known::metrics(&app, &headers)))
-}
-
 /// Fetch's CORS protocol for exactly the origins of the settings, with credentials.
-fn cors(config: &Config) -> CorsLayer {
-    let origins = config.public_origin.iter().chain(&config.allowed_origins);
+fn cors(clients: &ClientSettings) -> CorsLayer {
+    let origins = clients.public_origin.iter().chain(&clients.allowed_origins);
     let origins = origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok());
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))

@@ -13,10 +13,10 @@ use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::http::extract::{RECOVERY_ID, StrictJson, presented, ticket};
 use crate::http::session::{AuthLoginResponse, Status};
-use crate::http::{Site, cookie};
+use crate::http::{AppState, cookie};
 use crate::known_device::KnownDevice;
 use crate::password::Password;
-use crate::recovery::{Awaited, Progress, RecoveryId, Standing};
+use crate::recovery::{Awaited, Progress, RecoveryId, StartCredentials};
 use crate::secret::Code;
 
 /// The contract's `AuthRecoveryStartRequest`.
@@ -81,9 +81,12 @@ fn id_header(id: RecoveryId) -> IdHeader {
 /// # Errors
 ///
 /// 401 without a session that can be continued, 429, 502.
-pub async fn progress(State(site): State<Site>, headers: HeaderMap) -> Result<Json<RecoveryResponse>, Error> {
-    let device = cookie::known_device(&headers, &site.app);
-    let progress = site.recovery.progress(cookie::recovery_token(&headers), device).await?;
+pub async fn progress(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+) -> Result<Json<RecoveryResponse>, Error> {
+    let device = cookie::known_device(&headers, &state.app);
+    let progress = state.recovery.progress(cookie::recovery_token(&headers), device).await?;
     Ok(Json(RecoveryResponse { recovery: progress.into() }))
 }
 
@@ -94,7 +97,7 @@ pub async fn progress(State(site): State<Site>, headers: HeaderMap) -> Result<Js
 ///
 /// 400 for what has to be corrected, 429 when a budget is spent, 502 when mail or storage is away.
 pub async fn start(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
@@ -103,11 +106,11 @@ pub async fn start(
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
     let of_email = |known: Option<KnownDevice>| known.and_then(|known| known.of(&email));
-    let standing = Standing {
-        device: of_email(cookie::known_device(&headers, &site.app)),
-        ticket: of_email(ticket(&headers, &site.app)),
+    let credentials = StartCredentials {
+        device: of_email(cookie::known_device(&headers, &state.app)),
+        ticket: of_email(ticket(&headers, &state.app)),
     };
-    let started = site.recovery.start(email, cookie::recovery_token(&headers), standing, client).await?;
+    let started = state.recovery.start(email, cookie::recovery_token(&headers), credentials, client).await?;
     cookie::set_recovery(&cookies, &started.token, started.lifetime);
     Ok((id_header(started.id), Json(Status { status: "code_sent" })))
 }
@@ -119,7 +122,7 @@ pub async fn start(
 ///
 /// 401 without a session that waits for its code or for another one than `X-Recovery-Id` names, 400 for a wrong code or what else has to be corrected, 429, 502.
 pub async fn verify(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
@@ -128,7 +131,7 @@ pub async fn verify(
     let code = body.and_then(|StrictJson(request)| {
         Code::parse(&request.code).ok_or_else(|| Error::in_field(Problem::CodeMalformed, "code"))
     });
-    let verified = site.recovery.verify(presented(&headers), code, &client).await?;
+    let verified = state.recovery.verify(presented(&headers), code, &client).await?;
     cookie::set_recovery(&cookies, &verified.token, verified.lifetime);
     Ok((id_header(verified.id), Json(Status { status: "verified" })))
 }
@@ -141,15 +144,15 @@ pub async fn verify(
 /// 401 without a verified session or for another one than `X-Recovery-Id` names, 400 for a password that is refused or what else has to be corrected, 429, 502, 503
 /// when too many passwords wait to be hashed.
 pub async fn reset_password(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
     body: Result<StrictJson<ResetRequest>, Error>,
 ) -> Result<Json<AuthLoginResponse>, Error> {
     let password = body.map(|StrictJson(request)| Password::new(&request.password));
-    let device = cookie::known_device(&headers, &site.app);
-    let signed_in = site.recovery.reset(presented(&headers), password, device, &client).await?;
+    let device = cookie::known_device(&headers, &state.app);
+    let signed_in = state.recovery.reset(presented(&headers), password, device, &client).await?;
     cookie::clear_recovery(&cookies);
     Ok(AuthLoginResponse::to(signed_in, &cookies))
 }

@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::http::extract::{SessionToken, StrictJson};
-use crate::http::{Site, cookie};
+use crate::http::{AppState, cookie};
 use crate::password::Password;
 use crate::password_change;
 use crate::session::{self, Authenticated, Caller, Login, Session, SignedIn};
@@ -155,7 +155,7 @@ impl From<Account> for Identity {
 /// 400 for what has to be corrected, 401 for every other failure alike, 429, 502, 503 when too many passwords wait to be
 /// hashed.
 pub async fn login(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     Extension(source): Extension<Source>,
     client: Client,
     cookies: Cookies,
@@ -165,8 +165,8 @@ pub async fn login(
     let email = EmailAddress::parse(&request.identifier)
         .map_err(|_| Error::in_field(Problem::EmailInvalid, "identifier"))?;
     let password = Password::new(&request.password);
-    let device = cookie::known_device(&headers, &site.app);
-    let login = Login { app: Arc::clone(&site.app), source, email, password, client, device };
+    let device = cookie::known_device(&headers, &state.app);
+    let login = Login { app: Arc::clone(&state.app), source, email, password, client, device };
     let signed_in = login.run().await?;
     Ok(AuthLoginResponse::to(signed_in, &cookies))
 }
@@ -177,12 +177,12 @@ pub async fn login(
 ///
 /// 401 if there is no such session or it has ended, 502.
 pub async fn session(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     SessionToken(token): SessionToken,
 ) -> Result<Json<AuthLoginResponse>, Error> {
     let text = token.as_ref().map(crate::secret::Token::expose).unwrap_or_default();
-    let by = session::authenticate(&site.app, token).await?;
-    let jwt = by.jwt(&site.app, site.app.clock.now());
+    let by = session::authenticate(&state.app, token).await?;
+    let jwt = by.jwt(&state.app, state.app.clock.now());
     Ok(Json(AuthLoginResponse::new(text, by, jwt)))
 }
 
@@ -192,11 +192,11 @@ pub async fn session(
 ///
 /// 401 if there is no such session or it has ended, 502.
 pub async fn logout(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     SessionToken(token): SessionToken,
 ) -> Result<Json<Status>, Error> {
-    session::logout(&site.app, token, &client).await?;
+    session::logout(&state.app, token, &client).await?;
     Ok(Json(Status { status: "signed_out" }))
 }
 
@@ -206,11 +206,11 @@ pub async fn logout(
 ///
 /// 401 if there is no such session or it has ended, 502.
 pub async fn sessions(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     SessionToken(token): SessionToken,
 ) -> Result<Json<SessionList>, Error> {
-    let by = session::authenticate(&site.app, token).await?;
-    let sessions = session::list(&site.app, &by).await?.into_iter().map(|session| ListedSession {
+    let by = session::authenticate(&state.app, token).await?;
+    let sessions = session::list(&state.app, &by).await?.into_iter().map(|session| ListedSession {
         last_seen_at: session.last_seen_at,
         current: session.id == by.session.id,
         session: session.into(),
@@ -224,14 +224,14 @@ pub async fn sessions(
 ///
 /// 401 as above, 404 if the owner of the token has no such session, 502.
 pub async fn end(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     SessionToken(token): SessionToken,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Json<Status>, Error> {
-    let by = session::authenticate(&site.app, token).await?;
+    let by = session::authenticate(&state.app, token).await?;
     let Path(id) = id.map_err(|_| Problem::NotFound)?;
-    session::end(&site.app, &by, id, &client).await?;
+    session::end(&state.app, &by, id, &client).await?;
     Ok(Json(Status { status: "signed_out" }))
 }
 
@@ -241,12 +241,12 @@ pub async fn end(
 ///
 /// 401 as above, 502.
 pub async fn end_others(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     SessionToken(token): SessionToken,
 ) -> Result<Json<Status>, Error> {
-    let by = session::authenticate(&site.app, token).await?;
-    session::end_others(&site.app, &by, &client).await?;
+    let by = session::authenticate(&state.app, token).await?;
+    session::end_others(&state.app, &by, &client).await?;
     Ok(Json(Status { status: "signed_out" }))
 }
 
@@ -257,18 +257,18 @@ pub async fn end_others(
 ///
 /// 401 as above, 400 for a password that is refused or wrong or what else has to be corrected, 429, 502, 503.
 pub async fn change_password(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     client: Client,
     cookies: Cookies,
     headers: HeaderMap,
     SessionToken(token): SessionToken,
     body: Result<StrictJson<ChangePasswordRequest>, Error>,
 ) -> Result<Json<AuthLoginResponse>, Error> {
-    let by = session::authenticate(&site.app, token).await?;
+    let by = session::authenticate(&state.app, token).await?;
     let StrictJson(request) = body?;
     let (current, new) = (Password::new(&request.current_password), Password::new(&request.new_password));
-    let device = cookie::known_device(&headers, &site.app);
+    let device = cookie::known_device(&headers, &state.app);
     let caller = Caller { client: &client, device: device.as_ref() };
-    let signed_in = password_change::change(&site.app, by, &current, &new, caller).await?;
+    let signed_in = password_change::change(&state.app, by, &current, &new, caller).await?;
     Ok(AuthLoginResponse::to(signed_in, &cookies))
 }

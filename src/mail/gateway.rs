@@ -10,13 +10,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, info_span};
 
-use crate::config::{Config, ConfigError, OauthSecrets};
+use crate::config::{ConfigError, OauthSecrets, RelaySettings};
+use crate::mail::demotion::Demotion;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::oauth::Tokens;
 use crate::mail::relay::Relay;
 use crate::mail::sender;
-use crate::mail::standing::Standing;
 use crate::mail::tls::Authorities;
 
 /// Every relay, in order of preference, with what the probe last found.
@@ -24,7 +24,7 @@ use crate::mail::tls::Authorities;
 pub struct Gateway {
     pub(super) relays: Vec<Relay>,
     /// Of each relay. Set by sends, and so for the courier's order alone: nothing that `start` sees may depend on it.
-    standings: Vec<Mutex<Standing>>,
+    demotions: Vec<Mutex<Demotion>>,
     /// Mails that one relay has refused and that wait for a place at the next.
     waiting: AtomicUsize,
     pub(super) hello: ClientId,
@@ -67,13 +67,13 @@ impl Gateway {
     /// # Errors
     ///
     /// A sentence that names the variable; it quotes nothing of a URL, which may hold a password.
-    pub fn new(config: &Config, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
-        let ca = config.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
-        let tokens = Tokens::new(&config.smtp_oauth, oauth)?;
+    pub fn new(settings: &RelaySettings, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
+        let ca = settings.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
+        let tokens = Tokens::new(&settings.smtp_oauth, oauth)?;
         let relays = urls
             .iter()
             .map(|url| {
-                Relay::parse(url, config, ca.as_ref(), tokens.as_ref())
+                Relay::parse(url, settings, ca.as_ref(), tokens.as_ref())
                     .map_err(|why| ConfigError::new("SMTP_RELAYS", why))
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -84,14 +84,14 @@ impl Gateway {
             let why = "is given, but no relay of SMTP_RELAYS has auth=xoauth2";
             return Err(ConfigError::new("SMTP_OAUTH_TOKEN_URL", why));
         }
-        let hello = sender::greeting(&config.smtp_ehlo_name)
+        let hello = sender::greeting(&settings.smtp_ehlo_name)
             .map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why))?;
         Ok(Self {
-            standings: relays.iter().map(|_| Mutex::default()).collect(),
+            demotions: relays.iter().map(|_| Mutex::default()).collect(),
             relays,
             waiting: AtomicUsize::new(0),
             hello,
-            deadline: config.smtp_deadline,
+            deadline: settings.smtp_deadline,
             tokens,
         })
     }
@@ -106,7 +106,7 @@ impl Gateway {
     /// # Errors
     ///
     /// [`NotSent`], with the stage at which the conversation ended.
-    pub async fn try_out(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
+    pub async fn send_via(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
         let deadline = Instant::now() + self.deadline;
         let conversation = self.relays[place].hand_over(&self.hello, deadline, mail);
         timeout_at(deadline, conversation).await.unwrap_or(Err(NotSent::just(Stage::Deadline)))
@@ -191,7 +191,7 @@ impl Gateway {
     /// [`NotSent`], with the stage at which the conversation ended.
     pub async fn send(&self, slot: &Slot, mail: &Mail) -> Result<(), NotSent> {
         let span = info_span!("smtp", otel.kind = "client", relay = slot.relay);
-        let sent = self.try_out(slot.relay, mail).instrument(span).await;
+        let sent = self.send_via(slot.relay, mail).instrument(span).await;
         self.learns(slot.relay, mail, &sent, Instant::now());
         sent
     }
@@ -205,26 +205,26 @@ impl Gateway {
 
     /// Whether a relay is asked last, because it refuses mails by policy.
     pub(super) fn is_last(&self, place: usize, now: Instant) -> bool {
-        let mut standing = self.standing(place);
-        if standing.returns(now) {
+        let mut demotion = self.demotion(place);
+        if demotion.returns(now) {
             tracing::info!(
                 relay = place,
                 "relay is asked in its place again: its time as the last one is over"
             );
         }
-        standing.is_last(now)
+        demotion.is_last(now)
     }
 
     /// Notes what became of a mail at a relay, for the courier's order.
     fn learns(&self, place: usize, mail: &Mail, sent: &Result<(), NotSent>, now: Instant) {
-        let mut standing = self.standing(place);
+        let mut demotion = self.demotion(place);
         match sent {
-            Ok(()) if standing.takes() => {
+            Ok(()) if demotion.takes() => {
                 tracing::info!(relay = place, "relay is asked in its place again: it took a mail");
             }
             Err(why) if why.is_by_policy() => {
                 let domain = mail.envelope.to().first().map_or("", |to| to.domain());
-                if let Some(time) = standing.refuses(&domain.to_ascii_lowercase(), now) {
+                if let Some(time) = demotion.refuses(&domain.to_ascii_lowercase(), now) {
                     let seconds = time.as_secs();
                     tracing::warn!(relay = place, %why, seconds, "relay refuses mails by policy and is asked last");
                 }
@@ -233,8 +233,8 @@ impl Gateway {
         }
     }
 
-    fn standing(&self, place: usize) -> MutexGuard<'_, Standing> {
-        self.standings[place].lock().unwrap_or_else(PoisonError::into_inner)
+    fn demotion(&self, place: usize) -> MutexGuard<'_, Demotion> {
+        self.demotions[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The courier's order of the relays that are up: first those in their place, in order of preference, then those
@@ -290,18 +290,18 @@ mod tests {
     #[derive(clap::Parser)]
     struct Settings {
         #[command(flatten)]
-        config: Config,
+        config: crate::config::Config,
     }
 
     /// Three relays that are up, and mails to three domains.
     fn gateway_and_mails() -> (Gateway, Vec<Mail>) {
         let config = Settings::parse_from(["test"]).config;
         let urls: Vec<_> = (1..=3).map(|host| format!("smtps://192.0.2.{host}")).collect();
-        let gateway = Gateway::new(&config, &urls, &OauthSecrets::default()).unwrap();
+        let gateway = Gateway::new(&config.relays, &urls, &OauthSecrets::default()).unwrap();
         for relay in &gateway.relays {
-            relay.is_found(None);
+            relay.record_probe(None);
         }
-        let composer = Composer::new(&config, &Key::random("test")).unwrap();
+        let composer = Composer::new(&config.mail, &Key::random("test")).unwrap();
         let at = time::OffsetDateTime::UNIX_EPOCH;
         let mail =
             |domain| composer.sample(MailKind::Test, Locale::En, &format!("a@{domain}.example"), at).unwrap();
@@ -335,11 +335,11 @@ mod tests {
         assert!(gateway.is_up() && gateway.states() == ["ok"; 3]);
         // It is used when no other is up.
         for other in [1, 2] {
-            gateway.relays[other].is_found(Some(&NotSent::just(Stage::Connect)));
+            gateway.relays[other].record_probe(Some(&NotSent::just(Stage::Connect)));
         }
         assert_eq!(gateway.first(1, now).collect::<Vec<_>>(), [0]);
         for other in [1, 2] {
-            gateway.relays[other].is_found(None);
+            gateway.relays[other].record_probe(None);
         }
         let later = now + Duration::from_secs(30);
         assert_eq!(gateway.order(1, later), [vec![0, 1, 2], vec![]]);

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::new_id;
-use crate::config::{CODE_LIFETIME, Config, ConfigError};
+use crate::config::{CODE_LIFETIME, ConfigError, MailSettings};
 use crate::locale::Locale;
 use crate::mail::bounce::ReturnPath;
 use crate::mail::dkim::Signer;
@@ -131,25 +131,25 @@ impl Composer {
     /// # Errors
     ///
     /// A sentence that names the variable.
-    pub fn new(config: &Config, key: &Key) -> Result<Self, ConfigError> {
-        let from = sender::mailbox(&config.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
-        let return_path = ReturnPath::new(config.mail_bounces.as_deref(), &from.email, key)?;
-        let zone = TimeZone::get(&config.mail_time_zone).map_err(|_| {
+    pub fn new(settings: &MailSettings, key: &Key) -> Result<Self, ConfigError> {
+        let from = sender::mailbox(&settings.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
+        let return_path = ReturnPath::new(settings.mail_bounces.as_deref(), &from.email, key)?;
+        let zone = TimeZone::get(&settings.mail_time_zone).map_err(|_| {
             ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
         })?;
-        for (name, text) in [("MAIL_BRAND", &config.mail_brand), ("MAIL_SUPPORT", &config.mail_support)] {
+        for (name, text) in [("MAIL_BRAND", &settings.mail_brand), ("MAIL_SUPPORT", &settings.mail_support)] {
             if text.trim().is_empty() || text.chars().any(char::is_control) {
                 return Err(ConfigError::new(name, "is empty or has a control character in it"));
             }
         }
         let composer = Self {
-            dkim: Signer::new(&config.dkim, from.email.domain())?,
+            dkim: Signer::new(&settings.dkim, from.email.domain())?,
             from,
             return_path,
-            brand: config.mail_brand.clone(),
-            support: config.mail_support.clone(),
+            brand: settings.mail_brand.clone(),
+            support: settings.mail_support.clone(),
             zone,
-            zone_name: config.mail_time_zone.clone(),
+            zone_name: settings.mail_time_zone.clone(),
         };
         composer.build_every_mail().map_err(|Unbuildable| {
             ConfigError::new("MAIL_FROM", "or MAIL_BRAND makes a mail that cannot be built: use plain names")

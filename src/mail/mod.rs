@@ -4,6 +4,7 @@
 pub mod bounce;
 mod connect;
 mod conversation;
+mod demotion;
 pub mod device;
 pub mod dkim;
 pub mod gateway;
@@ -16,6 +17,5 @@ mod relay;
 pub mod report;
 mod sender;
 mod sign_in;
-mod standing;
 mod tls;
 pub mod verdict;

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::RelaySettings;
 use crate::mail::conversation::Connection;
 use crate::mail::gateway::Gateway;
 use crate::mail::not_sent::{NotSent, Stage};
@@ -37,7 +37,7 @@ impl Gateway {
     /// returned do so, and end with QUIT; whatever they do ends at once when they are dropped.
     pub async fn watch(
         self: &Arc<Self>,
-        config: &Config,
+        settings: &RelaySettings,
         metrics: &Arc<Metrics>,
         stop: &CancellationToken,
     ) -> JoinSet<()> {
@@ -54,9 +54,9 @@ impl Gateway {
             let probe = Probe {
                 gateway: Arc::clone(self),
                 place,
-                interval: config.smtp_probe_interval,
-                deadline: config.smtp_deadline,
-                at_once: config.smtp_probes_while_down.into(),
+                interval: settings.smtp_probe_interval,
+                deadline: settings.smtp_deadline,
+                at_once: settings.smtp_probes_while_down.into(),
                 metrics: Arc::clone(metrics),
             };
             let (unknown, stop) = (unknown.clone(), stop.clone());
@@ -170,7 +170,7 @@ impl Probe {
 
     fn note(&self, trouble: Option<&NotSent>) {
         let relay = self.place;
-        if self.relay().is_found(trouble) {
+        if self.relay().record_probe(trouble) {
             match trouble {
                 None => tracing::info!(relay, "relay is usable"),
                 Some(why) => tracing::warn!(relay, %why, "relay is not usable"),

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::config::{Config, is_local};
+use crate::config::{RelaySettings, is_local};
 use crate::mail::conversation::Connection;
 use crate::mail::not_sent::NotSent;
 use crate::mail::oauth::Tokens;
@@ -80,9 +80,9 @@ struct Options {
 }
 
 impl Options {
-    fn parse(url: &Url, config: &Config) -> Result<Self, String> {
+    fn parse(url: &Url, settings: &RelaySettings) -> Result<Self, String> {
         let mut options =
-            Self { plain: false, xoauth2: false, connections: config.smtp_connections, per_second: None };
+            Self { plain: false, xoauth2: false, connections: settings.smtp_connections, per_second: None };
         for (name, value) in url.query_pairs() {
             match (&*name, &*value) {
                 ("tls", "none") => options.plain = true,
@@ -119,7 +119,7 @@ impl Relay {
     /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
     pub(super) fn parse(
         text: &str,
-        config: &Config,
+        settings: &RelaySettings,
         ca: Option<&Authorities>,
         tokens: Option<&Arc<Tokens>>,
     ) -> Result<Self, String> {
@@ -129,7 +129,7 @@ impl Relay {
         let url = Url::parse(text)
             .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
         let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
-        let options = Options::parse(&url, config)?;
+        let options = Options::parse(&url, settings)?;
         let name = host.trim_matches(['[', ']']);
         let unchecked = || format!("names {host}, which no certificate can be checked for");
         let (tls, port) = match (url.scheme(), options.plain) {
@@ -177,8 +177,8 @@ impl Relay {
                 .per_second
                 .map(|mails| RateLimiter::direct(Quota::per_second(mails).allow_burst(NonZeroU32::MIN))),
             idle: Mutex::default(),
-            max_idle: config.smtp_idle,
-            mails_per_connection: config.smtp_mails_per_connection,
+            max_idle: settings.smtp_idle,
+            mails_per_connection: settings.smtp_mails_per_connection,
             leaving: TaskTracker::new(),
         })
     }
@@ -197,7 +197,7 @@ impl Relay {
     }
 
     /// Notes what the probe found, and says whether that is news: the state, or the reason for it.
-    pub(super) fn is_found(&self, trouble: Option<&NotSent>) -> bool {
+    pub(super) fn record_probe(&self, trouble: Option<&NotSent>) -> bool {
         let up = trouble.is_none();
         let changed = self.up.swap(up, Ordering::Relaxed) != up;
         let mut known = self.trouble();
@@ -300,13 +300,13 @@ mod tests {
     #[derive(clap::Parser)]
     struct Settings {
         #[command(flatten)]
-        config: Config,
+        config: crate::config::Config,
     }
 
     #[test]
     fn relays_are_read_and_plain_text_stays_on_this_machine() {
         let config = Settings::parse_from(["test"]).config;
-        let parse = |text: &str| Relay::parse(text, &config, None, None);
+        let parse = |text: &str| Relay::parse(text, &config.relays, None, None);
         assert!(matches!(
             parse("smtps://u:p%40@mx.example.com").unwrap(),
             Relay { port: 465, tls: Tls::Implicit(_), .. }
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn a_relay_says_itself_what_it_bears() {
         let config = Settings::parse_from(["test", "--smtp-connections=5"]).config;
-        let parse = |text: &str| Relay::parse(text, &config, None, None).unwrap();
+        let parse = |text: &str| Relay::parse(text, &config.relays, None, None).unwrap();
         let (usual, own) =
             (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
         assert_eq!((usual.free(), usual.pace.is_some()), (5, false));

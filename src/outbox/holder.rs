@@ -53,22 +53,22 @@ struct Tenure {
 
 /// What a claim may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum ClaimPermit {
     /// Claim, and name this holder.
-    Holds(i32),
+    AsHolder(i32),
     /// Claim, and name none: the lease alone counts.
-    LeaseAlone,
+    LeaseOnly,
     /// Claim nothing: the lock is being taken.
-    Waits,
+    NotYet,
 }
 
-impl Standing {
+impl ClaimPermit {
     /// The holder that a claim names.
     #[must_use]
     pub fn holder(self) -> Option<i32> {
         match self {
-            Self::Holds(id) => Some(id),
-            Self::LeaseAlone | Self::Waits => None,
+            Self::AsHolder(id) => Some(id),
+            Self::LeaseOnly | Self::NotYet => None,
         }
     }
 }
@@ -82,15 +82,15 @@ impl Default for Holder {
 impl Holder {
     /// What a claim may do now. A courier that has no lock for two seconds goes on by leases alone.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn claim_permit(&self) -> ClaimPermit {
         let tenure = self.tenure();
         let age = tenure.seen.elapsed();
         if tenure.pooled || age >= GRACE {
-            Standing::LeaseAlone
+            ClaimPermit::LeaseOnly
         } else if tenure.held && age < FRESH {
-            Standing::Holds(tenure.id)
+            ClaimPermit::AsHolder(tenure.id)
         } else {
-            Standing::Waits
+            ClaimPermit::NotYet
         }
     }
 
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn a_claim_names_the_holder_only_while_its_lock_is_seen() {
         let holder = Holder::default();
-        assert_eq!(holder.standing(), Standing::Waits, "the lock is being taken");
+        assert_eq!(holder.claim_permit(), ClaimPermit::NotYet, "the lock is being taken");
         let seen = |ago: u64, held, pooled| {
             let mut tenure = holder.tenure();
             tenure.seen = Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();
@@ -367,17 +367,17 @@ mod tests {
         };
         let id = holder.tenure().id;
         seen(0, true, false);
-        assert_eq!(holder.standing(), Standing::Holds(id));
+        assert_eq!(holder.claim_permit(), ClaimPermit::AsHolder(id));
         assert!(holder.keeps(Some(id)) && !holder.keeps(Some(id - 1)));
         seen(1600, true, false);
-        assert_eq!(holder.standing(), Standing::Waits);
+        assert_eq!(holder.claim_permit(), ClaimPermit::NotYet);
         assert!(holder.keeps(Some(id)));
         seen(0, false, false);
-        assert_eq!(holder.standing(), Standing::Waits);
+        assert_eq!(holder.claim_permit(), ClaimPermit::NotYet);
         seen(2000, true, false);
-        assert_eq!(holder.standing(), Standing::LeaseAlone);
+        assert_eq!(holder.claim_permit(), ClaimPermit::LeaseOnly);
         assert!(!holder.keeps(Some(id)) && holder.keeps(None));
         seen(0, false, true);
-        assert_eq!(holder.standing(), Standing::LeaseAlone);
+        assert_eq!(holder.claim_permit(), ClaimPermit::LeaseOnly);
     }
 }

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use self::finish::{backoff, give_up, retry_at};
-pub use self::round::{Claim, Reach, Round, Taken, WINDOW};
+pub use self::round::{Claim, Delivered, Reach, Round, WINDOW};
 use crate::clock::new_id;
 use crate::locale::Locale;
 
@@ -79,7 +79,7 @@ impl Content {
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn owe_notice(
+pub async fn enqueue_notice(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     account_id: Uuid,

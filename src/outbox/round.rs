@@ -18,7 +18,7 @@ pub const WINDOW: usize = 2000;
 
 /// A mail that a relay accepted, and when.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Delivered {
     /// The mail, by the claim under which it was sent.
     pub mail: Arc<ClaimedMail>,
     /// When the relay said so.
@@ -31,12 +31,12 @@ pub struct Round<'a> {
     /// The present.
     pub now: OffsetDateTime,
     /// Mails that relays have accepted: the rows whose claim still holds are deleted, and each is recorded.
-    pub delivered: &'a [Taken],
+    pub delivered: &'a [Delivered],
     /// Rows before this id are left: under load the index is full of rows that are long deleted, and looking past them all each
     /// time would cost more than the work.
     pub from: Uuid,
     /// Only rows that were pending by then.
-    pub owed_by: Option<OffsetDateTime>,
+    pub enqueued_by: Option<OffsetDateTime>,
     /// How many mails are claimed at most.
     pub senders: usize,
     /// How many rows are looked through at most; 0 to claim nothing.
@@ -71,9 +71,9 @@ impl Claim {
 impl<'a> Round<'a> {
     /// One that deletes and records `delivered` alone.
     #[must_use]
-    pub fn just_deletes(now: OffsetDateTime, delivered: &'a [Taken]) -> Self {
-        let (from, owed_by, lease) = (Uuid::max(), None, Duration::ZERO);
-        Self { now, delivered, from, owed_by, senders: 0, window: 0, lease, holder: None }
+    pub fn just_deletes(now: OffsetDateTime, delivered: &'a [Delivered]) -> Self {
+        let (from, enqueued_by, lease) = (Uuid::max(), None, Duration::ZERO);
+        Self { now, delivered, from, enqueued_by, senders: 0, window: 0, lease, holder: None }
     }
 
     /// Claims the youngest mails first (docs/decisions/5), and finishes every row in the window that needs no mail. All of it is
@@ -91,7 +91,7 @@ impl<'a> Round<'a> {
     pub async fn run(self, connection: &mut PgConnection) -> Result<Claim, sqlx::Error> {
         let ids: Vec<_> = self.delivered.iter().map(|taken| taken.mail.id).collect();
         let attempts: Vec<_> = self.delivered.iter().map(|taken| taken.mail.attempts).collect();
-        let events: audit::Columns<'_> = self.delivered.iter().map(Taken::event).collect();
+        let events: audit::Columns<'_> = self.delivered.iter().map(Delivered::event).collect();
         let mut rows = sqlx::query_file!(
             "src/outbox/round.sql",
             self.from,
@@ -100,7 +100,7 @@ impl<'a> Round<'a> {
             self.now + CODE_LIFE_ON_ARRIVAL,
             self.now + self.lease,
             i64::try_from(self.senders).unwrap_or(i64::MAX),
-            self.owed_by.map_or(Uuid::max(), |at| first_id_of(at + Duration::from_millis(1))),
+            self.enqueued_by.map_or(Uuid::max(), |at| first_id_of(at + Duration::from_millis(1))),
             self.holder,
             &ids,
             &attempts,
@@ -149,7 +149,7 @@ impl<'a> Round<'a> {
     }
 }
 
-impl Taken {
+impl Delivered {
     fn event(&self) -> audit::Entry<'_> {
         let Self { mail, at } = self;
         let (event, source) = match mail.content {

@@ -51,7 +51,7 @@ impl Decoys {
     /// range: as owners sign in and their hashes are made anew, decoys become ours, too, and none goes back, nor from one foreign
     /// kind to another. A hash never does, so such a decoy would say that nobody owns its address.
     pub(super) fn of(counts: &Counts, most: &Counts, cost: Cost, memory_kib: u32) -> Self {
-        let ours = cost.nobodys_hash();
+        let ours = cost.dummy_hash();
         let usable = |kind: &str| Stored::parse(kind).and_then(|stored| stored.within(memory_kib)).ok();
         let total = |counts: &Counts| -> u128 {
             counts
@@ -114,7 +114,7 @@ mod tests {
 
     fn counts(ours: u64, bcrypt: u64) -> Counts {
         // A plain digest is of no password, so that nothing is verified against it.
-        [(Cost::default().nobodys_hash(), ours), (BCRYPT.into(), bcrypt), ("5f4dcc3b5aa765d6".into(), 999)]
+        [(Cost::default().dummy_hash(), ours), (BCRYPT.into(), bcrypt), ("5f4dcc3b5aa765d6".into(), 999)]
             .into()
     }
 
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn no_decoy_goes_from_one_foreign_kind_to_another_or_back() {
-        let ours = Cost::default().nobodys_hash();
+        let ours = Cost::default().dummy_hash();
         let macs: Vec<_> = (0..2000).map(mac).collect();
         let foreign = [10, 11, 12, 13].map(|cost| BCRYPT.replace("$12$", &format!("${cost}$")));
         let of = |left: [u64; 4], more: u64| {

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{Instrument as _, info_span};
 
 use super::{Cost, Counts, Decoys, Memory, Password, Slowest, Stored, Verdict, count_within, time_of};
-use crate::config::Config;
+use crate::config::PasswordSettings;
 use crate::error::{Error, Problem};
 use crate::metrics::Metrics;
 
@@ -46,9 +46,9 @@ impl Hasher {
     ///
     /// If the operating system has no thread to give.
     #[must_use]
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(settings: &PasswordSettings, metrics: Arc<Metrics>) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = config.hashing_threads.map_or_else(cores, usize::from);
+        let threads = settings.hashing_threads.map_or_else(cores, usize::from);
         let (jobs, waiting) = mpsc::channel();
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..=threads {
@@ -57,12 +57,12 @@ impl Hasher {
             thread.spawn(move || work(&waiting)).expect("the operating system gives a thread");
         }
         Self {
-            cost: Cost::of(config),
-            min_chars: config.password_min_chars,
-            places: Arc::new(Semaphore::new(threads + usize::from(config.hashing_queue))),
+            cost: Cost::of(settings),
+            min_chars: settings.password_min_chars,
+            places: Arc::new(Semaphore::new(threads + usize::from(settings.hashing_queue))),
             others: Arc::new(Semaphore::new(threads)),
-            memory: Arc::new(Semaphore::new(config.hashing_memory_kib as usize)),
-            memory_kib: config.hashing_memory_kib,
+            memory: Arc::new(Semaphore::new(settings.hashing_memory_kib as usize)),
+            memory_kib: settings.hashing_memory_kib,
             decoys: RwLock::default(),
             jobs,
             metrics,
@@ -85,7 +85,7 @@ impl Hasher {
     /// The kind of the hashes that are made here, as it is counted.
     #[must_use]
     pub fn own_kind(&self) -> String {
-        self.cost.nobodys_hash()
+        self.cost.dummy_hash()
     }
 
     /// What addresses without a usable hash are verified against. `None` until the stored hashes were counted.
@@ -108,7 +108,7 @@ impl Hasher {
 
     /// Units that a login is charged: the time that the slowest of these takes, in hashes of ours.
     async fn price(&self, slowest: &Slowest) -> u32 {
-        let Ok(ours) = Stored::parse(&self.cost.nobodys_hash()) else { return 1 };
+        let Ok(ours) = Stored::parse(&self.cost.dummy_hash()) else { return 1 };
         let mut most = 1;
         for stored in slowest.iter() {
             let time = self.time_of(stored).await;
@@ -196,7 +196,7 @@ impl Place<'_> {
         let (password, cost) = (password.clone(), self.hasher.cost);
         let stored = stored.filter(|stored| self.hasher.is_usable(stored));
         let is_decoy = stored.is_none();
-        let against = stored.unwrap_or_else(|| decoy.map_or_else(|| cost.nobodys_hash(), ToOwned::to_owned));
+        let against = stored.unwrap_or_else(|| decoy.map_or_else(|| cost.dummy_hash(), ToOwned::to_owned));
         let lane = match Stored::parse(&against) {
             Ok(stored) if !cost.made(&against) => self.hasher.lane(&stored).await,
             _ => None,

@@ -24,7 +24,7 @@ pub use self::hasher::{Hasher, Place};
 pub use self::policy::context;
 use self::stored::LONGEST_TO_HASH;
 pub use self::stored::{Stored, Unusable};
-use crate::config::Config;
+use crate::config::PasswordSettings;
 use crate::error::Error;
 
 /// A password. `Debug` does not show it.
@@ -142,18 +142,18 @@ pub struct Cost {
 impl Cost {
     /// As the settings say.
     #[must_use]
-    pub fn of(config: &Config) -> Self {
+    pub fn of(settings: &PasswordSettings) -> Self {
         Self {
-            memory_kib: config.argon2_memory_kib,
-            passes: config.argon2_passes,
-            lanes: config.argon2_lanes,
+            memory_kib: settings.argon2_memory_kib,
+            passes: settings.argon2_passes,
+            lanes: settings.argon2_lanes,
         }
     }
 
     /// Whether what is hashed at this cost can be verified, too: [`Stored`] bounds memory times passes.
     #[must_use]
     pub fn is_verifiable(self) -> bool {
-        Stored::parse(&self.nobodys_hash()).is_ok()
+        Stored::parse(&self.dummy_hash()).is_ok()
     }
 
     /// Whether a stored hash was made at this cost.
@@ -166,7 +166,7 @@ impl Cost {
     }
 
     /// The hash of no password: verifying against it takes what any does.
-    fn nobodys_hash(self) -> String {
+    fn dummy_hash(self) -> String {
         format!("{}{}${}", self.prefix(), STANDARD_NO_PAD.encode([0; 16]), STANDARD_NO_PAD.encode([0; 32]))
     }
 }
@@ -239,7 +239,7 @@ mod tests {
             Password::new("ngày mai trời lại mưa").verify(&stored, &mut Memory::default(), cheap),
             Verdict::Wrong
         );
-        assert_eq!(password.verify(&cheap.nobodys_hash(), &mut Memory::default(), cheap), Verdict::Wrong);
+        assert_eq!(password.verify(&cheap.dummy_hash(), &mut Memory::default(), cheap), Verdict::Wrong);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 pub use self::id::RecoveryId;
 pub use self::progress::{Awaited, Progress};
-pub use self::start::{Standing, Started};
+pub use self::start::{StartCredentials, Started};
 pub use self::verify::Verified;
 use crate::app::App;
 use crate::clock::first_id_of;
@@ -54,7 +54,8 @@ impl Recovery {
     /// If the operating system has no thread or no descriptors to give.
     #[must_use]
     pub fn new(app: Arc<App>) -> (Self, oneshot::Receiver<()>) {
-        let (queue, batch) = (app.config.start_queue as usize, app.config.start_batch as usize);
+        let (queue, batch) =
+            (app.config.storage.start_queue as usize, app.config.storage.start_batch as usize);
         let (starts, arrivals) = group_commit::channel(queue, batch, LONGEST_WAIT);
         let ended = thread::spawn("commits", start::commit_starts(Arc::clone(&app), arrivals));
         (Self { app, starts }, ended)
@@ -103,7 +104,7 @@ pub struct Presented {
 
 /// A session that can do its next step.
 #[derive(Debug)]
-struct Usable {
+struct ActiveRecovery {
     id: Uuid,
     email: String,
     number: i64,
@@ -112,7 +113,7 @@ struct Usable {
     expires_at: OffsetDateTime,
 }
 
-impl Usable {
+impl ActiveRecovery {
     fn waits_for_code(&self) -> bool {
         matches!(self.state, State::CodeSent | State::Revoked)
     }
@@ -121,15 +122,15 @@ impl Usable {
 /// Looks up the session of a token, whether it is the one that the client means, and whether it can do `step`.
 ///
 /// Inside: why it cannot; each is a 401, and the trader starts again.
-async fn usable(
+async fn find_active(
     pool: &PgPool,
     now: OffsetDateTime,
     token: &TokenHash,
     id: Option<&str>,
     step: Step,
-) -> Result<Result<Usable, Problem>, sqlx::Error> {
+) -> Result<Result<ActiveRecovery, Problem>, sqlx::Error> {
     let session = sqlx::query_as!(
-        Usable,
+        ActiveRecovery,
         r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at
            FROM recovery_session WHERE token_hash = $1"#,
         token.as_bytes()

@@ -5,7 +5,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Recovery, RecoveryId, Step, usable};
+use super::{Recovery, RecoveryId, Step, find_active};
 use crate::account;
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
@@ -55,7 +55,7 @@ impl Recovery {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool, now) = (&self.app, &self.app.pool, self.app.time()?);
         let session =
-            within_deadline("find recovery", usable(pool, now, &presented, None, Step::Next)).await??;
+            within_deadline("find recovery", find_active(pool, now, &presented, None, Step::Next)).await??;
         let awaited = if session.waits_for_code() { Awaited::Code } else { Awaited::Password };
         if awaited == Awaited::Password {
             let find = account::in_recovery(pool, &session.email, session.number);

@@ -5,7 +5,7 @@
 //! account's row first: of many parallel resets one consumes the session, and a kill at any point leaves either the old
 //! password or the whole of the new one.
 
-use super::{Presented, Recovery, Step, usable};
+use super::{Presented, Recovery, Step, find_active};
 use crate::client::Client;
 use crate::clock::first_id_of;
 use crate::database::within_deadline;
@@ -33,7 +33,7 @@ impl Recovery {
     ) -> Result<SignedIn, Error> {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
-        let find = usable(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset);
+        let find = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset);
         let session = within_deadline("find recovery", find).await??;
         // The account may have ended the recovery since, by another reset; that comes before what is said of the password.
         let find = account::in_recovery(pool, &session.email, session.number);
@@ -41,7 +41,7 @@ impl Recovery {
         let password = password?;
         let place = app.hasher.place()?;
         let password_hash =
-            place.hash_new(&password, context(&session.email, &app.config.mail_brand)).await?;
+            place.hash_new(&password, context(&session.email, &app.config.mail.mail_brand)).await?;
         drop(place);
         let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;
@@ -63,7 +63,7 @@ impl Recovery {
             Ok(Ok(opened))
         })
         .await??;
-        app.bell.ring(first_id_of(now));
+        app.wakeup.wake(first_id_of(now));
         Ok(opened.signed_in(app, now))
     }
 }

@@ -23,7 +23,7 @@ use crate::group_commit::{Arrivals, Batch};
 use crate::known_device::DeviceId;
 use crate::locale::Locale;
 use crate::secret::{Token, TokenHash};
-use crate::throttle::{self, Budget, Key, interval, recovery_key, ticket_key};
+use crate::throttle::{self, Key, RateLimit, interval, recovery_key, ticket_key};
 
 /// How long the connection of starts lasts. Rarely less: a request that comes meanwhile waits for the new one's plans.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
@@ -47,7 +47,7 @@ pub(super) struct Start {
     token_hash: TokenHash,
     presented: Option<TokenHash>,
     email: EmailAddress,
-    budget_key: Key,
+    bucket_key: Key,
     client: Client,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Outcome {
 
 /// On whose budget a start draws.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Standing {
+pub struct StartCredentials {
     /// A browser that has signed in with the address before.
     pub device: Option<DeviceId>,
     /// An operator's ticket for the address.
@@ -83,17 +83,17 @@ impl Recovery {
         &self,
         email: EmailAddress,
         presented: Option<Token>,
-        standing: Standing,
+        credentials: StartCredentials,
         client: Client,
     ) -> Result<Started, Error> {
         if !self.app.gateway.is_up() {
             return Err(Error::retry_after(Problem::MailUnavailable, OUTAGE_RETRY_AFTER));
         }
-        let started = self.submit(&email, presented.as_ref(), standing.device, &client).await;
-        match (started, standing.ticket) {
+        let started = self.submit(&email, presented.as_ref(), credentials.device, &client).await;
+        match (started, credentials.ticket) {
             (Err(refused), Some(ticket)) if refused.problem == Problem::AddressThrottled => {
                 let (now, key) = (self.app.time()?, ticket_key(ticket));
-                throttle::draw(&self.app.pool, now, &key, Budget::of_a_ticket(), refused.problem)
+                throttle::draw(&self.app.pool, now, &key, RateLimit::of_a_ticket(), refused.problem)
                     .await
                     .map_err(|error| if error.problem == refused.problem { refused } else { error })?;
                 let started = self.submit(&email, presented.as_ref(), Some(ticket), &client).await;
@@ -101,7 +101,9 @@ impl Recovery {
                     // Its holder tries again, and has waited long enough for this answer. While PostgreSQL is away the
                     // ticket stays spent.
                     let pool = self.app.pool.clone();
-                    tokio::spawn(async move { throttle::refund(&pool, &key, Budget::of_a_ticket()).await });
+                    tokio::spawn(
+                        async move { throttle::refund(&pool, &key, RateLimit::of_a_ticket()).await },
+                    );
                 }
                 started
             }
@@ -124,7 +126,7 @@ impl Recovery {
             outbox_id: new_id(now),
             token_hash: token.hash(),
             presented: presented.map(Token::hash),
-            budget_key: recovery_key(email, device),
+            bucket_key: recovery_key(email, device),
             email: email.clone(),
             client: client.clone(),
         };
@@ -155,7 +157,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
         app.metrics.start_batch.observe(batch.requests.len() as f64);
-        let first_owed = batch.requests.iter().map(|start| start.outbox_id).min().unwrap_or_default();
+        let first_pending = batch.requests.iter().map(|start| start.outbox_id).min().unwrap_or_default();
         match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
             // No row may fail another's start: whichever the statement stumbled over is found one by one.
@@ -175,7 +177,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
             }
             Err(error) => failures::note("store starts", &error),
         }
-        app.bell.ring(first_owed);
+        app.wakeup.wake(first_pending);
     }
 }
 
@@ -199,21 +201,19 @@ async fn commit(
     committed.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// One statement for all the starts that have arrived: budget, session and owed mail, all or nothing, one flush.
+/// Commits all starts of a batch with one statement (`start.sql`): rate limit, session and pending email, all or nothing,
+/// one flush.
 ///
-/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): apart, they would be three round
-/// trips and three flushes. What does not need the tables is done before it, as each node of a plan costs every batch
-/// (docs/decisions/21): starts are counted and ranked within their budget, and the keys ordered, or two replicas'
-/// batches would deadlock. The budget's upsert always updates and returns, so that a refusal knows when to come back.
-/// The look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
-/// The mail of a new session can meet no other, and so has an INSERT without ON CONFLICT, which costs every row. A resend
-/// has one with it, also if it owes nothing: time would tell the two apart.
-#[expect(clippy::too_many_lines, reason = "it is one statement")]
+/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate statements would cost three
+/// round trips and three flushes. What needs no table is done before it, because each node of the plan costs every batch
+/// (docs/decisions/21): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
+/// replicas would deadlock. The look-up is LATERAL with a LIMIT, so the planner uses the index whatever it believes of
+/// the table's size.
 async fn insert(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     key_id: &str,
-    budget: Budget,
+    limit: RateLimit,
     starts: &[Start],
 ) -> Result<Vec<Outcome>, sqlx::Error> {
     let mut asked = BTreeMap::<&[u8], i32>::new();
@@ -222,7 +222,7 @@ async fn insert(
         *count += 1;
         *count
     };
-    let ranks: Vec<_> = starts.iter().map(|start| rank(&start.budget_key[..])).collect();
+    let ranks: Vec<_> = starts.iter().map(|start| rank(&start.bucket_key[..])).collect();
     let (keys, wanted): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
     let session_ids: Vec<_> = starts.iter().map(|start| start.session_id).collect();
     let outbox_ids: Vec<_> = starts.iter().map(|start| start.outbox_id).collect();
@@ -230,70 +230,13 @@ async fn insert(
     let presented: Vec<_> =
         starts.iter().map(|start| start.presented.as_ref().map(TokenHash::as_bytes)).collect();
     let emails: Vec<_> = starts.iter().map(|start| start.email.as_str()).collect();
-    let budget_keys: Vec<_> = starts.iter().map(|start| &start.budget_key[..]).collect();
+    let bucket_keys: Vec<_> = starts.iter().map(|start| &start.bucket_key[..]).collect();
     let locales: Vec<_> = starts.iter().map(|start| start.client.locale.map(Locale::as_str)).collect();
     let client_ips: Vec<_> = starts.iter().map(|start| start.client.ip).collect();
     let user_agents: Vec<_> = starts.iter().map(|start| start.client.user_agent.as_str()).collect();
     let expires_at = now + CODE_LIFETIME;
-    let mut rows = sqlx::query!(
-        r#"
-        WITH budget AS (
-            INSERT INTO throttle AS t (key, short_at, long_at, admitted)
-            SELECT key, $17::timestamptz + n * $14::interval, $17 + n * $16::interval, n
-            FROM unnest($1::bytea[], $2::int[]) AS asked (key, wanted)
-                CROSS JOIN LATERAL (SELECT least(wanted, $13::bigint, $15::bigint)::int AS n) AS free
-            ON CONFLICT (key) DO UPDATE SET (short_at, long_at, admitted) = (
-                SELECT greatest(t.short_at, $17) + n * $14::interval, greatest(t.long_at, $17) + n * $16::interval, n
-                FROM (
-                    SELECT greatest(0, least(
-                        excluded.admitted,
-                        $13 - ceil(extract(epoch FROM t.short_at - $17) / extract(epoch FROM $14::interval)),
-                        $15 - ceil(extract(epoch FROM t.long_at - $17) / extract(epoch FROM $16::interval))
-                    ))::int AS n
-                ) AS free
-            )
-            RETURNING key, admitted, greatest(short_at - ($13 - 1) * $14::interval, long_at - ($15 - 1) * $16::interval)
-                AS retry_at
-        ),
-        decided AS MATERIALIZED (
-            SELECT i.*, i.rank <= b.admitted AS admitted, b.retry_at,
-                k.id AS kept_id, coalesce(k.expires_at, $19) AS expires_at, k.is_unsent
-            FROM budget b JOIN unnest($3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[], $9::int[],
-                    $10::text[], $11::inet[], $12::text[])
-                WITH ORDINALITY AS i (session_id, outbox_id, token_hash, presented, email, budget_key, rank, locale,
-                    client_ip, user_agent, place) ON i.budget_key = b.key
-            LEFT JOIN LATERAL (
-                SELECT id, expires_at, (SELECT true FROM outbox o WHERE o.recovery_session_id = s.id LIMIT 1) AS is_unsent
-                FROM recovery_session s
-                WHERE s.token_hash = i.presented AND s.email = i.email AND s.state IN ('code_sent', 'revoked')
-                    AND s.attempts_left > 0 AND s.expires_at >= $18::timestamptz
-                LIMIT 1
-            ) AS k ON true
-        ),
-        opened AS (
-            INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, locale, client_ip,
-                user_agent)
-            SELECT session_id, token_hash, email, $20, $17, expires_at, locale, client_ip, user_agent
-            FROM decided WHERE admitted AND kept_id IS NULL
-        ),
-        owed AS (
-            INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-            SELECT outbox_id, 'recovery_code', session_id, $17, expires_at, $17
-            FROM decided WHERE admitted AND kept_id IS NULL
-        ),
-        owed_again AS (
-            -- A resend while a mail is unsent owes none. Its row, of a session that is not there, is finished as one for
-            -- nobody: without it, time would tell that a mail waits, and so that somebody is there to get it. Several
-            -- that present one session at once owe one mail: they draw on one budget, whose lock they wait for first.
-            INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-            SELECT outbox_id, 'recovery_code', CASE WHEN is_unsent THEN session_id ELSE kept_id END, $17, expires_at, $17
-            FROM decided WHERE admitted AND kept_id IS NOT NULL
-            ON CONFLICT (recovery_session_id) DO NOTHING
-        )
-        SELECT place AS "place!", admitted AS "admitted!", kept_id AS "kept_id?",
-            expires_at AS "expires_at!", retry_at AS "retry_at!"
-        FROM decided
-        "#,
+    let mut rows = sqlx::query_file!(
+        "src/recovery/start.sql",
         &keys as _,
         &wanted,
         &session_ids,
@@ -301,15 +244,15 @@ async fn insert(
         &token_hashes as _,
         &presented as _,
         &emails as _,
-        &budget_keys as _,
+        &bucket_keys as _,
         &ranks,
         &locales as _,
         &client_ips as _,
         &user_agents as _,
-        i64::from(budget.short_burst),
-        interval(budget.short_refill) as _,
-        i64::from(budget.long_burst),
-        interval(budget.long_refill) as _,
+        i64::from(limit.short_burst),
+        interval(limit.short_refill) as _,
+        i64::from(limit.long_burst),
+        interval(limit.long_refill) as _,
         now,
         now + RESEND_LIFE,
         expires_at,

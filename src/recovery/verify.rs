@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Presented, Recovery, RecoveryId, State, Step, TOKEN_LABEL, usable};
+use super::{Presented, Recovery, RecoveryId, State, Step, TOKEN_LABEL, find_active};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
 use crate::database::within_deadline;
@@ -59,8 +59,8 @@ impl Recovery {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
         let find = async || {
-            let usable = usable(pool, now, &token, presented.id.as_deref(), Step::Verify);
-            within_deadline("find recovery", usable).await
+            let find = find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
+            within_deadline("find recovery", find).await
         };
         // A token is of one session for ever, so what is found out before the attempt still holds when it is spent.
         if presented.id.is_some() || code.is_err() {
@@ -69,7 +69,7 @@ impl Recovery {
         let code = code.inspect_err(|_| self.count(CodeOutcome::Malformed))?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
             let why = find().await?;
-            // Usable again in between it cannot be: attempts do not come back.
+            // ActiveRecovery again in between it cannot be: attempts do not come back.
             return Err(why.err().unwrap_or(Problem::RecoverySessionSpent).into());
         };
         let wrong = || {

@@ -69,7 +69,7 @@ impl Login {
 
     /// Waits for the turn of the address, and holds it to the end.
     async fn admitted(self, charge: Charge) -> Result<SignedIn, Error> {
-        let patience = Instant::now() + self.app.config.login_failure_time;
+        let patience = Instant::now() + self.app.config.sessions.login_failure_time;
         let key = throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.of(&self.email)));
         let waiting = Waiting::begin(&self);
         let turn = self.app.login_turns.take(key, patience).await;
@@ -78,7 +78,7 @@ impl Login {
             self.count(LoginOutcome::Concurrent);
             return Err(Error::retry_after(Problem::LoginThrottled, CONCURRENT_RETRY_AFTER));
         };
-        let due = Instant::now() + self.app.config.login_failure_time;
+        let due = Instant::now() + self.app.config.sessions.login_failure_time;
         let verifying = async move {
             let answer = self.verified(turn, due, key).await;
             if answer.as_ref().is_err_and(|error| error.problem == Problem::CredentialsInvalid) {
@@ -128,7 +128,7 @@ impl Login {
         &self,
         place: &Place<'_>,
         candidate: Option<&Candidate>,
-        budget_key: &throttle::Key,
+        bucket_key: &throttle::Key,
     ) -> Result<Attempted, Error> {
         let app = &*self.app;
         let decoys = app.hasher.decoys().ok_or_else(unavailable)?;
@@ -143,7 +143,7 @@ impl Login {
         else {
             return Ok(Attempted::Failed);
         };
-        let passed = Passed { account, verified, rehashed, budget_key };
+        let passed = Passed { account, verified, rehashed, bucket_key };
         let caller = Caller { client: &self.client, device: self.device.as_ref() };
         let opened = within_deadline("open session", passed.open(app, app.time()?, caller)).await?;
         Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
@@ -224,7 +224,7 @@ struct Passed<'a> {
     /// What it was verified against.
     verified: &'a str,
     rehashed: Option<String>,
-    budget_key: &'a throttle::Key,
+    bucket_key: &'a throttle::Key,
 }
 
 impl Passed<'_> {
@@ -240,7 +240,7 @@ impl Passed<'_> {
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
         let Some(account) = locked else { return Ok(None) };
         account::mark_used(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
-        throttle::refund(&mut *transaction, self.budget_key, app.failure_budget).await?;
+        throttle::refund(&mut *transaction, self.bucket_key, app.failure_budget).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;
         let opened = open(app, &mut transaction, now, account, caller).await?;

@@ -74,7 +74,7 @@ impl Authenticated {
         let claims = Claims {
             iss: app.jwt_issuer.clone(),
             sub: self.account.id,
-            aud: app.config.jwt_audience.clone(),
+            aud: app.config.jwt.jwt_audience.clone(),
             iat: now.unix_timestamp(),
             exp: self.session.ends_at.min(now + JWT_LIFETIME).unix_timestamp(),
             jti: new_id(now),
@@ -88,7 +88,7 @@ impl Authenticated {
 /// `DEVICE_SECRETS`, which are kept for a year: a session outlives a rotation of `RECOVERY_SECRETS`.
 #[must_use]
 pub fn was_issued(app: &App, token: &Token) -> bool {
-    token.was_issued(&app.device_keys, TOKEN_LABEL, app.config.session_lifetime, app.clock.now())
+    token.was_issued(&app.device_keys, TOKEN_LABEL, app.config.sessions.session_lifetime, app.clock.now())
 }
 
 /// The session of a token, with its idle limit slid.
@@ -98,7 +98,7 @@ pub fn was_issued(app: &App, token: &Token) -> bool {
 /// `SessionInvalid` if there is none, it has ended, or its account is no longer active; `StorageUnavailable`.
 pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authenticated, Error> {
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
-    let (now, idle) = (app.time()?, app.config.session_idle);
+    let (now, idle) = (app.time()?, app.config.sessions.session_idle);
     within_deadline("find session", async {
         let Some((account_id, session)) = touch(&app.token_pool, now, idle, &token).await? else {
             return Ok(None);
@@ -177,7 +177,7 @@ pub(crate) async fn is_open(
         r#"SELECT id FROM session WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3"#,
         id,
         now,
-        now - app.config.session_idle,
+        now - app.config.sessions.session_idle,
     );
     Ok(open.fetch_optional(transaction).await?.is_some())
 }
@@ -198,7 +198,7 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
              RETURNING account_id",
             token.as_bytes(),
             now,
-            now - app.config.session_idle,
+            now - app.config.sessions.session_idle,
         );
         let account_id = ended.fetch_optional(&mut *transaction).await?;
         if let Some(id) = account_id {
@@ -219,7 +219,7 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
 pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
     within_deadline(
         "list sessions",
-        open_of(&app.token_pool, app.clock.now(), app.config.session_idle, by.account.id),
+        open_of(&app.token_pool, app.clock.now(), app.config.sessions.session_idle, by.account.id),
     )
     .await
 }
@@ -270,7 +270,7 @@ pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Re
             id,
             by.account.id,
             now,
-            now - app.config.session_idle,
+            now - app.config.sessions.session_idle,
         );
         if ended.execute(&mut *transaction).await?.rows_affected() == 0 {
             return Ok(Err(Problem::NotFound));

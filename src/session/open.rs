@@ -66,12 +66,12 @@ pub(crate) async fn open(
     let client = caller.client;
     let token = Token::issue(app.device_keys.newest(), TOKEN_LABEL, now);
     let token_hash = token.hash();
-    let ends_at = now + app.config.session_lifetime;
+    let ends_at = now + app.config.sessions.session_lifetime;
     let session = Session {
         id: new_id(now),
         authenticated_at: now,
         last_seen_at: now,
-        expires_at: ends_at.min(now + app.config.session_idle),
+        expires_at: ends_at.min(now + app.config.sessions.session_idle),
         ends_at,
         client_ip: client.ip,
         user_agent: client.user_agent.clone(),
@@ -100,7 +100,7 @@ pub(crate) async fn open(
         account.id,
         KEPT_PER_ACCOUNT,
         now,
-        now - app.config.session_idle,
+        now - app.config.sessions.session_idle,
     )
     .execute(&mut *transaction)
     .await?;
@@ -153,8 +153,8 @@ pub(crate) async fn replace_password(
     let client = caller.client;
     account::set_password(transaction, now, account.id, new.password_hash).await?;
     revoke_all(transaction, now, account.id, None).await?;
-    let kept = app.config.notice_retention;
-    outbox::owe_notice(transaction, now, account.id, client.locale, &client.user_agent, kept).await?;
+    let kept = app.config.mail.notice_retention;
+    outbox::enqueue_notice(transaction, now, account.id, client.locale, &client.user_agent, kept).await?;
     audit::record(&mut *transaction, now, new.cause, account.id, Some(client.into())).await?;
     open(app, transaction, now, account, caller).await
 }

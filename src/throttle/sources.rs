@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::network::{Limiter, Source};
 use super::presented::Presentations;
 use crate::clock::Clock;
-use crate::config::{Config, RESET_LIFETIME};
+use crate::config::{RESET_LIFETIME, RateLimitSettings};
 use crate::secret::TokenHash;
 
 /// Requests that a recovery cookie is good for by itself: five codes, passwords that are refused, and what it is waiting for.
@@ -34,8 +34,8 @@ pub struct SourceLimits {
 impl SourceLimits {
     /// As the settings say.
     #[must_use]
-    pub fn new(config: &Config, clock: &Clock) -> Self {
-        let (burst, per_minute) = (config.network_burst, config.network_per_minute);
+    pub fn new(settings: &RateLimitSettings, clock: &Clock) -> Self {
+        let (burst, per_minute) = (settings.network_burst, settings.network_per_minute);
         let limiter = |burst| Limiter::new(burst, per_minute, clock.clone());
         Self::of(|| limiter(burst), limiter(per_minute), clock)
     }

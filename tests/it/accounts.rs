@@ -173,7 +173,7 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
         // Of later than the courier knows, so that it is owed still.
         let (mut connection, later) = (pool.acquire().await.unwrap(), now() + Duration::from_hours(1));
         let owner = id_of(&service, email).await;
-        outbox::owe_notice(&mut connection, later, owner, None, "curl", Duration::from_hours(24))
+        outbox::enqueue_notice(&mut connection, later, owner, None, "curl", Duration::from_hours(24))
             .await
             .unwrap();
     }

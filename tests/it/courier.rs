@@ -22,7 +22,7 @@ async fn a_free_slot_takes_the_next_mail_at_once(pool: PgPool) {
     let mut transaction = pool.begin().await.unwrap();
     for account in accounts {
         let week = Duration::from_hours(7 * 24);
-        outbox::owe_notice(&mut transaction, now, account, None, "", week).await.unwrap();
+        outbox::enqueue_notice(&mut transaction, now, account, None, "", week).await.unwrap();
     }
     transaction.commit().await.unwrap();
     assert!(service.client().starts_recovery("trader0@example.com").await.is_code_sent());

@@ -22,13 +22,13 @@ const SILENT: &str = "vos_auth_database_silent_addresses";
 const NOISE: Duration = Duration::from_secs(3);
 
 /// The server at this end of a line. Programs at the far end know its name.
-struct Site {
+struct AppState {
     line: Line,
     server: Encrypted,
     addresses: [Ipv4Addr; 2],
 }
 
-impl Site {
+impl AppState {
     async fn lay() -> Self {
         static COUNT: AtomicU8 = AtomicU8::new(0);
         let number = COUNT.fetch_add(2, Ordering::Relaxed) % 200;
@@ -97,7 +97,7 @@ async fn a_silent_first_address_costs_a_command_half_a_second() {
     if !can_lay() {
         return;
     }
-    let site = Site::lay().await;
+    let site = AppState::lay().await;
     for mode in ["require", "verify-ca"] {
         let quick = site.asks_once(mode);
         site.line.loses(site.addresses[0]);
@@ -115,7 +115,7 @@ async fn the_service_keeps_the_address_that_answers_and_leaves_it_when_it_falls_
     if !can_lay() {
         return;
     }
-    let site = Site::lay().await;
+    let site = AppState::lay().await;
     let [first, second] = site.addresses;
     site.line.loses(first);
     let (mut program, client) = site.serves("require");
@@ -148,7 +148,7 @@ async fn verify_full_goes_by_name_and_says_which_addresses_are_silent() {
     if !can_lay() {
         return;
     }
-    let site = Site::lay().await;
+    let site = AppState::lay().await;
     site.line.loses(site.addresses[0]);
     let (mut program, client) = site.serves("verify-full");
     let said: Value = serde_json::from_str(&program.line_with("\"database\":\"unreachable\"")).unwrap();

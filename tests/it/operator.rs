@@ -25,7 +25,7 @@ async fn owes_notice(service: &Service, email: &str) -> Uuid {
         .await
         .unwrap();
     let mut connection = service.pool.acquire().await.unwrap();
-    outbox::owe_notice(&mut connection, now(), account, None, "curl", Duration::from_hours(24))
+    outbox::enqueue_notice(&mut connection, now(), account, None, "curl", Duration::from_hours(24))
         .await
         .unwrap();
     let newest = "SELECT id FROM outbox ORDER BY id DESC LIMIT 1";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
-use vos_auth::outbox::{self, Round, Taken};
+use vos_auth::outbox::{self, Delivered, Round};
 
 use crate::harness::client::Client;
 use crate::harness::database::{self, Server};
@@ -203,7 +203,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
     let (now, second) = claim().await;
     assert_eq!((first.id, first.attempts + 1), (second.id, second.attempts));
     let sent = async |mail: &Arc<_>| {
-        let delivered = [Taken { mail: Arc::clone(mail), at: now }];
+        let delivered = [Delivered { mail: Arc::clone(mail), at: now }];
         Round::just_deletes(now, &delivered).run(&mut pool.acquire().await.unwrap()).await.unwrap();
     };
     sent(&first).await;

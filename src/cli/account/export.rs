@@ -15,11 +15,11 @@ use super::super::{Failure, connect, stop_signal};
 use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
-use crate::export::{self, kratos::Carried, kratos::ToKratos};
-use crate::import::file_of_its_owner;
-use crate::import::identity::JsonPath;
-use crate::kratos::{AdminUrl, Kratos};
 use crate::terminal;
+use crate::transfer::export::{self, kratos::Carried, kratos::ToKratos};
+use crate::transfer::import::file_of_its_owner;
+use crate::transfer::import::identity::JsonPath;
+use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ExportArguments {
@@ -47,7 +47,7 @@ pub(in crate::cli) struct ExportArguments {
     #[arg(long, requires = "to_kratos")]
     plain_http: bool,
     /// The setting of `serve`: changes that are older are not known any more
-    #[arg(long, env, value_name = "AUDIT_RETENTION", default_value = "365days", value_parser = config::audit_retention)]
+    #[arg(long, env, default_value = "365days", value_parser = config::audit_retention)]
     audit_retention: Duration,
 }
 

@@ -10,10 +10,10 @@ use super::super::{Failure, connect, stop_signal};
 use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
-use crate::import::identity::JsonPath;
-use crate::import::{self, Import, Paths, Report, Source};
-use crate::kratos::{AdminUrl, Kratos};
 use crate::terminal;
+use crate::transfer::import::identity::JsonPath;
+use crate::transfer::import::{self, Import, Paths, Report, Source};
+use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArguments {
@@ -50,10 +50,10 @@ pub(in crate::cli) struct ImportArguments {
     )]
     locale_path: JsonPath,
     /// The setting of `serve`, which the slowest imported hash is compared with
-    #[arg(long, env, value_name = "LOGIN_FAILURE_TIME", default_value = "500ms", value_parser = config::login_failure_time)]
+    #[arg(long, env, default_value = "500ms", value_parser = config::login_failure_time)]
     login_failure_time: Duration,
     /// The setting of `serve`: a password whose hash takes more memory is left out
-    #[arg(long, env, value_name = "HASHING_MEMORY_KIB", default_value = "262144", value_parser = config::hashing_memory_kib())]
+    #[arg(long, env, default_value = "262144", value_parser = config::hashing_memory_kib())]
     hashing_memory_kib: u32,
 }
 

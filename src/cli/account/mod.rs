@@ -41,7 +41,7 @@ pub(super) enum AccountCommand {
         #[arg(long)]
         password_stdin: bool,
         /// The setting of `serve`: the fewest characters of a new password
-        #[arg(long, env, value_name = "PASSWORD_MIN_CHARS", default_value = "15", value_parser = config::password_min_chars())]
+        #[arg(long, env, default_value = "15", value_parser = config::password_min_chars())]
         password_min_chars: u16,
     },
     /// Take over the accounts of another system: from a running Ory Kratos, a file of its identities, or a CSV. Can be
@@ -96,7 +96,7 @@ pub(super) enum AccountCommand {
         /// The address of an active account
         email: String,
         /// The origin of /recovery, for a link that holds the ticket
-        #[arg(long, env, value_name = "PUBLIC_ORIGIN")]
+        #[arg(long, env)]
         public_origin: Option<Origin>,
     },
 }
@@ -111,7 +111,7 @@ pub(super) struct Whose {
 #[derive(Debug, Args)]
 pub(super) struct Idle {
     /// The setting of `serve`: when a session has ended that nobody has refreshed
-    #[arg(long, env, value_name = "SESSION_IDLE", default_value = "30min", value_parser = config::session_idle)]
+    #[arg(long, env, default_value = "30min", value_parser = config::session_idle)]
     session_idle: Duration,
 }
 

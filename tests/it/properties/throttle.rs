@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use vos_auth::email_address::EmailAddress;
-use vos_auth::throttle::{self, Budget};
+use vos_auth::throttle::{self, RateLimit};
 
 use super::{BUSY, holds};
 use crate::harness::Service;
@@ -17,14 +17,14 @@ use crate::harness::Service;
 /// Two buckets of a budget: what is in each, in microseconds that it took to come.
 #[derive(Clone, Debug)]
 pub struct Buckets {
-    budget: Budget,
+    budget: RateLimit,
     short: i128,
     long: i128,
     at: OffsetDateTime,
 }
 
 impl Buckets {
-    pub fn full(budget: Budget, at: OffsetDateTime) -> Self {
+    pub fn full(budget: RateLimit, at: OffsetDateTime) -> Self {
         Self { budget, short: i128::MAX / 2, long: i128::MAX / 2, at }
     }
 
@@ -69,7 +69,7 @@ enum Step {
 }
 
 /// What a step of time is in a budget.
-fn passes(budget: Budget, long: bool, units: u32, micros: i64) -> Duration {
+fn passes(budget: RateLimit, long: bool, units: u32, micros: i64) -> Duration {
     let refill = if long { budget.long_refill } else { budget.short_refill };
     (refill * units).saturating_add_signed(micros)
 }
@@ -91,11 +91,11 @@ fn pass() -> impl Strategy<Value = Step> {
         .prop_map(|(long, units, micros)| Step::Pass(long, units, micros))
 }
 
-fn budgets() -> impl Strategy<Value = Budget> {
+fn budgets() -> impl Strategy<Value = RateLimit> {
     (1..5u32, 1..9_999_999u64, 1..9u32, 1..60_000_000u64).prop_map(
         |(short_burst, short, long_burst, long)| {
             let (short_refill, long_refill) = (Duration::from_micros(short), Duration::from_micros(long));
-            Budget { short_burst, short_refill, long_burst, long_refill }
+            RateLimit { short_burst, short_refill, long_burst, long_refill }
         },
     )
 }

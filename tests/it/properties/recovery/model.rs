@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use time::OffsetDateTime;
 use vos_auth::app::App;
 use vos_auth::config::{CODE_LIFETIME, RESEND_LIFE, RESET_LIFETIME};
-use vos_auth::throttle::Budget;
+use vos_auth::throttle::RateLimit;
 
 use crate::properties::throttle::{Buckets, whole_seconds};
 
@@ -79,7 +79,7 @@ struct Account {
 
 #[derive(Debug)]
 pub struct Model {
-    budgets: (Budget, Budget),
+    budgets: (RateLimit, RateLimit),
     begin: OffsetDateTime,
     accounts: Vec<Account>,
     browsers: Vec<Browser>,

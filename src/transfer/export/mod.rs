@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::account::record;
 use crate::audit;
 use crate::database::cause;
-use crate::import::identity::to_json;
 use crate::terminal;
+use crate::transfer::import::identity::to_json;
 
 /// Accounts that are in memory at once.
 const PAGE: i64 = 2000;

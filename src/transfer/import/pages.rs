@@ -6,7 +6,7 @@ use hyper::body::Bytes;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::kratos::{Kratos, KratosError, Page};
+use crate::transfer::kratos::{Kratos, KratosError, Page};
 
 /// Pages that arrive, the last of them an error if Kratos failed.
 pub(super) struct Pages {

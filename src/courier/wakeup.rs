@@ -6,32 +6,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// Tells the courier that something was committed. Ringing costs nothing; rings that come together are one.
+/// Tells the courier that something was committed. Shared costs nothing; rings that come together are one.
 #[derive(Clone, Debug, Default)]
-pub struct Bell(Arc<Ringing>);
+pub struct Wakeup(Arc<Shared>);
 
 #[derive(Debug)]
-struct Ringing {
+struct Shared {
     notify: Notify,
     /// The first half of the first id that has to be looked at; past all of them, if it is none.
     from: AtomicU64,
 }
 
-impl Default for Ringing {
+impl Default for Shared {
     fn default() -> Self {
         Self { notify: Notify::default(), from: AtomicU64::new(u64::MAX) }
     }
 }
 
-impl Bell {
+impl Wakeup {
     /// Wakes the courier, now or when it next listens: mails may be owed that were not before, none with an id below `from`.
-    pub fn ring(&self, from: Uuid) {
+    pub fn wake(&self, from: Uuid) {
         self.remember(from);
         self.0.notify.notify_one();
     }
 
     /// Waits until it is rung, or was since the last wait.
-    pub(super) async fn is_rung(&self) {
+    pub(super) async fn woken(&self) {
         self.0.notify.notified().await;
     }
 

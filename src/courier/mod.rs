@@ -8,8 +8,8 @@
 //! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
 //! and answered meanwhile (docs/decisions/21).
 
-mod bell;
 mod delivery;
+mod wakeup;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,16 +23,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-pub use self::bell::Bell;
+pub use self::wakeup::Wakeup;
 use crate::clock::Clock;
-use crate::config::{Config, STORAGE_DEADLINE};
+use crate::config::{RelaySettings, STORAGE_DEADLINE};
 use crate::database::{Endpoint, KeptConnection, failures, in_time, is_statements_fault};
 use crate::group_commit::{self, Batch, GroupCommit};
 use crate::mail::gateway::Gateway;
 use crate::mail::message::Composer;
 use crate::metrics::{MailOutcome, Metrics};
-use crate::outbox::holder::{Holder, Keeper, Standing};
-use crate::outbox::{self, Claim, ClaimedMail, Reach, Round, Taken};
+use crate::outbox::holder::{ClaimPermit, Holder, Keeper};
+use crate::outbox::{self, Claim, ClaimedMail, Delivered, Reach, Round};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
@@ -51,7 +51,7 @@ const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
 
 /// How long a claimed mail is its claimer's: one of PostgreSQL's deadlines for the claim; one of SMTP's in which
 /// conversations may begin, be it after the wait that a relay's rate imposes or after relays that did not take the mail
-/// (`Held::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
+/// (`Lease::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
 /// the end of the mail. So as long as the clocks of the replicas agree, no two of them hold one mail; when they do not, a
 /// replica claims nothing ([`Clock::trusted_now`]).
 #[must_use]
@@ -77,7 +77,7 @@ pub struct Courier {
     /// Its figures.
     pub metrics: Arc<Metrics>,
     /// Rings after a commit.
-    pub bell: Bell,
+    pub wakeup: Wakeup,
     /// Under which id it claims.
     pub holder: Arc<Holder>,
 }
@@ -85,8 +85,8 @@ pub struct Courier {
 impl Courier {
     /// Works until `stop`; then sends what this service owed at that time, as far as it can be sent at once, and ends.
     /// Dropping the future drops the connections of mails under way, and the lock under which they were claimed.
-    pub async fn run(self, config: &Config, stop: CancellationToken) {
-        let lease = lease(config.smtp_deadline);
+    pub async fn run(self, settings: &RelaySettings, stop: CancellationToken) {
+        let lease = lease(settings.smtp_deadline);
         let mut rounds = KeptConnection::new(&self.database, CONNECTION_LIFETIME);
         let courier = Arc::new(self);
         // Every mail that is under way has its place, so that the queue is never full.
@@ -96,7 +96,7 @@ impl Courier {
         keeping.spawn(courier.keeper().run());
         let freed = Arc::<Notify>::default();
         let mut busy: JoinSet<()> = JoinSet::new();
-        let mut poll = tokio::time::interval(config.outbox_poll_interval);
+        let mut poll = tokio::time::interval(settings.outbox_poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut reach, mut claimed_at) = (Reach::default(), Instant::now());
         let (mut more, mut mails_wait, mut stopped_at) = (false, false, None);
@@ -113,7 +113,7 @@ impl Courier {
             }
             match courier.does(round, arrivals.take(), &mut rounds).await {
                 Ok(claim) if look.is_some() => {
-                    let held = Held { now: round.now, claimed_at, lease, holder: round.holder };
+                    let lease = Lease { now: round.now, claimed_at, lease, holder: round.holder };
                     courier.count("no_recipient", "none", claim.no_recipient);
                     courier.count("expired", "none", claim.expired);
                     let full = round.senders > 0 && claim.mails.len() == round.senders;
@@ -126,13 +126,13 @@ impl Courier {
                         let slot = courier.gateway.slot(mail.attempts);
                         let span = delivery::span_of(&mail);
                         let (mail, ways) = (Arc::new(mail), (taken.clone(), Arc::clone(&freed)));
-                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, held, ways).instrument(span));
+                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, lease, ways).instrument(span));
                     }
                 }
                 Ok(_) => {}
                 Err(error) => {
                     (more, mails_wait) = (false, false);
-                    courier.bell.remember(round.from);
+                    courier.wakeup.remember(round.from);
                     failures::note("read the outbox", &error);
                 }
             }
@@ -152,7 +152,7 @@ impl Courier {
                     () = freed.notified(), if mails_wait => true,
                     // A mail whose task panicked stays owed: its lease will end.
                     Some(_) = busy.join_next(), if stopped_at.is_some() => true,
-                    () = courier.bell.is_rung(), if stopped_at.is_none() && !mails_wait => false,
+                    () = courier.wakeup.woken(), if stopped_at.is_none() && !mails_wait => false,
                     _ = poll.tick() => true,
                 }
             };
@@ -170,23 +170,23 @@ impl Courier {
     fn claims(
         &self,
         everywhere: bool,
-        owed_by: Option<OffsetDateTime>,
+        enqueued_by: Option<OffsetDateTime>,
         reach: &Reach,
         lease: Duration,
     ) -> Option<Round<'static>> {
         let now = self.clock.trusted_now()?;
-        let rung_from = self.bell.take();
-        let standing = self.holder.standing();
-        let senders = if standing == Standing::Waits { 0 } else { self.gateway.free() };
+        let woken_from = self.wakeup.take();
+        let claim_permit = self.holder.claim_permit();
+        let senders = if claim_permit == ClaimPermit::NotYet { 0 } else { self.gateway.free() };
         Some(Round {
             now,
             delivered: &[],
-            from: if everywhere { Uuid::nil() } else { rung_from },
-            owed_by,
+            from: if everywhere { Uuid::nil() } else { woken_from },
+            enqueued_by,
             senders,
             window: reach.window(senders),
             lease,
-            holder: standing.holder(),
+            holder: claim_permit.holder(),
         })
     }
 
@@ -194,7 +194,7 @@ impl Courier {
     async fn does(
         &self,
         round: Round<'_>,
-        delivered: Option<Batch<Taken, ()>>,
+        delivered: Option<Batch<Delivered, ()>>,
         rounds: &mut KeptConnection,
     ) -> Result<Claim, sqlx::Error> {
         let Some(batch) = delivered else { return run(round, rounds).await };
@@ -221,31 +221,31 @@ impl Courier {
     }
 
     fn keeper(&self) -> Keeper<impl Fn() + Send + Sync + 'static> {
-        let bell = self.bell.clone();
+        let wakeup = self.wakeup.clone();
         Keeper {
             holder: Arc::clone(&self.holder),
             pool: self.pool.clone(),
             clock: self.clock.clone(),
             metrics: Arc::clone(&self.metrics),
-            wake: move || bell.ring(Uuid::nil()),
+            wake: move || wakeup.wake(Uuid::nil()),
         }
     }
 
     /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
     /// was taken and not struck off is sent twice.
-    async fn finish(&self, owed: &Arc<ClaimedMail>, held: Held, finish: Finish<'_>) {
+    async fn finish(&self, owed: &Arc<ClaimedMail>, lease: Lease, finish: Finish<'_>) {
         const PAUSE: Duration = Duration::from_millis(500);
         loop {
             let written = match finish {
                 Finish::Sent(taken) => {
                     let mail = Arc::clone(owed);
                     // Why it was not is said by the round.
-                    taken.submit(Taken { mail, at: held.now() }).await.is_ok()
+                    taken.submit(Delivered { mail, at: lease.now() }).await.is_ok()
                 }
                 Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
                 Finish::GiveUp(why) => self.is_written(outbox::give_up(&self.pool, owed, why)).await,
             };
-            if written || held.claimed_at.elapsed() + PAUSE >= held.lease {
+            if written || lease.claimed_at.elapsed() + PAUSE >= lease.lease {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
@@ -279,14 +279,14 @@ async fn run(round: Round<'_>, rounds: &mut KeptConnection) -> Result<Claim, sql
 
 /// A claim that holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct Lease {
     now: OffsetDateTime,
     claimed_at: Instant,
     lease: Duration,
     holder: Option<i32>,
 }
 
-impl Held {
+impl Lease {
     /// The present, counted from the claim's: a clock that is moved during a conversation must not decide whether the
     /// code is dead.
     fn now(&self) -> OffsetDateTime {
@@ -302,7 +302,7 @@ impl Held {
 /// What became of a mail; why, as the outbox notes it.
 #[derive(Clone, Copy, Debug)]
 enum Finish<'a> {
-    Sent(&'a GroupCommit<Taken, ()>),
+    Sent(&'a GroupCommit<Delivered, ()>),
     Retry(OffsetDateTime, &'a str),
     GiveUp(&'a str),
 }

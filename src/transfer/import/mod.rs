@@ -31,8 +31,8 @@ use crate::account::import::{Fate, Incoming, import};
 use crate::audit;
 use crate::clock::Clock;
 use crate::database::cause;
-use crate::kratos::Kratos;
 use crate::password::{self, Slowest, Stored, Unusable};
+use crate::transfer::kratos::Kratos;
 
 /// Batches that are read ahead.
 const AHEAD: usize = 2;

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::email_address::EmailAddress;
-use crate::import::identity::JsonPath;
+use crate::transfer::import::identity::JsonPath;
 
 /// What has changed of an account here, and when. The later change wins, here or there.
 #[derive(Default)]

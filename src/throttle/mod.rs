@@ -21,7 +21,7 @@ use uuid::Uuid;
 pub use self::network::{Limiter, Source, network_of};
 pub use self::sources::SourceLimits;
 pub use self::turn::{Turn, Turns};
-use crate::config::{Config, TICKET_LIFETIME};
+use crate::config::{RateLimitSettings, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
@@ -32,7 +32,7 @@ const SHORT_REFILL: Duration = Duration::from_mins(5);
 
 /// The two buckets of an address: how much each holds, and how long one unit takes to come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
+pub struct RateLimit {
     /// What the short bucket holds.
     pub short_burst: u32,
     /// One unit of the short bucket comes back in this time.
@@ -43,16 +43,16 @@ pub struct Budget {
     pub long_refill: Duration,
 }
 
-impl Budget {
+impl RateLimit {
     /// The budget of one address: `ADDRESS_BURST` at once and one more every 5 minutes, `ADDRESS_PER_DAY` at once and
     /// as many a day. With 3 and 10, at most 19 in any 24 hours.
     #[must_use]
-    pub fn of_address(config: &Config) -> Self {
+    pub fn of_address(settings: &RateLimitSettings) -> Self {
         Self {
-            short_burst: config.address_burst,
+            short_burst: settings.address_burst,
             short_refill: SHORT_REFILL,
-            long_burst: config.address_per_day,
-            long_refill: DAY / config.address_per_day,
+            long_burst: settings.address_per_day,
+            long_refill: DAY / settings.address_per_day,
         }
     }
 
@@ -159,7 +159,7 @@ pub async fn draw(
     pool: &PgPool,
     now: OffsetDateTime,
     key: &Key,
-    budget: Budget,
+    budget: RateLimit,
     refusal: Problem,
 ) -> Result<(), Error> {
     let spent = within_deadline("draw budget", spend(pool, now, key, budget)).await?;
@@ -175,7 +175,7 @@ pub async fn spend(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     key: &Key,
-    budget: Budget,
+    budget: RateLimit,
 ) -> Result<Result<(), OffsetDateTime>, sqlx::Error> {
     let (short_room, long_room) = budget.room();
     let row = sqlx::query!(
@@ -207,7 +207,7 @@ pub async fn free_at(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     key: &Key,
-    budget: Budget,
+    budget: RateLimit,
 ) -> Result<OffsetDateTime, sqlx::Error> {
     let (short_room, long_room) = budget.room();
     let row = sqlx::query!("SELECT short_at, long_at FROM throttle WHERE key = $1", key);
@@ -220,7 +220,7 @@ pub async fn free_at(
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn refund(executor: impl PgExecutor<'_>, key: &Key, budget: Budget) -> Result<(), sqlx::Error> {
+pub async fn refund(executor: impl PgExecutor<'_>, key: &Key, budget: RateLimit) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE throttle SET short_at = short_at - $2::interval, long_at = long_at - $3::interval WHERE key = $1",
         key,
@@ -244,7 +244,7 @@ pub fn interval(duration: Duration) -> PgInterval {
 /// # Errors
 ///
 /// What PostgreSQL answers.
-pub async fn lift(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Result<u64, sqlx::Error> {
+pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Result<u64, sqlx::Error> {
     let keys = [recovery_key(address, None), login_key(address, None), device_key(address)];
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let lifted = sqlx::query!("DELETE FROM throttle WHERE key = ANY($1)", &keys as _);

@@ -15,7 +15,7 @@ const LONGEST: Duration = Duration::from_mins(5);
 
 /// What mails have met with at one relay. As new: in its place.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct Demotion {
     /// The domains that it has refused in its place since it last took a mail; fewer than [`DOMAINS`].
     refused: Vec<String>,
     last_until: Option<Instant>,
@@ -23,7 +23,7 @@ pub(super) struct Standing {
     times: u32,
 }
 
-impl Standing {
+impl Demotion {
     /// It refused a mail to this domain by policy. Gives for how long it is asked last, if this puts it there.
     pub(super) fn refuses(&mut self, domain: &str, now: Instant) -> Option<Duration> {
         if self.is_last(now) || self.refused.iter().any(|refused| refused == domain) {
@@ -60,46 +60,46 @@ impl Standing {
 mod tests {
     use super::*;
 
-    fn is_put_last(standing: &mut Standing, now: Instant) -> Option<u64> {
-        assert_eq!(standing.refuses("a.example", now), None);
-        assert_eq!(standing.refuses("b.example", now), None);
-        standing.refuses("c.example", now).map(|time| time.as_secs())
+    fn is_put_last(demotion: &mut Demotion, now: Instant) -> Option<u64> {
+        assert_eq!(demotion.refuses("a.example", now), None);
+        assert_eq!(demotion.refuses("b.example", now), None);
+        demotion.refuses("c.example", now).map(|time| time.as_secs())
     }
 
     #[test]
     fn three_domains_put_it_last_for_a_time_that_doubles_to_its_bound() {
-        let (mut standing, mut now) = (Standing::default(), Instant::now());
+        let (mut demotion, mut now) = (Demotion::default(), Instant::now());
         for seconds in [30, 60, 120, 240, 300, 300] {
-            assert_eq!(is_put_last(&mut standing, now), Some(seconds));
+            assert_eq!(is_put_last(&mut demotion, now), Some(seconds));
             now += Duration::from_secs(seconds - 1);
-            assert!(standing.is_last(now) && !standing.returns(now));
+            assert!(demotion.is_last(now) && !demotion.returns(now));
             // What it refuses as the last one makes it no later.
-            assert_eq!(is_put_last(&mut standing, now), None);
+            assert_eq!(is_put_last(&mut demotion, now), None);
             now += Duration::from_secs(1);
-            assert!(!standing.is_last(now) && standing.returns(now) && !standing.returns(now));
+            assert!(!demotion.is_last(now) && demotion.returns(now) && !demotion.returns(now));
         }
-        standing.times = u32::MAX - 1;
-        assert_eq!(is_put_last(&mut standing, now), Some(300));
+        demotion.times = u32::MAX - 1;
+        assert_eq!(is_put_last(&mut demotion, now), Some(300));
     }
 
     #[test]
     fn a_mail_that_it_takes_clears_everything() {
-        let (mut standing, now) = (Standing::default(), Instant::now());
-        assert_eq!(is_put_last(&mut standing, now), Some(30));
-        assert!(standing.takes() && !standing.is_last(now));
-        assert_eq!(standing.refuses("a.example", now), None);
-        assert_eq!(standing.refuses("b.example", now), None);
-        assert!(!standing.takes(), "it was in its place");
-        assert_eq!(is_put_last(&mut standing, now), Some(30), "from the beginning");
+        let (mut demotion, now) = (Demotion::default(), Instant::now());
+        assert_eq!(is_put_last(&mut demotion, now), Some(30));
+        assert!(demotion.takes() && !demotion.is_last(now));
+        assert_eq!(demotion.refuses("a.example", now), None);
+        assert_eq!(demotion.refuses("b.example", now), None);
+        assert!(!demotion.takes(), "it was in its place");
+        assert_eq!(is_put_last(&mut demotion, now), Some(30), "from the beginning");
     }
 
     #[test]
     fn one_domain_is_counted_once() {
-        let (mut standing, now) = (Standing::default(), Instant::now());
+        let (mut demotion, now) = (Demotion::default(), Instant::now());
         for _ in 0..10 {
-            assert_eq!(standing.refuses("a.example", now), None);
-            assert_eq!(standing.refuses("b.example", now), None);
+            assert_eq!(demotion.refuses("a.example", now), None);
+            assert_eq!(demotion.refuses("b.example", now), None);
         }
-        assert!(standing.refuses("c.example", now).is_some());
+        assert!(demotion.refuses("c.example", now).is_some());
     }
 }

@@ -21,10 +21,10 @@ use tower_cookies::Cookies;
 
 use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
+use crate::cli::dev::mailbox::Mailbox;
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, OauthSecrets, OauthSettings, Secrets};
 use crate::database::{self, Endpoint};
-use crate::dev::mailbox::Mailbox;
 use crate::email_address::EmailAddress;
 use crate::http::page;
 use crate::locale::Locale;
@@ -67,13 +67,13 @@ pub async fn run(
     let mailbox = Mailbox::default();
     tokio::spawn(mailbox.clone().serve(smtp, Clock::system()));
 
-    config.http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    config.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.public_origin = Some(format!("http://localhost:{port}").parse()?);
-    config.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
-    config.sign_in_url = "/dev/mailbox".parse()?;
-    config.drain_delay = std::time::Duration::ZERO;
-    config.smtp_oauth = OauthSettings::default();
+    config.listening.http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    config.listening.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    config.clients.public_origin = Some(format!("http://localhost:{port}").parse()?);
+    config.clients.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
+    config.page.sign_in_url = "/dev/mailbox".parse()?;
+    config.stopping.drain_delay = std::time::Duration::ZERO;
+    config.relays.smtp_oauth = OauthSettings::default();
     let secrets = Secrets {
         database_url,
         code_keys: Key::random("dev").into(),
@@ -111,8 +111,8 @@ fn routes(mailbox: Mailbox) -> Router {
     };
     Router::new()
         .route("/dev/mailbox", get(mailbox_page))
-        .route("/dev/mailbox.css", file(include_str!("dev/mailbox.css"), "text/css; charset=utf-8"))
-        .route("/dev/mailbox.js", file(include_str!("dev/mailbox.js"), "text/javascript; charset=utf-8"))
+        .route("/dev/mailbox.css", file(include_str!("mailbox.css"), "text/css; charset=utf-8"))
+        .route("/dev/mailbox.js", file(include_str!("mailbox.js"), "text/javascript; charset=utf-8"))
         .route("/dev/mailbox.json", get(async move || Json(mailbox.newest_first())))
 }
 

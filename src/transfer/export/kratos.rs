@@ -16,9 +16,9 @@ use super::merge::{Change, Merged, merge};
 use crate::account::record::{self, Record};
 use crate::audit::{self, Changes};
 use crate::database::cause;
-use crate::import::identity::JsonPath;
-use crate::import::{Refusals, Unwritable};
-use crate::kratos::{Kratos, KratosError};
+use crate::transfer::import::identity::JsonPath;
+use crate::transfer::import::{Refusals, Unwritable};
+use crate::transfer::kratos::{Kratos, KratosError};
 
 /// Accounts that are in memory at once.
 const PAGE: usize = 500;

@@ -20,7 +20,7 @@ use tower_cookies::Cookies;
 use crate::config::PASSWORD_MAX_CHARS;
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
-use crate::http::{Site, cookie};
+use crate::http::{AppState, cookie};
 use crate::locale::Locale;
 
 /// Nothing but the page's own files and the API. No form is ever sent by the browser itself: its fields would stand in a
@@ -30,9 +30,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// The page's files: name, type, content.
 const FILES: [(&str, &str, &str); 3] = [
-    ("page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
-    ("page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
-    ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
+    ("page.css", "text/css; charset=utf-8", include_str!("page.css")),
+    ("page.js", "text/javascript; charset=utf-8", include_str!("page.js")),
+    ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
 ];
 
 /// The start of a hash over the files: a browser keeps them for as long as they are these.
@@ -42,14 +42,14 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The page and its files.
-pub fn routes() -> Router<Site> {
+pub fn routes() -> Router<AppState> {
     Router::new().route("/recovery", get(page)).route("/recovery/{file}", get(file))
 }
 
 /// `GET /recovery`, in the language that was chosen in this browser, or else in the one that it asks for, or else in
 /// Vietnamese, as the mails. `?lang=` chooses one for good.
 async fn page(
-    State(site): State<Site>,
+    State(state): State<AppState>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     cookies: Cookies,
@@ -57,15 +57,15 @@ async fn page(
     if let Some(chosen) = choose_language(query.as_deref(), "/recovery", &cookies) {
         return chosen;
     }
-    let config = &site.app.config;
+    let config = &state.app.config;
     let facts = &Facts {
-        brand: &config.mail_brand,
-        support: &config.mail_support,
-        sign_in: config.sign_in_url.to_string(),
-        hands_over: config.sign_in_url.is_of(config.public_origin.as_ref()),
-        min_chars: config.password_min_chars,
+        brand: &config.mail.mail_brand,
+        support: &config.mail.mail_support,
+        sign_in: config.page.sign_in_url.to_string(),
+        hands_over: config.page.sign_in_url.is_of(config.clients.public_origin.as_ref()),
+        min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        now: in_milliseconds(site.app.clock.now()),
+        now: in_milliseconds(state.app.clock.now()),
         version: &VERSION,
     };
     let page = match language(&headers) {
@@ -148,8 +148,8 @@ mod tests {
         let blocks = |text: &'static str| -> BTreeSet<&str> {
             text.split("{% block ").skip(1).filter_map(|rest| rest.split(' ').next()).collect()
         };
-        let asked = blocks(include_str!("page/recovery.html"));
-        assert_eq!(blocks(include_str!("page/recovery.vi.html")), asked);
-        assert_eq!(blocks(include_str!("page/recovery.en.html")), asked);
+        let asked = blocks(include_str!("recovery.html"));
+        assert_eq!(blocks(include_str!("recovery.vi.html")), asked);
+        assert_eq!(blocks(include_str!("recovery.en.html")), asked);
     }
 }

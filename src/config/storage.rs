@@ -1,0 +1,37 @@
+//! Connections to PostgreSQL, the queue of starts, and how long rows are kept.
+
+use std::time::Duration;
+
+use super::bounds::{DAY, HOUR, audit_retention, between};
+
+/// Connections to PostgreSQL, the queue of starts, and how long rows are kept.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageSettings {
+    /// Connections to PostgreSQL beside the one of `start`, three of the courier, two of session tokens, and the one of
+    /// /readyz
+    #[arg(long, env, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub database_connections: u32,
+
+    /// Starts that may wait for the database at once; further ones are answered 502, as they are when more wait than are
+    /// committed within 100 ms and than one batch holds
+    #[arg(long, env, default_value = "2048", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub start_queue: u32,
+
+    /// Starts that are committed together at most
+    #[arg(long, env, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub start_batch: u32,
+
+    /// How long a recovery is kept after its end, with the address and the network it was asked for and from: long enough to
+    /// find out what happened, and no longer
+    #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    pub recovery_retention: Duration,
+
+    /// How long a session is kept after the latest time at which it could end
+    #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    pub session_retention: Duration,
+
+    /// How long audit events are kept, such as 365days: what your law and your auditors ask for
+    #[arg(long, env, default_value = "365days", value_parser = audit_retention)]
+    pub audit_retention: Duration,
+}

@@ -1,0 +1,41 @@
+//! Health and readiness, for proxies, orchestrators and operators.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::database::health::Health;
+use crate::error::{Error, Problem};
+use crate::http::AppState;
+use crate::http::error::Parts;
+
+/// How long a client waits before it asks a replica again that is not ready.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// `GET /healthz`: the process lives. Asks nothing else, so that a sick database restarts nobody.
+pub async fn healthz() -> Response {
+    Json(json!({ "status": "ok" })).into_response()
+}
+
+/// `GET /readyz`: whether requests should come here, and which part is in the way. The relay is told but does not
+/// count: without it `start` answers 502 by itself, and everything else works.
+pub async fn readyz(State(state): State<AppState>) -> Response {
+    let database = state.app.health.check().await;
+    let draining = state.draining.load(Ordering::Relaxed);
+    let parts = json!({
+        "database": database.as_str(),
+        "relays": state.app.gateway.states(),
+        "mail": if state.app.gateway.is_up() { "ok" } else { "unavailable" },
+        "server": if draining { "stopping" } else { "ok" },
+    });
+    if database == Health::Ok && !draining {
+        return Json(json!({ "status": "ready", "parts": parts })).into_response();
+    }
+    let mut response = Error::retry_after(Problem::NotReady, RETRY_AFTER).into_response();
+    response.extensions_mut().insert(Parts(parts));
+    response
+}
