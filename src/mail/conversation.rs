@@ -15,16 +15,16 @@ use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Noop, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
-use lettre::transport::smtp::response::Response;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::mail::connect::connect;
 use crate::mail::message::Mail;
-use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::not_sent::{NotSent, Stage, exactly};
 use crate::mail::oauth::Asker;
-use crate::mail::relay::{Relay, Tls};
+use crate::mail::relay_url::RelayUrl;
 use crate::mail::sign_in::Proof;
+use crate::mail::tls::Tls;
 
 /// How long the answer to QUIT is waited for. No mail waits meanwhile.
 const QUIT_DEADLINE: Duration = Duration::from_secs(1);
@@ -49,44 +49,60 @@ impl Connection {
         )
     }
 
+    /// From MAIL, which is to be answered by `mail_deadline`, to the answer to the dot.
+    pub(super) async fn send(&mut self, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {
+        let smtp = &mut self.smtp;
+        let begun = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
+        begun.map_err(|_| NotSent::just(Stage::Deadline))?.map_err(NotSent::at(Stage::Mail))?;
+        for to in mail.envelope.to() {
+            smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
+        }
+        // lettre takes any 2xx or 3xx for a yes; only these two are.
+        let go_on = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
+        exactly(&go_on, 354, Stage::Data)?;
+        let taken = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
+        exactly(&taken, 250, Stage::Message)
+    }
+
     /// Ends it as RFC 5321 §4.1.1.10 asks.
     pub(super) async fn quit(mut self) {
         let _ = timeout(QUIT_DEADLINE, self.smtp.quit()).await;
     }
-}
 
-impl Relay {
     /// A connection of its own: connected, encrypted, greeted, signed in. An access token that the relay refuses is renewed,
     /// and shown on another connection: some relays close the first.
-    pub(super) async fn connect(
-        &self,
+    /// `preferred` is the address that is tried first.
+    pub(super) async fn open(
+        relay: &RelayUrl,
+        preferred: Option<IpAddr>,
         hello: &ClientId,
         deadline: Instant,
         asker: Asker,
-    ) -> Result<Connection, NotSent> {
-        let proof = timeout_at(deadline, self.sign_in.proof()).await;
+    ) -> Result<Self, NotSent> {
+        let proof = timeout_at(deadline, relay.sign_in.proof()).await;
         let proof = proof.map_err(|_| NotSent::because(Stage::Auth, "no access token in time"))??;
-        let connected = self.connect_with(&proof, hello, deadline).await;
+        let connected = Self::open_with(&proof, relay, preferred, hello, deadline).await;
         let Err(why) = &connected else { return connected };
-        match timeout_at(deadline, self.sign_in.other_proof(&proof, why, asker)).await {
-            Ok(Some(other)) => self.connect_with(&other, hello, deadline).await,
+        match timeout_at(deadline, relay.sign_in.other_proof(&proof, why, asker)).await {
+            Ok(Some(other)) => Self::open_with(&other, relay, preferred, hello, deadline).await,
             Ok(None) | Err(_) => connected,
         }
     }
 
-    async fn connect_with(
-        &self,
+    async fn open_with(
         proof: &Proof<'_>,
+        relay: &RelayUrl,
+        preferred: Option<IpAddr>,
         hello: &ClientId,
         deadline: Instant,
-    ) -> Result<Connection, NotSent> {
-        let host = self.host.trim_matches(['[', ']']);
-        let connected = timeout_at(deadline, connect(host, self.port, self.preferred())).await;
+    ) -> Result<Self, NotSent> {
+        let host = relay.host.trim_matches(['[', ']']);
+        let connected = timeout_at(deadline, connect(host, relay.port, preferred)).await;
         let connected = connected
             .map_err(|_| in_vain(Stage::Connect))?
             .map_err(|why| NotSent::because(Stage::Connect, why))?;
         let (peer, has_spoken) = (connected.address, Arc::<AtomicBool>::default());
-        let stream: Box<dyn AsyncTokioStream> = if let Tls::Implicit(tls) = &self.tls {
+        let stream: Box<dyn AsyncTokioStream> = if let Tls::Implicit(tls) = &relay.tls {
             let encrypted = timeout_at(deadline, tls.handshake(connected.stream)).await;
             let stream = encrypted
                 .map_err(|_| in_vain(Stage::Tls))?
@@ -99,78 +115,13 @@ impl Relay {
         // lettre waits for the greeting before it says EHLO.
         let stage = if has_spoken.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
         let mut smtp = done(stage, greeted)?;
-        if let Tls::StartTls(parameters) = &self.tls {
+        if let Tls::StartTls(parameters) = &relay.tls {
             let encrypted = timeout_at(deadline, smtp.starttls(parameters.clone(), hello)).await;
             done(Stage::Tls, encrypted)?;
         }
         timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| in_vain(Stage::Auth))??;
-        Ok(Connection { smtp, address: peer.ip(), uses: 0 })
+        Ok(Self { smtp, address: peer.ip(), uses: 0 })
     }
-
-    /// Hands a mail over: on a connection that was kept, or on one of its own.
-    pub(super) async fn hand_over(
-        &self,
-        hello: &ClientId,
-        deadline: Instant,
-        mail: &Mail,
-    ) -> Result<(), NotSent> {
-        if let Some(kept) = self.kept() {
-            // A connection that something on the way forgot is silent, and a new one needs time as well.
-            let silent = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
-            let outcome = self.converse(kept, silent, mail).await;
-            if !outcome.as_ref().is_err_and(is_of_the_connection) {
-                return outcome;
-            }
-        }
-        let new = self.connect(hello, deadline, Asker::Mail).await?;
-        self.converse(new, deadline, mail).await
-    }
-
-    /// A connection is in the hands of this function alone: whatever ends it early drops the connection with it.
-    async fn converse(
-        &self,
-        mut connection: Connection,
-        mail_deadline: Instant,
-        mail: &Mail,
-    ) -> Result<(), NotSent> {
-        let outcome = say(&mut connection.smtp, mail_deadline, mail).await;
-        match &outcome {
-            Ok(()) => self.keep(connection),
-            // Refused, and a command is awaited. After a 421 the relay closes it (RFC 5321 §3.8).
-            Err(NotSent { code: Some(code), .. }) if *code >= 400 && *code != 421 => self.leave(connection),
-            Err(_) => drop(connection),
-        }
-        outcome
-    }
-}
-
-/// From MAIL, which is to be answered by `mail_deadline`, to the answer to the dot.
-async fn say(smtp: &mut AsyncSmtpConnection, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {
-    let begun = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
-    begun.map_err(|_| NotSent::just(Stage::Deadline))?.map_err(NotSent::at(Stage::Mail))?;
-    for to in mail.envelope.to() {
-        smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
-    }
-    // lettre takes any 2xx or 3xx for a yes; only these two are.
-    let go_on = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
-    exactly(&go_on, 354, Stage::Data)?;
-    let taken = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
-    exactly(&taken, 250, Stage::Message)
-}
-
-/// Whether a kept connection failed, and not the mail: the relay had closed it, closes it now, or refuses another mail on
-/// it. A mail whose dot was not answered may have been taken, and is tried again as any other.
-fn is_of_the_connection(why: &NotSent) -> bool {
-    match (why.stage, why.code) {
-        (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,
-        (_, code) => code == Some(421),
-    }
-}
-
-/// Refuses every answer but this one.
-pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
-    let answered = response.code().into();
-    if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
 
 /// No parameters, whatever the relay announces: addresses are ASCII, and lettre encodes every body to 7 bits.

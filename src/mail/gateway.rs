@@ -282,6 +282,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::config::MailSettings;
     use crate::locale::Locale;
     use crate::mail::message::{Composer, MailKind};
     use crate::mail::not_sent::Enhanced;
@@ -290,18 +291,20 @@ mod tests {
     #[derive(clap::Parser)]
     struct Settings {
         #[command(flatten)]
-        config: crate::config::Config,
+        mail: MailSettings,
+        #[command(flatten)]
+        relays: RelaySettings,
     }
 
     /// Three relays that are up, and mails to three domains.
     fn gateway_and_mails() -> (Gateway, Vec<Mail>) {
-        let config = Settings::parse_from(["test"]).config;
+        let settings = Settings::parse_from(["test"]);
         let urls: Vec<_> = (1..=3).map(|host| format!("smtps://192.0.2.{host}")).collect();
-        let gateway = Gateway::new(&config.relays, &urls, &OauthSecrets::default()).unwrap();
+        let gateway = Gateway::new(&settings.relays, &urls, &OauthSecrets::default()).unwrap();
         for relay in &gateway.relays {
             relay.record_probe(None);
         }
-        let composer = Composer::new(&config.mail, &Key::random("test")).unwrap();
+        let composer = Composer::new(&settings.mail, &Key::random("test")).unwrap();
         let at = time::OffsetDateTime::UNIX_EPOCH;
         let mail =
             |domain| composer.sample(MailKind::Test, Locale::En, &format!("a@{domain}.example"), at).unwrap();

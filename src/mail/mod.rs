@@ -14,6 +14,7 @@ pub mod not_sent;
 mod oauth;
 mod probe;
 mod relay;
+mod relay_url;
 pub mod report;
 mod sender;
 mod sign_in;

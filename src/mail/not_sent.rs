@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 
 use lettre::transport::smtp::Error as SmtpError;
+use lettre::transport::smtp::response::Response;
 
 /// Where an attempt ended that did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +151,12 @@ impl fmt::Display for NotSent {
         }
         self.why.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
     }
+}
+
+/// Refuses every answer but this one.
+pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
+    let answered = response.code().into();
+    if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
 
 #[cfg(test)]

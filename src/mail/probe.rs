@@ -143,7 +143,7 @@ impl Probe {
                             std::panic::resume_unwind(panic);
                         }
                     },
-                    () = self.relay().sign_in.renewed(), if is_refused(&why) => break,
+                    () = self.relay().url.sign_in.renewed(), if is_refused(&why) => break,
                     () = sleep_until(next) => break,
                 }
             }

@@ -1,33 +1,30 @@
-//! One relay: how to reach it, what it may be asked to bear, and its connections.
+//! One relay: whether it is usable, the load it accepts, and its connections.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::TlsParameters;
-use percent_encoding::percent_decode_str;
+use lettre::transport::smtp::extension::ClientId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use url::Url;
 
-use crate::config::{RelaySettings, is_local};
+use crate::config::RelaySettings;
 use crate::mail::conversation::Connection;
-use crate::mail::not_sent::NotSent;
-use crate::mail::oauth::Tokens;
+use crate::mail::message::Mail;
+use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::{Asker, Tokens};
+use crate::mail::relay_url::RelayUrl;
 use crate::mail::sign_in::SignIn;
-use crate::mail::tls::{Authorities, Implicit, starttls};
+use crate::mail::tls::Authorities;
 
 /// A relay of `SMTP_RELAYS`.
 pub(super) struct Relay {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) tls: Tls,
-    pub(super) sign_in: SignIn,
+    pub(super) url: RelayUrl,
     /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
     /// change what the next `start` answers, and tell.
     up: AtomicBool,
@@ -51,140 +48,97 @@ struct Idle {
     since: Instant,
 }
 
-#[expect(clippy::enum_variant_names, reason = "STARTTLS is called so")]
-pub(super) enum Tls {
-    Plain,
-    StartTls(TlsParameters),
-    Implicit(Implicit),
-}
-
 /// Host and port alone: the rest holds a password.
 impl fmt::Display for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        self.url.fmt(f)
     }
 }
 
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Relay").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
-    }
-}
-
-/// The options of a relay's URL, with what the settings give those it does not name.
-struct Options {
-    plain: bool,
-    xoauth2: bool,
-    connections: u32,
-    per_second: Option<NonZeroU32>,
-}
-
-impl Options {
-    fn parse(url: &Url, settings: &RelaySettings) -> Result<Self, String> {
-        let mut options =
-            Self { plain: false, xoauth2: false, connections: settings.smtp_connections, per_second: None };
-        for (name, value) in url.query_pairs() {
-            match (&*name, &*value) {
-                ("tls", "none") => options.plain = true,
-                ("auth", "xoauth2") => options.xoauth2 = true,
-                ("connections", number) => {
-                    options.connections = number
-                        .parse()
-                        .ok()
-                        .filter(|number| (1..=256).contains(number))
-                        .ok_or("has an entry whose connections= is not between 1 and 256")?;
-                }
-                ("per_second", number) => {
-                    let number = number.parse().map_err(
-                        |_| "has an entry whose per_second= is not a whole number of mails, at least 1",
-                    )?;
-                    options.per_second = Some(number);
-                }
-                _ => {
-                    return Err("has an entry with an option that is none of tls=none, auth=xoauth2, connections=N and per_second=N".into());
-                }
-            }
-        }
-        Ok(options)
+        f.debug_struct("Relay").field("url", &format_args!("{}", self.url)).finish_non_exhaustive()
     }
 }
 
 impl Relay {
-    /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
-    /// for this machine alone. `auth=xoauth2` signs in with a token of `tokens`. `connections=N` and `per_second=N` bound
-    /// what it is asked to bear. User and password are percent-encoded (RFC 3986 §2.1).
+    /// Reads an entry of `SMTP_RELAYS`.
     ///
     /// # Errors
     ///
-    /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
+    /// What is wrong, as [`RelayUrl::parse`] says it.
     pub(super) fn parse(
         text: &str,
         settings: &RelaySettings,
         ca: Option<&Authorities>,
         tokens: Option<&Arc<Tokens>>,
     ) -> Result<Self, String> {
-        if has_stray_percent(text) {
-            return Err("has an entry with a % that begins no escape such as %40: write it as %25".into());
-        }
-        let url = Url::parse(text)
-            .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
-        let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
-        let options = Options::parse(&url, settings)?;
-        let name = host.trim_matches(['[', ']']);
-        let unchecked = || format!("names {host}, which no certificate can be checked for");
-        let (tls, port) = match (url.scheme(), options.plain) {
-            ("smtps", false) => (Tls::Implicit(Implicit::new(name, ca).ok_or_else(unchecked)?), 465),
-            ("smtp", false) => (Tls::StartTls(starttls(name, ca).ok_or_else(unchecked)?), 587),
-            ("smtp", true) if is_local(url.host()) || is_local_name(&host) => (Tls::Plain, 25),
-            ("smtp", true) => {
-                return Err(format!(
-                    "would send codes to {host} in plain text: drop tls=none, or use smtps://"
-                ));
-            }
-            ("smtps", true) => return Err("has an entry with both smtps:// and tls=none".into()),
-            _ => return Err("has an entry that begins with neither smtp:// nor smtps://".into()),
-        };
-        let decoded = |text: &str| {
-            let text = percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
-            text.map_err(|_| "has a user or password that is not UTF-8 when percent-decoded")
-        };
-        let sign_in = match (url.username(), url.password(), options.xoauth2) {
-            ("", None, false) => SignIn::Nothing,
-            (user, Some(password), false) if !user.is_empty() => {
-                SignIn::Password(Credentials::new(decoded(user)?, decoded(password)?))
-            }
-            (user, None, true) if !user.is_empty() => {
-                let tokens =
-                    tokens.ok_or("has an entry with auth=xoauth2, which needs SMTP_OAUTH_TOKEN_URL")?;
-                SignIn::Token { user: decoded(user)?, tokens: Arc::clone(tokens) }
-            }
-            (.., true) => {
-                return Err("has an entry with auth=xoauth2, which needs a user and no password".into());
-            }
-            (.., false) => return Err("has an entry with a user or a password, but not both".into()),
-        };
+        let url = RelayUrl::parse(text, settings, ca, tokens)?;
         Ok(Self {
-            host,
-            port: url.port().unwrap_or(port),
-            tls,
-            sign_in,
             up: AtomicBool::new(false),
             trouble: Mutex::default(),
             preferred: Mutex::default(),
-            slots: Arc::new(Semaphore::new(options.connections as usize)),
+            slots: Arc::new(Semaphore::new(url.connections as usize)),
             // No burst: a relay that counts by the second must never see more in any.
-            pace: options
+            pace: url
                 .per_second
                 .map(|mails| RateLimiter::direct(Quota::per_second(mails).allow_burst(NonZeroU32::MIN))),
             idle: Mutex::default(),
             max_idle: settings.smtp_idle,
             mails_per_connection: settings.smtp_mails_per_connection,
             leaving: TaskTracker::new(),
+            url,
         })
     }
 
+    /// A new connection; see [`Connection::open`].
+    pub(super) async fn connect(
+        &self,
+        hello: &ClientId,
+        deadline: Instant,
+        asker: Asker,
+    ) -> Result<Connection, NotSent> {
+        Connection::open(&self.url, self.preferred(), hello, deadline, asker).await
+    }
+
+    /// Hands a mail over: on a connection that was kept, or on one of its own.
+    pub(super) async fn hand_over(
+        &self,
+        hello: &ClientId,
+        deadline: Instant,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
+        if let Some(kept) = self.kept() {
+            // A connection that something on the way forgot is silent, and a new one needs time as well.
+            let silent = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
+            let outcome = self.converse(kept, silent, mail).await;
+            if !outcome.as_ref().is_err_and(is_of_the_connection) {
+                return outcome;
+            }
+        }
+        let new = self.connect(hello, deadline, Asker::Mail).await?;
+        self.converse(new, deadline, mail).await
+    }
+
+    /// A connection is in the hands of this function alone: whatever ends it early drops the connection with it.
+    async fn converse(
+        &self,
+        mut connection: Connection,
+        mail_deadline: Instant,
+        mail: &Mail,
+    ) -> Result<(), NotSent> {
+        let outcome = connection.send(mail_deadline, mail).await;
+        match &outcome {
+            Ok(()) => self.keep(connection),
+            // Refused, and a command is awaited. After a 421 the relay closes it (RFC 5321 §3.8).
+            Err(NotSent { code: Some(code), .. }) if *code >= 400 && *code != 421 => self.leave(connection),
+            Err(_) => drop(connection),
+        }
+        outcome
+    }
+
     pub(super) fn takes_tokens(&self) -> bool {
-        matches!(self.sign_in, SignIn::Token { .. })
+        matches!(self.url.sign_in, SignIn::Token { .. })
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -280,15 +234,13 @@ impl Relay {
     }
 }
 
-fn is_local_name(host: &str) -> bool {
-    // The url crate leaves the host of a scheme it does not know as text.
-    is_local(url::Host::parse(host).ok())
-}
-
-/// Whether there is a `%` that two hexadecimal digits do not follow.
-fn has_stray_percent(text: &str) -> bool {
-    let is_escape = |after: &str| matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
-    !text.split('%').skip(1).all(is_escape)
+/// Whether a kept connection failed, and not the mail: the relay had closed it, closes it now, or refuses another mail on
+/// it. A mail whose dot was not answered may have been taken, and is tried again as any other.
+fn is_of_the_connection(why: &NotSent) -> bool {
+    match (why.stage, why.code) {
+        (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,
+        (_, code) => code == Some(421),
+    }
 }
 
 #[cfg(test)]
@@ -300,73 +252,13 @@ mod tests {
     #[derive(clap::Parser)]
     struct Settings {
         #[command(flatten)]
-        config: crate::config::Config,
-    }
-
-    #[test]
-    fn relays_are_read_and_plain_text_stays_on_this_machine() {
-        let config = Settings::parse_from(["test"]).config;
-        let parse = |text: &str| Relay::parse(text, &config.relays, None, None);
-        assert!(matches!(
-            parse("smtps://u:p%40@mx.example.com").unwrap(),
-            Relay { port: 465, tls: Tls::Implicit(_), .. }
-        ));
-        assert!(matches!(
-            parse("smtp://mx.example.com:2525").unwrap(),
-            Relay { port: 2525, tls: Tls::StartTls(_), .. }
-        ));
-        for local in
-            ["smtp://127.0.0.1:2525?tls=none", "smtp://[::1]:2525?tls=none", "smtp://localhost?tls=none"]
-        {
-            assert!(matches!(parse(local).unwrap().tls, Tls::Plain), "{local}");
-        }
-        for bad in [
-            "smtp://10.0.0.1?tls=none",
-            "smtp://mx.example.com?tls=none",
-            "smtp://mx.example.com?tls=maybe",
-            "smtps://127.0.0.1?tls=none",
-            "smtps://mx.example.com?connections=0",
-            "smtps://mx.example.com?connections=257",
-            "smtps://mx.example.com?per_second=0",
-            "smtps://mx.example.com?per_second=a",
-            "http://x",
-            "x",
-            "smtp://alice@x.vn",
-            "smtp://alice@x.vn?auth=xoauth2",
-            "smtp://alice:p@x.vn?auth=xoauth2",
-            "smtp://x.vn?auth=xoauth2",
-            "smtp://alice:p@x.vn?auth=plain",
-        ] {
-            let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
-            assert!(!why.contains("alice"), "{why}");
-        }
-    }
-
-    #[test]
-    fn user_and_password_are_percent_encoded() {
-        let config = Settings::parse_from(["test"]).config;
-        let parse = |user: &str| Relay::parse(&format!("smtps://{user}@mx.example.com"), &config, None, None);
-        for (given, user, password) in [
-            ("a%40x.vn:p%40%3A%2F%25%2c%20%3f%23", "a@x.vn", "p@:/%, ?#"),
-            ("a:100%25", "a", "100%"),
-            ("a:p+q", "a", "p+q"),
-            ("a:m%E1%BA%ADt", "a", "mật"),
-        ] {
-            let expected = Credentials::new(user.into(), password.into());
-            let is_read = |sign_in| matches!(sign_in, SignIn::Password(read) if read == expected);
-            assert!(is_read(parse(given).unwrap().sign_in), "{given}");
-        }
-        for stray in ["a:100%", "a:50%off", "a:%4", "a:%%40", "a%:b", "a:%x0"] {
-            let why = parse(stray).unwrap_err();
-            assert!(why.contains("begins no escape") && !why.contains("off"), "{stray}: {why}");
-        }
-        assert!(parse("a:%ff").unwrap_err().contains("not UTF-8"));
+        relays: RelaySettings,
     }
 
     #[test]
     fn a_relay_says_itself_what_it_bears() {
-        let config = Settings::parse_from(["test", "--smtp-connections=5"]).config;
-        let parse = |text: &str| Relay::parse(text, &config.relays, None, None).unwrap();
+        let settings = Settings::parse_from(["test", "--smtp-connections=5"]).relays;
+        let parse = |text: &str| Relay::parse(text, &settings, None, None).unwrap();
         let (usual, own) =
             (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
         assert_eq!((usual.free(), usual.pace.is_some()), (5, false));

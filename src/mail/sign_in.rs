@@ -9,8 +9,7 @@ use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use oauth2::AccessToken;
 
-use crate::mail::conversation::exactly;
-use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::not_sent::{NotSent, Stage, exactly};
 use crate::mail::oauth::{Asker, Tokens};
 
 /// The longest line of a command, with its end (RFC 5321 §4.5.3.1.4). A longer initial response of AUTH is a line of its own

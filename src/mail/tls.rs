@@ -80,3 +80,11 @@ impl Implicit {
         self.connector.connect(self.host.clone(), stream).await
     }
 }
+
+/// How a conversation is encrypted.
+#[expect(clippy::enum_variant_names, reason = "STARTTLS is called so")]
+pub(super) enum Tls {
+    Plain,
+    StartTls(TlsParameters),
+    Implicit(Implicit),
+}
