@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use strum::VariantArray as _;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -29,8 +30,9 @@ use crate::config::{RelaySettings, STORAGE_DEADLINE};
 use crate::database::{Endpoint, KeptConnection, failures, in_time, is_statements_fault};
 use crate::group_commit::{self, Batch, GroupCommit};
 use crate::mail::gateway::Gateway;
-use crate::mail::message::Composer;
-use crate::metrics::{MailOutcome, Metrics};
+use crate::mail::message::{Composer, MailKind};
+use crate::mail::verdict::Verdict;
+use crate::metrics::{GivenUp, MailLabel, MailOutcome, Metrics};
 use crate::outbox::holder::{ClaimPermit, Holder, Keeper};
 use crate::outbox::{self, Claim, ClaimedMail, Delivered, Reach, Round};
 use crate::secret::Keys;
@@ -89,6 +91,7 @@ impl Courier {
         let lease = lease(settings.smtp_deadline);
         let mut rounds = KeptConnection::new(&self.database, CONNECTION_LIFETIME);
         let courier = Arc::new(self);
+        courier.begin_at_zero();
         // Every mail that is under way has its place, so that the queue is never full.
         let (taken, mut arrivals) =
             group_commit::channel(Semaphore::MAX_PERMITS, DELETED_AT_ONCE, Duration::MAX);
@@ -114,8 +117,8 @@ impl Courier {
             match courier.does(round, arrivals.take(), &mut rounds).await {
                 Ok(claim) if look.is_some() => {
                     let lease = Lease { now: round.now, claimed_at, lease, holder: round.holder };
-                    courier.count("no_recipient", "none", claim.no_recipient);
-                    courier.count("expired", "none", claim.expired);
+                    courier.count(MailOutcome::NoRecipient, "none", claim.no_recipient);
+                    courier.count(MailOutcome::Expired, "none", claim.expired);
                     let full = round.senders > 0 && claim.mails.len() == round.senders;
                     mails_wait = full || (round.senders == 0 && !busy.is_empty());
                     // In a small window there may have been nothing but rows that another replica was claiming.
@@ -260,9 +263,19 @@ impl Courier {
         written.is_ok()
     }
 
-    fn count(&self, outcome: &'static str, stage: &'static str, mails: u64) {
+    /// A counter that came with its first event would show that one as no increase, and no alert would see it.
+    fn begin_at_zero(&self) {
+        for kind in MailKind::IN_OUTBOX {
+            for &verdict in Verdict::VARIANTS {
+                let label = GivenUp { kind: kind.into(), verdict: verdict.into() };
+                drop(self.metrics.mails_given_up.get_or_create(&label));
+            }
+        }
+    }
+
+    fn count(&self, outcome: MailOutcome, stage: &'static str, mails: u64) {
         if mails > 0 {
-            self.metrics.mails.get_or_create(&MailOutcome { outcome, stage }).inc_by(mails);
+            self.metrics.mails.get_or_create(&MailLabel { outcome, stage }).inc_by(mails);
         }
     }
 }

@@ -74,10 +74,6 @@ pub struct Refusal {
 }
 
 /// An identity in JSON.
-///
-/// # Errors
-///
-/// [`Refusal`].
 pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
     let identity: Value =
         serde_json::from_str(text).map_err(|_| Refusal { id: None, reason: "it is not JSON" })?;
@@ -148,10 +144,6 @@ impl Columns {
     }
 
     /// A row. An empty field is none.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal`].
     pub fn identity(&self, row: &csv::StringRecord) -> Result<Identity, Refusal> {
         let [email, password_hash, locale, state, id, traits] =
             self.0.map(|column| row.get(column?).map(str::trim).filter(|text| !text.is_empty()));
