@@ -9,6 +9,8 @@
 //! and answered meanwhile (docs/decisions/21).
 
 mod delivery;
+mod pace;
+mod rounds;
 mod wakeup;
 
 use std::sync::Arc;
@@ -17,36 +19,24 @@ use std::time::Duration;
 use sqlx::PgPool;
 use strum::VariantArray as _;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::rounds::{Next, Rounds};
 pub use self::wakeup::Wakeup;
 use crate::clock::Clock;
 use crate::config::{RelaySettings, STORAGE_DEADLINE};
-use crate::database::{Endpoint, KeptConnection, failures, in_time, is_statements_fault};
-use crate::group_commit::{self, Batch, GroupCommit};
+use crate::database::{Endpoint, failures, in_time};
+use crate::group_commit::GroupCommit;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::{Composer, MailKind};
 use crate::mail::verdict::Verdict;
 use crate::metrics::{GivenUp, MailLabel, MailOutcome, Metrics};
-use crate::outbox::holder::{ClaimPermit, Holder, Keeper};
-use crate::outbox::{self, Claim, ClaimedMail, Delivered, Reach, Round};
+use crate::outbox::holder::{Holder, Keeper};
+use crate::outbox::{self, ClaimedMail, Delivered};
 use crate::secret::Keys;
-
-/// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
-/// wait for each other's flush (docs/decisions/2).
-const PACE: Duration = Duration::from_millis(30);
-/// The same while more mails are pending than the relays have free slots: then mails wait for claims. Rounds are at least this
-/// far apart, from the end of one to the next, so that one deletes what several slots have delivered.
-const BUSY_PACE: Duration = Duration::from_millis(2);
-/// Delivered mails that one round deletes at most.
-const DELETED_AT_ONCE: usize = 256;
-/// How long the connection of the rounds lasts: after a switch to another primary none to the former one may.
-const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 
 /// What a lease leaves for writing down the end of a mail: `Courier::finish` stops with the lease.
 const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
@@ -85,141 +75,24 @@ pub struct Courier {
 }
 
 impl Courier {
-    /// Works until `stop`; then sends what this service owed at that time, as far as it can be sent at once, and ends.
-    /// Dropping the future drops the connections of mails under way, and the lock under which they were claimed.
+    /// Works until `stop`; then sends what was pending at that time, as far as it can be sent at once, and ends.
+    /// Dropping the future drops the connections of emails under way, and the lock under which they were claimed.
     pub async fn run(self, settings: &RelaySettings, stop: CancellationToken) {
-        let lease = lease(settings.smtp_deadline);
-        let mut rounds = KeptConnection::new(&self.database, CONNECTION_LIFETIME);
         let courier = Arc::new(self);
         courier.begin_at_zero();
-        // Every mail that is under way has its place, so that the queue is never full.
-        let (taken, mut arrivals) =
-            group_commit::channel(Semaphore::MAX_PERMITS, DELETED_AT_ONCE, Duration::MAX);
         let mut keeping = JoinSet::new();
         keeping.spawn(courier.keeper().run());
-        let freed = Arc::<Notify>::default();
-        let mut busy: JoinSet<()> = JoinSet::new();
-        let mut poll = tokio::time::interval(settings.outbox_poll_interval);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut reach, mut claimed_at) = (Reach::default(), Instant::now());
-        let (mut more, mut mails_wait, mut stopped_at) = (false, false, None);
-        // Whether the next round claims, and if it does, whether it looks everywhere.
-        let mut look = Some(true);
+        let mut rounds = Rounds::new(Arc::clone(&courier), settings);
+        let mut next = Next::Claim { everywhere: true };
         loop {
-            while busy.try_join_next().is_some() {}
-            courier.metrics.courier_rounds.inc();
-            let began = Instant::now();
-            let mut round = Round::just_deletes(courier.clock.now(), &[]);
-            if let Some(everywhere) = look {
-                claimed_at = began;
-                round = courier.claims(everywhere, stopped_at, &reach, lease).unwrap_or(round);
-            }
-            match courier.does(round, arrivals.take(), &mut rounds).await {
-                Ok(claim) if look.is_some() => {
-                    let lease = Lease { now: round.now, claimed_at, lease, holder: round.holder };
-                    courier.count(MailOutcome::NoRecipient, "none", claim.no_recipient);
-                    courier.count(MailOutcome::Expired, "none", claim.expired);
-                    let full = round.senders > 0 && claim.mails.len() == round.senders;
-                    mails_wait = full || (round.senders == 0 && !busy.is_empty());
-                    // In a small window there may have been nothing but rows that another replica was claiming.
-                    let looked_through = claim.finished() == 0 && round.window == outbox::WINDOW;
-                    more = claim.more && !full && !looked_through;
-                    reach.learns(&claim, full);
-                    for mail in claim.mails {
-                        let slot = courier.gateway.slot(mail.attempts);
-                        let span = delivery::span_of(&mail);
-                        let (mail, ways) = (Arc::new(mail), (taken.clone(), Arc::clone(&freed)));
-                        busy.spawn(Arc::clone(&courier).deliver(slot, mail, lease, ways).instrument(span));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    (more, mails_wait) = (false, false);
-                    courier.wakeup.remember(round.from);
-                    failures::note("read the outbox", &error);
-                }
-            }
+            rounds.run(next).await;
             let ended = Instant::now();
-            if stopped_at.is_some() && busy.is_empty() && !more {
+            if rounds.are_over() {
                 let _ = tokio::time::timeout(STORAGE_DEADLINE, courier.pool.close()).await;
                 return;
             }
-            let pause = if mails_wait || (more && round.window < outbox::WINDOW) { BUSY_PACE } else { PACE };
-            let next_look = async {
-                tokio::time::sleep_until(claimed_at + pause).await;
-                more || tokio::select! {
-                    () = stop.cancelled(), if stopped_at.is_none() => {
-                        stopped_at = Some(courier.clock.now());
-                        true
-                    }
-                    () = freed.notified(), if mails_wait => true,
-                    // A mail whose task panicked stays owed: its lease will end.
-                    Some(_) = busy.join_next(), if stopped_at.is_some() => true,
-                    () = courier.wakeup.woken(), if stopped_at.is_none() && !mails_wait => false,
-                    _ = poll.tick() => true,
-                }
-            };
-            look = tokio::select! {
-                // Delivered mails are deleted at once, with the next claim if mails wait for one.
-                _ = arrivals.arrive() => mails_wait.then_some(true),
-                everywhere = next_look => Some(everywhere),
-            };
-            tokio::time::sleep_until(ended + BUSY_PACE).await;
-        }
-    }
-
-    /// What the next round claims. While the clock is not trusted it is nothing, and what was rung for stays so. With no slot
-    /// free, rows that need no mail are still finished.
-    fn claims(
-        &self,
-        everywhere: bool,
-        enqueued_by: Option<OffsetDateTime>,
-        reach: &Reach,
-        lease: Duration,
-    ) -> Option<Round<'static>> {
-        let now = self.clock.trusted_now()?;
-        let woken_from = self.wakeup.take();
-        let claim_permit = self.holder.claim_permit();
-        let senders = if claim_permit == ClaimPermit::NotYet { 0 } else { self.gateway.free() };
-        Some(Round {
-            now,
-            delivered: &[],
-            from: if everywhere { Uuid::nil() } else { woken_from },
-            enqueued_by,
-            senders,
-            window: reach.window(senders),
-            lease,
-            holder: claim_permit.holder(),
-        })
-    }
-
-    /// A round that deletes what was delivered, too.
-    async fn does(
-        &self,
-        round: Round<'_>,
-        delivered: Option<Batch<Delivered, ()>>,
-        rounds: &mut KeptConnection,
-    ) -> Result<Claim, sqlx::Error> {
-        let Some(batch) = delivered else { return run(round, rounds).await };
-        match run(Round { delivered: &batch.requests, ..round }, rounds).await {
-            Ok(claim) => {
-                let size = batch.requests.len();
-                batch.answer(std::iter::repeat_n((), size));
-                Ok(claim)
-            }
-            Err(error) => {
-                failures::note("delete delivered mails", &error);
-                // No row may fail another's: whichever the statement stumbled over is found one by one.
-                let singles = is_statements_fault(&error).then(|| batch.split());
-                for single in singles.into_iter().flatten() {
-                    match run(Round::just_deletes(round.now, &single.requests), rounds).await {
-                        Ok(_) => single.answer([()]),
-                        Err(error) => failures::note("delete delivered mails", &error),
-                    }
-                }
-                // Nor may it hold the claim back. Those who are not answered try again.
-                if round.window > 0 { run(round, rounds).await } else { Ok(Claim::default()) }
-            }
+            next = rounds.next(&stop).await;
+            tokio::time::sleep_until(ended + pace::BUSY).await;
         }
     }
 
@@ -278,16 +151,6 @@ impl Courier {
             self.metrics.mails.get_or_create(&MailLabel { outcome, stage }).inc_by(mails);
         }
     }
-}
-
-async fn run(round: Round<'_>, rounds: &mut KeptConnection) -> Result<Claim, sqlx::Error> {
-    in_time(async {
-        let mut connection = rounds.take().await?;
-        let claim = round.run(&mut connection).await?;
-        rounds.put(connection);
-        Ok(claim)
-    })
-    .await
 }
 
 /// A claim that holds.

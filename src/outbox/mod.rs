@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use self::finish::{backoff, give_up, retry_at};
-pub use self::round::{Claim, Delivered, Reach, Round, WINDOW};
+pub use self::round::{Claim, Delivered, Round, WINDOW};
 use crate::clock::new_id;
 use crate::locale::Locale;
 
