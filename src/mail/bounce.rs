@@ -13,8 +13,7 @@ use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::message::Unbuildable;
-use super::sender;
+use super::{Unbuildable, sender};
 use crate::config::ConfigError;
 use crate::email_address::{EmailAddress, MAX_OCTETS};
 use crate::secret::{Key, Keys};
