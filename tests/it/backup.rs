@@ -1,5 +1,5 @@
-//! The commands of docs/backup-and-restore.md as they stand there, and what a restored database is worth to those who were
-//! signed in, on their way back, or owed a mail.
+//! Runs the commands of docs/operate/backup-and-restore.md as written, and checks what the restored database means for
+//! accounts with a session, a pending recovery or a pending mail.
 
 use sqlx::PgPool;
 
@@ -14,7 +14,7 @@ const PASSWORD: &str = "morning boat on a green river";
 
 /// A section of the document.
 fn section(heading: &str) -> String {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/backup-and-restore.md");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/backup-and-restore.md");
     let page = std::fs::read_to_string(page).unwrap();
     let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading stands there");
     section.split("\n## ").next().unwrap().to_owned()
@@ -30,7 +30,7 @@ fn blocks(heading: &str) -> Vec<String> {
 /// On a machine where only `*_FILE` is set, the database belongs to another role than the service's, and root is no role.
 #[tokio::test]
 async fn from_a_dump_everybody_goes_on_where_they_were() {
-    if !needs::has_root("docs/operations.md") {
+    if !needs::has_root("docs/operate/install.md") {
         return;
     }
     let (relay, machine) = (Relay::start().await, Machine::start().await);

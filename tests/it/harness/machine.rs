@@ -1,5 +1,5 @@
-//! The machine that docs/operations.md makes, as far as its database goes: PostgreSQL as Debian sets it up, and roles, files
-//! and environment by the document's own lines. Only folders and the port differ.
+//! The machine that docs/operate/install.md sets up, as far as the database: PostgreSQL as Debian configures it; roles,
+//! files and environment by the document's own commands. Only folders and the port differ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,9 +82,9 @@ impl Drop for Machine {
     }
 }
 
-/// The shell block of docs/operations.md that follows this heading in bold.
+/// The shell block of docs/operate/install.md that follows this heading in bold.
 fn operations(heading: &str) -> String {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md");
     let page = std::fs::read_to_string(page).unwrap();
     let part = page.split(&format!("\n**{heading}")).nth(1).expect("the heading stands there");
     let block = part.split("```sh\n").nth(1).expect("a block follows");
