@@ -186,9 +186,9 @@ fn documented_workers(home: &Path) -> String {
     let debian = home.join("debian.conf");
     let lines = "worker_processes auto;\nevents {\n\tworker_connections 768;\n\t# multi_accept on;\n}\n";
     fs::write(&debian, lines).unwrap();
-    let operations = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md");
-    let operations = fs::read_to_string(operations).unwrap();
-    let (before, _) = operations.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (before, _) = page.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
     let command = &before[before.rfind("sed -i").expect("it is sed's")..];
     let script = format!("{command} {}", debian.display());
     // Once more changes nothing.
