@@ -16,7 +16,7 @@ const PASSWORD: &str = "morning boat on a green river";
 fn section(heading: &str) -> String {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/backup-and-restore.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading stands there");
+    let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading is there");
     section.split("\n## ").next().unwrap().to_owned()
 }
 
@@ -57,11 +57,11 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     program.signal("-TERM");
     assert!(program.ends().1);
 
-    let [dump] = &blocks("A dump")[..] else { panic!("one block") };
+    let [dump] = &blocks("Take a dump")[..] else { panic!("one block") };
     machine.operator_runs(dump);
     Service::has_trader_at(&pool, "later@example.com", PASSWORD).await;
     pool.close().await;
-    let [restore, rename, revoke] = &blocks("Back from a dump")[..] else { panic!("three blocks") };
+    let [restore, rename, revoke] = &blocks("Restore a dump")[..] else { panic!("three blocks") };
     machine.operator_runs(restore);
     let all = vos_auth::database::MIGRATOR.iter().count();
     let said = machine.operator_runs(rename);
@@ -94,9 +94,9 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
 /// A base backup and the WAL since lead to any moment: to the one before a mistake.
 #[tokio::test]
 async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
-    let section = section("To the minute: base backup and WAL archive");
+    let section = section("Restore to a point in time");
     let settings = section.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
-    let [base, restore] = &blocks("To the minute: base backup and WAL archive")[..] else {
+    let [base, restore] = &blocks("Restore to a point in time")[..] else {
         panic!("two blocks")
     };
     // `/backup` alone differs.
