@@ -96,9 +96,7 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
 async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
     let section = section("Restore to a point in time");
     let settings = section.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
-    let [base, restore] = &blocks("Restore to a point in time")[..] else {
-        panic!("two blocks")
-    };
+    let [base, restore] = &blocks("Restore to a point in time")[..] else { panic!("two blocks") };
     // `/backup` alone differs.
     let mut backup = String::new();
     let mut cluster = Cluster::start_with(|home| {
