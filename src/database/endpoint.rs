@@ -63,10 +63,6 @@ impl Endpoint {
 
     /// Connects, and looks at the addresses meanwhile: if connections have to go elsewhere, so does this one, half a second
     /// after the resolver's answer at the latest.
-    ///
-    /// # Errors
-    ///
-    /// What connecting failed with.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let (endpoint, options) = (self.clone(), self.options());
         // It goes on when the connection is there first: others have to know, too.

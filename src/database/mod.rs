@@ -110,10 +110,6 @@ impl KeptConnection {
 
     /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
     /// (an error, a cancelled statement) drop it, and the next call opens another.
-    ///
-    /// # Errors
-    ///
-    /// What connecting failed with.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
         self.connecting = false;
         let is_old = self.opened.elapsed() >= self.max_lifetime;
@@ -164,6 +160,52 @@ pub async fn within_deadline<T>(
         failures::note(what, &error);
         Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
     })
+}
+
+/// Why a transaction was not committed.
+#[derive(Debug)]
+pub enum Aborted {
+    /// PostgreSQL failed.
+    Database(sqlx::Error),
+    /// What the transaction read forbids what the request asks for.
+    Refused(Error),
+}
+
+impl From<sqlx::Error> for Aborted {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Error> for Aborted {
+    fn from(refusal: Error) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Problem> for Aborted {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem.into())
+    }
+}
+
+/// As [`within_deadline`], for a transaction that may refuse the request.
+///
+/// # Errors
+///
+/// As [`within_deadline`], and the refusal.
+pub async fn transact<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, Aborted>>,
+) -> Result<T, Error> {
+    within_deadline(what, async {
+        match work.await {
+            Ok(done) => Ok(Ok(done)),
+            Err(Aborted::Refused(refusal)) => Ok(Err(refusal)),
+            Err(Aborted::Database(error)) => Err(error),
+        }
+    })
+    .await?
 }
 
 /// The same with PostgreSQL's own error, for tasks that try again. The server gives up on a statement by itself, but only a

@@ -3,7 +3,7 @@
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey};
-use p256::ecdsa::signature::Verifier as _;
+use p256::ecdsa::signature;
 use p256::ecdsa::{Signature, VerifyingKey};
 
 /// ES256 for the jsonwebtoken crate, and nothing else: its own choices of cryptography bring RSA and more along.

@@ -272,7 +272,7 @@ async fn a_resend_while_a_mail_is_unsent_adds_none_and_writes_as_one_for_nobody(
 }
 
 #[sqlx::test]
-async fn an_addresss_budget_is_spent_and_refilled_owned_or_not(pool: PgPool) {
+async fn the_bucket_of_an_address_empties_and_refills_with_or_without_an_account(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("known@example.com").await;
     for email in ["known@example.com", "unknown@example.com"] {
