@@ -6,7 +6,7 @@
 //!
 //! A lease outlives what is done under it: see [`lease`]. What a courier has claimed that is gone is due before: see
 //! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
-//! and answered meanwhile (docs/decisions/21).
+//! and answered meanwhile (docs/decisions/0021).
 
 mod bell;
 mod delivery;
@@ -36,7 +36,7 @@ use crate::outbox::{self, Claim, ClaimedMail, Reach, Round, Taken};
 use crate::secret::Keys;
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
-/// wait for each other's flush (docs/decisions/2).
+/// wait for each other's flush (docs/decisions/0002).
 const PACE: Duration = Duration::from_millis(30);
 /// The same while more mails are pending than the relays have free slots: then mails wait for claims. Rounds are at least this
 /// far apart, from the end of one to the next, so that one deletes what several slots have delivered.

@@ -203,7 +203,7 @@ async fn commit(
 ///
 /// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): apart, they would be three round
 /// trips and three flushes. What does not need the tables is done before it, as each node of a plan costs every batch
-/// (docs/decisions/21): starts are counted and ranked within their budget, and the keys ordered, or two replicas'
+/// (docs/decisions/0021): starts are counted and ranked within their budget, and the keys ordered, or two replicas'
 /// batches would deadlock. The budget's upsert always updates and returns, so that a refusal knows when to come back.
 /// The look-up is LATERAL with a LIMIT, so that it is one by index whatever the planner believes of the table's size.
 /// The mail of a new session can meet no other, and so has an INSERT without ON CONFLICT, which costs every row. A resend
