@@ -7,14 +7,14 @@
 -- Other names for the roles: psql -v serve=NAME -v operator=NAME. The roles have to exist.
 --
 -- A migration that adds a table, a sequence or a column states its rights here; `tests/it/roles.rs` compares them with the
--- schema. Default privileges are not used: a new table is closed until somebody has decided who needs it. A right is taken
+-- schema. Default privileges are not used: a new table is closed until a release grants rights on it. A right is taken
 -- away by the release after the one that stopped using it, as older replicas still serve.
 \set ON_ERROR_STOP on
 \if :{?serve} \else \set serve vos_auth_serve \endif
 \if :{?operator} \else \set operator vos_auth_operator \endif
 BEGIN;
 
--- Nobody else connects unless granted, and nobody but the owner makes tables, temporary ones included.
+-- No other role connects unless granted, and only the owner makes tables, temporary ones included.
 REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC, :"serve", :"operator";
 GRANT CONNECT ON DATABASE :"DBNAME" TO :"serve", :"operator";
 REVOKE CREATE ON SCHEMA public FROM PUBLIC, :"serve", :"operator";

@@ -1,113 +1,114 @@
 //! vos-auth is the authentication host of Vero OMS. Its main job is password recovery by an emailed one-time code:
-//! `POST /api/auth/recovery/start` stores a short-lived session, owes a mail, and sets a cookie.
+//! `POST /api/auth/recovery/start` stores a short-lived session, enqueues an email, and sets a cookie.
 //!
-//! # Where things are
+//! # Module map
 //!
-//! A file's name says what it owns, and a table belongs to one file.
+//! A file's name says what it contains. Each table belongs to one module. `docs/architecture.md` has diagrams.
 //!
 //! | Looking for | Module | Owns |
 //! |---|---|---|
-//! | the routes, all of them | [`http`] | what axum touches, with [`server`] and [`dev`] |
-//! | what passes before a handler: request id, client address, budget, origin | [`http::guard`] | |
+//! | all routes, on one screen | [`http`] | axum, with [`server`] and `cli/dev` |
+//! | checks before a handler: request id, client address, rate limits, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
+//! | health, readiness, metrics endpoints | [`http::health`], [`http::metrics`] | |
+//! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
-//! | connections of clients: how many, how long, who makes room | [`http::listener`], [`http::stream`] | |
-//! | which problem has which status; the error shape | [`http::error`] | the one status map |
-//! | what errors there are, and what they say | [`error`], [`locale`] | |
-//! | recovery: `start` and its one statement, `progress`, `verify`, `reset` | [`recovery`] | `recovery_session` |
-//! | login, refresh, logout, where one is signed in | [`session`] | `session` |
+//! | client connections: limits, timeouts, eviction of idle ones | [`http::listener`], [`http::stream`] | |
+//! | the status of each error; the error body | [`http::error`] | the one status map |
+//! | error codes, and what they say | [`error`], [`locale`] | |
+//! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset` | [`recovery`] | `recovery_session` |
+//! | login, refresh, logout, signed-in devices | [`session`] | `session` |
 //! | a new password while signed in | [`password_change`] | |
-//! | hashing on a bounded pool, the policy, foreign hashes | [`password`] | |
+//! | hashing on a bounded pool, the password policy, imported hashes | [`password`] | |
 //! | JWTs, their keys and JWKS | [`jwt`] | |
-//! | the cookie of a browser that has signed in before, the ticket of an operator | [`known_device`] | |
-//! | many callers, one flush | [`group_commit`] | |
-//! | budgets of addresses, devices and networks | [`throttle`] | `throttle` |
-//! | mails that are owed: claim, lease, retry, give up; which couriers live | [`outbox`], [`outbox::holder`] | `outbox`, and its rounds append to `audit_event` |
-//! | the loop that sends them | [`courier`] | |
-//! | relays, in order of preference; which takes the next mail | [`mail::gateway`] | what lettre touches: all of `mail`, and [`email_address`] |
-//! | one relay: its URL, its connections; whether it is usable; one SMTP conversation | `mail/relay.rs`, `mail/probe.rs`, `mail/conversation.rs` | |
-//! | connecting to a name with several addresses; TLS with relays | `mail/connect.rs`, `mail/tls.rs` | |
-//! | signing in at a relay by XOAUTH2; the access token for it | `mail/sign_in.rs`, `mail/oauth.rs` | what oauth2 touches |
-//! | why a mail was not handed over; whose fault that is | [`mail::not_sent`], [`mail::verdict`] | |
-//! | which relay is asked last, because it refuses mails by policy | `mail/standing.rs` | |
-//! | DKIM signatures of mails | [`mail::dkim`] | what ring touches |
-//! | what a mail says | [`mail::message`], `src/mail/templates/` | |
-//! | who it is from, in ASCII | `mail/sender.rs` | |
-//! | where a bounce goes, and what one says | [`mail::bounce`], [`mail::report`] | |
-//! | accounts; what kinds of hashes they have | [`account`] | `account`, `hash_census` |
-//! | what an operator does to one: disable, another address, erase | [`operator`] | |
-//! | the move from another system, and back | [`import`], [`export`] | |
-//! | Ory Kratos's admin API, for both | [`kratos`] | |
-//! | asking other services over HTTP | [`http_client`] | |
-//! | what happened | [`audit`] | `audit_event` |
-//! | who asks: address, User-Agent, language | [`client`] | |
+//! | the cookie of a known browser, the ticket of an operator | [`known_device`] | |
+//! | group commit: many callers, one flush | [`group_commit`] | |
+//! | rate limits of addresses, devices and networks; where a 429 is decided | [`throttle`] | `throttle` |
+//! | pending emails: claim, lease, retry, give up | [`outbox`] | `outbox`; its rounds append to `audit_event` |
+//! | which couriers live | [`outbox::holder`] | |
+//! | the loop that sends pending emails, its pace, one delivery | [`courier`], `courier/{rounds,pace,delivery}.rs` | |
+//! | relays, in order of preference | [`mail::gateway`] | lettre: all of `mail`, and [`email_address`] |
+//! | one relay: its URL, its connections, its probe, one SMTP conversation | `mail/{relay_url,relay,probe,conversation}.rs` | |
+//! | connecting to a name with several addresses; TLS with relays | `mail/{connect,tls}.rs` | |
+//! | signing in at a relay, XOAUTH2 access tokens | `mail/{sign_in,oauth}.rs` | oauth2 |
+//! | why an email was not accepted; whether recipient or relay is at fault | [`mail::not_sent`], [`mail::verdict`] | |
+//! | relays that refuse emails by policy are tried last | `mail/demotion.rs` | |
+//! | DKIM signatures | [`mail::dkim`] | ring |
+//! | the text of an email | [`mail::message`], `src/mail/templates/` | |
+//! | the sender's address, in ASCII | `mail/sender.rs` | |
+//! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
+//! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
+//! | operator's changes to an account: disable, set address, erase | [`operator`] | |
+//! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
+//! | HTTP requests to other services | [`http_client`] | |
+//! | the audit log | [`audit`] | `audit_event` |
+//! | the client of a request: address, User-Agent, language | [`client`] | |
 //! | tokens, codes, keys | [`secret`] | the one place for secrets |
 //! | the time | [`clock`] | the one place that reads it |
-//! | settings | [`config`] | |
+//! | settings with their defaults, by section | [`config`], `config/*.rs` | |
 //! | connections to PostgreSQL, its health | [`database`] | |
-//! | what `DATABASE_URL` may say; which address of the server is used | `database/options.rs`, `database/endpoint.rs` | |
-//! | what has a thread of its own: commits of starts, the courier | [`thread`] | |
-//! | deleting what is over | [`sweeper`] | |
-//! | counting the kinds of stored hashes, for the decoys, and the addresses that bounce | [`census`] | |
-//! | figures | [`metrics`] | |
-//! | spans, and the way to their receiver | [`traces`] | what opentelemetry touches |
-//! | commands | [`cli`]; `vos-auth dev` in [`dev`] | |
-//! | what commands print | [`terminal`] | what a terminal may be shown |
+//! | `DATABASE_URL`; which address of the server is used | `database/{options,endpoint}.rs` | |
+//! | threads of their own: commits of starts, the courier | [`thread`] | |
+//! | deleting expired rows | [`sweeper`] | |
+//! | counting kinds of stored hashes and bouncing addresses | [`census`] | |
+//! | metrics | [`metrics`] | |
+//! | spans and their export | [`traces`] | opentelemetry |
+//! | commands; `vos-auth dev` | [`cli`], `cli/dev` | |
+//! | output of commands, safe for a terminal | [`terminal`] | |
 //!
-//! Imports point one way, as CI checks: `cli` → {`operator`, `import`, `export`, `dev`} → `server` → {`http`, `sweeper`, `census`} → {`recovery`,
-//! `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
-//! `known_device`, `database`, `group_commit`, `kratos`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`, `error`, `metrics`,
-//! `http_client`, `terminal`, `thread`, `traces`}.
+//! Imports point one way, as CI checks: `cli` → {`operator`, `transfer`} → `server` → {`http`, `sweeper`, `census`} →
+//! {`recovery`, `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`,
+//! `jwt`, `password`, `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`,
+//! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no layer above `account`.
 //!
 //! # The life of one `start`
 //!
-//! 1. [`http::guard::observe`] gives it an id and finds the client's address; [`http::guard::admit`] counts it against
-//!    its network and checks its origin.
+//! 1. [`http::guard::observe`] assigns a request id and finds the client's address; [`http::guard::admit`] draws on the
+//!    network's rate limit and checks the origin.
 //! 2. [`http::extract::StrictJson`] reads the body, [`email_address::EmailAddress`] the address.
-//! 3. [`recovery::Recovery::start`] asks whether a relay is up and hands the start to the [`group_commit`].
-//! 4. One statement commits every start that has arrived: budget, session, owed mail. The [`courier`] is woken.
-//! 5. The answer carries the cookie.
-//! 6. Later, the courier claims the row, looks the account up, derives the code, offers the mail to one relay after the
-//!    other until one takes it, and deletes the row with its next claim.
+//! 3. [`recovery::Recovery::start`] checks that a relay is up and hands the start to the [`group_commit`].
+//! 4. One statement commits every start that has arrived: rate limit, session, pending email. The [`courier`] is woken.
+//! 5. The response carries the cookie.
+//! 6. Later, the courier claims the row, looks the account up, derives the code, offers the email to the relays in turn
+//!    until one accepts it, and deletes the row with its next claim.
 //!
 //! # The life of one `reset-password`
 //!
-//! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first,
-//!    so that without one the answer is 401 whatever the body says, as it is if the client means another recovery.
-//! 2. [`password::Hasher`] gives a place or 503; the policy is checked and the hash made there, outside any transaction.
-//! 3. One transaction: the account's row is locked, the recovery consumed, the other recoveries ended, the password set,
-//!    every session revoked and a new one opened, the owner's mail owed, the event recorded.
-//! 4. The answer carries token and JWT, clears the recovery cookie, and makes the browser known.
+//! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first.
+//!    Without a session, or for another recovery than the client names, the answer is 401 whatever the body says.
+//! 2. [`password::Hasher`] gives a place or 503; there the policy is checked and the hash made, outside any transaction.
+//! 3. One transaction locks the account's row, consumes the recovery, ends other recoveries, sets the password, revokes
+//!    every session, opens a new one, enqueues the owner's notice, and records the event.
+//! 4. The response carries token and JWT, clears the recovery cookie, and makes the browser known.
 //!
 //! # The life of one failed `login`
 //!
-//! 1. [`http::guard::admit_login`] counts it against its network, and [`session::Login::run`] charges the rest of its price: a unit
-//!    for the time of four hashes of ours that the slowest stored one takes.
-//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`], or is refused.
-//! 3. It is counted as a failure; only then `account` is read, and the password is verified: against the account's hash, or
-//!    against the decoy of the address ([`password::Decoys`]).
-//! 4. At `LOGIN_FAILURE_TIME` it is answered 401, and the next login of the address has its turn. A client that goes away changes
-//!    nothing of this from the second step on.
+//! 1. [`http::guard::admit_login`] draws on the network's rate limit, and [`session::Login::run`] charges the rest of the
+//!    price: one unit for each four of our hashes that the slowest stored hash takes.
+//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`] or is refused.
+//! 3. It is counted as a failure. Only then `account` is read, and the password is verified against the account's hash or
+//!    the address's decoy ([`password::Decoys`]).
+//! 4. At `LOGIN_FAILURE_TIME` it is answered 401, and the next login of the address has its turn. From step 2 on, a client
+//!    that disconnects changes none of this.
 //!
-//! # What must stay true
+//! # Invariants
 //!
-//! 1. **Blind start.** Nothing of a `start` before its step 6 reads `account`, not even by a foreign key. A `verify`
-//!    reads it only after a right code, and so does a `progress`, which never reads the outbox.
-//! 2. **Accepted is kept.** A 200 follows the commit of session and mail. A row leaves the outbox when a relay took its
-//!    mail, when its code has too little life left, or when there is nobody to write to: every relay that is up says that there
-//!    is no such mailbox ([`mail::verdict`]), or the account was erased. No mail is sent inside a transaction.
-//! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]), and
-//!    stands in no table, no log and no subject.
-//! 4. **Guesses are bounded per address**, in PostgreSQL, for every replica together ([`throttle::RateLimit`]): an attempt is
-//!    spent before its code is compared, a failed login is counted before its password is verified.
-//! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]); a changed password
+//! 1. **Blind start.** Before its step 6, a `start` never reads `account`, not even by a foreign key. `verify` and
+//!    `progress` read it only after a right code; `progress` never reads the outbox.
+//! 2. **Accepted is kept.** A 200 follows the commit of session and email. A row leaves the outbox when a relay accepted
+//!    its email, when its code has too little life left, or when there is no recipient: every relay that is up says that
+//!    the mailbox does not exist ([`mail::verdict`]), or the account was erased. No email is sent inside a transaction.
+//! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]). No table,
+//!    log or subject contains it.
+//! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together ([`throttle::RateLimit`]): an attempt
+//!    is spent before its code is compared, a failed login is counted before its password is verified.
+//! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]). A changed password
 //!    ends every session and recovery in the same transaction.
-//! 6. **The relay's state is the probe's.** A send changes nothing that `start` can see; it changes the courier's order of
-//!    the relays.
-//! 7. **One error shape.** Whatever the router meets is answered `{error, message, status}`; `start` answers 200, 400,
-//!    429 or 502.
-//! 8. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a
-//!    client or a row.
+//! 6. **Only the probe sets a relay's state.** A send changes nothing that `start` can see; it changes the order in which
+//!    the courier tries relays.
+//! 7. **One error shape.** Every error of the router is `{error, message, status}`; `start` answers 200, 400, 429 or 502.
+//! 8. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a client
+//!    or a row.
 
 pub mod account;
 pub mod app;

@@ -19,7 +19,7 @@ impl Locale {
     /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers among ours; `None` if it names neither.
     ///
     /// Written here, because the crate for it sorts by a float that the client sends, and a `q` of NaN can make that sort
-    /// panic (docs/decisions/3).
+    /// panic (docs/decisions/0003).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;

@@ -37,7 +37,7 @@ impl AppState {
         Ok(site)
     }
 
-    /// By the commands of docs/operations.md.
+    /// By the commands of docs/operate/high-availability.md.
     fn has_certificates(&self) -> Result<(), Failure> {
         runs(Command::new("bash").current_dir(&self.home).env("address", self.balancer_address()).args([
             "-ec",
@@ -57,7 +57,7 @@ impl AppState {
         self.url(&format!("vos_auth:{password}"), &place, "verify-full")
     }
 
-    /// What docs/operations.md has at 127.0.0.1.
+    /// What docs/operate/high-availability.md has at 127.0.0.1.
     fn balancer_address(&self) -> String {
         format!("{}11", self.network)
     }

@@ -17,7 +17,7 @@ const UNFINISHED: usize = 1_700;
 const REQUESTS: usize = 440;
 const A_SECOND: usize = 20;
 
-/// Runs the shipped nginx.conf with the workers of docs/operations.md, and fails if one request of the victim does.
+/// Runs the shipped nginx.conf with the workers of docs/operate/install.md, and fails if one request of the victim does.
 pub async fn measure(replica: &Replica) -> Result<(), Failure> {
     let nginx = Nginx::start([replica.address; 2], &Setup { is_documented: true, ..Setup::default() });
     let plain = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.plain));

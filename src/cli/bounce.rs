@@ -1,4 +1,4 @@
-//! `vos-auth bounce`: what a mail server runs for a message to a signed address (docs/bounces.md).
+//! `vos-auth bounce`: what a mail server runs for a message to a signed address (docs/operate/bounces.md).
 //!
 //! The signed address alone says whom the message is about. A message that is no bounce, is not ours or is too old counts as
 //! handled: if it were refused, its sender would get a bounce from us.

@@ -6,7 +6,7 @@
 //!
 //! A lease outlives what is done under it: see [`lease`]. What a courier has claimed that is gone is due before: see
 //! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
-//! and answered meanwhile (docs/decisions/21).
+//! and answered meanwhile (docs/decisions/0021).
 
 mod delivery;
 mod pace;

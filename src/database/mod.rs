@@ -37,7 +37,7 @@ fn settings() -> [(&'static str, String); 6] {
         ("jit", is("off")),
         // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
         ("idle_in_transaction_session_timeout", is("5s")),
-        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/1).
+        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/0001).
         ("plan_cache_mode", is("force_generic_plan")),
     ]
 }

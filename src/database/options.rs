@@ -44,7 +44,7 @@ pub fn options(url: &str) -> Result<PgConnectOptions, ConfigError> {
 fn read(url: &str) -> Result<PgConnectOptions, String> {
     const SHAPE: &str = "is not written like postgres://USER:PASSWORD@HOST/DATABASE";
     const HOSTS: &str = "names several hosts: name one that leads to the primary, such as a HAProxy on this machine \
-                         (docs/operations.md, High availability)";
+                         (docs/operate/high-availability.md)";
     // sqlx reads a URL of any scheme as PostgreSQL's.
     let Some(("postgres" | "postgresql", rest)) = url.split_once("://") else { return Err(SHAPE.into()) };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -79,7 +79,7 @@ fn refuse_unknown_parameters(url: &Url) -> Result<(), String> {
         if name == "target_session_attrs" {
             return Err(
                 "has the parameter target_session_attrs, which is not supported: a HAProxy on this machine \
-                        leads to the primary (docs/operations.md, High availability)"
+                        leads to the primary (docs/operate/high-availability.md)"
                     .into(),
             );
         }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, ConfigError, MailSettings};
 use crate::locale::Locale;
+use crate::mail::Unbuildable;
 use crate::mail::bounce::ReturnPath;
 use crate::mail::dkim::Signer;
 use crate::mail::headers::{AutoSubmitted, ContentLanguage};
@@ -106,11 +107,6 @@ pub struct Composer {
     zone: TimeZone,
     zone_name: String,
 }
-
-/// A mail could not be built: the address or a setting does not fit a header.
-#[derive(Debug, thiserror::Error)]
-#[error("the mail could not be built")]
-pub struct Unbuildable;
 
 impl Composer {
     /// Reads the `MAIL_*` settings and builds every mail once, so that a setting no mail can be built with stops the

@@ -20,3 +20,8 @@ mod sender;
 mod sign_in;
 mod tls;
 pub mod verdict;
+
+/// A mail could not be built: the address or a setting does not fit a header.
+#[derive(Debug, thiserror::Error)]
+#[error("the mail could not be built")]
+pub struct Unbuildable;

@@ -1,5 +1,5 @@
-//! Whose fault it is that a relay did not take a mail, and so what the courier does next. `docs/verdicts.md` is the table
-//! for operators, and the input of its test.
+//! Whose fault it is that a relay did not take a mail, and so what the courier does next.
+//! `docs/operate/mail-verdicts.md` is the table for operators, and the input of its test.
 
 use strum::{IntoStaticStr, VariantArray};
 
@@ -55,7 +55,7 @@ mod tests {
         NotSent { code: Some(code), enhanced, ..NotSent::just(stage) }
     }
 
-    /// The answers to commands of the mail's own are the rows of `docs/verdicts.md`.
+    /// The answers to commands of the mail's own are the rows of `docs/operate/mail-verdicts.md`.
     #[test]
     fn before_a_relay_has_heard_of_the_mail_nothing_blames_its_addresses() {
         use Stage::{Auth, Compose, Connect, Data, Deadline, Mail, Message, NoRelay, Rate, Rcpt, Tls};

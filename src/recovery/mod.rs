@@ -3,7 +3,7 @@
 //! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password;
 //! [`Recovery::progress`] says which of them is next. A session
 //! goes `code_sent` → `verified` → `consumed`. Each has a number, and an account says up to which one they have ended, as
-//! a new password ends all of them (docs/decisions/7). One that has ended goes on like a live one, and so does one whose
+//! a new password ends all of them (docs/decisions/0007). One that has ended goes on like a live one, and so does one whose
 //! address nobody owns: it counts down, resends and expires alike; only its code never verifies, so nobody can tell.
 
 mod id;
@@ -48,7 +48,7 @@ pub struct Recovery {
 
 impl Recovery {
     /// The flow, and what says that the commits of starts have ended, as they do with its last clone. They have a thread of
-    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/21).
+    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/0021).
     ///
     /// # Panics
     ///

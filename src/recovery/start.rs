@@ -205,7 +205,7 @@ async fn commit(
 ///
 /// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate statements would cost three
 /// round trips and three flushes. What needs no table is done before it, because each node of the plan costs every batch
-/// (docs/decisions/21): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
+/// (docs/decisions/0021): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
 /// replicas would deadlock. The look-up is LATERAL with a LIMIT, so the planner uses the index whatever it believes of
 /// the table's size.
 async fn insert(

@@ -1,5 +1,5 @@
-//! The commands of docs/backup-and-restore.md as they stand there, and what a restored database is worth to those who were
-//! signed in, on their way back, or owed a mail.
+//! Runs the commands of docs/operate/backup-and-restore.md as written, and checks what the restored database means for
+//! accounts with a session, a pending recovery or a pending mail.
 
 use sqlx::PgPool;
 
@@ -14,9 +14,9 @@ const PASSWORD: &str = "morning boat on a green river";
 
 /// A section of the document.
 fn section(heading: &str) -> String {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/backup-and-restore.md");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/backup-and-restore.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading stands there");
+    let section = page.split(&format!("## {heading}\n")).nth(1).expect("the heading is there");
     section.split("\n## ").next().unwrap().to_owned()
 }
 
@@ -30,7 +30,7 @@ fn blocks(heading: &str) -> Vec<String> {
 /// On a machine where only `*_FILE` is set, the database belongs to another role than the service's, and root is no role.
 #[tokio::test]
 async fn from_a_dump_everybody_goes_on_where_they_were() {
-    if !needs::has_root("docs/operations.md") {
+    if !needs::has_root("docs/operate/install.md") {
         return;
     }
     let (relay, machine) = (Relay::start().await, Machine::start().await);
@@ -57,11 +57,11 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     program.signal("-TERM");
     assert!(program.ends().1);
 
-    let [dump] = &blocks("A dump")[..] else { panic!("one block") };
+    let [dump] = &blocks("Take a dump")[..] else { panic!("one block") };
     machine.operator_runs(dump);
     Service::has_trader_at(&pool, "later@example.com", PASSWORD).await;
     pool.close().await;
-    let [restore, rename, revoke] = &blocks("Back from a dump")[..] else { panic!("three blocks") };
+    let [restore, rename, revoke] = &blocks("Restore a dump")[..] else { panic!("three blocks") };
     machine.operator_runs(restore);
     let all = vos_auth::database::MIGRATOR.iter().count();
     let said = machine.operator_runs(rename);
@@ -94,11 +94,9 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
 /// A base backup and the WAL since lead to any moment: to the one before a mistake.
 #[tokio::test]
 async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
-    let section = section("To the minute: base backup and WAL archive");
+    let section = section("Restore to a point in time");
     let settings = section.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
-    let [base, restore] = &blocks("To the minute: base backup and WAL archive")[..] else {
-        panic!("two blocks")
-    };
+    let [base, restore] = &blocks("Restore to a point in time")[..] else { panic!("two blocks") };
     // `/backup` alone differs.
     let mut backup = String::new();
     let mut cluster = Cluster::start_with(|home| {

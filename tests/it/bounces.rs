@@ -112,9 +112,9 @@ fn shown(pool: &PgPool) -> Value {
     serde_json::from_slice(&ended.stdout).unwrap()
 }
 
-/// The shell block of docs/bounces.md, for a folder of the test's, the user `nobody` and the built program.
+/// The shell block of docs/operate/bounces.md, for a folder of the test's, the user `nobody` and the built program.
 fn document(folder: &str, program: &str) -> String {
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/bounces.md")).unwrap();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/bounces.md")).unwrap();
     let block = page.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
     let lines = block.lines().filter(|line| !line.starts_with("useradd "));
     let lines = lines.collect::<Vec<_>>().join("\n");

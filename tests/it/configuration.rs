@@ -1,11 +1,12 @@
-//! `docs/configuration.md` is what `--help` says. `UPDATE_DOCS=1 cargo test --test it -- configuration` writes it anew.
+//! `docs/operate/configuration.md` is generated from `--help`. `UPDATE_DOCS=1 cargo test --test it -- configuration`
+//! writes it again.
 
 use std::fmt::Write as _;
 
 use clap::{Arg, Command, CommandFactory as _};
 use vos_auth::cli::Cli;
 
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/configuration.md");
 
 const HEAD: &str = "\
 # Configuration
@@ -49,7 +50,7 @@ fn the_reference_of_the_settings_is_what_help_says() {
     let differs = written.lines().zip(stands.lines()).find(|(new, old)| new != old);
     assert!(
         written == stands,
-        "docs/configuration.md is stale: UPDATE_DOCS=1 cargo test --test it -- configuration makes it anew. {differs:?}"
+        "docs/operate/configuration.md is stale: UPDATE_DOCS=1 cargo test --test it -- configuration writes it. {differs:?}"
     );
 }
 

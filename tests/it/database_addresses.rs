@@ -164,7 +164,7 @@ async fn verify_full_goes_by_name_and_says_which_addresses_are_silent() {
     program.line_with("every address of PostgreSQL's name answers again");
 }
 
-/// The way around it of docs/operations.md: something on this machine takes the connections at a socket and knows which
+/// The workaround of docs/operate/high-availability.md: a proxy on this machine listens on a socket and knows which
 /// address answers. TLS still checks the name of the URL.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_on_this_machine_keeps_the_check_of_the_name() {

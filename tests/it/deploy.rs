@@ -242,14 +242,14 @@ async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
 
 #[test]
 fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
-    let (rules, runbook) = (read("deploy/prometheus-rules.yml"), read("docs/runbook.md"));
+    let (rules, runbook) = (read("deploy/prometheus-rules.yml"), read("docs/operate/runbook.md"));
     let after = |text: &'static str| move |line: &str| line.trim().strip_prefix(text).map(str::to_owned);
     let alerts: Vec<_> = rules.lines().filter_map(after("- alert: ")).collect();
     let sections: Vec<_> = runbook.lines().filter_map(after("## VosAuth")).collect();
     let sections: Vec<_> = sections.iter().map(|rest| format!("VosAuth{rest}")).collect();
     assert!(alerts.len() > 10);
     assert_eq!(alerts, sections);
-    let links: Vec<_> = rules.lines().filter_map(after("runbook: docs/runbook.md#")).collect();
+    let links: Vec<_> = rules.lines().filter_map(after("runbook: docs/operate/runbook.md#")).collect();
     assert_eq!(links, alerts.iter().map(|alert| alert.to_lowercase()).collect::<Vec<_>>());
 }
 

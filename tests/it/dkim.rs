@@ -13,7 +13,8 @@ use crate::harness::{Service, Setup, needs, now};
 
 /// The keys that the commands of the documentation make: RSA, then Ed25519.
 fn documented_keys(test: &str) -> [PathBuf; 2] {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md")).unwrap();
     let folder = format!("{}/dkim-{test}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
     std::fs::create_dir_all(&folder).unwrap();
     let mut commands = page.lines().filter(|line| line.contains("openssl genpkey"));

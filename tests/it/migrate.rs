@@ -26,7 +26,7 @@ async fn migrate_says_that_it_wants_the_owners_url(pool: PgPool) {
     assert!(!migrated.status.success() && said.contains("the URL of the database's owner"), "{said}");
 }
 
-/// The role may have the settings of the service, as docs/poolers.md gives them.
+/// The role may have the settings of the service, as docs/operate/poolers.md gives them.
 #[sqlx::test(migrations = false)]
 async fn migrate_takes_its_time_whatever_the_timeout_of_its_role(pool: PgPool) {
     let database = pool.connect_options().get_database().unwrap().to_owned();

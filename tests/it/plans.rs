@@ -1,5 +1,5 @@
 //! The plan of every statement in `.sqlx`, as the connections of the service have it made: by index, while every table is
-//! empty (docs/decisions/1). `make versions` asks each major version of PostgreSQL.
+//! empty (docs/decisions/0001). `make versions` asks each major version of PostgreSQL.
 
 use std::fs;
 

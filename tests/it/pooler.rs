@@ -1,4 +1,4 @@
-//! PgBouncer between the program and PostgreSQL, set up as docs/poolers.md says: `deploy/pgbouncer.ini` and its ALTER ROLE
+//! PgBouncer between the program and PostgreSQL, as docs/operate/poolers.md says: `deploy/pgbouncer.ini` and its ALTER ROLE
 //! statements. `make test` uses Debian's version, `make pooler` that of Debian 13.
 
 use serde_json::Value;
@@ -95,7 +95,7 @@ async fn settings_that_a_pooler_drops_are_named_until_the_role_has_them(pool: Pg
 }
 
 /// From 1.21 on PgBouncer knows prepared statements. Before, one connection to PostgreSQL has statements of another
-/// client's, as docs/poolers.md says.
+/// client's, as docs/operate/poolers.md says.
 #[sqlx::test]
 async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_knows_prepared_statements(pool: PgPool) {
     if !pgbouncer::is_installed() {

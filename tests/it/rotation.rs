@@ -138,7 +138,7 @@ async fn the_database_password_rotates_by_a_second_role() {
     let root = PgPool::connect_with(cluster.options()).await.unwrap();
     let run = async |sql: &'static str| sqlx::query(sql).execute(&root).await.unwrap();
     let url = |user: &str, password: &str| cluster.url_for(user, password).replace("/postgres?", "/auth?");
-    // As docs/operations.md has it, but for the owner's name: vos_auth is this cluster's superuser.
+    // As docs/operate/install.md has it, but for the owner's name: vos_auth is this cluster's superuser.
     run("CREATE ROLE owner LOGIN PASSWORD 'first'").await;
     run("CREATE DATABASE auth OWNER owner").await;
     migrates(&url("owner", "first"));

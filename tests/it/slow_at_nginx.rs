@@ -1,4 +1,4 @@
-//! Clients that are slow at nginx: the shipped file and the workers of docs/operations.md leave room for others.
+//! Clients that are slow at nginx: the shipped file and the workers of docs/operate/install.md leave room for others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Service, needs};
 
 /// Slow headers, on the port without TLS, too: 3,000 clients that never finish theirs keep nobody out of the shipped nginx
-/// with the workers of docs/operations.md.
+/// with the workers of docs/operate/install.md.
 #[sqlx::test]
 async fn unfinished_headers_at_nginx_keep_nobody_out(pool: PgPool) {
     if !(is_installed() && needs::has_program("/usr/bin/curl")) {

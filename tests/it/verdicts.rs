@@ -1,4 +1,4 @@
-//! Whose fault an answer of a relay is, and what the courier does then: `docs/verdicts.md`.
+//! Whose fault an answer of a relay is, and what the courier does then: `docs/operate/mail-verdicts.md`.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,8 @@ impl Host {
 
 /// The rows of the page's second table: each `why`, with its verdict.
 fn rows() -> Vec<(String, String)> {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verdicts.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/mail-verdicts.md"))
+        .unwrap();
     let (_, table) = page.split_once("## By code").unwrap();
     let (table, _) = table.split_once("\n## ").unwrap();
     let mut rows = Vec::new();

@@ -1,5 +1,5 @@
-//! The machine that docs/operations.md makes, as far as its database goes: PostgreSQL as Debian sets it up, and roles, files
-//! and environment by the document's own lines. Only folders and the port differ.
+//! The machine that docs/operate/install.md sets up, as far as the database: PostgreSQL as Debian configures it; roles,
+//! files and environment by the document's own commands. Only folders and the port differ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,15 +30,15 @@ impl Machine {
         std::fs::create_dir_all(machine.etc().join("secrets")).unwrap();
         let settings = machine.folder.join("deploy/vos-auth.env.example");
         std::fs::copy(settings, machine.etc().join("vos-auth.env")).unwrap();
-        machine.root_runs(&operations("The database"));
-        machine.root_runs(&format!("host=platform.verolabs.co\n{}", operations("Settings")));
-        machine.operator_runs(&operations("The schema and the rights on it"));
+        machine.root_runs(&install("Create the database"));
+        machine.root_runs(&format!("host=platform.verolabs.co\n{}", install("Write the settings")));
+        machine.operator_runs(&install("Create the schema and grant the rights"));
         machine
     }
 
     /// Runs lines of a document as root in the clone, in a shell that has an operator's settings.
     pub fn operator_runs(&self, lines: &str) -> String {
-        self.root_runs(&format!("{}{lines}", operations("The commands of an operator")))
+        self.root_runs(&format!("{}{lines}", install("Load an operator's settings")))
     }
 
     fn root_runs(&self, lines: &str) -> String {
@@ -82,11 +82,11 @@ impl Drop for Machine {
     }
 }
 
-/// The shell block of docs/operations.md that follows this heading in bold.
-fn operations(heading: &str) -> String {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+/// The first shell block under this heading of docs/operate/install.md.
+fn install(heading: &str) -> String {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let part = page.split(&format!("\n**{heading}")).nth(1).expect("the heading stands there");
+    let part = page.split(&format!("\n## {heading}\n")).nth(1).expect("the heading is there");
     let block = part.split("```sh\n").nth(1).expect("a block follows");
     block.split("```").next().unwrap().to_owned()
 }

@@ -26,7 +26,7 @@ pub struct Setup<'a> {
     pub line: Option<&'a Line>,
     /// Changes of its text; each has to find what it changes. `{plain}` is the port without TLS.
     pub changes: &'a [(&'a str, &'a str)],
-    /// Whether its main context is Debian's after the command of docs/operations.md, or nginx's own defaults.
+    /// Whether its main context is Debian's after the command of docs/operate/install.md, or nginx's own defaults.
     pub is_documented: bool,
 }
 
@@ -181,14 +181,14 @@ http {{
     )
 }
 
-/// What the command of docs/operations.md makes of the lines on workers in Debian's nginx.conf.
+/// What the command of docs/operate/install.md makes of the lines on workers in Debian's nginx.conf.
 fn documented_workers(home: &Path) -> String {
     let debian = home.join("debian.conf");
     let lines = "worker_processes auto;\nevents {\n\tworker_connections 768;\n\t# multi_accept on;\n}\n";
     fs::write(&debian, lines).unwrap();
-    let operations = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
-    let operations = fs::read_to_string(operations).unwrap();
-    let (before, _) = operations.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (before, _) = page.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
     let command = &before[before.rfind("sed -i").expect("it is sed's")..];
     let script = format!("{command} {}", debian.display());
     // Once more changes nothing.

@@ -1,5 +1,5 @@
 //! A PgBouncer of a test's own before the suite's PostgreSQL: `deploy/pgbouncer.ini` with its addresses changed, and
-//! the statements of `docs/poolers.md` run as they stand there, for a role and a database of the tests.
+//! the statements of `docs/operate/poolers.md` run as they stand there, for a role and a database of the tests.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpStream};
@@ -17,7 +17,7 @@ use super::{PATIENCE, needs};
 /// What runs PgBouncer; `make pooler` names that of another Debian.
 const PROGRAM: &str = "PGBOUNCER";
 const INI: &str = include_str!("../../../deploy/pgbouncer.ini");
-const DOCUMENT: &str = include_str!("../../../docs/poolers.md");
+const DOCUMENT: &str = include_str!("../../../docs/operate/poolers.md");
 /// In the place of the document's role.
 const ROLE: &str = "vos_auth_pooled";
 const PASSWORD: &str = "pooled";
@@ -64,7 +64,7 @@ pub async fn has_the_settings_of_the_document(pool: &PgPool) {
     let here = format!("ALTER ROLE {ROLE} IN DATABASE \"{database}\" SET ");
     let statements = DOCUMENT.lines().filter(|line| line.starts_with(DOCUMENTED));
     let statements: Vec<_> = statements.map(|line| line.replace(DOCUMENTED, &here)).collect();
-    assert!(!statements.is_empty(), "docs/poolers.md has the statements");
+    assert!(!statements.is_empty(), "docs/operate/poolers.md has the statements");
     sqlx::raw_sql(AssertSqlSafe(statements.join("\n"))).execute(pool).await.unwrap();
 }
 
