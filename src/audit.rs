@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use strum::IntoStaticStr;
+use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::clock::{first_id_of, new_id};
 
 /// Something that happened.
-#[derive(Clone, Copy, Debug, IntoStaticStr)]
+#[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Event {
     /// An operator created the account.
@@ -216,4 +216,16 @@ pub async fn changed_since(
     )
     .fetch_all(executor)
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A variant that is renamed would part new rows from those that are stored.
+    #[test]
+    fn names_are_as_in_the_snapshot() {
+        let names: Vec<&str> = Event::VARIANTS.iter().map(Into::into).collect();
+        insta::assert_snapshot!("events", names.join("\n"));
+    }
 }

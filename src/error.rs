@@ -147,3 +147,15 @@ impl From<Problem> for Error {
         Self { problem, retry_after: None, field: None, detail: Detail::None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A variant that is renamed would rename a code that clients know.
+    #[test]
+    fn codes_are_as_in_the_snapshot() {
+        let codes: Vec<_> = Problem::VARIANTS.iter().map(|problem| problem.code()).collect();
+        insta::assert_snapshot!("codes", codes.join("\n"));
+    }
+}

@@ -121,7 +121,7 @@ impl Courier {
                 Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
                 Finish::GiveUp(why) => self.is_written(outbox::give_up(&self.pool, owed, why)).await,
             };
-            if written || lease.claimed_at.elapsed() + PAUSE >= lease.lease {
+            if written || lease.claimed_at.elapsed() + PAUSE >= lease.length {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
@@ -158,7 +158,7 @@ impl Courier {
 struct Lease {
     now: OffsetDateTime,
     claimed_at: Instant,
-    lease: Duration,
+    length: Duration,
     holder: Option<i32>,
 }
 
@@ -171,7 +171,7 @@ impl Lease {
 
     /// Until when a conversation may begin, so that it ends with enough of the lease left.
     fn begins_until(&self, smtp_deadline: Duration) -> Instant {
-        self.claimed_at + self.lease.saturating_sub(smtp_deadline + ENDING)
+        self.claimed_at + self.length.saturating_sub(smtp_deadline + ENDING)
     }
 }
 

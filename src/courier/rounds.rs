@@ -87,7 +87,7 @@ impl Rounds {
                 self.courier.count(MailOutcome::NoRecipient, "none", claim.no_recipient);
                 self.courier.count(MailOutcome::Expired, "none", claim.expired);
                 self.pace.learn(Found::from(&claim), round.senders, round.window, !self.busy.is_empty());
-                let lease = Lease { now: round.now, claimed_at, lease: self.lease, holder: round.holder };
+                let lease = Lease { now: round.now, claimed_at, length: self.lease, holder: round.holder };
                 self.send(claim, lease);
             }
             Err(error) => {
