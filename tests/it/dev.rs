@@ -48,8 +48,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let first = tokio::task::spawn_blocking(whole_way.clone());
-    // Paths of dev have no name in the figures.
-    let looks = "vos_auth_http_answers_total{route=\"none\",status=\"200\"}";
+    let looks = "vos_auth_http_answers_total{route=\"/dev/mailbox.json\",status=\"200\"}";
     let metrics = program.line_with("Metrics: ");
     let metrics =
         metrics.split(['/', ' ']).find_map(|part| part.parse().ok()).expect("the address of the figures");
