@@ -37,7 +37,7 @@ async fn reference(RawQuery(query): RawQuery, headers: HeaderMap, cookies: Cooki
 }
 
 fn html(locale: Locale) -> String {
-    let language = locale.as_str();
+    let language: &'static str = locale.into();
     let (other, name) = match locale {
         Locale::Vi => ("en", "English"),
         Locale::En => ("vi", "Tiếng Việt"),
