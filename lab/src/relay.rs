@@ -245,16 +245,11 @@ struct Conversation {
 
 impl Conversation {
     async fn goes_on(mut self, stream: TcpStream) -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
         let mut stream = BufReader::new(stream);
         let relay = self.relay.clone();
-        match relay.mood() {
-            Mood::GreetsLate(after) => tokio::time::sleep(after).await,
-            // Until the client leaves.
-            Mood::GreetsNobody => return stream.read_line(&mut String::new()).await.map(drop),
-            _ => {}
+        if !self.greets(&mut stream).await? {
+            return Ok(());
         }
-        stream.write_all(b"220 test relay\r\n").await?;
         let (mut sender, mut recipients) = (String::new(), Vec::new());
         let mut is_in = relay.state.lock().unwrap().is_good.is_none();
         loop {
@@ -351,6 +346,19 @@ impl Conversation {
             // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
             stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
+    }
+
+    /// Whether it goes on then.
+    async fn greets(&self, stream: &mut BufReader<TcpStream>) -> std::io::Result<bool> {
+        stream.get_ref().set_nodelay(true)?;
+        match self.relay.mood() {
+            Mood::GreetsLate(after) => tokio::time::sleep(after).await,
+            // Until the client leaves.
+            Mood::GreetsNobody => return stream.read_line(&mut String::new()).await.map(|_| false),
+            _ => {}
+        }
+        stream.write_all(b"220 test relay\r\n").await?;
+        Ok(true)
     }
 
     async fn signs_in(&self, stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<bool> {

@@ -9,7 +9,7 @@
 )]
 
 mod boot;
-mod load;
+pub mod load;
 mod machine;
 mod million;
 mod others;

@@ -71,7 +71,9 @@ impl Relay {
         state.messages += 1;
         let held = matches!(mood, Mood::HoldsOneIn(count) if state.messages.is_multiple_of(count));
         if let (true, Some(arrivals)) = (held, &mut state.arrivals) {
-            recipients.iter().for_each(|address| arrivals.holds(address));
+            for address in recipients {
+                arrivals.holds(address);
+            }
         }
         held
     }
