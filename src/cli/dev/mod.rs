@@ -23,7 +23,7 @@ use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
 use crate::cli::dev::mailbox::Mailbox;
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, OauthSecrets, OauthSettings, Secrets};
+use crate::config::{self, Config, OauthSecrets, OauthSettings, Secrets};
 use crate::database::{self, Endpoint};
 use crate::email_address::EmailAddress;
 use crate::http::page;
@@ -54,11 +54,10 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let database_url = config::database_url()?;
-    let mut connection = Endpoint::new(database::options(&database_url)?)
-        .connect()
-        .await
-        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")))?;
-    database::MIGRATOR.run(&mut connection).await?;
+    let options = database::options(&database_url)?;
+    database::migrate(&options, database::MIGRATOR.iter().as_slice(), |line| tracing::info!("{line}"))
+        .await?;
+    let mut connection = Endpoint::new(options).connect().await?;
     seed(&mut connection).await?;
     connection.close().await?;
 
