@@ -31,6 +31,7 @@ use crate::locale::Locale;
 use crate::password::{Cost, Password};
 use crate::secret::Key;
 use crate::server::Server;
+use crate::throttle;
 
 /// The demo accounts: address, language, password.
 const ACCOUNTS: [(&str, Locale, &str); 2] = [
@@ -59,6 +60,9 @@ pub async fn run(
         .await?;
     let mut connection = Endpoint::new(options).connect().await?;
     seed(&mut connection).await?;
+    if limits == Limits::Off {
+        throttle::refill_all(&mut connection).await?;
+    }
     connection.close().await?;
 
     let smtp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
