@@ -1,4 +1,4 @@
-//! What settings may be: times, counts and their bounds.
+//! Parsers and bounds of times and counts.
 
 use std::time::Duration;
 
@@ -18,29 +18,29 @@ pub(super) fn between(text: &str, least: Duration, most: Duration) -> Result<Dur
     Err(format!("it has to be between {} and {}", show(least), show(most)))
 }
 
-/// Reads `LOGIN_FAILURE_TIME`, which `account import` has an eye on, too.
+/// Reads `LOGIN_FAILURE_TIME`, for `serve` and `account import`.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is not a time or out of bounds.
 pub fn login_failure_time(text: &str) -> Result<Duration, String> {
     between(text, 10 * MILLISECOND, 10_000 * MILLISECOND)
 }
 
-/// Reads `AUDIT_RETENTION`, for those who ask what happened.
+/// Reads `AUDIT_RETENTION`, for `serve` and `account export`.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is not a time or out of bounds.
 pub fn audit_retention(text: &str) -> Result<Duration, String> {
     between(text, DAY, 36_500 * DAY)
 }
 
-/// Reads `SESSION_IDLE`, for those who list sessions.
+/// Reads `SESSION_IDLE`, for `serve` and `account sessions`.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is not a time or out of bounds.
 pub fn session_idle(text: &str) -> Result<Duration, String> {
     between(text, MINUTE, 30 * DAY)
 }
@@ -51,7 +51,7 @@ pub fn password_min_chars() -> RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(8..=64)
 }
 
-/// Reads `HASHING_MEMORY_KIB`, which `account import` has an eye on, too: from 1024 to 4194304.
+/// Reads `HASHING_MEMORY_KIB`, for `serve` and `account import`: from 1024 to 4194304.
 #[must_use]
 pub fn hashing_memory_kib() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1024..=4_194_304)

@@ -9,17 +9,17 @@ use super::is_local;
 /// The settings of XOAUTH2 that are no secrets. The secrets are in [`super::OauthSecrets`].
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OauthSettings {
-    /// Where access tokens are requested (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
+    /// The token endpoint (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
     /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or <https://oauth2.googleapis.com/token>
     #[arg(long, env)]
     pub smtp_oauth_token_url: Option<TokenUrl>,
 
-    /// The client that access tokens are issued to: the id that the provider gave this application
+    /// The client id that the provider gave this application
     #[arg(long, env)]
     pub smtp_oauth_client_id: Option<String>,
 
-    /// What an access token is requested for, with spaces between several: <https://outlook.office365.com/.default> at
-    /// Exchange Online. Default: what the provider assumes
+    /// The scopes of the access token, separated by spaces: <https://outlook.office365.com/.default> for Exchange
+    /// Online. Default: chosen by the provider
     #[arg(long, env)]
     pub smtp_oauth_scope: Option<String>,
 }
