@@ -174,7 +174,7 @@ pub async fn admit_login(State(state): State<AppState>, request: Request, next: 
 }
 
 async fn admitted(state: &AppState, limiter: &Limiter, mut request: Request, next: Next) -> Response {
-    // First: a page of another state, open in one browser, must not use up the limit of all that share its network.
+    // First: a page of another site, open in one browser, must not use up the limit of all that share its network.
     if !comes_from_us(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
@@ -248,7 +248,7 @@ fn client_of(request: &Request) -> IpAddr {
     request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
 }
 
-/// `Origin`, if present, decides alone; `Sec-Fetch-AppState` only without it. Neither: not a browser, so no cookie of
+/// `Origin`, if present, decides alone; `Sec-Fetch-Site` only without it. Neither: not a browser, so no cookie of
 /// somebody else's rides along.
 fn comes_from_us(headers: &HeaderMap, clients: &ClientSettings) -> bool {
     let mut origins = headers.get_all(ORIGIN).iter();
@@ -259,8 +259,8 @@ fn comes_from_us(headers: &HeaderMap, clients: &ClientSettings) -> bool {
         }
         (Some(_), Some(_)) => false,
         (None, _) => {
-            let mut sites = headers.get_all("sec-fetch-state").iter();
-            sites.all(|state| matches!(state.as_bytes(), b"same-origin" | b"same-state" | b"none"))
+            let mut sites = headers.get_all("sec-fetch-site").iter();
+            sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"same-site" | b"none"))
         }
     }
 }
