@@ -25,7 +25,7 @@ use crate::http::error::CLIENT_CLOSED_REQUEST;
 use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
 use crate::http::{AppState, cookie, error};
 use crate::locale::Locale;
-use crate::metrics::{Answer, Metrics};
+use crate::metrics::{AnswerLabel, Metrics};
 use crate::throttle::{Limiter, Source};
 use crate::{recovery, session, traces};
 
@@ -113,7 +113,7 @@ impl Record<'_> {
         let duration = self.began.elapsed();
         let (duration_ms, trace_id) = (duration.as_secs_f64() * 1000.0, traces::trace_id(&self.span));
         traces::is_answered(&self.span, status);
-        self.metrics.http_answers.get_or_create(&Answer { route: route.to_owned(), status }).inc();
+        self.metrics.http_answers.get_or_create(&AnswerLabel { route: route.to_owned(), status }).inc();
         self.is_open = false;
         if status == CLIENT_CLOSED_REQUEST {
             tracing::info!(request_id, method, route, status, duration_ms, trace_id, "aborted by the client");
