@@ -1,10 +1,10 @@
-//! What one client connection may take.
+//! Bounds of client connections.
 
 use std::time::Duration;
 
 use super::bounds::{HOUR, MILLISECOND, between};
 
-/// What one client connection may take.
+/// Bounds of client connections.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connections")]
 pub struct ConnectionSettings {

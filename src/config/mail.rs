@@ -37,7 +37,7 @@ pub struct MailSettings {
     #[arg(long, env, default_value = "Asia/Ho_Chi_Minh")]
     pub mail_time_zone: String,
 
-    /// With what mails are signed.
+    /// The key that signs emails.
     #[command(flatten)]
     pub dkim: DkimSettings,
 }

@@ -1,4 +1,4 @@
-//! Every setting: variable, flag, unit, default, reason. The doc comments are the help text of `vos-auth serve --help`.
+//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of `vos-auth serve --help`.
 //!
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
@@ -50,15 +50,15 @@ pub use self::stopping::StoppingSettings;
 pub use self::storage::StorageSettings;
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
-/// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
+/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
-/// An email is not sent if its code would expire sooner than this after arrival.
+/// How long a code must still be valid when its email arrives; otherwise the email is not sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
-/// A resend continues a session that lives at least this long; otherwise `start` begins a new one.
+/// `start` sends the same code again if its session is valid for at least this long; otherwise it begins a new session.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 /// How long a verified recovery session may be used to choose a password.
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
-/// How long a JWT lives. The REST API accepts the JWT of an ended session for at most this long.
+/// How long a JWT is valid. The REST API accepts the JWT of an ended session for at most this long.
 pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a browser counts as known after its last sign-in.
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
@@ -88,7 +88,7 @@ pub struct Config {
     /// Rate limits of networks and addresses.
     #[command(flatten)]
     pub rate_limits: RateLimitSettings,
-    /// Password policy, and what hashing may cost.
+    /// Password policy, and the cost of hashing.
     #[command(flatten)]
     pub passwords: PasswordSettings,
     /// How long sessions last, and when a failed login is answered.
@@ -106,7 +106,7 @@ pub struct Config {
     /// How emails reach the relays.
     #[command(flatten)]
     pub relays: RelaySettings,
-    /// What one client connection may take.
+    /// Bounds of client connections.
     #[command(flatten)]
     pub connections: ConnectionSettings,
     /// How the service stops.

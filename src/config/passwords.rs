@@ -1,8 +1,8 @@
-//! Password policy, and what hashing may cost.
+//! Password policy, and the cost of hashing.
 
 use super::bounds::{hashing_memory_kib, password_min_chars};
 
-/// Password policy, and what hashing may cost.
+/// Password policy, and the cost of hashing.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Passwords")]
 pub struct PasswordSettings {

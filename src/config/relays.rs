@@ -48,7 +48,7 @@ pub struct RelaySettings {
     #[arg(long, env, default_value = "5", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub smtp_probes_while_down: u16,
 
-    /// Where access tokens for relays come from.
+    /// The OAuth 2.0 client that requests access tokens for relays.
     #[command(flatten)]
     pub smtp_oauth: OauthSettings,
 

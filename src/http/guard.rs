@@ -69,7 +69,7 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     let locale = locale_of(request.headers()).unwrap_or(Locale::En);
     let request_id_text = request_id.to_str().unwrap_or_default();
     let traceparent = traceparent(request.headers(), by_proxy);
-    let span = traces::of_request(method, route, request_id_text, traceparent);
+    let span = traces::request_span(method, route, request_id_text, traceparent);
     if !by_proxy && request.headers().contains_key(FORWARDED_FOR) {
         state.untrusted_proxies.is_seen(peer, &state.app);
     }
@@ -112,7 +112,7 @@ impl Record<'_> {
         let Self { request_id, method, route, .. } = *self;
         let duration = self.began.elapsed();
         let (duration_ms, trace_id) = (duration.as_secs_f64() * 1000.0, traces::trace_id(&self.span));
-        traces::is_answered(&self.span, status);
+        traces::record_status(&self.span, status);
         self.metrics.http_answers.get_or_create(&AnswerLabel { route: route.to_owned(), status }).inc();
         self.is_open = false;
         if status == CLIENT_CLOSED_REQUEST {

@@ -62,7 +62,7 @@ async fn page(
         brand: &config.mail.mail_brand,
         support: &config.mail.mail_support,
         sign_in: config.page.sign_in_url.to_string(),
-        hands_over: config.page.sign_in_url.is_of(config.clients.public_origin.as_ref()),
+        hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
         now: in_milliseconds(state.app.clock.now()),
