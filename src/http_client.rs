@@ -76,9 +76,14 @@ impl HttpClient {
         let name = HeaderValue::from_static(concat!("vos-auth/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, name);
         let exchange = async {
-            let (head, body) = self.0.request(request).await.map_err(|error| connection_failed(&error))?.into_parts();
+            let (head, body) =
+                self.0.request(request).await.map_err(|error| connection_failed(&error))?.into_parts();
             let body = Limited::new(body, bounds.octets).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() { RequestError::TooLong } else { connection_failed(&*error) }
+                if error.is::<LengthLimitError>() {
+                    RequestError::TooLong
+                } else {
+                    connection_failed(&*error)
+                }
             })?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };

@@ -15,8 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use strum::VariantArray as _;
 
 pub use self::labels::{
-    AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, KindLabel, ListenerLabel, LoginLabel, LoginOutcome,
-    MailLabel, MailOutcome, RelayLabel, StateLabel,
+    AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, KindLabel, ListenerLabel, LoginLabel,
+    LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
 };
 
 /// The metrics of one running service.
@@ -140,7 +140,8 @@ impl Default for Metrics {
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
         let help = "Answered requests; 499 means aborted by the client";
         registry.register("http_answers", help, metrics.http_answers.clone());
-        let help = "Requests whose X-Forwarded-For was ignored, because TRUSTED_PROXIES does not name the sender";
+        let help =
+            "Requests whose X-Forwarded-For was ignored, because TRUSTED_PROXIES does not name the sender";
         registry.register("untrusted_forwarded", help, metrics.untrusted_forwarded.clone());
         registry.register_with_unit(
             "http_duration",
@@ -183,7 +184,11 @@ impl Default for Metrics {
         );
         let help = "Accounts whose address bounces, as last counted";
         registry.register("bouncing_accounts", help, metrics.bouncing_accounts.clone());
-        registry.register("hashing_running", "Passwords being hashed or verified", metrics.hashing_running.clone());
+        registry.register(
+            "hashing_running",
+            "Passwords being hashed or verified",
+            metrics.hashing_running.clone(),
+        );
         let help = "Requests answered 503 because too many passwords waited to be hashed";
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());
         let help = "1 while the folder of JWT keys cannot be read";
