@@ -1,5 +1,5 @@
-//! Writes a man page for each command, made from its `--help`, into the folder given. Run by `make deb`; a bench target,
-//! because `cargo build` and `cargo test` leave those out.
+//! Writes a man page for each command, generated from its `--help`, into the given folder. `make deb` runs it. It is a bench
+//! target, because `cargo build` and `cargo test` do not build those.
 
 use clap::CommandFactory as _;
 use vos_auth::cli::Cli;
