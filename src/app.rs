@@ -33,7 +33,8 @@ pub struct App {
     pub database: Endpoint,
     /// Connections to PostgreSQL for requests.
     pub pool: PgPool,
-    /// Connections that look up session tokens, so that a flood of unknown tokens does not delay logins.
+    /// Connections that look up session tokens, so that a flood of unknown tokens does not delay
+    /// logins.
     pub token_pool: PgPool,
     /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
@@ -53,7 +54,8 @@ pub struct App {
     pub wakeup: Wakeup,
     /// The rate limit of recoveries for one address.
     pub address_limit: RateLimit,
-    /// The rate limit of failed logins for one address, and of wrong current passwords for one account.
+    /// The rate limit of failed logins for one address, and of wrong current passwords for one
+    /// account.
     pub failure_limit: RateLimit,
     /// The rate limit of browsers that become known for one address.
     pub device_limit: RateLimit,
@@ -67,7 +69,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
 }
 
-/// Whether rate limits are enforced. `DEV_NO_LIMITS=1` turns them off under `dev`, for tools that send many requests.
+/// Whether rate limits are enforced. `DEV_NO_LIMITS=1` turns them off under `dev`, for tools that
+/// send many requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limits {
     /// Rate limits are enforced as configured.
@@ -155,7 +158,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// `StorageUnavailable` while the clocks of this machine and of PostgreSQL are not known to agree.
+    /// `StorageUnavailable` while the clocks of this machine and of PostgreSQL are not known to
+    /// agree.
     pub fn time(&self) -> Result<OffsetDateTime, Error> {
         self.clock
             .trusted_now()

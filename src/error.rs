@@ -1,14 +1,15 @@
 //! The errors of the API, without HTTP.
 //!
-//! A [`Problem`] is a cause with an error code. `locale.rs` has its message to people, `http/error.rs` its HTTP status.
-//! An [`Error`] is a problem with details that help the caller.
+//! A [`Problem`] is a cause with an error code. `locale.rs` has its message to people,
+//! `http/error.rs` its HTTP status. An [`Error`] is a problem with details that help the caller.
 
 use std::time::Duration;
 
 use strum::{IntoStaticStr, VariantArray};
 use zxcvbn::feedback::{Suggestion, Warning};
 
-/// The cause of an error. Each has an error code, which is part of the published API and is never renamed.
+/// The cause of an error. Each has an error code, which is part of the published API and is never
+/// renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Problem {
@@ -56,7 +57,8 @@ pub enum Problem {
     PasswordGuessable,
     /// The given current password is wrong.
     PasswordIncorrect,
-    /// The login failed. The causes are not told apart, so that an answer does not reveal whether an account exists.
+    /// The login failed. The causes are not told apart, so that an answer does not reveal whether
+    /// an account exists.
     CredentialsInvalid,
     /// There is no session: the token is missing or unknown, or its session has ended.
     SessionInvalid,

@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client for the few services that this one calls. Time and size of a response are bounded. There are no
-//! redirects, cookies or proxies.
+//! An HTTP/1.1 client for the few services that this one calls. Time and size of a response are
+//! bounded. There are no redirects, cookies or proxies.
 
 use std::io;
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub enum RequestError {
 }
 
 impl HttpClient {
-    /// A client that uses TLS for every connection, or for none. It does not connect yet. `connect` bounds one attempt to
-    /// connect.
+    /// A client that uses TLS for every connection, or for none. It does not connect yet. `connect`
+    /// bounds one attempt to connect.
     ///
     /// # Errors
     ///

@@ -31,7 +31,8 @@ const KEYS_REREAD_INTERVAL: Duration = Duration::from_mins(1);
 const OUTBOX_COUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often PostgreSQL is checked while it is healthy.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the clock is checked for a jump; also how often PostgreSQL is checked while it is unhealthy.
+/// How often the clock is checked for a jump; also how often PostgreSQL is checked while it is
+/// unhealthy.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A service that is bound to its addresses but does not run yet.
@@ -75,13 +76,14 @@ impl Server {
         &self.app
     }
 
-    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests and emails in progress may
-    /// finish within the stop timeout. What is unfinished by then is dropped; an unsent email stays in the outbox.
+    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests and emails
+    /// in progress may finish within the stop timeout. What is unfinished by then is dropped; an
+    /// unsent email stays in the outbox.
     ///
     /// # Errors
     ///
-    /// [`TaskEnded`] if a task of the service ended by itself, which is a bug. The service then stops at once, so that
-    /// the supervisor of the process restarts it.
+    /// [`TaskEnded`] if a task of the service ended by itself, which is a bug. The service then
+    /// stops at once, so that the supervisor of the process restarts it.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskEnded> {
         self.run_with(Router::new(), stop).await
     }
@@ -96,7 +98,8 @@ impl Server {
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
         let shutdown = CancellationToken::new();
-        // Before the service listens: requests are answered 502 until relays and PostgreSQL were checked.
+        // Before the service listens: requests are answered 502 until relays and PostgreSQL were
+        // checked.
         let (mut probes, health) =
             tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &shutdown), async {
                 // The check finds the address that the pools connect to.
@@ -183,8 +186,9 @@ async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: Cancell
     listener.accept(routes, &app.config.connections, &app.metrics, stop).await;
 }
 
-/// Checks PostgreSQL and compares this machine's clock with its clock, because replicas share timestamps. Checks run more
-/// often while PostgreSQL is unhealthy, so that the service recovers soon.
+/// Checks PostgreSQL and compares this machine's clock with its clock, because replicas share
+/// timestamps. Checks run more often while PostgreSQL is unhealthy, so that the service recovers
+/// soon.
 async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationToken) {
     let mut checked = Instant::now();
     while stop.run_until_cancelled(tokio::time::sleep(CLOCK_CHECK_INTERVAL)).await.is_some() {

@@ -1,12 +1,14 @@
-//! Output of commands for an operator. Parts of it come from clients, files and relays, so control characters are escaped.
+//! Output of commands for an operator. Parts of it come from clients, files and relays, so control
+//! characters are escaped.
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
-/// Escapes as JSON does (`\u001b`) every character that controls a terminal, or reorders or hides a part of a line. JSON has
-/// such characters only inside strings, so an escaped document has the same value.
+/// Escapes as JSON does (`\u001b`) every character that controls a terminal, or reorders or hides a
+/// part of a line. JSON has such characters only inside strings, so an escaped document has the
+/// same value.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -23,8 +25,9 @@ pub fn escaped(text: &str) -> String {
     safe
 }
 
-/// Whether a character is a control (C0, DEL, C1), a line separator or a format character (direction, joiner, tag), by its
-/// general category in Unicode (UAX #44 §5.7.1). An unassigned character may become one of these.
+/// Whether a character is a control (C0, DEL, C1), a line separator or a format character
+/// (direction, joiner, tag), by its general category in Unicode (UAX #44 §5.7.1). An unassigned
+/// character may become one of these.
 fn is_control(letter: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, Unassigned};
     if letter.is_ascii() {

@@ -1,11 +1,13 @@
-//! Traces: how long the parts of a request, a flush and an email took, exported as spans to an OTLP receiver.
+//! Traces: how long the parts of a request, a flush and an email took, exported as spans to an OTLP
+//! receiver.
 //!
-//! Without `OTEL_EXPORTER_OTLP_ENDPOINT` no span is created. A span says what was done and how it ended, never for whom: it
-//! has no address, code, token, cookie, password, client address or requested path. The trace of an email is not linked to
-//! the request that enqueued it. Such a link would show readers of traces which addresses have an account (invariant 1).
+//! Without `OTEL_EXPORTER_OTLP_ENDPOINT` no span is created. A span says what was done and how it
+//! ended, never for whom: it has no address, code, token, cookie, password, client address or
+//! requested path. The trace of an email is not linked to the request that enqueued it. Such a link
+//! would show readers of traces which addresses have an account (invariant 1).
 //!
-//! Requests never wait for the receiver. Spans wait in a bounded queue and are sent by a separate thread; spans that do not
-//! fit are dropped.
+//! Requests never wait for the receiver. Spans wait in a bounded queue and are sent by a separate
+//! thread; spans that do not fit are dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,8 +55,9 @@ impl Traces {
     ///
     /// # Errors
     ///
-    /// A sentence that names `OTEL_EXPORTER_OTLP_ENDPOINT`, if this machine has no root certificates, or if another
-    /// variable of OpenTelemetry requests what this program does not support.
+    /// A sentence that names `OTEL_EXPORTER_OTLP_ENDPOINT`, if this machine has no root
+    /// certificates, or if another variable of OpenTelemetry requests what this program does not
+    /// support.
     pub fn new(settings: &TraceSettings, runtime: Handle) -> Result<Option<Self>, ConfigError> {
         let Some(endpoint) = &settings.otel_exporter_otlp_endpoint else { return Ok(None) };
         let unusable = |why: String| {
@@ -88,7 +91,8 @@ impl Traces {
         Ok(Some(Self(provider)))
     }
 
-    /// A layer that exports the spans of this program alone: no log lines, and no spans of libraries, which may quote secrets.
+    /// A layer that exports the spans of this program alone: no log lines, and no spans of
+    /// libraries, which may quote secrets.
     #[must_use]
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
@@ -114,7 +118,8 @@ impl Traces {
     }
 }
 
-/// The HTTP/1.1 client of the receiver. It logs once when deliveries begin to fail, and once when they succeed again.
+/// The HTTP/1.1 client of the receiver. It logs once when deliveries begin to fail, and once when
+/// they succeed again.
 #[derive(Debug)]
 struct Receiver<C> {
     client: Client<C, Full<Bytes>>,
@@ -170,8 +175,9 @@ where
     }
 }
 
-/// The span of a request, by OpenTelemetry's conventions for HTTP servers. It has nothing that a client wrote: the route
-/// replaces the path. `traceparent` (W3C Trace Context) comes from a trusted proxy; a malformed one is ignored.
+/// The span of a request, by OpenTelemetry's conventions for HTTP servers. It has nothing that a
+/// client wrote: the route replaces the path. `traceparent` (W3C Trace Context) comes from a
+/// trusted proxy; a malformed one is ignored.
 #[must_use]
 pub fn request_span(
     method: &'static str,

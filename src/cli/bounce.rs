@@ -1,7 +1,8 @@
-//! `vos-auth bounce`: run by a mail server for each message to a signed return path (docs/operate/bounces.md).
+//! `vos-auth bounce`: run by a mail server for each message to a signed return path
+//! (docs/operate/bounces.md).
 //!
-//! Only the signed address determines the account. A message that is no bounce, has no signature of ours or is too old is
-//! accepted and ignored: refusing it would send a bounce to its sender.
+//! Only the signed address determines the account. A message that is no bounce, has no signature of
+//! ours or is too old is accepted and ignored: refusing it would send a bounce to its sender.
 
 use std::ffi::OsString;
 use std::io::{Read as _, sink, stdin};
@@ -21,15 +22,16 @@ use crate::terminal;
 
 /// `EX_TEMPFAIL` of sysexits.h: the mail server keeps the message and runs the command again later.
 pub(super) const EX_TEMPFAIL: u8 = 75;
-/// Maximum part of a message that is parsed, in octets. In a bounce, the report precedes the returned email.
+/// Maximum part of a message that is parsed, in octets. In a bounce, the report precedes the
+/// returned email.
 const MAX_OCTETS: u64 = 1024 * 1024;
 /// How long PostgreSQL may take. The mail server that waits would give up after 1000 s.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct Bounce {
-    /// The addresses that the message was delivered to. Default: those in its header (Delivered-To, X-Original-To,
-    /// Envelope-To, To)
+    /// The addresses that the message was delivered to. Default: those in its header (Delivered-To,
+    /// X-Original-To, Envelope-To, To)
     #[arg(long, value_name = "ADDRESS", num_args = 1.., allow_hyphen_values = true)]
     recipient: Vec<OsString>,
 }
@@ -70,7 +72,8 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads all of standard input and returns its beginning. A mail server treats a command that stops reading as failed.
+/// Reads all of standard input and returns its beginning. A mail server treats a command that stops
+/// reading as failed.
 fn read() -> std::io::Result<Vec<u8>> {
     let (mut message, mut input) = (Vec::new(), stdin().lock());
     input.by_ref().take(MAX_OCTETS).read_to_end(&mut message)?;

@@ -15,8 +15,9 @@ use crate::terminal;
 pub(super) enum KeyCommand {
     /// Create the first key in the folder JWT_KEYS. It signs at once
     Generate(KeyFolder),
-    /// Add a key, which is published at once and signs after 20 minutes, and delete keys whose JWTs have all expired. A
-    /// running service reads the change within a minute. Can be run again at any time
+    /// Add a key, which is published at once and signs after 20 minutes, and delete keys whose JWTs
+    /// have all expired. A running service reads the change within a minute. Can be run again at
+    /// any time
     Rotate(KeyFolder),
     /// Read a JWT from standard input, verify it, and print its claims or why it is refused
     Verify {

@@ -40,9 +40,10 @@ type Failure = Box<dyn std::error::Error>;
 
 /// The authentication host of Vero OMS: password recovery by a one-time code.
 ///
-/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL, RECOVERY_SECRETS
-/// and DEVICE_SECRETS (ID:BASE64 of 32 random bytes, the newest first, separated by commas), SMTP_RELAYS (URLs in order of preference:
-/// smtp://USER:PASSWORD@HOST:587 for STARTTLS, smtps://… for TLS from the first byte).
+/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL,
+/// RECOVERY_SECRETS and DEVICE_SECRETS (ID:BASE64 of 32 random bytes, the newest first, separated
+/// by commas), SMTP_RELAYS (URLs in order of preference: smtp://USER:PASSWORD@HOST:587 for
+/// STARTTLS, smtps://… for TLS from the first byte).
 #[derive(Debug, Parser)]
 #[command(name = "vos-auth", version, about, long_about)]
 pub struct Cli {
@@ -61,7 +62,8 @@ enum Command {
         #[command(flatten)]
         traces: TraceSettings,
     },
-    /// Run the service on this machine with demo accounts, secrets and a mailbox. Needs only DATABASE_URL
+    /// Run the service on this machine with demo accounts, secrets and a mailbox. Needs only
+    /// DATABASE_URL
     Dev {
         /// The port of the API on localhost
         #[arg(long, env, default_value = "8080")]
@@ -76,7 +78,8 @@ enum Command {
         #[command(flatten)]
         traces: TraceSettings,
     },
-    /// Migrate the database of DATABASE_URL to the schema of this version. Can be interrupted and run again
+    /// Migrate the database of DATABASE_URL to the schema of this version. Can be interrupted and
+    /// run again
     Migrate,
     /// Manage accounts
     #[command(subcommand)]
@@ -90,8 +93,8 @@ enum Command {
     /// Test the relays, and preview emails
     #[command(subcommand)]
     Mail(mail::MailCommand),
-    /// Read a returned message (bounce) from standard input, as Postfix, procmail and Sieve pass it, and mark the account
-    /// whose address bounces. Needs DATABASE_URL and DEVICE_SECRETS
+    /// Read a returned message (bounce) from standard input, as Postfix, procmail and Sieve pass
+    /// it, and mark the account whose address bounces. Needs DATABASE_URL and DEVICE_SECRETS
     Bounce(bounce::Bounce),
     /// Check that the service at HTTP_ADDR is alive, for the health check of a container
     Healthcheck {
@@ -106,7 +109,8 @@ struct Log {
     /// The format of log lines. Default: pretty on a terminal, json elsewhere
     #[arg(long, env, help_heading = "Log")]
     log_format: Option<LogFormat>,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,vos_auth::courier=debug
+    /// What is logged: error, warn, info, debug, trace, or a filter such as
+    /// info,vos_auth::courier=debug
     #[arg(long, env, default_value = "info", help_heading = "Log")]
     log_level: String,
 }
@@ -117,8 +121,9 @@ enum LogFormat {
     Pretty,
 }
 
-/// Parses the command line and runs the command. A failure prints one sentence to standard error. The exit code is then 1, 2 for
-/// a bad command line, or 75 for a `bounce` that the mail server should run again.
+/// Parses the command line and runs the command. A failure prints one sentence to standard error.
+/// The exit code is then 1, 2 for a bad command line, or 75 for a `bounce` that the mail server
+/// should run again.
 #[must_use]
 pub fn main() -> ExitCode {
     let matches = unset_empty_variables(Cli::command()).try_get_matches();
@@ -139,7 +144,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Treats an empty variable as unset, because compose files and manifests leave a variable out that way.
+/// Treats an empty variable as unset, because compose files and manifests leave a variable out that
+/// way.
 fn unset_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
@@ -150,7 +156,8 @@ fn unset_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(unset_empty_variables)
 }
 
-/// Prints why the command line was refused. A bad setting is one sentence that names its variable, also if a flag set it.
+/// Prints why the command line was refused. A bad setting is one sentence that names its variable,
+/// also if a flag set it.
 fn refuse(error: &clap::Error) -> ExitCode {
     if let (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(argument))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
@@ -196,8 +203,8 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Runs a command on one thread for each core but one. `serve` leaves that core to group commits and the courier
-/// (docs/decisions/0021).
+/// Runs a command on one thread for each core but one. `serve` leaves that core to group commits
+/// and the courier (docs/decisions/0021).
 fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let workers = (cores - 1).max(1);
@@ -277,7 +284,8 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
 }
 
 impl Log {
-    /// Sets up log lines and traces. Lines contain no fields of spans, and without traces no span is created.
+    /// Sets up log lines and traces. Lines contain no fields of spans, and without traces no span
+    /// is created.
     fn install(&self, traces: &TraceSettings) -> Result<Option<Traces>, Failure> {
         let filter = EnvFilter::try_new(&self.log_level)
             .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;

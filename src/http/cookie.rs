@@ -1,7 +1,8 @@
-//! The cookies for a recovery, a known device and a chosen language (RFC 6265bis, with the `__Host-` prefix).
+//! The cookies for a recovery, a known device and a chosen language (RFC 6265bis, with the
+//! `__Host-` prefix).
 //!
-//! They are written by tower-cookies but read from the raw header. tower-cookies decodes `%5F%5FHost-…` and trims Unicode
-//! space in names, so a sibling host could plant a cookie.
+//! They are written by tower-cookies but read from the raw header. tower-cookies decodes
+//! `%5F%5FHost-…` and trims Unicode space in names, so a sibling host could plant a cookie.
 
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ const RECOVERY: &str = "__Host-vos_recovery";
 const DEVICE: &str = "__Host-vos_device";
 const LANGUAGE: &str = "__Host-vos_language";
 
-/// The recovery token of a request. `None` unless the cookie occurs exactly once and its token is well-formed.
+/// The recovery token of a request. `None` unless the cookie occurs exactly once and its token is
+/// well-formed.
 #[must_use]
 pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
@@ -53,12 +55,14 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     std::str::from_utf8(value.trim_ascii_end()).ok()
 }
 
-/// Sets the recovery cookie for `lifetime`, rounded up to seconds: the cookie must not expire before its session.
+/// Sets the recovery cookie for `lifetime`, rounded up to seconds: the cookie must not expire
+/// before its session.
 pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
     set(cookies, RECOVERY, token.expose(), lifetime);
 }
 
-/// Deletes the recovery cookie. It has all attributes, or browsers would not match it with the cookie that was set.
+/// Deletes the recovery cookie. It has all attributes, or browsers would not match it with the
+/// cookie that was set.
 pub fn clear_recovery(cookies: &Cookies) {
     set(cookies, RECOVERY, String::new(), Duration::ZERO);
 }

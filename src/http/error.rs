@@ -1,4 +1,5 @@
-//! The status map and the error body, `{error, message, status}` in JSON (`AuthError` of the contract).
+//! The status map and the error body, `{error, message, status}` in JSON (`AuthError` of the
+//! contract).
 
 use std::time::Duration;
 
@@ -11,10 +12,12 @@ use serde::Serialize;
 use crate::error::{Detail, Error, Problem};
 use crate::locale::{self, Locale};
 
-/// The challenge that a 401 must have (RFC 9110 §11.6.1). A custom scheme, because browsers open a dialog for `Basic`.
+/// The challenge that a 401 must have (RFC 9110 §11.6.1). A custom scheme, because browsers open a
+/// dialog for `Basic`.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-auth\"");
 
-/// The status that is logged and counted if the client closed the connection before the answer. It is never sent.
+/// The status that is logged and counted if the client closed the connection before the answer. It
+/// is never sent.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The status of each problem. The contract has no 403 and 410.
@@ -78,7 +81,8 @@ struct AuthError {
 #[derive(Clone, Debug)]
 pub struct Parts(pub serde_json::Value);
 
-/// A handler returns an error without a body. [`render`] writes the body in the language of the request.
+/// A handler returns an error without a body. [`render`] writes the body in the language of the
+/// request.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = status(self.problem).into_response();

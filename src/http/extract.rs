@@ -52,8 +52,8 @@ impl<S: Sync> FromRequestParts<S> for Client {
     }
 }
 
-/// The session token of a request: from `X-Session-Token`, as the contract has it, or else a Bearer token (RFC 6750). `None`
-/// unless its header occurs once and the token is well-formed.
+/// The session token of a request: from `X-Session-Token`, as the contract has it, or else a Bearer
+/// token (RFC 6750). `None` unless its header occurs once and the token is well-formed.
 #[derive(Clone, Debug)]
 pub struct SessionToken(pub Option<Token>);
 
@@ -72,8 +72,8 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
     }
 }
 
-/// The recovery ticket of a request, from `X-Recovery-Ticket`. An operator issues it (`vos-auth account recover`) to a user
-/// whose rate limits an attacker has exhausted.
+/// The recovery ticket of a request, from `X-Recovery-Ticket`. An operator issues it (`vos-auth
+/// account recover`) to a user whose rate limits an attacker has exhausted.
 #[must_use]
 pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
     KnownDevice::read(
@@ -87,8 +87,8 @@ pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
 /// The header with the public id of a recovery, in requests and answers.
 pub const RECOVERY_ID: HeaderName = HeaderName::from_static("x-recovery-id");
 
-/// The recovery of a request: its cookie, and the id that the client expects in `X-Recovery-Id`. A repeated header matches no
-/// recovery.
+/// The recovery of a request: its cookie, and the id that the client expects in `X-Recovery-Id`. A
+/// repeated header matches no recovery.
 #[must_use]
 pub fn presented(headers: &HeaderMap) -> Presented {
     let id = || single_header(headers, RECOVERY_ID.as_str()).unwrap_or_default().to_owned();
@@ -102,8 +102,8 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     values.next().is_none().then_some(value)
 }
 
-/// A body that is a JSON object of strings, parsed into `T`. Unknown, missing, duplicate and mistyped members are refused.
-/// `T` derives `Deserialize` with `deny_unknown_fields`.
+/// A body that is a JSON object of strings, parsed into `T`. Unknown, missing, duplicate and
+/// mistyped members are refused. `T` derives `Deserialize` with `deny_unknown_fields`.
 #[derive(Debug)]
 pub struct StrictJson<T>(pub T);
 
@@ -111,7 +111,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Error> {
-        // Other types are refused, because a page of any origin can send a form or text/plain without a CORS preflight.
+        // Other types are refused, because a page of any origin can send a form or text/plain
+        // without a CORS preflight.
         let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
         if !essence.trim().eq_ignore_ascii_case("application/json") {
@@ -124,7 +125,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     }
 }
 
-/// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of an octet would take half a megabyte.
+/// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of an octet would
+/// take half a megabyte.
 async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
     let (mut body, mut read) = (Limited::new(body, MAX_BODY), Vec::new());
     while let Some(frame) = body.frame().await {
@@ -165,7 +167,8 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// The members of an object in order, duplicates included: the maps of serde_json keep only the last duplicate.
+/// The members of an object in order, duplicates included: the maps of serde_json keep only the
+/// last duplicate.
 struct Object(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Object {

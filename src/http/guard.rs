@@ -1,4 +1,5 @@
-//! Middleware: request id, client address, headers of every answer, log and metrics; rate limits of networks; origin check.
+//! Middleware: request id, client address, headers of every answer, log and metrics; rate limits of
+//! networks; origin check.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -48,8 +49,8 @@ const DEFAULT_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
 ];
 
-/// Assigns the request id, determines the client's address, writes error bodies and the default headers, and logs and counts
-/// the answer.
+/// Assigns the request id, determines the client's address, writes error bodies and the default
+/// headers, and logs and counts the answer.
 pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let peer = request
@@ -87,15 +88,15 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     drop(record);
     response.headers_mut().insert(REQUEST_ID, request_id);
     if state.draining.load(Ordering::Relaxed) {
-        // The connection is closed after the drain. A proxy must not send another POST on it, because it could not tell
-        // whether the POST was read.
+        // The connection is closed after the drain. A proxy must not send another POST on it,
+        // because it could not tell whether the POST was read.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// Logs and counts one request. hyper drops the handler of a request whose client closes the connection: that counts as an
-/// answer 499.
+/// Logs and counts one request. hyper drops the handler of a request whose client closes the
+/// connection: that counts as an answer 499.
 struct RequestRecord<'a> {
     request_id: &'a str,
     method: &'static str,
@@ -161,19 +162,22 @@ impl UntrustedProxies {
     }
 }
 
-/// Admits a POST that costs an email or a hash, before its body is parsed. It checks the origin, then draws on the rate limit
-/// of the network. A known browser or a ticket draws on the limit of its account in that network instead.
+/// Admits a POST that costs an email or a hash, before its body is parsed. It checks the origin,
+/// then draws on the rate limit of the network. A known browser or a ticket draws on the limit of
+/// its account in that network instead.
 pub async fn admit(State(state): State<AppState>, request: Request, next: Next) -> Response {
     admit_by(&state, &state.app.source_limits.requests, request, next).await
 }
 
-/// Admits a login: as [`admit`], with the limit for logins. The login draws the rest of its price itself.
+/// Admits a login: as [`admit`], with the limit for logins. The login draws the rest of its price
+/// itself.
 pub async fn admit_login(State(state): State<AppState>, request: Request, next: Next) -> Response {
     admit_by(&state, &state.app.source_limits.logins, request, next).await
 }
 
 async fn admit_by(state: &AppState, limiter: &Limiter, mut request: Request, next: Next) -> Response {
-    // First, so that a foreign page open in one browser does not exhaust the limit of everyone in its network.
+    // First, so that a foreign page open in one browser does not exhaust the limit of everyone in
+    // its network.
     if !has_allowed_origin(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
@@ -185,8 +189,8 @@ async fn admit_by(state: &AppState, limiter: &Limiter, mut request: Request, nex
     next.run(request).await
 }
 
-/// Admits a step of a recovery: as [`admit`], but a valid recovery cookie has its own limit. Otherwise another client of the
-/// same network could block the recovery.
+/// Admits a step of a recovery: as [`admit`], but a valid recovery cookie has its own limit.
+/// Otherwise another client of the same network could block the recovery.
 pub async fn admit_recovery(State(state): State<AppState>, request: Request, next: Next) -> Response {
     // First, so that a foreign page exhausts neither the network's limit nor the cookie's.
     if !has_allowed_origin(request.headers(), &state.app.config.clients) {
@@ -205,8 +209,9 @@ pub async fn admit_recovery(State(state): State<AppState>, request: Request, nex
     next.run(request).await
 }
 
-/// Admits the look-up of a session token. A token that this service issued is free, unless it was refused repeatedly. Any other
-/// token draws on the bucket of its network, and is refunded if it is valid.
+/// Admits the look-up of a session token. A token that this service issued is free, unless it was
+/// refused repeatedly. Any other token draws on the bucket of its network, and is refunded if it is
+/// valid.
 pub async fn admit_token(
     State(state): State<AppState>,
     SessionToken(token): SessionToken,
@@ -247,8 +252,8 @@ fn client_of(request: &Request) -> IpAddr {
     request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
 }
 
-/// Checks `Origin`, or `Sec-Fetch-Site` if there is no `Origin`. A request with neither is not sent by a browser, so it cannot
-/// carry the cookie of another user.
+/// Checks `Origin`, or `Sec-Fetch-Site` if there is no `Origin`. A request with neither is not sent
+/// by a browser, so it cannot carry the cookie of another user.
 fn has_allowed_origin(headers: &HeaderMap, clients: &ClientSettings) -> bool {
     let mut origins = headers.get_all(ORIGIN).iter();
     match (origins.next(), origins.next()) {
@@ -268,8 +273,8 @@ fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&ip))
 }
 
-/// The client's address. X-Forwarded-For is read from its end for as long as each hop is trusted; a malformed hop ends the
-/// search. A function of its own, so that it can be fuzzed.
+/// The client's address. X-Forwarded-For is read from its end for as long as each hop is trusted; a
+/// malformed hop ends the search. A function of its own, so that it can be fuzzed.
 #[must_use]
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer;
@@ -297,7 +302,8 @@ fn request_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
     (matches!(id.len(), 8..=64) && id.as_bytes().iter().all(plain)).then(|| id.clone())
 }
 
-/// The `traceparent` of a trusted proxy. Other clients must not choose what is traced. A repeated header is ignored.
+/// The `traceparent` of a trusted proxy. Other clients must not choose what is traced. A repeated
+/// header is ignored.
 fn traceparent(headers: &HeaderMap, trusted: bool) -> Option<&str> {
     let mut lines = headers.get_all(TRACEPARENT).iter().filter(|_| trusted);
     match (lines.next(), lines.next()) {

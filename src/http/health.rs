@@ -16,13 +16,14 @@ use crate::http::error::Parts;
 /// How long a client should wait before it asks a replica again that is not ready.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// `GET /healthz`: the process is alive. It checks nothing else, so that an outage of the database restarts no replica.
+/// `GET /healthz`: the process is alive. It checks nothing else, so that an outage of the database
+/// restarts no replica.
 pub async fn healthz() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// `GET /readyz`: whether this replica should receive requests, and which part is not ready. Relays are reported but do not
-/// count: without a relay only `start` fails, with 502.
+/// `GET /readyz`: whether this replica should receive requests, and which part is not ready. Relays
+/// are reported but do not count: without a relay only `start` fails, with 502.
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let database = state.app.health.check().await;
     let draining = state.draining.load(Ordering::Relaxed);

@@ -23,10 +23,12 @@ use crate::config::{ConfigError, ConnectionSettings};
 use crate::http::guard::Peer;
 use crate::metrics::{ListenerLabel, Metrics};
 
-/// The kernel's buffer of a connection in each direction, in octets (Linux doubles it). By default the buffer grows to
-/// megabytes for a client that does not read. No request or usual answer needs more than this.
+/// The kernel's buffer of a connection in each direction, in octets (Linux doubles it). By default
+/// the buffer grows to megabytes for a client that does not read. No request or usual answer needs
+/// more than this.
 const SOCKET_BUFFER: u32 = 64 * 1024;
-/// Connections that the kernel may queue until they are accepted. Linux uses somaxconn if that is less.
+/// Connections that the kernel may queue until they are accepted. Linux uses somaxconn if that is
+/// less.
 const BACKLOG: u32 = 4096;
 /// How long a new connection is safe from eviction, so that it can send a request.
 const MIN_STAY: Duration = Duration::from_secs(1);
@@ -72,8 +74,9 @@ impl Listener {
 
     /// Accepts connections until `stop`, then waits for their requests to finish.
     ///
-    /// When all slots are in use, a new connection evicts older ones: idle ones are closed at once, others after their
-    /// answer. So idle clients keep no client out, and no client loses an answer.
+    /// When all slots are in use, a new connection evicts older ones: idle ones are closed at once,
+    /// others after their answer. So idle clients keep no client out, and no client loses an
+    /// answer.
     pub async fn accept(
         self,
         routes: Router,
@@ -86,14 +89,16 @@ impl Listener {
         let open = metrics.connections.get_or_create_owned(&label);
         let crowded = metrics.connections_crowded.get_or_create_owned(&label);
         let slots = Arc::new(Semaphore::new(connections as usize));
-        // Connections that were accepted before this time are evicted; all of them once the sender is dropped.
+        // Connections that were accepted before this time are evicted; all of them once the sender
+        // is dropped.
         let (evict, evicted_before) = watch::channel(Instant::now());
         let mut queued = 0;
         while let Some(accepted) = next(&socket, &stop, &mut queued).await {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Usually the process has no file descriptor left: wait until connections close.
+                    // Usually the process has no file descriptor left: wait until connections
+                    // close.
                     tracing::warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -122,8 +127,8 @@ impl Listener {
     }
 }
 
-/// The next connection. After `stop`, only those in the kernel's queue: to their clients they are open already, and closing
-/// the socket would reset them.
+/// The next connection. After `stop`, only those in the kernel's queue: to their clients they are
+/// open already, and closing the socket would reset them.
 async fn next(
     socket: &TcpListener,
     stop: &CancellationToken,
@@ -150,7 +155,8 @@ async fn acquire_slot(slots: &Arc<Semaphore>, evict: &watch::Sender<Instant>) ->
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Without it, a restart could not bind while connections of the previous process are in TIME_WAIT.
+    // Without it, a restart could not bind while connections of the previous process are in
+    // TIME_WAIT.
     socket.set_reuseaddr(true)?;
     // Accepted connections inherit both sizes.
     socket.set_send_buffer_size(SOCKET_BUFFER)?;
@@ -159,8 +165,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The number of client connections: `wanted`, or fewer if the process has too few file descriptors. Raises the soft limit of
-/// descriptors to the hard one.
+/// The number of client connections: `wanted`, or fewer if the process has too few file
+/// descriptors. Raises the soft limit of descriptors to the hard one.
 pub fn affordable_connections(wanted: u32) -> u32 {
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
     let affordable = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(MIN_CONNECTIONS);
@@ -185,7 +191,8 @@ fn http(config: &ConnectionSettings) -> http1::Builder {
     http
 }
 
-/// The slot of an open connection. Dropping it frees the slot and updates the metric, also after a panic.
+/// The slot of an open connection. Dropping it frees the slot and updates the metric, also after a
+/// panic.
 struct ConnectionSlot {
     open: Gauge,
     _permit: OwnedSemaphorePermit,
@@ -227,7 +234,8 @@ async fn serve(
         });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
-        // The connection is polled first, so that a request that has arrived is seen before an eviction.
+        // The connection is polled first, so that a request that has arrived is seen before an
+        // eviction.
         biased;
         // An error only means that the client disconnected.
         _ = connection.as_mut() => return,
@@ -237,7 +245,8 @@ async fn serve(
     if tokio::time::timeout_at(accepted_at + MIN_STAY, connection.as_mut()).await.is_ok() {
         return;
     }
-    // Without a request the connection is idle, or a slow client reads an answer: it is closed at once.
+    // Without a request the connection is idle, or a slow client reads an answer: it is closed at
+    // once.
     if has_request.load(Ordering::Relaxed) {
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;

@@ -46,8 +46,9 @@ pub struct AppState {
 
 /// The public API.
 ///
-/// Every request passes the layers of [`with_layers`] first: [`guard::observe`] (request id, client address, log, metrics, error
-/// body, default headers), CORS, and the cookie jar. Then, before its body is parsed:
+/// Every request passes the layers of [`with_layers`] first: [`guard::observe`] (request id, client
+/// address, log, metrics, error body, default headers), CORS, and the cookie jar. Then, before its
+/// body is parsed:
 ///
 /// | Request | Check | Layer |
 /// |---|---|---|
@@ -84,8 +85,8 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Adds the layers that every request passes, the outermost first. They are one tuple, because axum clones and boxes each layer
-/// for every request.
+/// Adds the layers that every request passes, the outermost first. They are one tuple, because axum
+/// clones and boxes each layer for every request.
 pub fn with_layers(routes: Router, state: &AppState) -> Router {
     routes.layer((
         from_fn_with_state(state.clone(), guard::observe),

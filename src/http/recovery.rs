@@ -90,12 +90,13 @@ pub async fn progress(
     Ok(Json(RecoveryResponse { recovery: progress.into() }))
 }
 
-/// `POST /api/auth/recovery/start`: enqueues an email with a code and sets the recovery cookie, for any address. The email is
-/// sent only if an active account has the address.
+/// `POST /api/auth/recovery/start`: enqueues an email with a code and sets the recovery cookie, for
+/// any address. The email is sent only if an active account has the address.
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 429 if a rate limit is exhausted, 502 if no relay is up or PostgreSQL is unavailable.
+/// 400 for a bad request, 429 if a rate limit is exhausted, 502 if no relay is up or PostgreSQL is
+/// unavailable.
 pub async fn start(
     State(state): State<AppState>,
     client: Client,
@@ -115,13 +116,13 @@ pub async fn start(
     Ok((id_header(started.id), Json(Status { status: "code_sent" })))
 }
 
-/// `POST /api/auth/recovery/verify`: checks the emailed code and rotates the recovery cookie. The session is checked first:
-/// without an active one the answer is 401 whatever the body is.
+/// `POST /api/auth/recovery/verify`: checks the emailed code and rotates the recovery cookie. The
+/// session is checked first: without an active one the answer is 401 whatever the body is.
 ///
 /// # Errors
 ///
-/// 401 without a session that waits for its code, or if `X-Recovery-Id` names another one; 400 for a wrong code or a bad request;
-/// 429, 502.
+/// 401 without a session that waits for its code, or if `X-Recovery-Id` names another one; 400 for
+/// a wrong code or a bad request; 429, 502.
 pub async fn verify(
     State(state): State<AppState>,
     client: Client,
@@ -137,13 +138,13 @@ pub async fn verify(
     Ok((id_header(verified.id), Json(Status { status: "verified" })))
 }
 
-/// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the recovery cookie. The session is
-/// checked first, as in [`verify`].
+/// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the
+/// recovery cookie. The session is checked first, as in [`verify`].
 ///
 /// # Errors
 ///
-/// 401 without a verified session, or if `X-Recovery-Id` names another one; 400 for a refused password or a bad request; 429,
-/// 502; 503 if too many passwords wait to be hashed.
+/// 401 without a verified session, or if `X-Recovery-Id` names another one; 400 for a refused
+/// password or a bad request; 429, 502; 503 if too many passwords wait to be hashed.
 pub async fn reset_password(
     State(state): State<AppState>,
     client: Client,

@@ -1,4 +1,5 @@
-//! Handlers of `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout` and `/api/auth/password`.
+//! Handlers of `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout` and
+//! `/api/auth/password`.
 
 use std::sync::Arc;
 
@@ -152,7 +153,8 @@ impl From<Account> for Identity {
 ///
 /// # Errors
 ///
-/// 400 for a bad request; 401 for wrong credentials, whatever the cause; 429, 502; 503 if too many passwords wait to be hashed.
+/// 400 for a bad request; 401 for wrong credentials, whatever the cause; 429, 502; 503 if too many
+/// passwords wait to be hashed.
 pub async fn login(
     State(state): State<AppState>,
     Extension(source): Extension<Source>,
@@ -170,7 +172,8 @@ pub async fn login(
     Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }
 
-/// `GET /api/auth/session`: the session of the token, with a new JWT. Restarts the idle timeout of the session.
+/// `GET /api/auth/session`: the session of the token, with a new JWT. Restarts the idle timeout of
+/// the session.
 ///
 /// # Errors
 ///
@@ -249,8 +252,9 @@ pub async fn end_others(
     Ok(Json(Status { status: "signed_out" }))
 }
 
-/// `POST /api/auth/password`: replaces the password, given the current one. Ends every session and opens a new one. The session
-/// is checked first: without one the answer is 401 whatever the body is.
+/// `POST /api/auth/password`: replaces the password, given the current one. Ends every session and
+/// opens a new one. The session is checked first: without one the answer is 401 whatever the body
+/// is.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! A client's socket. It times out if the client does not read, and lingers on close so that the client can read the answer.
+//! A client's socket. It times out if the client does not read, and lingers on close so that the
+//! client can read the answer.
 
 use std::io;
 use std::pin::Pin;
@@ -18,17 +19,19 @@ const LINGER_READ: usize = 4096;
 
 /// A socket with a write timeout and a lingering close.
 ///
-/// Each write must be accepted completely within the timeout, so a client gains nothing by reading an octet at a time.
+/// Each write must be accepted completely within the timeout, so a client gains nothing by reading
+/// an octet at a time.
 ///
-/// Closing a socket with unread input resets the connection, and the client may lose the answer. After an early refusal
-/// there is such input, and a proxy takes the reset for a failed replica. Therefore the write side is shut down first. Then
-/// input is discarded until the client closes, for at most 5 s and 256 KiB.
+/// Closing a socket with unread input resets the connection, and the client may lose the answer.
+/// After an early refusal there is such input, and a proxy takes the reset for a failed replica.
+/// Therefore the write side is shut down first. Then input is discarded until the client closes,
+/// for at most 5 s and 256 KiB.
 #[derive(Debug)]
 pub struct ClientStream {
     stream: TcpStream,
     timeout: Duration,
-    /// The timeout of a write that the client has not accepted completely. `None` between writes, so idle connections have no
-    /// timer.
+    /// The timeout of a write that the client has not accepted completely. `None` between writes,
+    /// so idle connections have no timer.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Set once the write side is shut down.
     lingering: Option<Lingering>,

@@ -15,7 +15,8 @@ use crate::locale::Locale;
 const OPENAPI_VI: &str = include_str!("../../openapi/openapi.oms.vi.json");
 const OPENAPI_EN: &str = include_str!("../../openapi/openapi.oms.en.json");
 
-/// `GET /openapi.json?lang=vi|en`: the OpenAPI description. Without `lang` it is in the language that the request prefers.
+/// `GET /openapi.json?lang=vi|en`: the OpenAPI description. Without `lang` it is in the language
+/// that the request prefers.
 ///
 /// # Errors
 ///

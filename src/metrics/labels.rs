@@ -44,8 +44,9 @@ pub enum MailOutcome {
 pub struct MailLabel {
     /// The outcome.
     pub outcome: MailOutcome,
-    /// The stage at which the SMTP conversation failed ([`crate::mail::not_sent::Stage`]); `compose` if the email could not
-    /// be built; `none` if a relay accepted it or no conversation was needed.
+    /// The stage at which the SMTP conversation failed ([`crate::mail::not_sent::Stage`]);
+    /// `compose` if the email could not be built; `none` if a relay accepted it or no conversation
+    /// was needed.
     pub stage: &'static str,
 }
 
@@ -103,7 +104,8 @@ pub enum LoginOutcome {
     Aborted,
 }
 
-// prometheus-client derives the variants' names in CamelCase, and every other label is in snake case.
+// prometheus-client derives the variants' names in CamelCase, and every other label is in snake
+// case.
 macro_rules! encode_as_snake_case {
     ($($outcome:ty),+) => {$(
         impl EncodeLabelValue for $outcome {

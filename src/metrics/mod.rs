@@ -1,5 +1,5 @@
-//! Metrics for operators. Names and units follow the conventions of Prometheus. Label sets are small and fixed, and no label
-//! contains anything that a client sent.
+//! Metrics for operators. Names and units follow the conventions of Prometheus. Label sets are
+//! small and fixed, and no label contains anything that a client sent.
 
 mod labels;
 
@@ -25,7 +25,8 @@ pub struct Metrics {
     registry: Registry,
     /// Open client connections.
     pub connections: Family<ListenerLabel, Gauge>,
-    /// How often all connection slots were in use when a client connected, so that idle connections were closed.
+    /// How often all connection slots were in use when a client connected, so that idle connections
+    /// were closed.
     pub connections_crowded: Family<ListenerLabel, Counter>,
     /// Answered requests, and requests that their clients aborted (499).
     pub http_answers: Family<AnswerLabel, Counter>,
@@ -41,7 +42,8 @@ pub struct Metrics {
     pub mails_given_up: Family<GivenUpLabel, Counter>,
     /// Rounds of the courier. A courier that makes no round for a minute hangs.
     pub courier_rounds: Counter,
-    /// 1 while the courier does not hold its liveness lock. If it died then, its emails would wait for their lease.
+    /// 1 while the courier does not hold its liveness lock. If it died then, its emails would wait
+    /// for their lease.
     pub courier_lock_lost: Gauge,
     /// Pending emails of all replicas together, without those that were given up.
     pub outbox_pending: Family<KindLabel, Gauge>,
@@ -55,7 +57,8 @@ pub struct Metrics {
     pub codes: Family<CodeLabel, Counter>,
     /// Logins by outcome.
     pub logins: Family<LoginLabel, Counter>,
-    /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may reveal why they failed.
+    /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may reveal why
+    /// they failed.
     pub late_login_failures: Counter,
     /// Logins that wait for another login of the same address.
     pub logins_waiting: Gauge,
@@ -71,11 +74,13 @@ pub struct Metrics {
     pub hashing_running: Gauge,
     /// Requests that were answered 503 because too many passwords waited to be hashed.
     pub hashing_refused: Counter,
-    /// 1 while the folder of JWT keys cannot be read, and the keys that were read before are in use.
+    /// 1 while the folder of JWT keys cannot be read, and the keys that were read before are in
+    /// use.
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
-    /// 1 while the access token for relays cannot be renewed, and the previous one is used until it expires.
+    /// 1 while the access token for relays cannot be renewed, and the previous one is used until it
+    /// expires.
     pub relay_token_failing: Gauge,
     /// 1 while the courier tries a relay last, because it refuses emails by policy.
     pub relay_last: Family<RelayLabel, Gauge>,
@@ -216,8 +221,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Exports the counters of events at 0. A counter that appears with its first event shows no increase, so no alert would
-    /// fire.
+    /// Exports the counters of events at 0. A counter that appears with its first event shows no
+    /// increase, so no alert would fire.
     fn export_zeros(&self) {
         for outcome in [MailOutcome::Sent, MailOutcome::Expired, MailOutcome::NoRecipient] {
             drop(self.mails.get_or_create(&MailLabel { outcome, stage: "none" }));

@@ -128,7 +128,10 @@ async fn mail_test_says_which_relay_took_it_and_which_did_not() {
     });
     let (said, why, well) = test.await.unwrap();
     let lines: Vec<_> = said.lines().collect();
-    assert!(lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("accepted the email"), "{said}");
+    assert!(
+        lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("accepted the email"),
+        "{said}"
+    );
     assert!(lines[1].contains("did not accept it: rcpt 550 5.7.1"), "{said}");
     assert!(lines[2].contains("did not accept it: connect (") && lines[2].contains("refused"), "{said}");
     assert!(!well && why.contains("2 of 3 relays"), "{why}");

@@ -26,9 +26,9 @@ pub(in crate::cli) struct ExportArguments {
     /// The file, readable only by its owner. Default: standard output
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Write changes back to a running Kratos instead: the base URL of its admin API, such as http://127.0.0.1:4434. Of each
-    /// account whose password, email or state was changed here since TIME, only these are written. Can be interrupted and
-    /// run again
+    /// Write changes back to a running Kratos instead: the base URL of its admin API, such as
+    /// http://127.0.0.1:4434. Of each account whose password, email or state was changed here since
+    /// TIME, only these are written. Can be interrupted and run again
     #[arg(long, value_name = "URL", requires = "since", conflicts_with = "out")]
     to_kratos: Option<AdminUrl>,
     /// The time of the first import, such as 2026-11-29T12:00:00Z
@@ -37,14 +37,15 @@ pub(in crate::cli) struct ExportArguments {
     /// Read everything, print what would be done, and write nothing to Kratos
     #[arg(long, requires = "to_kratos")]
     dry_run: bool,
-    /// The file that lists, with id and reason, identities that failed or that were changed in Kratos later than here
+    /// The file that lists, with id and reason, identities that failed or that were changed in
+    /// Kratos later than here
     #[arg(long, value_name = "PATH", requires = "to_kratos", default_value = "kratos.failed.ndjson")]
     failed: PathBuf,
     /// The path of the email in an identity
     #[arg(long, env = "IMPORT_EMAIL_PATH", value_name = "IMPORT_EMAIL_PATH", default_value = "traits.email")]
     email_path: JsonPath,
-    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only for this machine and private
-    /// addresses
+    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only
+    /// for this machine and private addresses
     #[arg(long, requires = "to_kratos")]
     plain_http: bool,
     /// The setting of `serve`: older changes are no longer recorded

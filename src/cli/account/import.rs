@@ -17,29 +17,30 @@ use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArguments {
-    /// The file: a JSON array of identities, one identity a line, or a CSV file with the column email and optionally
-    /// password_hash, locale, state, id, traits
+    /// The file: a JSON array of identities, one identity a line, or a CSV file with the column
+    /// email and optionally password_hash, locale, state, id, traits
     #[arg(required_unless_present = "from_kratos")]
     file: Option<PathBuf>,
-    /// Import from a running Kratos instead: the base URL of its admin API, such as http://127.0.0.1:4434
+    /// Import from a running Kratos instead: the base URL of its admin API, such as
+    /// http://127.0.0.1:4434
     #[arg(long, value_name = "URL", conflicts_with = "file")]
     from_kratos: Option<AdminUrl>,
     /// Identities per request to Kratos
     #[arg(long, value_name = "COUNT", requires = "from_kratos", default_value = "500", value_parser = clap::value_parser!(u16).range(1..=1000))]
     page_size: u16,
-    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only for this machine and private
-    /// addresses
+    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only
+    /// for this machine and private addresses
     #[arg(long, requires = "from_kratos")]
     plain_http: bool,
-    /// The file that lists refused records, with id, reason and line number. Default: FILE.refused.ndjson, or
-    /// kratos.refused.ndjson
+    /// The file that lists refused records, with id, reason and line number. Default:
+    /// FILE.refused.ndjson, or kratos.refused.ndjson
     #[arg(long, value_name = "PATH")]
     refused: Option<PathBuf>,
     /// Read everything, print what would be done, and write nothing to the database
     #[arg(long)]
     dry_run: bool,
-    /// The path of the email in an identity: member names or array indexes, separated by dots. For files of `account
-    /// export`: recovery_addresses.0.value
+    /// The path of the email in an identity: member names or array indexes, separated by dots. For
+    /// files of `account export`: recovery_addresses.0.value
     #[arg(long, env = "IMPORT_EMAIL_PATH", value_name = "IMPORT_EMAIL_PATH", default_value = "traits.email")]
     email_path: JsonPath,
     /// The path of the language in an identity; vi and en are imported

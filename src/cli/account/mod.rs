@@ -44,11 +44,12 @@ pub(super) enum AccountCommand {
         #[arg(long, env, default_value = "15", value_parser = config::password_min_chars())]
         password_min_chars: u16,
     },
-    /// Import the accounts of another system: from a running Ory Kratos, a file of its identities, or a CSV file. Can be
-    /// interrupted and run again; an account that has been used here since its import is never changed
+    /// Import the accounts of another system: from a running Ory Kratos, a file of its identities,
+    /// or a CSV file. Can be interrupted and run again; an account that has been used here since
+    /// its import is never changed
     Import(import::ImportArguments),
-    /// Export all accounts in the format of Ory Kratos, one JSON object a line, with password hashes; or write changes back
-    /// to a running Kratos
+    /// Export all accounts in the format of Ory Kratos, one JSON object a line, with password
+    /// hashes; or write changes back to a running Kratos
     Export(export::ExportArguments),
     /// Show an account
     Show {
@@ -64,7 +65,8 @@ pub(super) enum AccountCommand {
     Disable(AccountArgument),
     /// Make a disabled account active again
     Enable(AccountArgument),
-    /// Change the address of an account. Its pending recoveries end, its sessions continue, and no email is sent
+    /// Change the address of an account. Its pending recoveries end, its sessions continue, and no
+    /// email is sent
     SetEmail {
         #[command(flatten)]
         account: AccountArgument,
@@ -80,18 +82,19 @@ pub(super) enum AccountCommand {
     },
     /// End every session of an account. Its JWTs stay valid for at most 10 minutes
     Revoke(AccountArgument),
-    /// End every session of every account, after the database was restored from a backup and before `serve` is started
+    /// End every session of every account, after the database was restored from a backup and before
+    /// `serve` is started
     RevokeAll,
     /// Delete an account and all data of its owner permanently. Audit events keep only its id
     Erase(AccountArgument),
-    /// Reset the rate limits of an address after an attacker has exhausted them: recoveries, failed logins, new browsers. At
-    /// most 3 times in 24 hours
+    /// Reset the rate limits of an address after an attacker has exhausted them: recoveries, failed
+    /// logins, new browsers. At most 3 times in 24 hours
     Unblock {
         /// Any address, whether an account has it or not
         email: String,
     },
-    /// Print a ticket, with which its holder can start one recovery although the rate limit of the address is exhausted.
-    /// Needs DEVICE_SECRETS
+    /// Print a ticket, with which its holder can start one recovery although the rate limit of the
+    /// address is exhausted. Needs DEVICE_SECRETS
     Recover {
         /// The address of an active account
         email: String,

@@ -1,4 +1,5 @@
-//! Progress of long commands on standard error: a line each second on a terminal, every ten seconds in a log.
+//! Progress of long commands on standard error: a line each second on a terminal, every ten seconds
+//! in a log.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! `vos-auth account show` and `sessions`: print the stored data of an account, without its password hash.
+//! `vos-auth account show` and `sessions`: print the stored data of an account, without its
+//! password hash.
 
 use std::time::Duration;
 

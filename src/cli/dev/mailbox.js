@@ -1,5 +1,6 @@
-// Shows /dev/mailbox.json and reloads it every second. No script of an email runs: its text is set as text, and its HTML is
-// in a sandboxed frame. The page is also the sign-in page of `dev`: it reads the session token that /recovery stores.
+// Shows /dev/mailbox.json and reloads it every second. No script of an email runs: its text is set
+// as text, and its HTML is in a sandboxed frame. The page is also the sign-in page of `dev`: it
+// reads the session token that /recovery stores.
 const $ = (selector, root = document) => root.querySelector(selector);
 const list = $('#mails');
 const state = $('#state');

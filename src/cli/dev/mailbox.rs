@@ -1,5 +1,5 @@
-//! The mailbox of `dev`: an SMTP server (RFC 5321) on this machine, so that a developer sees the real emails. It accepts every
-//! email, keeps the newest in memory, and delivers none.
+//! The mailbox of `dev`: an SMTP server (RFC 5321) on this machine, so that a developer sees the
+//! real emails. It accepts every email, keeps the newest in memory, and delivers none.
 
 use std::collections::VecDeque;
 use std::io;
@@ -120,7 +120,8 @@ async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Strin
     Ok((!line.is_empty()).then(|| String::from_utf8_lossy(&line).trim_end().to_owned()))
 }
 
-/// Reads the email after DATA up to the line with a single dot, and removes dot-stuffing (RFC 5321 §4.5.2).
+/// Reads the email after DATA up to the line with a single dot, and removes dot-stuffing (RFC 5321
+/// §4.5.2).
 async fn read_mail(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> {
     let mut raw = Vec::new();
     loop {

@@ -1,5 +1,5 @@
-//! `/recovery`: the recovery page for users, until the OMS has its own, and a reference for that page. It uses only the public
-//! API. The settings that it needs are in its HTML.
+//! `/recovery`: the recovery page for users, until the OMS has its own, and a reference for that
+//! page. It uses only the public API. The settings that it needs are in its HTML.
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
@@ -23,8 +23,8 @@ use crate::http::extract::locale_of;
 use crate::http::{AppState, cookie};
 use crate::locale::Locale;
 
-/// Allows only the page's own files and the API. The browser itself submits no form, or its fields would be in a URL. Scripts
-/// cannot turn text into markup.
+/// Allows only the page's own files and the API. The browser itself submits no form, or its fields
+/// would be in a URL. Scripts cannot turn text into markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -35,7 +35,8 @@ const FILES: [(&str, &str, &str); 3] = [
     ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
 ];
 
-/// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until they change.
+/// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until
+/// they change.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
     digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
@@ -46,8 +47,8 @@ pub fn routes() -> Router<AppState> {
     Router::new().route("/recovery", get(page)).route("/recovery/{file}", get(file))
 }
 
-/// `GET /recovery`, in the language that the user chose in this browser, else in the browser's language, else in Vietnamese.
-/// `?lang=` chooses a language.
+/// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
+/// language, else in Vietnamese. `?lang=` chooses a language.
 async fn page(
     State(state): State<AppState>,
     RawQuery(query): RawQuery,
@@ -82,8 +83,8 @@ async fn page(
     (head, html).into_response()
 }
 
-/// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached, because a roll-out is in
-/// progress.
+/// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
+/// because a roll-out is in progress.
 async fn file(
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
@@ -99,8 +100,8 @@ async fn file(
     Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, cache)], content).into_response())
 }
 
-/// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at `path`. `None` for any other
-/// query.
+/// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at
+/// `path`. `None` for any other query.
 #[must_use]
 pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
     let chosen = query?.strip_prefix("lang=")?.parse().ok()?;
@@ -114,7 +115,8 @@ pub fn language(headers: &HeaderMap) -> Locale {
     cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
 }
 
-/// Unix time in seconds with three decimals. Whole seconds would make the page's countdowns end late.
+/// Unix time in seconds with three decimals. Whole seconds would make the page's countdowns end
+/// late.
 fn unix_seconds(time: OffsetDateTime) -> String {
     format!("{}.{:03}", time.unix_timestamp(), time.millisecond())
 }

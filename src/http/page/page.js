@@ -1,13 +1,14 @@
 // The recovery page. Its steps are: email, code, new password, signed in.
 //
-// The first part is a complete client of the API that /openapi.json describes; your own page can start from it. The rest
-// is the user interface. This file contains no texts: they are in the HTML, and error messages come from the service in
-// the requested language.
+// The first part is a complete client of the API that /openapi.json describes; your own page can
+// start from it. The rest is the user interface. This file contains no texts: they are in the HTML,
+// and error messages come from the service in the requested language.
 
 // ---- The API
 
-// Resolves to the answer's members, its status, the id of the recovery, and the seconds to wait before another try (0: none).
-// An error is {error, message, status} with details such as attempts_left and advice. Throws if there is no answer.
+// Resolves to the answer's members, its status, the id of the recovery, and the seconds to wait
+// before another try (0: none). An error is {error, message, status} with details such as
+// attempts_left and advice. Throws if there is no answer.
 async function call(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
@@ -26,19 +27,21 @@ async function call(method, path, body, headers = {}) {
   return { ...(await answer.json()), status, id, wait: Number(received.get('Retry-After')) };
 }
 
-// Answers 200 for every valid address, so an answer never reveals who has an account. If the cookie belongs to a recovery of
-// the same address that is valid for some minutes more, the same code is sent again.
+// Answers 200 for every valid address, so an answer never reveals who has an account. If the cookie
+// belongs to a recovery of the same address that is valid for some minutes more, the same code is
+// sent again.
 const startRecovery = (email, ticket) =>
   call('POST', '/api/auth/recovery/start', { email }, ticket ? { 'X-Recovery-Ticket': ticket } : {});
-// The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at, attempts_left, resend_at}}, or 401 if
-// there is no recovery that can be continued.
+// The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at,
+// attempts_left, resend_at}}, or 401 if there is no recovery that can be continued.
 const fetchRecovery = () => call('GET', '/api/auth/recovery');
-// All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act on another one: the answer
-// is 401 recovery_id_mismatch, and no attempt is spent.
+// All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
+// on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
 const recoveryIdHeader = (id) => ({ 'X-Recovery-Id': id });
 // 400 with attempts_left for a wrong code; 401: start again. Spaces in the code are ignored.
 const verifyCode = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, recoveryIdHeader(id));
-// 200 signs the user in: sessionToken, jwt, session. 400 with advice for a refused password; 401: start again.
+// 200 signs the user in: sessionToken, jwt, session. 400 with advice for a refused password; 401:
+// start again.
 const resetPassword = (password, id) =>
   call('POST', '/api/auth/recovery/reset-password', { password }, recoveryIdHeader(id));
 const logOut = (token) => call('POST', '/api/auth/logout', {}, { 'X-Session-Token': token });
@@ -46,16 +49,20 @@ const logOut = (token) => call('POST', '/api/auth/logout', {}, { 'X-Session-Toke
 // ---- State
 
 const settings = document.body.dataset;
-// Seconds between two emails, so that the first can arrive. The service also has a limit, which its answers state.
+// Seconds between two emails, so that the first can arrive. The service also has a limit, which its
+// answers state.
 const RESEND_WAIT = 30;
 
-// The server's time: its time when it served this page, plus the time since then by the browser's monotonic clock.
+// The server's time: its time when it served this page, plus the time since then by the browser's
+// monotonic clock.
 const servedAt = performance.getEntriesByType('navigation')[0].responseStart;
 const now = () => Number(settings.now) + (performance.now() - servedAt) / 1000;
 
-// The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across reloads.
+// The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across
+// reloads.
 let recovery = null;
-// Deadlines in the server's time: of the code and the password step, and until a form can be sent again.
+// Deadlines in the server's time: of the code and the password step, and until a form can be sent
+// again.
 const deadlines = {};
 const remaining = (name) => Math.max(0, Math.ceil((deadlines[name] ?? 0) - now()));
 // The step that the server expects next.
@@ -64,11 +71,12 @@ const nextStep = () => ({ code_sent: 'code', verified: 'password' })[recovery?.s
 // The text of the email field is kept across reloads.
 const EMAIL_KEY = 'vos_recovery_email';
 let typedEmail = sessionStorage.getItem(EMAIL_KEY) ?? '';
-// The sign-in page of this host reads the session token here, removes it, and fetches the rest from GET /api/auth/session.
+// The sign-in page of this host reads the session token here, removes it, and fetches the rest from
+// GET /api/auth/session.
 const SESSION_TOKEN_KEY = 'vos_session_token';
 
-// The recovery ticket of an operator. It comes in the URL's fragment, which browsers do not send, and is removed from the
-// address bar at once.
+// The recovery ticket of an operator. It comes in the URL's fragment, which browsers do not send,
+// and is removed from the address bar at once.
 let ticket = null;
 
 function setRecovery(fetched) {
@@ -85,8 +93,9 @@ function setRecovery(fetched) {
   deadlines.resend = Math.max(seconds(fetched?.resend_at), deadlines.pause ?? 0);
 }
 
-// Fetches the recovery and shows it. If it is neither the one on the screen nor `expected`, another tab has started it, and
-// the page says so. If the recovery has ended, the page shows the error `why`. Returns false if there was no usable answer.
+// Fetches the recovery and shows it. If it is neither the one on the screen nor `expected`, another
+// tab has started it, and the page says so. If the recovery has ended, the page shows the error
+// `why`. Returns false if there was no usable answer.
 let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
   const thisFetch = ++fetches;
@@ -133,8 +142,9 @@ function render() {
   tick();
 }
 
-// Shows a step and adds it to the browser's history, so that the back button leads to the email step. `replace` replaces a
-// finished step, to which the user cannot return. `quietly` leaves the focus where it is, because the user did not act.
+// Shows a step and adds it to the browser's history, so that the back button leads to the email
+// step. `replace` replaces a finished step, to which the user cannot return. `quietly` leaves the
+// focus where it is, because the user did not act.
 function go(target, { replace = false, quietly = false } = {}) {
   show(target);
   history[replace ? 'replaceState' : 'pushState']({ step, id: recovery?.id }, '');
@@ -172,7 +182,8 @@ function showOnlineState() {
   $('#network').textContent = navigator.onLine ? '' : $('#network').dataset.offline;
 }
 
-// Sends a form once, even if its button is pressed again, and handles every answer. `succeed` handles a 200.
+// Sends a form once, even if its button is pressed again, and handles every answer. `succeed`
+// handles a 200.
 async function submit(form, request, succeed) {
   if (form.ariaBusy === 'true' || remaining(form.id) > 0) return;
   // An answer to a fetch that is in progress would be out of date.
@@ -231,7 +242,8 @@ function onSubmit(id, request, succeed) {
   });
 }
 
-// Shows the step that the server expects. If it does not answer, the step that follows from its last answer.
+// Shows the step that the server expects. If it does not answer, the step that follows from its
+// last answer.
 async function advance({ id }, otherwise) {
   if (await refresh({ stay: false, expected: id })) return;
   setRecovery({ id, ...otherwise });
@@ -260,8 +272,9 @@ onSubmit('verify', () => verifyCode(digitsOf(FIELDS.code.value), recovery.id), a
   await advance(answer, { email: recovery.email, state: 'verified' });
 });
 onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async (answer) => {
-  // A sign-in page of this host gets the session token by session storage, in this tab only and never in a URL. A page of
-  // another host cannot read it, so the session is ended and the user signs in with the new password.
+  // A sign-in page of this host gets the session token by session storage, in this tab only and
+  // never in a URL. A page of another host cannot read it, so the session is ended and the user
+  // signs in with the new password.
   if ('handsOver' in settings) sessionStorage.setItem(SESSION_TOKEN_KEY, answer.sessionToken);
   else await logOut(answer.sessionToken).catch(() => {});
   typedEmail = '';
@@ -276,8 +289,8 @@ function digitsOf(text) {
   return digits.length === 8 ? digits : text;
 }
 
-// Checks the length as the server does: in code points of the composed form (NFC). The server checks the other rules once,
-// because a password is not sent while the user types it.
+// Checks the length as the server does: in code points of the composed form (NFC). The server
+// checks the other rules once, because a password is not sent while the user types it.
 function checkLength() {
   const length = [...FIELDS.password.value.normalize('NFC')].length;
   const missing = Number(settings.minChars) - length;

@@ -239,9 +239,9 @@ async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
     let ended = imports(&pool, &content.join("\n"), &[]);
     assert!(!ended.well && ended.why.contains("6 records were refused"), "{}", ended.why);
     assert!(
-        ended
-            .said
-            .starts_with("9 records: 2 new, 0 changed, 1 unchanged, 0 kept because they were used here, 6 refused"),
+        ended.said.starts_with(
+            "9 records: 2 new, 0 changed, 1 unchanged, 0 kept because they were used here, 6 refused"
+        ),
         "{}",
         ended.said
     );
