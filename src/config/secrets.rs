@@ -66,7 +66,7 @@ impl Secrets {
 ///
 /// A sentence that names the variable if it is missing, given twice or unreadable.
 pub fn database_url() -> Result<String, ConfigError> {
-    required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
+    required("DATABASE_URL", "set it to postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
 }
 
 /// Reads `DEVICE_SECRETS`.
@@ -85,7 +85,7 @@ pub fn device_secrets() -> Result<Keys, ConfigError> {
 /// A sentence that names the variable if it is missing, given twice or unreadable.
 pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
     let relays =
-        required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
+        required("SMTP_RELAYS", "set it to smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
     Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
@@ -99,7 +99,7 @@ pub fn kratos_authorization() -> Result<Option<String>, ConfigError> {
 }
 
 fn keys(name: &'static str) -> Result<Keys, ConfigError> {
-    required(name, "give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
+    required(name, "set it to 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
         .parse()
         .map_err(|why| ConfigError::new(name, why))
 }
@@ -109,7 +109,7 @@ fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {
         Some(value) => Ok(value),
         None => Err(ConfigError::new(
             name,
-            format!("is missing: {hint}, or name a file that contains it in {name}_FILE"),
+            format!("is missing: {hint}, or set {name}_FILE to a file that contains it"),
         )),
     }
 }
