@@ -1,17 +1,18 @@
-// The recovery page: email, code, new password, signed in.
+// The recovery page. Its steps are: email, code, new password, signed in.
 //
-// The first part is all that a client has to know of the API, which /openapi.json describes; a page of your own can begin
-// with it. The rest is what people see. No words are here: the page's own are in its HTML, and the errors say themselves
-// what was wrong and what to do, in the language that is asked for.
+// The first part is a complete client of the API that /openapi.json describes; your own page can
+// start from it. The rest is the user interface. This file contains no texts: they are in the HTML,
+// and error messages come from the service in the requested language.
 
 // ---- The API
 
-// Gives the answer's status, its members, the id of the recovery, and after how many seconds to try again (0: at once). An
-// error is {error, message, status} and what helps: attempts_left, advice. Throws if there is no answer.
+// Resolves to the answer's members, its status, the id of the recovery, and the seconds to wait
+// before another try (0: none). An error is {error, message, status} with details such as
+// attempts_left and advice. Throws if there is no answer.
 async function call(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
-    // The recovery is a cookie that scripts cannot read: the browser has to keep it and send it along.
+    // The recovery cookie is HttpOnly: the browser must store and send it.
     credentials: 'include',
     headers: {
       ...(body && { 'Content-Type': 'application/json' }),
@@ -21,89 +22,100 @@ async function call(method, path, body, headers = {}) {
     body: body && JSON.stringify(body),
     signal: AbortSignal.timeout(30_000),
   });
-  const { headers: sent, status } = answer;
-  return { ...(await answer.json()), status, id: sent.get('X-Recovery-Id'), wait: Number(sent.get('Retry-After')) };
+  const { headers: received, status } = answer;
+  const id = received.get('X-Recovery-Id');
+  return { ...(await answer.json()), status, id, wait: Number(received.get('Retry-After')) };
 }
 
-// 200 for every address that could be one, so an answer never says who has an account. With the cookie of a recovery of the
-// same address that has some minutes to live, it sends the same code again.
-const start = (email, ticket) =>
+// Answers 200 for every valid address, so an answer never reveals who has an account. If the cookie
+// belongs to a recovery of the same address that is valid for some minutes more, the same code is
+// sent again.
+const startRecovery = (email, ticket) =>
   call('POST', '/api/auth/recovery/start', { email }, ticket ? { 'X-Recovery-Ticket': ticket } : {});
-// What the cookie's recovery is waiting for: 200 with {recovery: {id, email, state, expires_at, attempts_left, resend_at}},
-// or 401: there is none that goes on.
-const ask = () => call('GET', '/api/auth/recovery');
-// All tabs share the cookie. With the id of the recovery that a page shows, no request can meet another one: that is 401
-// recovery_id_mismatch, and costs nothing.
-const meaning = (id) => ({ 'X-Recovery-Id': id });
-// 400 with attempts_left for a wrong code; 401: start again. Spaces in the code do not matter.
-const verify = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, meaning(id));
-// 200 is a sign-in: sessionToken, jwt, session. 400 with advice for a password that is refused; 401: start again.
-const reset = (password, id) => call('POST', '/api/auth/recovery/reset-password', { password }, meaning(id));
+// The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at,
+// attempts_left, resend_at}}, or 401 if there is no recovery that can be continued.
+const fetchRecovery = () => call('GET', '/api/auth/recovery');
+// All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
+// on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
+const recoveryIdHeader = (id) => ({ 'X-Recovery-Id': id });
+// 400 with attempts_left for a wrong code; 401: start again. Spaces in the code are ignored.
+const verifyCode = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, recoveryIdHeader(id));
+// 200 signs the user in: sessionToken, jwt, session. 400 with advice for a refused password; 401:
+// start again.
+const resetPassword = (password, id) =>
+  call('POST', '/api/auth/recovery/reset-password', { password }, recoveryIdHeader(id));
 const logOut = (token) => call('POST', '/api/auth/logout', {}, { 'X-Session-Token': token });
 
-// ---- What is known
+// ---- State
 
-const facts = document.body.dataset;
-// Between two emails, so that the first can arrive. The service has its own limit, which it tells.
+const settings = document.body.dataset;
+// Seconds between two emails, so that the first can arrive. The service also has a limit, which its
+// answers state.
 const RESEND_WAIT = 30;
 
-// Time is the server's, as it was when it served this page, and what has passed since by a clock that nobody sets.
-const served = performance.getEntriesByType('navigation')[0].responseStart;
-const now = () => Number(facts.now) + (performance.now() - served) / 1000;
+// The server's time: its time when it served this page, plus the time since then by the browser's
+// monotonic clock.
+const servedAt = performance.getEntriesByType('navigation')[0].responseStart;
+const now = () => Number(settings.now) + (performance.now() - servedAt) / 1000;
 
-// What the server said last, in answer to `ask`; null while there is no recovery. Nothing of it is kept for a reload.
+// The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across
+// reloads.
 let recovery = null;
-// When things end, by the server's time: the code, the password, the waits of the forms.
-const ends = {};
-const remaining = (end) => Math.max(0, Math.ceil((ends[end] ?? 0) - now()));
-// The step that the server waits for.
+// Deadlines in the server's time: of the code and the password step, and until a form can be sent
+// again.
+const deadlines = {};
+const remaining = (name) => Math.max(0, Math.ceil((deadlines[name] ?? 0) - now()));
+// The step that the server expects next.
 const nextStep = () => ({ code_sent: 'code', verified: 'password' })[recovery?.state] ?? 'email';
 
-// What stands in the field of the address, for a reload.
-const KEPT = 'vos_recovery_email';
-let typed = sessionStorage.getItem(KEPT) ?? '';
-// Where the sign-in page of this host finds the session token. It takes it out, and asks GET /api/auth/session for the rest.
-const HANDED_OVER = 'vos_session_token';
+// The text of the email field is kept across reloads.
+const EMAIL_KEY = 'vos_recovery_email';
+let typedEmail = sessionStorage.getItem(EMAIL_KEY) ?? '';
+// The sign-in page of this host reads the session token here, removes it, and fetches the rest from
+// GET /api/auth/session.
+const SESSION_TOKEN_KEY = 'vos_session_token';
 
-// An operator's ticket comes in the fragment, which no server sees, and leaves the address bar at once.
+// The recovery ticket of an operator. It comes in the URL's fragment, which browsers do not send,
+// and is removed from the address bar at once.
 let ticket = null;
 
-function learn(told) {
-  // What was typed was meant for the recovery on the screen.
-  if (told?.id !== recovery?.id) {
+function setRecovery(fetched) {
+  // The typed code and password belong to the previous recovery.
+  if (fetched?.id !== recovery?.id) {
     FIELDS.code.value = FIELDS.password.value = '';
-    judgeLength();
+    checkLength();
   }
-  recovery = told;
-  typed ||= told?.email ?? '';
-  const at = (time) => Date.parse(time) / 1000 || 0;
-  ends.code = ends.password = 0;
-  ends[nextStep()] = at(told?.expires_at);
-  ends.resend = Math.max(at(told?.resend_at), ends.pause ?? 0);
+  recovery = fetched;
+  typedEmail ||= fetched?.email ?? '';
+  const seconds = (time) => Date.parse(time) / 1000 || 0;
+  deadlines.code = deadlines.password = 0;
+  deadlines[nextStep()] = seconds(fetched?.expires_at);
+  deadlines.resend = Math.max(seconds(fetched?.resend_at), deadlines.pause ?? 0);
 }
 
-// Asks the server and shows what it says. A recovery that is not the one on the screen, or not `expected`, was started
-// elsewhere in this browser, and that is said; so is `why` one has ended. False if the server could not be asked.
-let asked = 0;
+// Fetches the recovery and shows it. If it is neither the one on the screen nor `expected`, another
+// tab has started it, and the page says so. If the recovery has ended, the page shows the error
+// `why`. Returns false if there was no usable answer.
+let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
-  const mine = ++asked;
-  const answer = await ask().catch(() => null);
-  if (mine !== asked || ![200, 401].includes(answer?.status)) return false;
+  const thisFetch = ++fetches;
+  const answer = await fetchRecovery().catch(() => null);
+  if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
   const before = history.state?.step ?? step;
-  const wasUnderWay = before === 'code' || before === 'password';
-  const wasKnown = recovery?.id;
-  if (wasUnderWay && !answer.recovery) typed = recovery?.email ?? typed;
-  learn(answer.recovery ?? null);
+  const wasInProgress = before === 'code' || before === 'password';
+  const previousId = recovery?.id;
+  if (wasInProgress && !answer.recovery) typedEmail = recovery?.email ?? typedEmail;
+  setRecovery(answer.recovery ?? null);
   const target = stay && before === 'email' ? 'email' : nextStep();
-  if (target === step && target === before && recovery?.id === wasKnown) render();
-  else go(target, { instead: before !== 'email' || quietly, quietly });
-  if (!recovery && wasUnderWay) complain($('#start'), why ?? answer);
-  if (recovery && (wasUnderWay || !stay) && expected && expected !== recovery.id)
+  if (target === step && target === before && recovery?.id === previousId) render();
+  else go(target, { replace: before !== 'email' || quietly, quietly });
+  if (!recovery && wasInProgress) showError($('#start'), why ?? answer);
+  if (recovery && (wasInProgress || !stay) && expected && expected !== recovery.id)
     $('#network').textContent = $('#network').dataset.other;
   return true;
 }
 
-// ---- What is seen
+// ---- User interface
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const all = (selector) => document.querySelectorAll(selector);
@@ -111,15 +123,15 @@ const FIELDS = { email: $('#address'), code: $('#digits'), password: $('#secret'
 const name = document.title;
 let step = 'email';
 
-function show(wanted) {
-  step = wanted === 'email' || wanted === 'done' ? wanted : nextStep();
-  clear();
+function show(target) {
+  step = target === 'email' || target === 'done' ? target : nextStep();
+  clearMessages();
   for (const section of all('section')) section.hidden = section.id !== step;
   const section = $(`#${step}`);
   document.title = `${$('h1', section).textContent} · ${name}`;
   $('#back').hidden = step === 'done';
   $('#ticket').hidden = !ticket;
-  FIELDS.email.value = typed;
+  FIELDS.email.value = typedEmail;
   render();
 }
 
@@ -130,15 +142,16 @@ function render() {
   tick();
 }
 
-// Moves on, as a place in the browser's history: its back button leads to the address, and forward again. A step that is
-// over (`instead`) is no place to come back to. `quietly`: nobody has pressed anything, so the focus stays where it is.
-function go(wanted, { instead = false, quietly = false } = {}) {
-  show(wanted);
-  history[instead ? 'replaceState' : 'pushState']({ step, id: recovery?.id }, '');
+// Shows a step and adds it to the browser's history, so that the back button leads to the email
+// step. `replace` replaces a finished step, to which the user cannot return. `quietly` leaves the
+// focus where it is, because the user did not act.
+function go(target, { replace = false, quietly = false } = {}) {
+  show(target);
+  history[replace ? 'replaceState' : 'pushState']({ step, id: recovery?.id }, '');
   if (!quietly) (FIELDS[step] ?? $(`#${step} h1`)).focus();
 }
 
-// Twice a second: what is left of everything that ends.
+// Updates all countdowns, twice a second.
 function tick() {
   for (const line of all('[data-until]')) {
     const left = remaining(line.dataset.until);
@@ -146,72 +159,73 @@ function tick() {
     const time = $('time', line);
     if (time) time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, '0')}`;
   }
-  for (const line of all('[data-after]')) line.hidden = !ends[line.dataset.after] || remaining(line.dataset.after) > 0;
+  for (const line of all('[data-after]')) line.hidden = !deadlines[line.dataset.after] || remaining(line.dataset.after) > 0;
   for (const button of all('[data-wait]')) button.ariaDisabled = remaining(button.dataset.wait) > 0;
   if (remaining(step) === 60) $('#news').textContent = $('#news').dataset.lastMinute;
 }
 
-function complain(form, { message, advice = [] }) {
+function showError(form, { message, advice = [] }) {
   const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
   const list = element('ul', '');
   list.append(...advice.map((one) => element('li', one)));
   $('.error', form).replaceChildren(element('p', message), ...(advice.length ? [list] : []));
 }
 
-function clear() {
+function clearMessages() {
   for (const error of all('.error')) error.replaceChildren();
   for (const field of Object.values(FIELDS)) field.ariaInvalid = null;
   $('#resent').textContent = $('#news').textContent = '';
-  sayWhetherOnline();
+  showOnlineState();
 }
 
-function sayWhetherOnline() {
+function showOnlineState() {
   $('#network').textContent = navigator.onLine ? '' : $('#network').dataset.offline;
 }
 
-// Sends a form once, however often it is pressed, and does what every answer asks for; 200 is for `succeed`.
-async function send(form, request, succeed) {
+// Sends a form once, even if its button is pressed again, and handles every answer. `succeed`
+// handles a 200.
+async function submit(form, request, succeed) {
   if (form.ariaBusy === 'true' || remaining(form.id) > 0) return;
-  // What the server is being asked at this moment is out of date when it comes.
-  asked += 1;
-  clear();
+  // An answer to a fetch that is in progress would be out of date.
+  fetches += 1;
+  clearMessages();
   form.ariaBusy = 'true';
   const answer = await request().catch(() => null);
-  if (!answer) await isLost(form);
+  if (!answer) await handleLostAnswer(form);
   else if (answer.status === 200) await succeed(answer);
-  else if (answer.status === 401) await isOver(answer);
-  else isRefused(form, answer);
+  else if (answer.status === 401) await handleEndedRecovery(answer);
+  else handleRefusal(form, answer);
   form.ariaBusy = 'false';
 }
 
-// Whether the server has done what it was asked is not known: the server is asked.
-async function isLost(form) {
+// Without an answer, it is unknown whether the server has handled the request: fetch the state.
+async function handleLostAnswer(form) {
   const before = step;
   await refresh();
-  if (form.id === 'start' && recovery?.email === sent.toLowerCase()) go(nextStep());
+  if (form.id === 'start' && recovery?.email === sentEmail.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
   $('#network').textContent = navigator.onLine ? $('#network').dataset.noAnswer : $('#network').dataset.offline;
 }
 
-// The recovery on the screen is over, or the cookie is of another one.
-async function isOver(answer) {
+// The recovery on the screen has ended, or the cookie belongs to another one.
+async function handleEndedRecovery(answer) {
   const isOther = answer.error === 'recovery_id_mismatch';
   if (await refresh({ why: isOther ? null : answer })) return;
   if (isOther) {
     $('#network').textContent = answer.message;
     return;
   }
-  typed = recovery?.email ?? typed;
-  learn(null);
-  go('email', { instead: true });
-  complain($('#start'), answer);
+  typedEmail = recovery?.email ?? typedEmail;
+  setRecovery(null);
+  go('email', { replace: true });
+  showError($('#start'), answer);
 }
 
-function isRefused(form, answer) {
-  if (answer.wait > 0) ends[form.id] = now() + answer.wait;
+function handleRefusal(form, answer) {
+  if (answer.wait > 0) deadlines[form.id] = now() + answer.wait;
   if (answer.attempts_left !== undefined) recovery.attempts_left = answer.attempts_left;
   show(step);
-  complain(form, answer);
+  showError(form, answer);
   if (answer.status === 400 && form.id !== 'resend') {
     FIELDS[step].ariaInvalid = 'true';
     FIELDS[step].focus();
@@ -224,59 +238,65 @@ function onSubmit(id, request, succeed) {
   const form = $(`#${id}`);
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    send(form, request, succeed);
+    submit(form, request, succeed);
   });
 }
 
-// Goes where the server says that things are; while it does not say, where its last answer leads.
-async function goOn({ id }, otherwise) {
+// Shows the step that the server expects. If it does not answer, the step that follows from its
+// last answer.
+async function advance({ id }, otherwise) {
   if (await refresh({ stay: false, expected: id })) return;
-  learn({ id, ...otherwise });
-  go(nextStep(), { instead: step !== 'email' });
+  setRecovery({ id, ...otherwise });
+  go(nextStep(), { replace: step !== 'email' });
 }
 
-async function codeWasSent(answer, email) {
-  ends.pause = now() + RESEND_WAIT;
+async function handleCodeSent(answer, email) {
+  deadlines.pause = now() + RESEND_WAIT;
   ticket = null;
-  await goOn(answer, { email, state: 'code_sent' });
+  await advance(answer, { email, state: 'code_sent' });
 }
 
-// The field may have been changed before the answer comes.
-let sent = '';
-onSubmit('start', () => start((sent = FIELDS.email.value.trim()), ticket), (answer) => codeWasSent(answer, sent));
-onSubmit('resend', () => start(recovery.email, ticket), async (answer) => {
-  await codeWasSent(answer, recovery.email);
+// The address of the last start. The user may change the field before the answer arrives.
+let sentEmail = '';
+onSubmit(
+  'start',
+  () => startRecovery((sentEmail = FIELDS.email.value.trim()), ticket),
+  (answer) => handleCodeSent(answer, sentEmail),
+);
+onSubmit('resend', () => startRecovery(recovery.email, ticket), async (answer) => {
+  await handleCodeSent(answer, recovery.email);
   if (step === 'code') $('#resent').textContent = $('#resent').dataset.text;
 });
-onSubmit('verify', () => verify(digitsOf(FIELDS.code.value), recovery.id), async (answer) => {
+onSubmit('verify', () => verifyCode(digitsOf(FIELDS.code.value), recovery.id), async (answer) => {
   FIELDS.code.value = '';
-  await goOn(answer, { email: recovery.email, state: 'verified' });
+  await advance(answer, { email: recovery.email, state: 'verified' });
 });
-onSubmit('reset', () => reset(FIELDS.password.value, recovery.id), async (answer) => {
-  // A sign-in page of this host is handed the session, in this tab alone; never in a URL. Another host's could not read it
-  // there, so the session is ended: its page signs in with the new password.
-  if ('handsOver' in facts) sessionStorage.setItem(HANDED_OVER, answer.sessionToken);
+onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async (answer) => {
+  // A sign-in page of this host gets the session token by session storage, in this tab only and
+  // never in a URL. A page of another host cannot read it, so the session is ended and the user
+  // signs in with the new password.
+  if ('handsOver' in settings) sessionStorage.setItem(SESSION_TOKEN_KEY, answer.sessionToken);
   else await logOut(answer.sessionToken).catch(() => {});
-  typed = '';
-  sessionStorage.removeItem(KEPT);
-  learn(null);
-  go('done', { instead: true });
+  typedEmail = '';
+  sessionStorage.removeItem(EMAIL_KEY);
+  setRecovery(null);
+  go('done', { replace: true });
 });
 
-// What was pasted may be more than the code: a whole line of the mail.
+// The user may paste more than the code, such as a whole line of the email.
 function digitsOf(text) {
   const digits = text.replace(/\D/g, '');
   return digits.length === 8 ? digits : text;
 }
 
-// The server's own rule of length, counted as it counts: code points of the composed form (NFC). It judges the rest itself,
-// once, because a password is not sent as it is typed.
-function judgeLength() {
+// Checks the length as the server does: in code points of the composed form (NFC). The server
+// checks the other rules once, because a password is not sent while the user types it.
+function checkLength() {
   const length = [...FIELDS.password.value.normalize('NFC')].length;
-  const missing = Number(facts.minChars) - length;
-  const excess = length - Number(facts.maxChars);
-  const verdicts = { 'too-short': length > 0 && missing > 0, 'long-enough': missing <= 0 && excess <= 0, 'too-long': excess > 0 };
-  for (const [id, holds] of Object.entries(verdicts)) $(`#${id}`).hidden = !holds;
+  const missing = Number(settings.minChars) - length;
+  const excess = length - Number(settings.maxChars);
+  const visible = { 'too-short': length > 0 && missing > 0, 'long-enough': missing <= 0 && excess <= 0, 'too-long': excess > 0 };
+  for (const [id, isVisible] of Object.entries(visible)) $(`#${id}`).hidden = !isVisible;
   for (const [id, count] of [['too-short', missing], ['too-long', excess]]) {
     $(`#${id} b`).textContent = count;
     const plural = $(`#${id} .plural`);
@@ -284,24 +304,24 @@ function judgeLength() {
   }
 }
 
-FIELDS.password.addEventListener('input', judgeLength);
+FIELDS.password.addEventListener('input', checkLength);
 $('#reveal').addEventListener('change', (event) => {
   FIELDS.password.type = event.target.checked ? 'text' : 'password';
 });
-// Another address has waits of its own.
+// The wait before a resend is per address.
 FIELDS.email.addEventListener('input', () => {
-  typed = FIELDS.email.value;
-  sessionStorage.setItem(KEPT, typed);
-  delete ends.start;
-  clear();
+  typedEmail = FIELDS.email.value;
+  sessionStorage.setItem(EMAIL_KEY, typedEmail);
+  delete deadlines.start;
+  clearMessages();
   tick();
 });
 $('#other-email').addEventListener('click', () => go('email'));
 $('#have-code').addEventListener('click', () => go(nextStep()));
 $('#go-on').addEventListener('click', () => history.replaceState({ step: 'email' }, ''));
 
-addEventListener('online', sayWhetherOnline);
-addEventListener('offline', sayWhetherOnline);
+addEventListener('online', showOnlineState);
+addEventListener('offline', showOnlineState);
 
 function takeTicket() {
   const found = location.hash.match(/^#t=([\w-]+)$/)?.[1];
@@ -315,23 +335,23 @@ addEventListener('popstate', (event) => {
   show(event.state?.step ?? 'email');
   if (event.state?.step !== step) history.replaceState({ step, id: recovery?.id }, '');
 });
-// The other language is another document: it has to get the ticket, too.
+// The other language is another document, which needs the ticket too.
 $('#language').addEventListener('click', (event) => {
   if (ticket) event.target.hash = `t=${ticket}`;
 });
 
-// Another tab may have gone on meanwhile.
-function isBack() {
+// Another tab may have continued the recovery meanwhile.
+function refreshOnReturn() {
   if (document.visibilityState !== 'visible' || step === 'done' || $('[aria-busy="true"]')) return;
   refresh({ quietly: true });
 }
-document.addEventListener('visibilitychange', isBack);
-addEventListener('pageshow', (event) => event.persisted && isBack());
-addEventListener('online', isBack);
+document.addEventListener('visibilitychange', refreshOnReturn);
+addEventListener('pageshow', (event) => event.persisted && refreshOnReturn());
+addEventListener('online', refreshOnReturn);
 
-const isNew = history.state === null;
+const isFirstVisit = history.state === null;
 history.replaceState({ step: 'email', ...history.state }, '');
 show(history.state.step === 'done' ? 'done' : 'email');
 takeTicket();
-if (step !== 'done') refresh({ stay: !isNew || ticket !== null, quietly: true });
+if (step !== 'done') refresh({ stay: !isFirstVisit || ticket !== null, quietly: true });
 setInterval(tick, 500);
