@@ -22,7 +22,7 @@
 //! | pending mails that an outage left | [`backlog`] |
 //! | every 200 held against every mail | [`ledger`] |
 //! | doubles of Kratos and of a trace receiver | [`kratos`], [`receiver`] |
-//! | a network, a full disk, certificates | [`line`], [`small_disk`], [`certificate`] |
+//! | a network, a full disk, certificates | [`mod@line`], [`small_disk`], [`certificate`] |
 //! | what a machine lacks; folders, ports and commands | [`needs`], [`place`] |
 //! | the benchmarks | [`benchmarks`] |
 //!
