@@ -58,8 +58,10 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     let id = signed.account_id;
     match noted {
         Bounced::Marked => terminal::line(format_args!("mails to the address of account {id} bounce")),
-        Bounced::Already => terminal::line(format_args!("it was known that mails to account {id} bounce")),
-        Bounced::Gone => {
+        Bounced::AlreadyMarked => {
+            terminal::line(format_args!("it was known that mails to account {id} bounce"))
+        }
+        Bounced::NotFound => {
             terminal::line("nothing is noted: the account is gone, or has another address since");
         }
     }

@@ -230,7 +230,7 @@ pub async fn admit_token(
     match (is_free, response.status()) {
         (true, StatusCode::UNAUTHORIZED) => limits.was_refused(&hash),
         // The token was good. Of an answer 502 nobody knows.
-        (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.give_back(source, 1),
+        (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.refund(source, 1),
         _ => {}
     }
     response

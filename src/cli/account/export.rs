@@ -16,8 +16,8 @@ use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
-use crate::transfer::export::{self, kratos::Carried, kratos::ToKratos};
-use crate::transfer::import::file_of_its_owner;
+use crate::transfer::export::{self, kratos::ExportReport, kratos::KratosExport};
+use crate::transfer::import::create_private_file;
 use crate::transfer::import::identity::JsonPath;
 use crate::transfer::kratos::{AdminUrl, Kratos};
 
@@ -68,15 +68,15 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
         return Err(format!("--since is longer ago than audit events are kept ({kept}): what changed then is not known any more").into());
     }
     let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-    let what = ToKratos { since, email_path, failed, dry_run };
+    let what = KratosExport { since, email_path, failed, dry_run };
     let mut connection = connect().await?;
     let mut progress = Progress::begin();
-    let told = |carried: &Carried| {
+    let told = |carried: &ExportReport| {
         if carried.looked_at == 0 {
             terminal::note(format_args!("{} accounts have changed here since then", carried.changed));
         }
         progress.tell(carried.looked_at, |rate| {
-            let Carried { changed, looked_at, failed, .. } = carried;
+            let ExportReport { changed, looked_at, failed, .. } = carried;
             format!("{looked_at} of {changed} accounts, {rate} a second, {failed} failed")
         });
     };
@@ -100,18 +100,18 @@ async fn says_that_it_stops(stop: &CancellationToken) -> Infallible {
     std::future::pending().await
 }
 
-fn summary(carried: &Carried, what: &ToKratos) -> String {
-    let Carried { changed, looked_at, written, same, newer_there, failed } = carried;
+fn summary(carried: &ExportReport, what: &KratosExport) -> String {
+    let ExportReport { changed, looked_at, written, same, newer_in_kratos, failed } = carried;
     let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
     let done = format!(
         "{looked_at} of {changed} accounts that have changed here: {tense}{written} written, {same} as they were, {failed} failed"
     );
-    if *newer_there == 0 {
+    if *newer_in_kratos == 0 {
         return done;
     }
     let list = what.failed.display();
     format!(
-        "{done}\n{newer_there} were changed in Kratos later than here, and stay so in that: {list} says which"
+        "{done}\n{newer_in_kratos} were changed in Kratos later than here, and stay so in that: {list} says which"
     )
 }
 
@@ -119,7 +119,8 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
     let mut connection = connect().await?;
     let file: Box<dyn Write> = match &out {
         Some(path) => Box::new(
-            file_of_its_owner(path).map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
+            create_private_file(path)
+                .map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
         ),
         None => Box::new(std::io::stdout()),
     };

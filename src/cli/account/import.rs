@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
 use crate::transfer::import::identity::JsonPath;
-use crate::transfer::import::{self, Import, Paths, Report, Source};
+use crate::transfer::import::{self, Import, ImportReport, ImportSource, Paths};
 use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
@@ -108,13 +108,13 @@ fn what(arguments: ImportArguments) -> Result<Import, Failure> {
     let (source, default) = match (file, from_kratos) {
         (_, Some(url)) => {
             let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-            (Source::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
+            (ImportSource::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
         }
         (file, None) => {
             let file = file.unwrap_or_default();
             let mut default = file.clone().into_os_string();
             default.push(".refused.ndjson");
-            (Source::File(file), default.into())
+            (ImportSource::File(file), default.into())
         }
     };
     let paths = Paths { email: email_path, locale: locale_path };
@@ -128,8 +128,8 @@ fn not_ascii(count: u64) -> String {
     )
 }
 
-fn summary(report: &Report, what: &Import) -> String {
-    let Report { records, created, updated, unchanged, kept, refused, .. } = report;
+fn summary(report: &ImportReport, what: &Import) -> String {
+    let ImportReport { records, created, updated, unchanged, kept, refused, .. } = report;
     let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
     let mut lines = vec![format!(
         "{records} records: {tense}{created} new, {updated} changed, {unchanged} as they were, {kept} left as they are here, {refused} refused"
@@ -152,8 +152,11 @@ fn summary(report: &Report, what: &Import) -> String {
         ),
         (report.unknown, "of an unknown kind".into()),
         (
-            report.without,
-            format!("not in {}", if matches!(what.source, Source::File(_)) { "the file" } else { "Kratos" }),
+            report.without_password,
+            format!(
+                "not in {}",
+                if matches!(what.source, ImportSource::File(_)) { "the file" } else { "Kratos" }
+            ),
         ),
     ];
     let left_out: Vec<_> = left_out
@@ -164,13 +167,13 @@ fn summary(report: &Report, what: &Import) -> String {
     if !left_out.is_empty() {
         lines.push(format!("without a password, to be recovered by mail: {}", left_out.join(", ")));
     }
-    if report.passwords.is_empty() && report.without > 0 {
+    if report.passwords.is_empty() && report.without_password > 0 {
         lines.push(
             match what.source {
-                Source::File(_) => {
+                ImportSource::File(_) => {
                     "the file has no password at all: was it exported with include_credential=password?"
                 }
-                Source::Kratos(..) => {
+                ImportSource::Kratos(..) => {
                     "Kratos gave no password at all: import a file, one identity after the other"
                 }
             }

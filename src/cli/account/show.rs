@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::super::Failure;
 use crate::account::record::Record;
-use crate::password::Stored;
+use crate::password::StoredHash;
 use crate::session::{self, Session};
 use crate::terminal;
 
@@ -19,8 +19,8 @@ pub(super) async fn show(
     account: &Record,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let sessions = session::open_of(connection, now, idle, account.id).await?.len();
-    let password = match account.password_hash.as_deref().map(Stored::parse) {
+    let sessions = session::list_open(connection, now, idle, account.id).await?.len();
+    let password = match account.password_hash.as_deref().map(StoredHash::parse) {
         None => "none: its owner recovers by mail",
         Some(Ok(stored)) => stored.kind(),
         Some(Err(_)) => "of no use: its owner recovers by mail",
