@@ -60,9 +60,9 @@ impl Census {
         if let Ok(Some(_)) = read.await {
             return self.finish_round().await;
         }
-        let ours = self.app.hasher.own_kind();
+        let own_kind = self.app.hasher.own_kind();
         match in_time(account::hashes::load_last(&self.app.pool)).await {
-            Ok(Some(last)) if last.covers(&self.counts, &ours) => {
+            Ok(Some(last)) if last.covers(&self.counts, &own_kind) => {
                 self.app.hasher.update_decoys(&last.current, &last.after_import).await;
             }
             _ if self.counts.is_empty() => {}
@@ -102,8 +102,8 @@ impl Census {
         let counts = std::mem::take(&mut self.counts);
         let bouncing = std::mem::take(&mut self.bouncing);
         self.app.metrics.bouncing_accounts.set(i64::try_from(bouncing).unwrap_or(i64::MAX));
-        let ours = self.app.hasher.own_kind();
-        let kept = account::hashes::save(&self.app.pool, counts, &ours);
+        let own_kind = self.app.hasher.own_kind();
+        let kept = account::hashes::save(&self.app.pool, counts, &own_kind);
         match in_time(kept).await {
             Ok(counted) => {
                 self.app.hasher.update_decoys(&counted.current, &counted.after_import).await;

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::clock::first_id_of;
 use crate::database::{transact, within_deadline};
 use crate::error::{Error, Problem};
-use crate::password::{Password, Verdict, context};
+use crate::password::{Password, PasswordMatch, context};
 use crate::session::{self, Authenticated, Caller, NewPassword, SignedIn};
 use crate::{account, audit, throttle};
 
@@ -28,12 +28,12 @@ pub async fn change(
 ) -> Result<SignedIn, Error> {
     let place = app.hasher.place()?;
     let (pool, now) = (&app.pool, app.time()?);
-    let (bucket_key, limit) = (throttle::password_key(authenticated.account.id), app.failure_budget);
+    let (bucket_key, limit) = (throttle::password_key(authenticated.account.id), app.failure_limit);
     throttle::draw(pool, now, &bucket_key, limit, Problem::PasswordThrottled).await?;
     let stored =
         within_deadline("find password", account::password_hash(pool, authenticated.account.id)).await?;
-    let verdict = place.verify(current, stored.clone(), None).await?;
-    let (Verdict::Right { .. }, Some(stored)) = (verdict, stored) else {
+    let result = place.verify(current, stored.clone(), None).await?;
+    let (PasswordMatch::Right { .. }, Some(stored)) = (result, stored) else {
         return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
     };
     let password_hash =

@@ -40,11 +40,11 @@ pub struct CensusCounts {
 }
 
 impl CensusCounts {
-    /// Whether `counts` exceeds the counts after the last import in no kind but `ours`.
+    /// Whether `counts` exceeds the counts after the last import in no kind but `own_kind`.
     #[must_use]
-    pub fn covers(&self, counts: &Counts, ours: &str) -> bool {
+    pub fn covers(&self, counts: &Counts, own_kind: &str) -> bool {
         let is_covered = |kind: &str, count| self.after_import.get(kind).is_some_and(|most| count <= *most);
-        counts.iter().all(|(kind, count)| kind == ours || is_covered(kind, *count))
+        counts.iter().all(|(kind, count)| kind == own_kind || is_covered(kind, *count))
     }
 }
 
@@ -62,12 +62,12 @@ pub async fn load_last(pool: &PgPool) -> Result<Option<CensusCounts>, sqlx::Erro
 }
 
 /// Saves the counts of the whole table, and returns them with those after the last import. If any
-/// kind but `ours` has grown, an import has happened, and the new counts replace those too.
-pub async fn save(pool: &PgPool, current: Counts, ours: &str) -> Result<CensusCounts, sqlx::Error> {
+/// kind but `own_kind` has grown, an import has happened, and the new counts replace those too.
+pub async fn save(pool: &PgPool, current: Counts, own_kind: &str) -> Result<CensusCounts, sqlx::Error> {
     let before = load_last(pool).await?;
     let after_import = before
         .as_ref()
-        .filter(|before| before.covers(&current, ours))
+        .filter(|before| before.covers(&current, own_kind))
         .map(|before| before.after_import.clone());
     let counted = CensusCounts { after_import: after_import.unwrap_or_else(|| current.clone()), current };
     if before.as_ref() != Some(&counted) {

@@ -67,7 +67,7 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
         composer(&test.mail)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
-        terminal::begin(format_args!("relay {relay}: "));
+        terminal::line_start(format_args!("relay {relay}: "));
         match gateway.send_via(relay.place, &mail).await {
             Ok(()) => terminal::line("took the mail"),
             Err(why) => {

@@ -133,7 +133,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(format_args!("vos-auth: {error}"));
+            terminal::error_line(format_args!("vos-auth: {error}"));
             failure
         }
     }
@@ -160,12 +160,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
         let value = if value.contains('@') { "what it is".into() } else { format!("{value:?}") };
         let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
-        terminal::note(format_args!("vos-auth: {variable} cannot be {value}{why}"));
+        terminal::error_line(format_args!("vos-auth: {variable} cannot be {value}{why}"));
         return ExitCode::from(2);
     }
     // It quotes arguments, which may be the names of files.
     let say = if error.use_stderr() {
-        |line: &str| terminal::note(line)
+        |line: &str| terminal::error_line(line)
     } else {
         |line: &str| terminal::line(line)
     };
@@ -208,7 +208,7 @@ fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<
 async fn traced<T>(traces: Option<Traces>, work: impl Future<Output = T>) -> T {
     let done = work.await;
     if let Some(traces) = traces {
-        traces.end().await;
+        traces.shut_down().await;
     }
     done
 }

@@ -12,7 +12,7 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, Span, info_span};
 
 pub use self::endpoint::Endpoint;
 pub use self::options::options;
@@ -155,11 +155,16 @@ pub async fn within_deadline<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Error> {
-    let span = info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql");
-    in_time(work).instrument(span).await.map_err(|error| {
-        failures::note(what, &error);
-        Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
-    })
+    in_time(work).instrument(span_of(what)).await.map_err(|error| unavailable(what, &error))
+}
+
+fn span_of(what: &'static str) -> Span {
+    info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql")
+}
+
+fn unavailable(what: &'static str, error: &sqlx::Error) -> Error {
+    failures::note(what, error);
+    Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
 }
 
 /// Why a transaction was not committed.
@@ -198,14 +203,13 @@ pub async fn transact<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, Aborted>>,
 ) -> Result<T, Error> {
-    within_deadline(what, async {
-        match work.await {
-            Ok(done) => Ok(Ok(done)),
-            Err(Aborted::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Aborted::Database(error)) => Err(error),
-        }
-    })
-    .await?
+    // Not by `within_deadline`, which would double the size of the future.
+    let done = tokio::time::timeout(STORAGE_DEADLINE, work).instrument(span_of(what)).await;
+    match done.unwrap_or(Err(Aborted::Database(sqlx::Error::PoolTimedOut))) {
+        Ok(done) => Ok(done),
+        Err(Aborted::Refused(refusal)) => Err(refusal),
+        Err(Aborted::Database(error)) => Err(unavailable(what, &error)),
+    }
 }
 
 /// The same with PostgreSQL's own error, for tasks that try again. The server gives up on a statement by itself, but only a

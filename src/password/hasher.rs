@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{Instrument as _, info_span};
 
 use super::{
-    Cost, Counts, Decoys, Memory, Password, SlowestHashes, StoredHash, Verdict, verification_time,
+    Cost, Counts, Decoys, Memory, Password, PasswordMatch, SlowestHashes, StoredHash, verification_time,
     verifications_within,
 };
 use crate::config::PasswordSettings;
@@ -115,11 +115,11 @@ impl Hasher {
     /// Measures the units that a login is charged: the time of the slowest of these hashes, in own
     /// hashes.
     async fn measure_price(&self, slowest: &SlowestHashes) -> u32 {
-        let Ok(ours) = StoredHash::parse(&self.cost.dummy_hash()) else { return 1 };
+        let Ok(own) = StoredHash::parse(&self.cost.dummy_hash()) else { return 1 };
         let mut most = 1;
         for stored in slowest.iter() {
             let time = self.verification_time(stored).await;
-            most = most.max(self.verifications_within(&ours, time).await);
+            most = most.max(self.verifications_within(&own, time).await);
         }
         most.div_ceil(HASHES_PER_UNIT)
     }
@@ -200,7 +200,7 @@ impl Place<'_> {
         password: &Password,
         stored: Option<String>,
         decoy: Option<&str>,
-    ) -> Result<Verdict, Error> {
+    ) -> Result<PasswordMatch, Error> {
         let (password, cost) = (password.clone(), self.hasher.cost);
         let stored = stored.filter(|stored| self.hasher.is_usable(stored));
         let is_decoy = stored.is_none();
@@ -210,8 +210,8 @@ impl Place<'_> {
             _ => None,
         };
         self.run(permit, move |memory| match password.verify(&against, memory, cost) {
-            _ if is_decoy => Verdict::Wrong,
-            verdict => verdict,
+            _ if is_decoy => PasswordMatch::Wrong,
+            result => result,
         })
         .await
     }

@@ -84,16 +84,16 @@ impl Password {
         format!("{}{}${}", cost.prefix(), STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(output))
     }
 
-    fn verify(&self, text: &str, memory: &mut Memory, cost: Cost) -> Verdict {
-        let Ok(stored) = StoredHash::parse(text) else { return Verdict::Wrong };
+    fn verify(&self, text: &str, memory: &mut Memory, cost: Cost) -> PasswordMatch {
+        let Ok(stored) = StoredHash::parse(text) else { return PasswordMatch::Wrong };
         let mut spellings = [Some(&self.nfc), self.typed.as_ref()].into_iter().flatten();
         let Some(matched) = spellings.find(|spelling| stored.matches(spelling.as_bytes(), memory)) else {
-            return Verdict::Wrong;
+            return PasswordMatch::Wrong;
         };
         let current = *matched == self.nfc && cost.produced(text);
         // A rehash would make permanent a typing error in a part that the old hash ignores.
         let must_rehash = !current && stored.sees_all_of(matched.as_bytes());
-        Verdict::Right { rehashed: must_rehash.then(|| self.hash_in(memory, cost)) }
+        PasswordMatch::Right { rehashed: must_rehash.then(|| self.hash_in(memory, cost)) }
     }
 }
 
@@ -206,7 +206,7 @@ impl Memory {
 
 /// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PasswordMatch {
     /// The password is wrong, or there is none.
     Wrong,
     /// The password is right. A hash of another scheme, cost or form is replaced by a new one.
@@ -227,22 +227,22 @@ mod tests {
         let stored = password.hash(cheap);
         assert_eq!(
             password.verify(&stored, &mut Memory::default(), cheap),
-            Verdict::Right { rehashed: None }
+            PasswordMatch::Right { rehashed: None }
         );
-        let Verdict::Right { rehashed: Some(rehashed) } =
+        let PasswordMatch::Right { rehashed: Some(rehashed) } =
             password.verify(&stored, &mut Memory::default(), Cost::default())
         else {
             panic!("a hash of another cost is replaced");
         };
         assert_eq!(
             password.verify(&rehashed, &mut Memory::default(), Cost::default()),
-            Verdict::Right { rehashed: None }
+            PasswordMatch::Right { rehashed: None }
         );
         assert_eq!(
             Password::new("ngày mai trời lại mưa").verify(&stored, &mut Memory::default(), cheap),
-            Verdict::Wrong
+            PasswordMatch::Wrong
         );
-        assert_eq!(password.verify(&cheap.dummy_hash(), &mut Memory::default(), cheap), Verdict::Wrong);
+        assert_eq!(password.verify(&cheap.dummy_hash(), &mut Memory::default(), cheap), PasswordMatch::Wrong);
     }
 
     #[test]
@@ -253,8 +253,8 @@ mod tests {
         let at_our_cost = Password { nfc: decomposed.clone(), typed: None }.hash(cheap);
         for stored in [bcrypt::hash(&decomposed, 4).unwrap(), at_our_cost] {
             let verify = |typed| Password::new(typed).verify(&stored, &mut Memory::default(), cheap);
-            assert!(matches!(verify(&decomposed), Verdict::Right { rehashed: Some(_) }), "{stored}");
-            assert_eq!(verify("mật khẩu"), Verdict::Wrong, "{stored}");
+            assert!(matches!(verify(&decomposed), PasswordMatch::Right { rehashed: Some(_) }), "{stored}");
+            assert_eq!(verify("mật khẩu"), PasswordMatch::Wrong, "{stored}");
         }
     }
 
@@ -291,11 +291,11 @@ mod tests {
             (bcrypt("morning boat"), "morning boat\0morning boat".into()),
             (pbkdf2.into(), "con meo treo cay cau\0".into()),
         ] {
-            let verdict = Password::new(&typed).verify(&stored, &mut Memory::default(), Cost::default());
-            assert_eq!(verdict, Verdict::Right { rehashed: None }, "{stored}");
+            let result = Password::new(&typed).verify(&stored, &mut Memory::default(), Cost::default());
+            assert_eq!(result, PasswordMatch::Right { rehashed: None }, "{stored}");
         }
         let whole = &long[1..];
-        let verdict = Password::new(whole).verify(&bcrypt(whole), &mut Memory::default(), Cost::default());
-        assert!(matches!(verdict, Verdict::Right { rehashed: Some(_) }), "the hash covers all of it");
+        let result = Password::new(whole).verify(&bcrypt(whole), &mut Memory::default(), Cost::default());
+        assert!(matches!(result, PasswordMatch::Right { rehashed: Some(_) }), "the hash covers all of it");
     }
 }

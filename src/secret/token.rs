@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn only_issued_tokens_parse() {
+    fn tokens_round_trip_and_other_text_does_not_parse() {
         let token = Token::issue(&Key::random("a"), LABEL, now());
         let text = token.expose();
         assert_eq!(text.len(), TOKEN_CHARS);

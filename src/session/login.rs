@@ -20,7 +20,7 @@ use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::metrics::{LoginLabel, LoginOutcome};
-use crate::password::{Password, Place, Verdict};
+use crate::password::{Password, PasswordMatch, Place};
 use crate::throttle::{self, Source, Turn};
 
 /// The `Retry-After` for a client that arrived while another login of the address was under way.
@@ -53,7 +53,7 @@ impl Login {
     /// - the turn of the address,
     /// - a place in the hashing queue,
     /// - the bucket of the address, which is charged before the verification, so that parallel
-    /// guesses cannot exceed it.
+    ///   guesses cannot exceed it.
     ///
     /// A success refunds both buckets.
     ///
@@ -107,7 +107,7 @@ impl Login {
         let app = &*self.app;
         let place = app.hasher.place().inspect_err(|_| self.count(LoginOutcome::Busy))?;
         let now = app.time()?;
-        throttle::draw(&app.pool, now, &key, app.failure_budget, Problem::LoginThrottled)
+        throttle::draw(&app.pool, now, &key, app.failure_limit, Problem::LoginThrottled)
             .await
             .inspect_err(|_| self.count(LoginOutcome::Throttled))?;
         let mut candidate =
@@ -152,11 +152,11 @@ impl Login {
         // same.
         let mac = app.device_keys.oldest().mac("decoy/1", &[self.email.as_str().as_bytes()]);
         let stored = candidate.and_then(|candidate| candidate.password_hash.clone());
-        let verdict = place.verify(&self.password, stored, Some(decoys.for_address(&mac))).await?;
+        let result = place.verify(&self.password, stored, Some(decoys.for_address(&mac))).await?;
         let (
             Some(LoginCandidate { account, active: true, password_hash: Some(verified) }),
-            Verdict::Right { rehashed },
-        ) = (candidate, verdict)
+            PasswordMatch::Right { rehashed },
+        ) = (candidate, result)
         else {
             return Ok(AttemptResult::Failed);
         };
@@ -259,7 +259,7 @@ impl VerifiedLogin<'_> {
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
         let Some(account) = locked else { return Ok(None) };
         account::mark_signed_in(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
-        throttle::refund(&mut *transaction, self.bucket_key, app.failure_budget).await?;
+        throttle::refund(&mut *transaction, self.bucket_key, app.failure_limit).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;
         let opened = open(app, &mut transaction, now, account, caller).await?;

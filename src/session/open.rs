@@ -132,7 +132,7 @@ async fn make_known(
         device.id()
     } else {
         let key = throttle::device_key(&address);
-        if throttle::try_draw(transaction, now, &key, app.device_budget).await? != Draw::Drawn {
+        if throttle::try_draw(transaction, now, &key, app.device_limit).await? != Draw::Drawn {
             return Ok(None);
         }
         DeviceId::new(now)

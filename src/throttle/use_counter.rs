@@ -36,7 +36,7 @@ impl UseCounter {
         Self { limit, lifetime, clock, counts: Mutex::default() }
     }
 
-    /// Counts one use. Returns false if the token has no use left or cannot be tracked. A token
+    /// Counts one use. Returns false if the token is used up or cannot be tracked. A token
     /// that was not seen before is counted only if `may_start` returns true.
     pub fn count(&self, token: &TokenHash, may_start: impl FnOnce() -> bool) -> bool {
         let mut counts = self.counts();
@@ -54,7 +54,7 @@ impl UseCounter {
         true
     }
 
-    /// Whether the token has no use left, or cannot be tracked.
+    /// Whether the token is used up, or cannot be tracked.
     #[must_use]
     pub fn is_spent(&self, token: &TokenHash) -> bool {
         let counts = self.counts();
@@ -115,7 +115,7 @@ mod tests {
         let key = Key::random("a");
         let begun = (0..MAX_TOKENS + 10).filter(|_| presented.count(&token(&key), || true)).count();
         assert_eq!(begun, MAX_TOKENS);
-        assert!(presented.is_spent(&token(&key)), "a token that cannot be tracked has no use left");
+        assert!(presented.is_spent(&token(&key)), "a token that cannot be tracked counts as used up");
         clock.advance(LIFETIME);
         assert!(presented.count(&token(&key), || true), "the next generation has room");
     }

@@ -319,9 +319,12 @@ fn every_command_has_the_help_of_its_snapshot() {
 fn append_help(command: &Command, path: &[&str], help: &mut String) {
     let shown = run(&[path, &["--help"]].concat(), &[]);
     let shown = String::from_utf8(shown.stdout).unwrap();
+    writeln!(help, "$ vos-auth {}\n", [path, &["--help"]].concat().join(" ")).unwrap();
     // As editors leave it: clap ends some lines with a space.
-    let shown: String = shown.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    write!(help, "$ vos-auth {}\n\n{shown}\n\n", [path, &["--help"]].concat().join(" ")).unwrap();
+    for line in shown.lines() {
+        writeln!(help, "{}", line.trim_end()).unwrap();
+    }
+    help.push_str("\n\n");
     for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
         append_help(command, &[path, &[command.get_name()]].concat(), help);
     }

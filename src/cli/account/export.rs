@@ -73,7 +73,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
     let mut progress = Progress::begin();
     let told = |carried: &ExportReport| {
         if carried.looked_at == 0 {
-            terminal::note(format_args!("{} accounts have changed here since then", carried.changed));
+            terminal::error_line(format_args!("{} accounts have changed here since then", carried.changed));
         }
         progress.tell(carried.looked_at, |rate| {
             let ExportReport { changed, looked_at, failed, .. } = carried;
@@ -96,7 +96,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
 /// A PUT that was sent is waited for.
 async fn says_that_it_stops(stop: &CancellationToken) -> Infallible {
     stop.cancelled().await;
-    terminal::note("stopping as soon as Kratos has answered");
+    terminal::error_line("stopping as soon as Kratos has answered");
     std::future::pending().await
 }
 
@@ -125,6 +125,6 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
         None => Box::new(std::io::stdout()),
     };
     let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
-    terminal::note(format_args!("{count} accounts are exported, with the hashes of their passwords"));
+    terminal::error_line(format_args!("{count} accounts are exported, with the hashes of their passwords"));
     Ok(())
 }

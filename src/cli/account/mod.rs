@@ -256,12 +256,12 @@ async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
     audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
     let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
     terminal::line(&ticket);
-    terminal::note(format_args!(
+    terminal::error_line(format_args!(
         "It is good for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code goes by mail, as always.",
         TICKET_LIFETIME.as_secs() / 60
     ));
     if let Some(origin) = origin {
-        terminal::note(format_args!("As a link: {origin}/recovery#t={ticket}"));
+        terminal::error_line(format_args!("As a link: {origin}/recovery#t={ticket}"));
     }
     Ok(())
 }

@@ -23,6 +23,6 @@ impl Progress {
             return;
         }
         self.told = Instant::now();
-        terminal::note(line(u128::from(done) * 1000 / self.began.elapsed().as_millis().max(1)));
+        terminal::error_line(line(u128::from(done) * 1000 / self.began.elapsed().as_millis().max(1)));
     }
 }

@@ -17,7 +17,7 @@ use crate::account::record::{self, Record};
 use crate::audit::{self, Changes};
 use crate::database::cause;
 use crate::transfer::import::identity::JsonPath;
-use crate::transfer::import::{Refusals, Unwritable};
+use crate::transfer::import::{RefusalList, Unwritable};
 use crate::transfer::kratos::{Kratos, KratosError};
 
 /// The number of accounts in memory at once.
@@ -99,7 +99,7 @@ async fn export(
     report: &mut ExportReport,
     mut progress: impl FnMut(&ExportReport),
 ) -> Result<(), KratosExportError> {
-    let mut list = Refusals::create(&options.failed)?;
+    let mut list = RefusalList::create(&options.failed)?;
     let changes = audit::changed_since(&mut *connection, options.since).await?;
     report.changed = changes.len() as u64;
     progress(report);

@@ -51,7 +51,7 @@ struct KratosIdentity {
 #[derive(Default, Deserialize)]
 struct KratosPassword {
     #[serde(default)]
-    config: Config,
+    config: PasswordConfig,
     updated_at: Option<String>,
 }
 
@@ -74,7 +74,7 @@ struct Put<'a> {
 
 #[derive(Serialize)]
 struct PutPassword {
-    config: Config,
+    config: PasswordConfig,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -84,7 +84,7 @@ struct Credentials<P> {
 }
 
 #[derive(Default, Deserialize, Serialize)]
-struct Config {
+struct PasswordConfig {
     #[serde(default)]
     hashed_password: String,
 }
@@ -150,7 +150,7 @@ pub(super) fn merge(identity: &[u8], change: &Change<'_>, path: &JsonPath) -> Re
         metadata_admin: theirs.metadata_admin.as_deref(),
         external_id: theirs.external_id.as_deref(),
         credentials: password.map(|(hash, _)| Credentials {
-            password: Some(PutPassword { config: Config { hashed_password: hash.to_owned() } }),
+            password: Some(PutPassword { config: PasswordConfig { hashed_password: hash.to_owned() } }),
         }),
     };
     Ok(Merged { put: Some(serde_json::to_vec(&put).map_err(|_| UNREADABLE)?), newer_in_kratos })

@@ -57,7 +57,7 @@ impl std::str::FromStr for JsonPath {
 
 /// The contents of a record.
 #[derive(Debug)]
-pub struct Identity {
+pub struct ImportedIdentity {
     /// The account.
     pub new: Incoming,
     /// Its password, or why that is unusable; `None` if it has none.
@@ -74,7 +74,7 @@ pub struct Refusal {
 }
 
 /// Reads an identity in JSON.
-pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
+pub fn from_json(text: &str, paths: &Paths) -> Result<ImportedIdentity, Refusal> {
     let identity: Value =
         serde_json::from_str(text).map_err(|_| Refusal { id: None, reason: "it is not JSON" })?;
     let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str);
@@ -144,7 +144,7 @@ impl CsvColumns {
     }
 
     /// Reads a row. An empty field counts as absent.
-    pub fn identity(&self, row: &csv::StringRecord) -> Result<Identity, Refusal> {
+    pub fn identity(&self, row: &csv::StringRecord) -> Result<ImportedIdentity, Refusal> {
         let [email, password_hash, locale, state, id, traits] =
             self.0.map(|column| row.get(column?).map(str::trim).filter(|text| !text.is_empty()));
         let id = uuid(id)?;
@@ -173,7 +173,11 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn identity(self, id: Option<Uuid>, traits: Map<String, Value>) -> Result<Identity, &'static str> {
+    fn identity(
+        self,
+        id: Option<Uuid>,
+        traits: Map<String, Value>,
+    ) -> Result<ImportedIdentity, &'static str> {
         let email =
             EmailAddress::parse(self.email).map_err(|_| match self.email.trim().rsplit_once('@') {
                 Some((local, _)) if !local.is_ascii() => NOT_ASCII,
@@ -205,7 +209,7 @@ impl Fields<'_> {
             password_hash: kept,
             created_at,
         };
-        Ok(Identity { new, password: stored.map(|(_, stored)| stored) })
+        Ok(ImportedIdentity { new, password: stored.map(|(_, stored)| stored) })
     }
 }
 
@@ -236,7 +240,7 @@ mod tests {
         Paths { email: "traits.email".parse().unwrap(), locale: "metadata_public.locale".parse().unwrap() }
     }
 
-    fn read(changes: &[(&str, Value)]) -> Result<Identity, Refusal> {
+    fn read(changes: &[(&str, Value)]) -> Result<ImportedIdentity, Refusal> {
         let mut identity = json!({
             "id": ID,
             "schema_id": "default",
@@ -259,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_identity_becomes_an_account() {
-        let Identity { new, password } = read(&[]).unwrap();
+        let ImportedIdentity { new, password } = read(&[]).unwrap();
         assert_eq!(new.id.unwrap().to_string(), ID);
         assert_eq!(new.email.as_str(), "trader@example.com");
         assert!(new.active);
@@ -280,7 +284,7 @@ mod tests {
             ("$2b$04$short", Some(Unusable::Broken)),
             ("", None),
         ] {
-            let Identity { new, password } = read(&[(hash, text.into())]).unwrap();
+            let ImportedIdentity { new, password } = read(&[(hash, text.into())]).unwrap();
             assert_eq!((new.password_hash, new.password_changed_at), (None, None), "{text}");
             assert_eq!(password.map(|password| password.unwrap_err()), found, "{text}");
         }

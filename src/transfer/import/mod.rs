@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 pub use self::identity::Paths;
 pub use self::refused::Unwritable;
-pub(crate) use self::refused::{Refusals, create_private_file};
+pub(crate) use self::refused::{RefusalList, create_private_file};
 use self::source::SourceRecord;
 use crate::account::import::{ImportOutcome, Incoming, import};
 use crate::audit;
@@ -184,7 +184,7 @@ async fn write(
 ) -> Result<(), ImportError> {
     let unreadable = |why| ImportError::Unreadable { from: options.source.to_string(), why };
     let OpenSource { input, length, fetching } = open(&options.source).map_err(unreadable)?;
-    let mut refusals = Refusals::create(&options.refused)?;
+    let mut refusals = RefusalList::create(&options.refused)?;
     // A plan from when the table was empty must not scan it once it has a million rows.
     connection.execute("SET enable_seqscan = off").await?;
     if !options.dry_run {
@@ -266,7 +266,7 @@ fn distinct(
     options: &Import,
     records: Vec<SourceRecord>,
     erased: &HashSet<Uuid>,
-    refusals: &mut Refusals,
+    refusals: &mut RefusalList,
     report: &mut ImportReport,
 ) -> Result<Vec<Vec<ValidRecord>>, ImportError> {
     let mut parts = vec![Vec::new()];
@@ -278,7 +278,7 @@ fn distinct(
             }
             read => read,
         };
-        let identity::Identity { mut new, password } = match found {
+        let identity::ImportedIdentity { mut new, password } = match found {
             Ok(found) => found,
             Err(refusal) => {
                 report.refused += 1;

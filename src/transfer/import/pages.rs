@@ -6,11 +6,11 @@ use hyper::body::Bytes;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::transfer::kratos::{Kratos, KratosError, Page};
+use crate::transfer::kratos::{IdentityPage, Kratos, KratosError};
 
 /// Arriving pages. The last one is an error if Kratos failed.
 pub(super) struct KratosPages {
-    incoming: Receiver<Result<Page, KratosError>>,
+    incoming: Receiver<Result<IdentityPage, KratosError>>,
     page: Bytes,
     was_last: bool,
 }
@@ -24,7 +24,7 @@ pub(super) fn open(kratos: Kratos, size: u16) -> (KratosPages, AbortOnDropHandle
 }
 
 /// Fetches pages until the last one, an error, or the reader is dropped.
-async fn fetch(kratos: &Kratos, size: u16, pages: &Sender<Result<Page, KratosError>>) {
+async fn fetch(kratos: &Kratos, size: u16, pages: &Sender<Result<IdentityPage, KratosError>>) {
     let (mut token, mut cycles) = (None, CycleDetector::default());
     loop {
         let page = kratos.page(size, token.as_deref()).await.and_then(|page| cycles.check(page));
@@ -44,7 +44,7 @@ struct CycleDetector {
 }
 
 impl CycleDetector {
-    fn check(&mut self, page: Page) -> Result<Page, KratosError> {
+    fn check(&mut self, page: IdentityPage) -> Result<IdentityPage, KratosError> {
         if page.next.is_some() && page.next == self.kept {
             return Err(KratosError::Unreadable("its list does not end: it returns to an earlier page"));
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 /// The list. Only its owner can read it.
-pub(crate) struct Refusals {
+pub(crate) struct RefusalList {
     path: PathBuf,
     file: BufWriter<File>,
     is_empty: bool,
@@ -32,7 +32,7 @@ struct RefusalLine<'a> {
     reason: &'a str,
 }
 
-impl Refusals {
+impl RefusalList {
     pub(crate) fn create(path: &Path) -> Result<Self, Unwritable> {
         let file = create_private_file(path).map_err(|why| Unwritable { file: path.into(), why })?;
         Ok(Self { path: path.into(), file: BufWriter::new(file), is_empty: true })

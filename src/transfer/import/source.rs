@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Sender;
 
-use super::identity::{self, Identity, Paths, Refusal};
+use super::identity::{self, ImportedIdentity, Paths, Refusal};
 
 /// The longest record, in octets.
 const MAX_RECORD: usize = 1 << 20;
@@ -22,7 +22,7 @@ const TOO_LONG: &str = "the record is longer than 1 MiB";
 /// A record, and the line on which it ends, or begins in a CSV.
 pub(super) struct SourceRecord {
     pub line: u64,
-    pub read: Result<Identity, Refusal>,
+    pub read: Result<ImportedIdentity, Refusal>,
 }
 
 type Batches = Sender<io::Result<Vec<SourceRecord>>>;
@@ -30,10 +30,10 @@ type Batches = Sender<io::Result<Vec<SourceRecord>>>;
 /// Sends the records of a file or of pages in batches until the receiver is dropped. An error is
 /// sent last.
 pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
-    let place = Rc::<Place>::default();
+    let position = Rc::<Position>::default();
     let mut input =
-        Input { file: BufReader::with_capacity(1 << 16, from), place: Rc::clone(&place), counter };
-    let mut records = Records { batch: Vec::new(), octets: 0, place, batches };
+        Input { file: BufReader::with_capacity(1 << 16, from), position: Rc::clone(&position), counter };
+    let mut records = Records { batch: Vec::new(), octets: 0, position, batches };
     let done = match input.first() {
         Ok(Some(b'[')) => arrays(input, paths, &mut records),
         Ok(Some(b'{')) => lines(input, paths, &mut records),
@@ -52,7 +52,7 @@ pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU6
 struct Records<'a> {
     batch: Vec<SourceRecord>,
     octets: usize,
-    place: Rc<Place>,
+    position: Rc<Position>,
     batches: &'a Batches,
 }
 
@@ -70,9 +70,9 @@ impl Records<'_> {
         &mut self,
         line: u64,
         octets: usize,
-        read: Result<Identity, Refusal>,
+        read: Result<ImportedIdentity, Refusal>,
     ) -> Result<(), ReceiverGone> {
-        self.place.record_began.set(self.place.octets.get());
+        self.position.record_began.set(self.position.octets.get());
         self.batch.push(SourceRecord { line, read });
         self.octets += octets;
         if self.batch.len() < BATCH && self.octets < BATCH_OCTETS { Ok(()) } else { self.send() }
@@ -89,7 +89,7 @@ impl Records<'_> {
 
 /// The position in a file.
 #[derive(Default)]
-struct Place {
+struct Position {
     octets: Cell<usize>,
     lines: Cell<u64>,
     record_began: Cell<usize>,
@@ -98,7 +98,7 @@ struct Place {
 /// A file that tracks its position and fails within a record that is too long.
 struct Input<'a> {
     file: BufReader<Box<dyn Read + Send>>,
-    place: Rc<Place>,
+    position: Rc<Position>,
     counter: &'a AtomicU64,
 }
 
@@ -119,13 +119,13 @@ impl Input<'_> {
 impl Read for Input<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(into)?;
-        let (place, new) = (&self.place, &into[..read]);
-        place.octets.set(place.octets.get() + read);
-        place.lines.set(place.lines.get() + new.split(|byte| *byte == b'\n').count() as u64 - 1);
+        let (position, new) = (&self.position, &into[..read]);
+        position.octets.set(position.octets.get() + read);
+        position.lines.set(position.lines.get() + new.split(|byte| *byte == b'\n').count() as u64 - 1);
         self.counter.fetch_add(read as u64, Ordering::Relaxed);
         // Data that a reader buffers ahead is not part of the record.
-        if place.octets.get() - place.record_began.get() > MAX_RECORD + into.len() {
-            return Err(io::Error::other(format!("near line {}: {TOO_LONG}", place.lines.get() + 1)));
+        if position.octets.get() - position.record_began.get() > MAX_RECORD + into.len() {
+            return Err(io::Error::other(format!("near line {}: {TOO_LONG}", position.lines.get() + 1)));
         }
         Ok(read)
     }
@@ -133,9 +133,9 @@ impl Read for Input<'_> {
 
 /// Reads one object a line. A malformed line is refused, and reading continues.
 fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
-    let Input { mut file, place, counter } = input;
+    let Input { mut file, position, counter } = input;
     let mut line = Vec::new();
-    for number in place.lines.get() + 1.. {
+    for number in position.lines.get() + 1.. {
         line.clear();
         let limit = MAX_RECORD as u64 + 1;
         let mut read = file.by_ref().take(limit).read_until(b'\n', &mut line)? as u64;
@@ -198,7 +198,7 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         while let Some(element) = elements.next_element::<Box<RawValue>>()? {
-            let line = self.records.place.lines.get() + 1;
+            let line = self.records.position.lines.get() + 1;
             let text = element.get();
             let pushed = self.records.push(line, text.len(), identity::from_json(text, self.paths));
             pushed.map_err(|ReceiverGone| serde::de::Error::custom("the receiver was dropped"))?;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use self::url::AdminUrl;
 use crate::config::ConfigError;
-use crate::http_client::{Bounds, HttpClient, NoAnswer};
+use crate::http_client::{Bounds, HttpClient, RequestError};
 
 /// The timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ fn hint(status: StatusCode) -> &'static str {
 }
 
 /// A page of the list.
-pub struct Page {
+pub struct IdentityPage {
     /// A JSON array of identities, as Kratos wrote it.
     pub identities: Bytes,
     /// The token of the next page; `None` after the last one.
@@ -111,7 +111,7 @@ impl Kratos {
     }
 
     /// Reads a page of identities with passwords, ordered by id.
-    pub async fn page(&self, size: u16, token: Option<&str>) -> Result<Page, KratosError> {
+    pub async fn page(&self, size: u16, token: Option<&str>) -> Result<IdentityPage, KratosError> {
         let mut url = self.url.identities_url();
         url.query_pairs_mut()
             .append_pair("include_credential", "password")
@@ -126,7 +126,7 @@ impl Kratos {
         if identities.trim_ascii_start().first() != Some(&b'[') {
             return Err(KratosError::Unreadable("its answer is not a list of identities"));
         }
-        Ok(Page { identities, next: next_page(&headers, &url)? })
+        Ok(IdentityPage { identities, next: next_page(&headers, &url)? })
     }
 
     /// Reads an identity with its password, as Kratos writes it; `None` if there is none with this
@@ -167,19 +167,21 @@ impl Kratos {
         }
         let body = Full::from(json.unwrap_or_default());
         let request = request.body(body).map_err(|error| KratosError::Unreachable(error.to_string()))?;
-        let answer = self.client.ask(request, Bounds { time: ANSWER, octets: max }).await?;
+        let answer = self.client.send(request, Bounds { time: ANSWER, octets: max }).await?;
         let (head, body) = answer.into_parts();
         Ok((head.status, head.headers, body))
     }
 }
 
-impl From<NoAnswer> for KratosError {
-    fn from(why: NoAnswer) -> Self {
+impl From<RequestError> for KratosError {
+    fn from(why: RequestError) -> Self {
         match why {
-            NoAnswer::TooLong => {
+            RequestError::TooLong => {
                 Self::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
             }
-            NoAnswer::Away(_) | NoAnswer::Late(_) => Self::Unreachable(why.to_string()),
+            RequestError::ConnectionFailed(_) | RequestError::TimedOut(_) => {
+                Self::Unreachable(why.to_string())
+            }
         }
     }
 }
@@ -188,10 +190,10 @@ impl From<NoAnswer> for KratosError {
 /// it.
 fn is_identity(identity: &[u8], id: Uuid) -> bool {
     #[derive(Deserialize)]
-    struct Named {
+    struct IdentityId {
         id: Uuid,
     }
-    serde_json::from_slice::<Named>(identity).is_ok_and(|named| named.id == id)
+    serde_json::from_slice::<IdentityId>(identity).is_ok_and(|identity| identity.id == id)
 }
 
 /// The token of the next page, from the header `Link` (RFC 8288). Only the token is used, because a
