@@ -51,7 +51,7 @@ pub struct ExportReport {
     pub same: u64,
     /// Identities with a difference that stays, because Kratos changed it later.
     pub newer_in_kratos: u64,
-    /// Accounts that could not be carried back.
+    /// Accounts that could not be exported.
     pub failed: u64,
 }
 
