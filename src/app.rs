@@ -119,9 +119,9 @@ impl App {
         let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
         let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
-                RateLimit::of_address(&config.rate_limits),
-                RateLimit::of_failures(),
-                RateLimit::of_devices(),
+                RateLimit::for_address(&config.rate_limits),
+                RateLimit::for_failures(),
+                RateLimit::for_new_devices(),
                 SourceLimits::new(&config.rate_limits, &clock),
             ),
             Limits::Off => {

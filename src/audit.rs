@@ -1,4 +1,5 @@
-//! Owns `audit_event`: what happened to which account, append only. No code, token or password is ever in it.
+//! Owns `audit_event`: what happened to which account. The table is append-only, and never contains
+//! a code, token or password.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -12,15 +13,15 @@ use uuid::Uuid;
 use crate::client::Client;
 use crate::clock::{first_id_of, new_id};
 
-/// Something that happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Event {
     /// An operator created the account.
     AccountCreated,
-    /// An operator imported accounts; each says when in `imported_at`.
+    /// An operator imported accounts; each account has the time in `imported_at`.
     AccountsImported,
-    /// An operator exported all accounts, with what their passwords are verified against.
+    /// An operator exported all accounts, including password hashes.
     AccountsExported,
     /// An operator disabled the account.
     AccountDisabled,
@@ -28,78 +29,79 @@ pub enum Event {
     AccountEnabled,
     /// An operator gave the account another address.
     EmailChanged,
-    /// An operator ended the account's sessions, or everybody's.
+    /// An operator ended the account's sessions, or those of all accounts.
     SessionsRevoked,
-    /// An operator erased the account and what was stored of its owner.
+    /// An operator erased the account and the stored data of its owner.
     AccountErased,
-    /// An operator filled the budgets of the account's address.
+    /// An operator refilled the buckets of the account's address.
     AccountUnblocked,
     /// An operator printed a recovery ticket.
     RecoveryTicketIssued,
-    /// A recovery code was handed to a relay.
+    /// A relay accepted the email with a recovery code.
     RecoverySent,
-    /// Somebody signed in with the password.
+    /// A client signed in with the password.
     SignedIn,
-    /// Somebody tried to sign in and failed.
+    /// A login to the account failed.
     SignInFailed,
-    /// A session was ended by whoever had its token.
+    /// The holder of a session's token ended the session.
     SignedOut,
     /// The owner ended other sessions.
     SessionsEnded,
-    /// The mailed code was entered.
+    /// The emailed code was entered.
     RecoveryVerified,
-    /// A mail to the account's address bounced, the first one since its last right code.
+    /// An email to the account's address bounced, the first since the last right code.
     EmailBounced,
-    /// The password was set anew after a recovery.
+    /// The password was reset by a recovery.
     PasswordReset,
     /// The password was changed while signed in.
     PasswordChanged,
-    /// The mail about a changed password was handed to a relay.
+    /// A relay accepted the notice of a changed password.
     PasswordNoticeSent,
 }
 
-/// The client that asked for it, where there was one.
+/// The client that caused an event.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// Its address.
+pub struct ClientInfo<'a> {
+    /// Its IP address.
     pub client_ip: IpAddr,
     /// Its User-Agent, cut to 200 characters.
     pub user_agent: &'a str,
 }
 
-impl<'a> From<&'a Client> for Source<'a> {
+impl<'a> From<&'a Client> for ClientInfo<'a> {
     fn from(client: &'a Client) -> Self {
         Self { client_ip: client.ip, user_agent: &client.user_agent }
     }
 }
 
-/// An event to be appended.
+/// An event to append.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
     /// When it happened.
     pub at: OffsetDateTime,
-    /// What.
+    /// What happened.
     pub event: Event,
-    /// To whom; nobody in particular if it is of many.
+    /// The account; `None` if the event is about many accounts.
     pub account_id: Option<Uuid>,
-    /// Who asked for it.
-    pub source: Option<Source<'a>>,
+    /// The client that caused it, if there was one.
+    pub client: Option<ClientInfo<'a>>,
 }
 
-/// Appends an event, of no account in particular if it is of many. Give it the transaction of what it tells of.
+/// Appends an event; `account_id` is `None` if it is about many accounts. Pass the transaction of
+/// the change that it records.
 pub async fn record(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     event: Event,
     account_id: impl Into<Option<Uuid>>,
-    source: Option<Source<'_>>,
+    client: Option<ClientInfo<'_>>,
 ) -> Result<(), sqlx::Error> {
-    record_all(executor, &[Entry { at: now, event, account_id: account_id.into(), source }]).await
+    record_all(executor, &[Entry { at: now, event, account_id: account_id.into(), client }]).await
 }
 
-/// The same for many.
+/// Appends many events.
 async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
-    let events: Columns<'_> = events.iter().copied().collect();
+    let events: EventColumns<'_> = events.iter().copied().collect();
     sqlx::query!(
         "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[], $5::inet[], $6::text[])",
@@ -115,9 +117,9 @@ async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Resu
     Ok(())
 }
 
-/// Events by column, each with its id, for a statement that appends them with other work.
+/// Events as columns, each with a new id, for a statement that appends them along with other work.
 #[derive(Debug, Default)]
-pub struct Columns<'a> {
+pub struct EventColumns<'a> {
     /// `id`.
     pub ids: Vec<Uuid>,
     /// `what`.
@@ -132,16 +134,16 @@ pub struct Columns<'a> {
     pub user_agents: Vec<Option<&'a str>>,
 }
 
-impl<'a> FromIterator<Entry<'a>> for Columns<'a> {
+impl<'a> FromIterator<Entry<'a>> for EventColumns<'a> {
     fn from_iter<I: IntoIterator<Item = Entry<'a>>>(events: I) -> Self {
         let mut columns = Self::default();
-        for Entry { at, event, account_id, source } in events {
+        for Entry { at, event, account_id, client } in events {
             columns.ids.push(new_id(at));
             columns.what.push(event.into());
             columns.account_ids.push(account_id);
             columns.times.push(at);
-            columns.client_ips.push(source.map(|source| source.client_ip));
-            columns.user_agents.push(source.map(|source| source.user_agent));
+            columns.client_ips.push(client.map(|client| client.client_ip));
+            columns.user_agents.push(client.map(|client| client.user_agent));
         }
         columns
     }
@@ -162,8 +164,8 @@ pub async fn sweep(
     Ok(done.execute(pool).await?.rows_affected())
 }
 
-/// Takes from the events of an account what could name its owner: network addresses and devices. The one change that an
-/// event ever sees.
+/// Removes network addresses and user agents from the events of an erased account. No event is ever
+/// changed in another way.
 pub async fn forget_clients(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE audit_event SET client_ip = NULL, user_agent = NULL WHERE account_id = $1 AND client_ip IS NOT NULL",
@@ -174,7 +176,7 @@ pub async fn forget_clients(transaction: &mut PgConnection, account_id: Uuid) ->
     Ok(())
 }
 
-/// The accounts that were erased, for as long as events are kept.
+/// The ids of erased accounts, for as long as events are kept.
 pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx::Error> {
     let ids = sqlx::query_scalar!(
         r#"SELECT account_id AS "account_id!" FROM audit_event WHERE what = 'account_erased' AND account_id IS NOT NULL"#
@@ -182,21 +184,22 @@ pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx
     Ok(ids.fetch_all(executor).await?.into_iter().collect())
 }
 
-/// When what another system keeps of an account was last changed here, by a person: a sign-in and its new hash of the same
-/// password are no change.
+/// When data that another system also stores was last changed here by a person. A sign-in is no
+/// such change, nor is the rehash of the same password.
 #[derive(Clone, Copy, Debug)]
 pub struct Changes {
     /// The account.
     pub account_id: Uuid,
-    /// The password, or the whole account if it was created here.
+    /// When the password changed, or the account was created here.
     pub password: Option<OffsetDateTime>,
-    /// The address.
+    /// When the address changed.
     pub email: Option<OffsetDateTime>,
-    /// Whether it is active.
+    /// When it was disabled or enabled.
     pub state: Option<OffsetDateTime>,
 }
 
-/// The accounts that were changed here since then, in the order of their ids, for as long as events are kept.
+/// The accounts that were changed here since `since`, ordered by id, for as long as events are
+/// kept.
 pub async fn changed_since(
     executor: impl PgExecutor<'_>,
     since: OffsetDateTime,

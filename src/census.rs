@@ -1,5 +1,6 @@
-//! Counts the stored hashes by kind, round after round, so that addresses without one are verified against as many of each
-//! kind ([`crate::password::Decoys`]); and the accounts whose address bounces, on the same way, for a metric.
+//! Counts the stored hashes by kind in continuous rounds, so that addresses without a hash are
+//! verified against each kind in the same proportion ([`crate::password::Decoys`]). The same scan
+//! counts, for a metric, the accounts whose address bounces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,72 +13,74 @@ use crate::app::App;
 use crate::config::STORAGE_DEADLINE;
 use crate::database::{cause, in_time};
 use crate::metrics::HashLabel;
-use crate::password::{Counts, Stored};
+use crate::password::{Counts, StoredHash};
 
-/// Pages of accounts that one statement looks through: a few hundred rows.
+/// The pages of `account` that one statement scans: a few hundred rows.
 const PAGES: i64 = 64;
-/// How long it rests between two statements: 2 MB a second, whatever the size of the table.
+/// The pause between two statements: about 2 MB are read a second, whatever the table's size.
 const REST: Duration = Duration::from_millis(250);
-/// How often a round begins at most.
+/// The minimum time between the starts of two rounds.
 const ROUND: Duration = Duration::from_mins(1);
-/// How many kinds are told apart: an import writes what a file says.
+/// The maximum number of kinds, because an imported file decides which kinds there are.
 const MAX_KINDS: usize = 1000;
 
-/// Counts, and remembers how far it came.
+/// The census, with the counts and position of the current round.
 #[derive(Debug)]
 pub struct Census {
     app: Arc<App>,
     counts: Counts,
     bouncing: u64,
-    /// The page to go on with.
+    /// The page to continue with.
     next_page: i64,
-    fails: bool,
+    is_failing: bool,
 }
 
 impl Census {
-    /// Begins at the beginning.
+    /// A census that starts at the first page.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, counts: Counts::new(), bouncing: 0, next_page: 0, fails: false }
+        Self { app, counts: Counts::new(), bouncing: 0, next_page: 0, is_failing: false }
     }
 
-    /// Counts without a rest before the service listens, for as long as a request would wait. For a table that is larger, what
-    /// was counted last has to do until the first round is over, or the part that was read if nothing was, or an import came since.
-    pub async fn begin(&mut self) {
-        // An alert asks for how long it was not: before the first end, since the start.
+    /// Counts without pauses before the service listens, for at most the time that a request would
+    /// wait. If the table is too large for that, the last stored counts serve until the first round
+    /// ends. If there are none, or an import came since, the part that was read serves.
+    pub async fn warm_up(&mut self) {
+        // An alert compares this metric with the time: until the first round ends, it counts from
+        // the start.
         self.app.metrics.hashes_counted.set(self.app.clock.now().unix_timestamp());
         let read = timeout(STORAGE_DEADLINE, async {
             loop {
-                match self.step().await {
-                    Some(Step::Taken) => {}
+                match self.scan_pages().await {
+                    Some(ScanStep::More) => {}
                     ended => break ended,
                 }
             }
         });
         if let Ok(Some(_)) = read.await {
-            return self.end().await;
+            return self.finish_round().await;
         }
-        let ours = self.app.hasher.own_kind();
-        match in_time(account::hashes::counted(&self.app.pool)).await {
-            Ok(Some(last)) if last.covers(&self.counts, &ours) => {
-                self.app.hasher.learn(&last.now, &last.most).await;
+        let own_kind = self.app.hasher.own_kind();
+        match in_time(account::hashes::load_last(&self.app.pool)).await {
+            Ok(Some(last)) if last.covers(&self.counts, &own_kind) => {
+                self.app.hasher.update_decoys(&last.current, &last.after_import).await;
             }
             _ if self.counts.is_empty() => {}
-            _ => self.app.hasher.learn(&self.counts, &self.counts).await,
+            _ => self.app.hasher.update_decoys(&self.counts, &self.counts).await,
         }
     }
 
     /// Counts until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let counting = async {
-            // Every login is answered 502 meanwhile.
+            // Until then every login is answered 502.
             while self.app.hasher.decoys().is_none() {
                 sleep(REST).await;
-                self.begin().await;
+                self.warm_up().await;
             }
             loop {
                 let next = Instant::now() + ROUND;
-                // A round that `begin` has not ended goes on at once.
+                // A round that `warm_up` has begun continues at once.
                 if self.next_page == 0 {
                     sleep_until(next).await;
                 }
@@ -87,49 +90,49 @@ impl Census {
         stop.run_until_cancelled(counting).await;
     }
 
-    /// Counts all of the table, or what is left of a round that was begun, and makes the decoys of it.
+    /// Counts the whole table, or the rest of a round that has begun, and updates the decoys.
     pub async fn round(&mut self, rest: Duration) {
-        while self.step().await != Some(Step::Last) {
+        while self.scan_pages().await != Some(ScanStep::Done) {
             sleep(rest).await;
         }
-        self.end().await;
+        self.finish_round().await;
     }
 
-    async fn end(&mut self) {
+    async fn finish_round(&mut self) {
         let counts = std::mem::take(&mut self.counts);
         let bouncing = std::mem::take(&mut self.bouncing);
         self.app.metrics.bouncing_accounts.set(i64::try_from(bouncing).unwrap_or(i64::MAX));
-        let ours = self.app.hasher.own_kind();
-        let kept = account::hashes::keep(&self.app.pool, counts, &ours);
+        let own_kind = self.app.hasher.own_kind();
+        let kept = account::hashes::save(&self.app.pool, counts, &own_kind);
         match in_time(kept).await {
             Ok(counted) => {
-                self.app.hasher.learn(&counted.now, &counted.most).await;
-                self.show(&counted.now);
+                self.app.hasher.update_decoys(&counted.current, &counted.after_import).await;
+                self.publish_metrics(&counted.current);
             }
-            // The next round does.
-            Err(error) => self.note(&error),
+            // The next round tries again.
+            Err(error) => self.log_failure(&error),
         }
     }
 
-    fn note(&mut self, error: &sqlx::Error) {
-        if !self.fails {
+    fn log_failure(&mut self, error: &sqlx::Error) {
+        if !self.is_failing {
             let cause = cause(error);
-            tracing::warn!(cause, "the stored hashes cannot be counted; it is tried again");
+            tracing::warn!(cause, "the stored hashes cannot be counted; retrying");
         }
-        self.fails = true;
+        self.is_failing = true;
     }
 
-    /// One statement. `None` if it failed: it is tried again.
-    async fn step(&mut self) -> Option<Step> {
+    /// Runs one statement. Returns `None` if it failed; the caller tries again.
+    async fn scan_pages(&mut self) -> Option<ScanStep> {
         let counted = in_time(account::hashes::count(&self.app.pool, self.next_page, PAGES)).await;
         let counted = match counted {
             Ok(counted) => counted,
             Err(error) => {
-                self.note(&error);
+                self.log_failure(&error);
                 return None;
             }
         };
-        self.fails = false;
+        self.is_failing = false;
         self.bouncing += counted.bouncing;
         for (kind, count) in counted.kinds {
             if self.counts.len() < MAX_KINDS || self.counts.contains_key(&kind) {
@@ -137,16 +140,16 @@ impl Census {
             }
         }
         self.next_page = counted.next.unwrap_or(0);
-        Some(if counted.next.is_some() { Step::Taken } else { Step::Last })
+        Some(if counted.next.is_some() { ScanStep::More } else { ScanStep::Done })
     }
 
-    fn show(&self, counts: &Counts) {
+    fn publish_metrics(&self, counts: &Counts) {
         let metrics = &self.app.metrics;
         metrics.stored_hashes.clear();
-        // There even while nobody has a password.
+        // This metric exists even while no account has a password.
         drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
         for (kind, count) in counts {
-            let scheme = Stored::parse(kind).map_or("unusable", |stored| stored.kind());
+            let scheme = StoredHash::parse(kind).map_or("unusable", |stored| stored.kind());
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             metrics.stored_hashes.get_or_create(&HashLabel { scheme }).inc_by(count);
         }
@@ -157,9 +160,9 @@ impl Census {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// There is more.
-    Taken,
-    /// It came to the table's end.
-    Last,
+enum ScanStep {
+    /// More pages follow.
+    More,
+    /// The scan has reached the table's end.
+    Done,
 }

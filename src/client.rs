@@ -1,16 +1,16 @@
-//! Who asks, as far as a request says it.
+//! The client of a request.
 
 use std::net::IpAddr;
 
 use crate::locale::Locale;
 
-/// Who asks: what is stored of a client beside a session.
+/// What a session stores about its client.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Its address, as seen through trusted proxies.
+    /// Its IP address, as reported by trusted proxies.
     pub ip: IpAddr,
     /// Its User-Agent, cut to 200 characters.
     pub user_agent: String,
-    /// The language it asks for, if it is one of ours.
+    /// The language it prefers, if the service has it.
     pub locale: Option<Locale>,
 }

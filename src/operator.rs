@@ -1,5 +1,5 @@
-//! What an operator does to one account, or to all. Each is one transaction (of one account: under the lock of its row), is
-//! recorded, and does nothing when it is done again.
+//! An operator's changes to one account or to all. Each change is one transaction, under the lock
+//! of the account's row if it concerns one account. It is recorded, and repeating it has no effect.
 
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
@@ -12,8 +12,8 @@ use crate::mail::bounce::Signed;
 use crate::throttle::{self, Draw, RateLimit};
 use crate::{outbox, recovery, session};
 
-/// Disables an account, which ends its sessions and its pending recoveries, or makes it active again. False: it was so
-/// already, or is gone.
+/// Disables an account, which ends its sessions and pending recoveries, or makes it active again.
+/// Returns false if it was already in that state or does not exist.
 pub async fn set_active(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -35,21 +35,22 @@ pub async fn set_active(
     Ok(true)
 }
 
-/// What became of a new address.
+/// The result of setting an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmailSet {
-    /// It is the account's.
+    /// The account has the new address.
     Set,
-    /// It was the account's already.
-    Already,
-    /// It is another account's.
+    /// The account already had this address.
+    AlreadySet,
+    /// Another account has this address.
     Taken,
     /// There is no such account.
-    Gone,
+    NotFound,
 }
 
-/// Gives an account another address, and ends the pending recoveries of both addresses: a code that was mailed to the old
-/// one opens the account no longer. Sessions go on; nobody is mailed.
+/// Gives an account another address and ends the pending recoveries of both addresses, so that a
+/// code emailed to the old address no longer opens the account. Sessions continue, and no email is
+/// sent.
 pub async fn set_email(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -58,10 +59,10 @@ pub async fn set_email(
 ) -> Result<EmailSet, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let Some((old, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
-        return Ok(EmailSet::Gone);
+        return Ok(EmailSet::NotFound);
     };
     if old == email.as_str() {
-        return Ok(EmailSet::Already);
+        return Ok(EmailSet::AlreadySet);
     }
     if !record::set_email(&mut transaction, now, id, email).await? {
         return Ok(EmailSet::Taken);
@@ -72,19 +73,19 @@ pub async fn set_email(
     Ok(EmailSet::Set)
 }
 
-/// What a bounce changed.
+/// The result of recording a bounce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bounced {
-    /// The address of the account is marked.
+    /// The account's address is now marked as bouncing.
     Marked,
-    /// It was marked already.
-    Already,
-    /// The account is gone, or has another address since that mail.
-    Gone,
+    /// The address was already marked.
+    AlreadyMarked,
+    /// The account does not exist, or has had another address since that email.
+    NotFound,
 }
 
-/// Marks the address of an account as one that mails come back from. Nothing but what operators see depends on it; a right code
-/// ([`account::mark_reached`]) and another address take it away.
+/// Marks the address of an account as bouncing. Only operators see the mark. A right code
+/// ([`account::clear_bouncing`]) or another address removes it.
 pub async fn mark_bouncing(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -94,17 +95,17 @@ pub async fn mark_bouncing(
     let mut transaction = connection.begin().await?;
     match record::lock_in_any_state(&mut transaction, id).await? {
         Some((email, _)) if bounced.is_about(&email) => {}
-        _ => return Ok(Bounced::Gone),
+        _ => return Ok(Bounced::NotFound),
     }
     if !record::mark_bouncing(&mut transaction, now, id).await? {
-        return Ok(Bounced::Already);
+        return Ok(Bounced::AlreadyMarked);
     }
     audit::record(&mut *transaction, now, Event::EmailBounced, id, None).await?;
     transaction.commit().await?;
     Ok(Bounced::Marked)
 }
 
-/// Ends every session of an account, and says how many there were.
+/// Ends every session of an account and returns how many there were.
 pub async fn revoke_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -120,31 +121,31 @@ pub async fn revoke_sessions(
     Ok(ended)
 }
 
-/// Ends every session there is, and says how many there were: a database that was set back to an earlier time has those
-/// again that have been ended since.
+/// Ends every session of every account and returns how many there were. A database that was
+/// restored to an earlier time contains sessions that have been ended since.
 pub async fn revoke_all_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
 ) -> Result<u64, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let ended = session::revoke_everybodys(&mut transaction, now).await?;
+    let ended = session::revoke_all_accounts(&mut transaction, now).await?;
     audit::record(&mut *transaction, now, Event::SessionsRevoked, None, None).await?;
     transaction.commit().await?;
     Ok(ended)
 }
 
-/// What became of a request to fill the buckets of an address.
+/// The result of a request to refill the buckets of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Unblocked {
-    /// So many buckets had been drawn on, and are full again.
+    /// All buckets are full; this many were not.
     Filled(u64),
     /// It was done too often; the next time is after this.
     NotBefore(OffsetDateTime),
 }
 
-/// Fills the buckets of any address again, known or not: that an operator did so must not tell a stranger that there is
-/// an account. At most 3 times in 24 hours, as each gives 95 guesses at a code.
+/// Refills the buckets of an address, whether or not it has an account, so that the refill does not
+/// reveal one. At most 3 times in 24 hours, because each refill allows 95 guesses at a code.
 pub async fn unblock(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -153,14 +154,14 @@ pub async fn unblock(
     let mut transaction = connection.begin().await?;
     let key = throttle::unblock_key(email);
     if let Draw::EmptyUntil(at) =
-        throttle::spend(&mut *transaction, now, &key, RateLimit::of_unblocks()).await?
+        throttle::try_draw(&mut *transaction, now, &key, RateLimit::for_unblocks()).await?
     {
         return Ok(Unblocked::NotBefore(at));
     }
     let account =
         account::active_by_email(&mut *transaction, email.as_str()).await?.map(|account| account.id);
     if let Some(id) = account {
-        // A login draws on two of these buckets under this lock.
+        // A login draws from two of these buckets under this lock.
         account::lock(&mut transaction, id, None).await?;
     }
     let filled = throttle::refill(&mut *transaction, email).await?;
@@ -169,10 +170,12 @@ pub async fn unblock(
     Ok(Unblocked::Filled(filled))
 }
 
-/// Deletes everything that is stored of a person: the account, its sessions, the recoveries of its address, the emails that
-/// are pending for it. The rate limits of its address are hashes, and go when their buckets are full, within a day. Audit
-/// events stay, as somebody has to answer for what happened; they keep the account's id, and no network address or device
-/// any more. False: it is gone already.
+/// Deletes everything that is stored about a person: the account, its sessions, the recoveries of
+/// its address, its pending emails. Returns false if the account does not exist.
+///
+/// The rate limits of its address are keyed by hashes and are deleted when their buckets are full,
+/// within a day. Audit events stay for accountability: they keep the account's id but no network
+/// address or device.
 pub async fn erase(
     connection: &mut PgConnection,
     now: OffsetDateTime,

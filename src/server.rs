@@ -104,7 +104,7 @@ impl Server {
             tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &shutdown), async {
                 // The check finds the address that the pools connect to.
                 let health = app.health.check().await;
-                census.begin().await;
+                census.warm_up().await;
                 health
             });
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));

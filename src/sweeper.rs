@@ -1,5 +1,5 @@
-//! Deletes what is over, a little at a time, so that nothing grows without bound. Each module says what of its own
-//! table that is.
+//! Deletes expired rows in small batches, so that no table grows without bound. Each module defines
+//! which of its rows have expired.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,27 +10,30 @@ use crate::app::App;
 use crate::database::{failures, in_time};
 use crate::{audit, recovery, session, throttle};
 
-/// How often the sweeper looks.
+/// The interval between sweeps.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Rows that one statement deletes at most: short locks, and replication keeps up.
+/// The maximum number of rows that one statement deletes: locks stay short, and replication keeps
+/// up.
 const ROWS: i64 = 5000;
-/// Pages of budgets that one statement looks through: about as many rows.
+/// The pages of `throttle` that one statement scans: about as many rows.
 const PAGES: i64 = 64;
-/// Statements at most for a table, before the sweeper looks again.
+/// The maximum number of statements for a table in one sweep.
 const ROUNDS: u32 = 100;
-/// The sweeper rests this many times as long as its statements took: a fifteenth of the time of one connection is all it has.
+/// The pause after a statement, as a multiple of its duration: the sweeper uses at most a fifteenth
+/// of one connection's time.
 const REST: u32 = 14;
 
-/// Sweeps, and remembers how far it came.
+/// The sweeper, with its position in `throttle`.
 #[derive(Debug)]
 pub struct Sweeper {
     app: Arc<App>,
-    /// The page of budgets to go on with: a large table is looked through over several sweeps.
+    /// The page of `throttle` at which the next sweep continues: a large table takes several
+    /// sweeps.
     next_page: i64,
 }
 
 impl Sweeper {
-    /// Begins at the beginning.
+    /// A sweeper that starts at the first page.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
         Self { app, next_page: 0 }
@@ -43,7 +46,8 @@ impl Sweeper {
         }
     }
 
-    /// Deletes what is over by now, all of it unless there is very much. A table that fails holds no other back.
+    /// Deletes the rows that have expired, all of them unless there are very many. A table that
+    /// fails does not hold up the others.
     pub async fn sweep(&mut self) {
         let app = Arc::clone(&self.app);
         let networks = app.source_limits.sweep();

@@ -30,7 +30,7 @@ fuzz_target!(|input: &[u8]| {
     let Issued { keys, owner, cookie } = &*ISSUED;
     let is_taken = |text: &str| {
         assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none(), "a cookie is no ticket");
-        KnownDevice::read(&COOKIE, keys, text, NOW).is_some_and(|known| known.of(owner).is_some())
+        KnownDevice::read(&COOKIE, keys, text, NOW).is_some_and(|known| known.owned_by(owner).is_some())
     };
     let changes = input.iter().chain(std::iter::repeat(&0));
     let changed: Vec<u8> = cookie.bytes().zip(changes).map(|(byte, change)| byte ^ change).collect();

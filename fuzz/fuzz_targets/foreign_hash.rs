@@ -4,14 +4,14 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use vos_auth::password::{Memory, Stored};
+use vos_auth::password::{Memory, StoredHash};
 
 thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
 fuzz_target!(|text: &str| {
-    let Ok(stored) = Stored::parse(text) else { return };
+    let Ok(stored) = StoredHash::parse(text) else { return };
     assert!(stored.work() <= 4 << 20);
     // The cheap ones alone, so that thousands are tried in a second.
     if stored.work() <= 1 << 10 {

@@ -1,4 +1,4 @@
-//! Accounts of another system's export: many at a time, as often as one likes.
+//! Imports accounts of another system, many at a time. Imports can be repeated.
 
 use std::collections::HashMap;
 
@@ -12,80 +12,85 @@ use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 
-/// An account as an export has it.
+/// An account from another system.
 #[derive(Clone, Debug)]
 pub struct Incoming {
-    /// The id that other systems know it by; `None`: it is known by its address, and gets an id here.
+    /// Its id in other systems; `None` if only its address identifies it. It then gets a new id
+    /// here.
     pub id: Option<Uuid>,
     /// Its address.
     pub email: EmailAddress,
     /// Whether it is active.
     pub active: bool,
-    /// The language of its mails.
+    /// The language of its emails.
     pub locale: Option<Locale>,
-    /// What is known of the person, as it is.
+    /// Data about the person, unchanged.
     pub traits: Map<String, Value>,
-    /// What its password is verified against.
+    /// The hash that its password is verified against.
     pub password_hash: Option<String>,
-    /// Since when it has been.
+    /// When its password was last changed.
     pub password_changed_at: Option<OffsetDateTime>,
-    /// When it was created there.
+    /// When it was created in the other system.
     pub created_at: Option<OffsetDateTime>,
 }
 
-/// What becomes of an [`Incoming`] account.
+/// The result for one [`Incoming`] account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// It is new here.
+pub enum ImportOutcome {
+    /// The account was created.
     Created,
-    /// It came from an export before, nobody has used it here since, and the export has changed.
+    /// An earlier import wrote the account, it was not used or changed here since, and it has
+    /// changed in the other system.
     Updated,
-    /// It is here, and the same.
+    /// The account exists and is the same.
     Unchanged,
-    /// It is here and differs, and has been used or changed here: it stays as it is.
+    /// The account exists and differs, but was used or changed here, so it is not updated.
     Kept,
-    /// Its id is that of an account with another address.
+    /// Another address has its id here.
     OtherEmail,
-    /// Its address is that of an account with another id.
+    /// Another id has its address here.
     OtherId,
 }
 
-/// Writes the accounts of one transaction, all or none, and says what became of each; with `dry_run`, what would. No two
-/// may have the same id or the same address.
+/// Imports accounts in one transaction and returns the result for each; with `dry_run`, the result
+/// that each would have. No two accounts may have the same id or address.
 pub async fn import(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     batch: &[Incoming],
     dry_run: bool,
-) -> Result<Vec<Fate>, sqlx::Error> {
+) -> Result<Vec<ImportOutcome>, sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        let known = known(&mut transaction, batch).await?;
-        let fates: Vec<_> = batch.iter().zip(&known).map(|(new, known)| fate(new, known.as_ref())).collect();
+        let existing = existing(&mut transaction, batch).await?;
+        let outcomes: Vec<_> =
+            batch.iter().zip(&existing).map(|(new, existing)| outcome(new, existing.as_ref())).collect();
         if dry_run {
-            return Ok(fates);
+            return Ok(outcomes);
         }
-        let of = |fate| {
-            let rows = batch.iter().zip(&known).zip(&fates).filter(move |(_, found)| **found == fate);
-            rows.map(|((new, known), _)| {
-                let id = known.as_ref().map(|known| known.id).or(new.id);
+        let of = |outcome| {
+            let rows =
+                batch.iter().zip(&existing).zip(&outcomes).filter(move |(_, found)| **found == outcome);
+            rows.map(|((new, existing), _)| {
+                let id = existing.as_ref().map(|existing| existing.id).or(new.id);
                 (id.unwrap_or_else(|| new_id(now)), new)
             })
         };
-        let (created, updated) = (Columns::of(of(Fate::Created)), Columns::of(of(Fate::Updated)));
+        let (created, updated) =
+            (AccountColumns::of(of(ImportOutcome::Created)), AccountColumns::of(of(ImportOutcome::Updated)));
         let whole =
             created.insert(&mut transaction, now).await? && updated.update(&mut transaction, now).await?;
         if whole {
             transaction.commit().await?;
-            return Ok(fates);
+            return Ok(outcomes);
         }
-        // Somebody has signed in to one of them, or created it, meanwhile: look again.
+        // An account was signed in to or created meanwhile: compare again.
         transaction.rollback().await?;
     }
 }
 
-/// The account that a new one meets here.
-struct Known {
+/// The existing account that an incoming one corresponds to.
+struct Existing {
     id: Uuid,
     email: String,
     active: bool,
@@ -95,11 +100,11 @@ struct Known {
     untouched: bool,
 }
 
-/// By id first: an account is the same one whatever its address.
-async fn known(
+/// Finds existing accounts, by id first: the address may differ.
+async fn existing(
     transaction: &mut PgConnection,
     batch: &[Incoming],
-) -> Result<Vec<Option<Known>>, sqlx::Error> {
+) -> Result<Vec<Option<Existing>>, sqlx::Error> {
     let ids: Vec<_> = batch.iter().map(|new| new.id).collect();
     let emails: Vec<_> = batch.iter().map(|new| new.email.as_str()).collect();
     let rows = sqlx::query!(
@@ -114,9 +119,9 @@ async fn known(
         &ids as _,
         &emails as _,
     );
-    let mut known: HashMap<i64, Known> = HashMap::new();
+    let mut existing: HashMap<i64, Existing> = HashMap::new();
     for row in rows.fetch_all(transaction).await? {
-        let found = Known {
+        let found = Existing {
             id: row.id,
             email: row.email,
             active: row.state == "active",
@@ -125,32 +130,32 @@ async fn known(
             password_hash: row.password_hash,
             untouched: row.untouched,
         };
-        known.entry(row.n).or_insert(found);
+        existing.entry(row.n).or_insert(found);
     }
-    Ok((1..).take(batch.len()).map(|n| known.remove(&n)).collect())
+    Ok((1..).take(batch.len()).map(|n| existing.remove(&n)).collect())
 }
 
-fn fate(new: &Incoming, known: Option<&Known>) -> Fate {
-    let Some(known) = known else { return Fate::Created };
-    if new.id.is_some_and(|id| id != known.id) {
-        return Fate::OtherId;
+fn outcome(new: &Incoming, existing: Option<&Existing>) -> ImportOutcome {
+    let Some(existing) = existing else { return ImportOutcome::Created };
+    if new.id.is_some_and(|id| id != existing.id) {
+        return ImportOutcome::OtherId;
     }
-    let same = new.email.as_str() == known.email
-        && new.active == known.active
-        && new.locale.map(<&str>::from) == known.locale.as_deref()
-        && known.traits.as_object() == Some(&new.traits)
-        && new.password_hash == known.password_hash;
-    match known {
-        _ if same => Fate::Unchanged,
-        Known { untouched: false, .. } => Fate::Kept,
-        _ if new.email.as_str() != known.email => Fate::OtherEmail,
-        _ => Fate::Updated,
+    let same = new.email.as_str() == existing.email
+        && new.active == existing.active
+        && new.locale.map(<&str>::from) == existing.locale.as_deref()
+        && existing.traits.as_object() == Some(&new.traits)
+        && new.password_hash == existing.password_hash;
+    match existing {
+        _ if same => ImportOutcome::Unchanged,
+        Existing { untouched: false, .. } => ImportOutcome::Kept,
+        _ if new.email.as_str() != existing.email => ImportOutcome::OtherEmail,
+        _ => ImportOutcome::Updated,
     }
 }
 
-/// Accounts as the arrays that one statement takes.
+/// Accounts as columns, for one statement.
 #[derive(Default)]
-struct Columns<'a> {
+struct AccountColumns<'a> {
     ids: Vec<Uuid>,
     emails: Vec<&'a str>,
     states: Vec<&'static str>,
@@ -161,7 +166,7 @@ struct Columns<'a> {
     creations: Vec<Option<OffsetDateTime>>,
 }
 
-impl<'a> Columns<'a> {
+impl<'a> AccountColumns<'a> {
     fn of(rows: impl Iterator<Item = (Uuid, &'a Incoming)>) -> Self {
         let mut columns = Self::default();
         for (id, new) in rows {
@@ -177,7 +182,7 @@ impl<'a> Columns<'a> {
         columns
     }
 
-    /// Whether every row was written.
+    /// Returns whether every row was written.
     async fn insert(&self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<bool, sqlx::Error> {
         if self.ids.is_empty() {
             return Ok(true);
@@ -203,7 +208,7 @@ impl<'a> Columns<'a> {
         Ok(inserted.execute(transaction).await?.rows_affected() == self.ids.len() as u64)
     }
 
-    /// Whether every row was written: one that somebody has used since it was looked at is not.
+    /// Returns whether every row was written. A row that was used since the comparison is not.
     async fn update(&self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<bool, sqlx::Error> {
         if self.ids.is_empty() {
             return Ok(true);

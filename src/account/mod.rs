@@ -1,4 +1,4 @@
-//! Owns `account`: who may sign in.
+//! Owns `account`: the accounts that users sign in to.
 
 pub mod hashes;
 pub mod import;
@@ -15,38 +15,38 @@ use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::password::{Cost, Password};
 
-/// An active account, as far as its owner may see it.
+/// The fields of an active account that its owner may see.
 #[derive(Clone, Debug)]
 pub struct Account {
     /// Its id.
     pub id: Uuid,
     /// Its address, as stored.
     pub email: String,
-    /// What is known of the person.
+    /// Data about the person, as stored.
     pub traits: Value,
 }
 
-/// An account that somebody tries to sign in to.
+/// The account that a login is for.
 #[derive(Clone)]
-pub struct Candidate {
+pub struct LoginCandidate {
     /// The account.
     pub account: Account,
     /// Whether it is active.
     pub active: bool,
-    /// What its password is verified against.
+    /// The hash that its password is verified against.
     pub password_hash: Option<String>,
 }
 
-/// The account of an address, whatever its state.
-pub async fn candidate(
+/// The account of an address, in any state.
+pub async fn login_candidate(
     executor: impl PgExecutor<'_>,
     email: &EmailAddress,
-) -> Result<Option<Candidate>, sqlx::Error> {
+) -> Result<Option<LoginCandidate>, sqlx::Error> {
     let row = sqlx::query!(
         "SELECT id, email, traits, state, password_hash FROM account WHERE email = $1",
         email.as_str()
     );
-    Ok(row.fetch_optional(executor).await?.map(|row| Candidate {
+    Ok(row.fetch_optional(executor).await?.map(|row| LoginCandidate {
         account: Account { id: row.id, email: row.email, traits: row.traits },
         active: row.state == "active",
         password_hash: row.password_hash,
@@ -74,7 +74,7 @@ pub async fn active_by_email(
     .await
 }
 
-/// The active account of an address, for the recovery of this number: none if the account has ended it.
+/// The active account of an address, if it has not ended the recovery of this number.
 pub async fn in_recovery(
     executor: impl PgExecutor<'_>,
     email: &str,
@@ -90,7 +90,7 @@ pub async fn in_recovery(
     .await
 }
 
-/// The same, and locks its row as [`lock`] does.
+/// As [`in_recovery`], and locks the row as [`lock`] does.
 pub async fn lock_in_recovery(
     transaction: &mut PgConnection,
     email: &str,
@@ -107,16 +107,16 @@ pub async fn lock_in_recovery(
     .await
 }
 
-/// What the password of an active account is verified against.
+/// The password hash of an active account.
 pub async fn password_hash(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<String>, sqlx::Error> {
     let hash =
         sqlx::query_scalar!("SELECT password_hash FROM account WHERE id = $1 AND state = 'active'", id);
     Ok(hash.fetch_optional(executor).await?.flatten())
 }
 
-/// Locks the row of an active account until the transaction ends: whatever changes or uses a password goes one by one.
-/// With `password_hash`, only if its password is still verified against that: without this a login that was verified
-/// before a reset would end after it.
+/// Locks the row of an active account until the transaction ends, so that changes and uses of its
+/// password run one after another. With `password_hash`, only if that hash is still stored:
+/// otherwise a login that was verified before a reset would open a session after it.
 pub async fn lock(
     transaction: &mut PgConnection,
     id: Uuid,
@@ -133,7 +133,7 @@ pub async fn lock(
     .await
 }
 
-/// Sets a new password of a locked account, which ends its recoveries.
+/// Sets a new password of a locked account and ends its recoveries.
 pub async fn set_password(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -153,9 +153,9 @@ pub async fn set_password(
     Ok(())
 }
 
-/// Notes that the owner of a locked account has signed in, so that no import changes it any more. `rehashed`: the same
-/// password, hashed anew.
-pub async fn mark_used(
+/// Records that a locked account was signed in to, so that imports no longer change it. `rehashed`
+/// is a new hash of the same password.
+pub async fn mark_signed_in(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
@@ -173,25 +173,25 @@ pub async fn mark_used(
     Ok(())
 }
 
-/// Takes the mark of a bounce from an account whose owner has entered a code from a mail. If there is one, this locks the row: call it
-/// before any other row is locked ([`lock`]).
-pub async fn mark_reached(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+/// Removes the bouncing mark of an account after a code from an email was entered. If there is a
+/// mark, this locks the row, so call it before any other row is locked ([`lock`]).
+pub async fn clear_bouncing(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!("UPDATE account SET bouncing_since = NULL WHERE id = $1 AND bouncing_since IS NOT NULL", id)
         .execute(transaction)
         .await?;
     Ok(())
 }
 
-/// An account that is to be created.
+/// An account to create.
 #[derive(Debug)]
 pub struct NewAccount {
     /// Its address; no other account may have it.
     pub email: EmailAddress,
-    /// The language of its mails; `None`: that of each request.
+    /// The language of its emails; `None` for the language of each request.
     pub locale: Option<Locale>,
-    /// What is known of the person beside the address, such as a name. The address is kept in there too.
+    /// Data about the person, such as a name. The address is added to it.
     pub traits: Map<String, Value>,
-    /// `None`: the owner recovers by mail first.
+    /// The password; `None` if the owner has to recover by email first.
     pub password: Option<Password>,
 }
 
@@ -199,21 +199,21 @@ pub struct NewAccount {
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The address has an account.
-    #[error("there is an account with this email already")]
+    #[error("an account with this email already exists")]
     EmailTaken,
     /// The password could not be hashed.
     #[error("the password could not be hashed: {0}")]
     Hashing(#[from] tokio::task::JoinError),
-    /// What PostgreSQL answered.
+    /// An error of PostgreSQL.
     #[error(transparent)]
     Storage(#[from] sqlx::Error),
 }
 
-/// Creates an active account and says so in the audit log, both or neither.
+/// Creates an active account and records it in the audit log, in one transaction.
 ///
 /// # Errors
 ///
-/// [`CreateError::EmailTaken`], or what PostgreSQL answers.
+/// [`CreateError::EmailTaken`], or another [`CreateError`].
 pub async fn create(
     connection: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,4 +1,4 @@
-//! An account as an operator may see and change it, whatever its state.
+//! An account as operators see and change it, in any state.
 
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::email_address::EmailAddress;
 
-/// All that is stored of an account. Not to be printed as it is: it has the hash.
+/// All columns of an account, including the password hash. Do not print it as a whole.
 pub struct Record {
     /// Its id.
     pub id: Uuid,
@@ -15,21 +15,21 @@ pub struct Record {
     pub email: String,
     /// `active` or `disabled`.
     pub state: String,
-    /// The language of its mails.
+    /// The language of its emails.
     pub locale: Option<String>,
-    /// What is known of the person.
+    /// Data about the person, as stored.
     pub traits: Value,
-    /// What its password is verified against.
+    /// The hash that its password is verified against.
     pub password_hash: Option<String>,
-    /// Since when it has been.
+    /// When the password was last changed.
     pub password_changed_at: Option<OffsetDateTime>,
-    /// When it was created, there if it was imported.
+    /// When it was created, in the other system if it was imported.
     pub created_at: OffsetDateTime,
     /// When it was last changed here.
     pub updated_at: OffsetDateTime,
-    /// When it came from another system's export.
+    /// When it was imported from another system.
     pub imported_at: Option<OffsetDateTime>,
-    /// Since when mails to its address bounce, as far as is known.
+    /// Since when emails to its address bounce, as far as is known.
     pub bouncing_since: Option<OffsetDateTime>,
 }
 
@@ -50,7 +50,7 @@ impl std::str::FromStr for Name {
     }
 }
 
-/// The account of a name.
+/// The account with this id or address.
 pub async fn find(executor: impl PgExecutor<'_>, name: &Name) -> Result<Option<Record>, sqlx::Error> {
     let (id, email) = match name {
         Name::Id(id) => (Some(*id), None),
@@ -68,7 +68,7 @@ pub async fn find(executor: impl PgExecutor<'_>, name: &Name) -> Result<Option<R
     .await
 }
 
-/// The accounts that follow `after` in the order of their ids.
+/// At most `limit` accounts after the id `after`, ordered by id.
 pub async fn page(
     executor: impl PgExecutor<'_>,
     after: Uuid,
@@ -86,7 +86,7 @@ pub async fn page(
     .await
 }
 
-/// The accounts of these ids, in no order.
+/// The accounts with these ids, in no particular order.
 pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Record>, sqlx::Error> {
     sqlx::query_as!(
         Record,
@@ -99,7 +99,7 @@ pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Reco
     .await
 }
 
-/// Locks the row of an account, whatever its state, and gives its address and whether it is active.
+/// Locks the row of an account in any state, and returns its address and whether it is active.
 pub async fn lock_in_any_state(
     transaction: &mut PgConnection,
     id: Uuid,
@@ -108,7 +108,7 @@ pub async fn lock_in_any_state(
     Ok(row.fetch_optional(transaction).await?.map(|row| (row.email, row.state == "active")))
 }
 
-/// Makes a locked account active, or disables it, which ends its recoveries.
+/// Makes a locked account active, or disables it and ends its recoveries.
 pub async fn set_active(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -130,8 +130,8 @@ pub async fn set_active(
     Ok(())
 }
 
-/// Notes that mails to the address of a locked account bounce. It is no change by a person, so an import may still change the
-/// account. False: it was noted already.
+/// Marks the address of a locked account as bouncing. The mark is no change by a person, so imports
+/// may still change the account. Returns false if it was already marked.
 pub async fn mark_bouncing(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -145,8 +145,8 @@ pub async fn mark_bouncing(
     Ok(marked.execute(transaction).await?.rows_affected() > 0)
 }
 
-/// Gives a locked account another address, in its traits too if they have one under `email`, and ends its recoveries. Nothing is
-/// known of bounces there. False: another account has it.
+/// Gives a locked account another address, also in its traits if they have an `email`. Ends its
+/// recoveries and removes the bouncing mark. Returns false if another account has the address.
 pub async fn set_email(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -168,7 +168,7 @@ pub async fn set_email(
     }
 }
 
-/// Deletes a locked account, and its sessions with it.
+/// Deletes a locked account and, with it, its sessions.
 pub async fn delete(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!("DELETE FROM account WHERE id = $1", id).execute(transaction).await?;
     Ok(())

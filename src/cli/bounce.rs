@@ -62,10 +62,10 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     let id = signed.account_id;
     match noted {
         Bounced::Marked => terminal::line(format_args!("the address of account {id} is marked as bouncing")),
-        Bounced::Already => {
+        Bounced::AlreadyMarked => {
             terminal::line(format_args!("the address of account {id} was already marked as bouncing"))
         }
-        Bounced::Gone => {
+        Bounced::NotFound => {
             terminal::line("ignored: the account was erased or has another address now");
         }
     }

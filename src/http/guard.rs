@@ -234,7 +234,7 @@ pub async fn admit_token(
     match (is_free, response.status()) {
         (true, StatusCode::UNAUTHORIZED) => limits.was_refused(&hash),
         // The token is valid. A 502 does not tell, so it is not refunded.
-        (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.give_back(source, 1),
+        (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.refund(source, 1),
         _ => {}
     }
     response

@@ -106,7 +106,7 @@ pub async fn start(
 ) -> Result<(IdHeader, Json<Status>), Error> {
     let email =
         EmailAddress::parse(&request.email).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))?;
-    let of_email = |known: Option<KnownDevice>| known.and_then(|known| known.of(&email));
+    let of_email = |known: Option<KnownDevice>| known.and_then(|known| known.owned_by(&email));
     let credentials = StartCredentials {
         device: of_email(cookie::known_device(&headers, &state.app)),
         ticket: of_email(ticket(&headers, &state.app)),

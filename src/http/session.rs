@@ -113,7 +113,7 @@ impl AuthLoginResponse {
         if let Some(value) = signed_in.device_cookie {
             cookie::set_device(cookies, value);
         }
-        Json(Self::new(signed_in.token.expose(), signed_in.by, signed_in.jwt))
+        Json(Self::new(signed_in.token.expose(), signed_in.authenticated, signed_in.jwt))
     }
 
     fn new(session_token: String, by: Authenticated, jwt: String) -> Self {

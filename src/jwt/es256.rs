@@ -1,4 +1,4 @@
-//! The cryptography of a JWT that is verified: ES256 alone, by p256.
+//! The cryptography that verifies a JWT: ES256 only, with the p256 crate.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::ErrorKind;
@@ -6,9 +6,11 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use p256::ecdsa::signature;
 use p256::ecdsa::{Signature, VerifyingKey};
 
-/// ES256 for the jsonwebtoken crate, and nothing else: its own choices of cryptography bring RSA and more along.
+/// ES256 for the jsonwebtoken crate, and no other algorithm: its built-in providers bring RSA and
+/// more.
 static ES256: CryptoProvider = CryptoProvider {
-    // It would read the key anew for every JWT, half of what a session cost (docs/decisions/0009): `KeyRing::sign` signs.
+    // This factory would parse the key for every JWT, half the cost of a session
+    // (docs/decisions/0009). `KeyRing::sign` signs instead.
     signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
     verifier_factory: |algorithm, key: &DecodingKey| match algorithm {
         Algorithm::ES256 => Ok(Box::new(Es256Verifier(
@@ -20,7 +22,7 @@ static ES256: CryptoProvider = CryptoProvider {
 };
 
 pub(super) fn install() {
-    // Installed once a process; a second time says so, and nothing is lost.
+    // The provider is installed once a process; a second call fails harmlessly.
     let _ = ES256.install_default();
 }
 

@@ -1,4 +1,4 @@
-//! The folder of PEM files that JWTs are signed with: reading it, making a key, rotating.
+//! The folder of PEM files that JWTs are signed with: reading it, creating a key, rotating keys.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,61 +20,61 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use super::LEEWAY;
 use crate::config::JWT_LIFETIME;
 
-/// How long a new key is published before it signs: what a verifier may keep of the JWKS (5 minutes), the replicas'
-/// minute of reading the folder, and time to roll the folder out.
+/// How long a new key is published before it signs: the 5 minutes that a verifier may cache the
+/// JWKS, the minute in which replicas reread the folder, and time to distribute the folder.
 pub const PUBLISHED_BEFORE_USE: Duration = Duration::from_mins(20);
 
-/// How a key's file is named.
+/// The format of a key's file name.
 const NAME: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
-/// A key, and the time from which it signs.
-pub(super) struct Key {
+/// A key and the time from which it signs.
+pub(super) struct JwtKey {
     pub(super) since: OffsetDateTime,
     pub(super) id: String,
     pub(super) secret: SigningKey,
     pub(super) decoding: DecodingKey,
 }
 
-/// Keys that cannot be used, as the second half of a sentence; it quotes no key.
+/// Why keys cannot be used, as the second half of a sentence. It quotes no key.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct KeysUnusable(String);
 
-/// Makes the first key of a folder, which signs from now, and says its id.
+/// Creates the first key of a folder, which signs from now on, and returns its id.
 ///
 /// # Errors
 ///
-/// If the folder has a key already, or cannot be written.
+/// If the folder already has a key or cannot be written.
 pub fn generate(folder: &Path, now: OffsetDateTime) -> Result<String, KeysUnusable> {
-    fs::create_dir_all(folder).map_err(|error| KeysUnusable(format!("cannot be made: {error}")))?;
+    fs::create_dir_all(folder).map_err(|error| KeysUnusable(format!("cannot be created: {error}")))?;
     if !read_keys(folder)?.is_empty() {
-        return Err(KeysUnusable("has a key already: use `vos-auth key rotate`".into()));
+        return Err(KeysUnusable("already has a key: use `vos-auth key rotate`".into()));
     }
     write_key(folder, now)
 }
 
-/// What a rotation did.
+/// The result of a rotation.
 #[derive(Debug)]
 pub struct Rotation {
-    /// The new key, and the time from which it signs; none if one is waiting already.
+    /// The id of the new key; `None` if one is already waiting.
     pub added: Option<String>,
-    /// When the key that waits, new or not, begins to sign.
+    /// When the waiting key, new or not, begins to sign.
     pub waiting_until: OffsetDateTime,
-    /// Keys that were deleted: everything they signed has died.
+    /// The ids of deleted keys: every JWT that they signed has expired.
     pub deleted: Vec<String>,
 }
 
-/// Adds a key that is published now and signs after [`PUBLISHED_BEFORE_USE`], unless one is waiting already, and deletes
-/// keys whose signatures are all dead. Can be run at any time and again.
+/// Adds a key that is published now and signs after [`PUBLISHED_BEFORE_USE`], unless one is already
+/// waiting. Deletes keys whose JWTs have all expired. It is safe to run at any time and repeatedly.
 ///
 /// # Errors
 ///
-/// If the folder has no key yet, or cannot be written.
+/// If the folder has no key yet or cannot be written.
 pub fn rotate(folder: &Path, now: OffsetDateTime) -> Result<Rotation, KeysUnusable> {
     let keys = read_folder(folder)?;
-    let dead = keys.len() - published(&keys, now).len();
+    let expired = keys.len() - published(&keys, now).len();
     let mut deleted = Vec::new();
-    for key in &keys[..dead] {
+    for key in &keys[..expired] {
         fs::remove_file(folder.join(&key.id).with_extension("pem"))
             .map_err(|error| KeysUnusable(format!("cannot be written: {error}")))?;
         deleted.push(key.id.clone());
@@ -86,14 +86,15 @@ pub fn rotate(folder: &Path, now: OffsetDateTime) -> Result<Rotation, KeysUnusab
     Ok(Rotation { added: Some(write_key(folder, since)?), waiting_until: since, deleted })
 }
 
-impl Key {
+impl JwtKey {
     pub(super) fn new(since: OffsetDateTime, secret: SigningKey) -> Self {
         let (x, y) = coordinates(secret.verifying_key());
         Self {
             since,
-            id: since.format(NAME).expect("a time of this age has four digits for its year"),
+            id: since.format(NAME).expect("a year of this era has four digits"),
             secret,
-            decoding: DecodingKey::from_ec_components(&x, &y).expect("base64url as it was just written"),
+            decoding: DecodingKey::from_ec_components(&x, &y)
+                .expect("the coordinates were just encoded as base64url"),
         }
     }
 
@@ -109,27 +110,28 @@ fn coordinates(public: &VerifyingKey) -> (String, String) {
     (text(point.x().map(AsRef::as_ref)), text(point.y().map(AsRef::as_ref)))
 }
 
-/// The place of the key that signs at `now`.
-pub(super) fn signing(keys: &[Key], now: OffsetDateTime) -> usize {
+/// The index of the key that signs at `now`.
+pub(super) fn signing(keys: &[JwtKey], now: OffsetDateTime) -> usize {
     keys.iter().rposition(|key| key.since <= now).unwrap_or(0)
 }
 
-/// Without the keys whose successor has signed so long that everything of theirs is dead.
-pub(super) fn published(keys: &[Key], now: OffsetDateTime) -> &[Key] {
-    let over = |next: &Key| next.since + JWT_LIFETIME + 2 * LEEWAY <= now;
-    let dead = keys.windows(2).take_while(|pair| over(&pair[1])).count();
-    &keys[dead..]
+/// The keys without those whose JWTs have all expired, because their successor has signed for long
+/// enough.
+pub(super) fn published(keys: &[JwtKey], now: OffsetDateTime) -> &[JwtKey] {
+    let is_expired = |next: &JwtKey| next.since + JWT_LIFETIME + 2 * LEEWAY <= now;
+    let expired = keys.windows(2).take_while(|pair| is_expired(&pair[1])).count();
+    &keys[expired..]
 }
 
-pub(super) fn read_folder(folder: &Path) -> Result<Vec<Key>, KeysUnusable> {
+pub(super) fn read_folder(folder: &Path) -> Result<Vec<JwtKey>, KeysUnusable> {
     let keys = read_keys(folder)?;
     if keys.is_empty() {
-        return Err(KeysUnusable("has no key in it: make one with `vos-auth key generate`".into()));
+        return Err(KeysUnusable("has no key: create one with `vos-auth key generate`".into()));
     }
     Ok(keys)
 }
 
-fn read_keys(folder: &Path) -> Result<Vec<Key>, KeysUnusable> {
+fn read_keys(folder: &Path) -> Result<Vec<JwtKey>, KeysUnusable> {
     let unreadable = |error: std::io::Error| KeysUnusable(format!("cannot be read: {error}"));
     let mut keys = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
@@ -147,16 +149,17 @@ fn read_keys(folder: &Path) -> Result<Vec<Key>, KeysUnusable> {
         let secret = SigningKey::from_pkcs8_pem(&pem).map_err(|_| {
             KeysUnusable(format!("has a file {name}.pem that is not a P-256 private key in PKCS#8 PEM"))
         })?;
-        keys.push(Key::new(since.assume_utc(), secret));
+        keys.push(JwtKey::new(since.assume_utc(), secret));
     }
     keys.sort_by_key(|key| key.since);
     Ok(keys)
 }
 
-/// Written beside and renamed, so that nobody ever reads half a key; readable by its owner alone.
+/// Writes a temporary file and renames it, so that no process reads a partial key. Only the owner
+/// may read it.
 fn write_key(folder: &Path, since: OffsetDateTime) -> Result<String, KeysUnusable> {
     let unwritable = |error: std::io::Error| KeysUnusable(format!("cannot be written: {error}"));
-    let key = Key::new(since.truncate_to_second(), SigningKey::generate());
+    let key = JwtKey::new(since.truncate_to_second(), SigningKey::generate());
     let pem = key.secret.to_pkcs8_pem(LineEnding::LF).expect("a P-256 key fits PKCS#8");
     let path = folder.join(&key.id).with_extension("pem");
     let half = path.with_extension("new");

@@ -1,8 +1,9 @@
-//! JWTs for the REST API (RFC 7519): signed with ES256 (RFC 7518 §3.4), verified, and their public keys as a JWKS.
+//! JWTs for the REST API (RFC 7519): signing with ES256 (RFC 7518 §3.4), verification, and the
+//! public keys as a JWKS.
 //!
-//! Keys are PEM files of one folder. A file's name is the key's id and the time from which it signs, so every replica
-//! that reads the same folder changes keys at the same moment: a key is published before it is used, and stays until
-//! what it signed has died.
+//! Keys are PEM files in one folder. A file's name is the key's id and the time from which it
+//! signs, so all replicas that read the folder change keys at the same moment. A key is published
+//! before it signs, and stays until every JWT that it signed has expired.
 
 mod es256;
 mod keys;
@@ -24,42 +25,42 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::keys::{Key, published, read_folder, signing};
+use self::keys::{JwtKey, published, read_folder, signing};
 pub use self::keys::{KeysUnusable, PUBLISHED_BEFORE_USE, Rotation, generate, rotate};
 
-/// How long a verifier may keep the JWKS.
+/// How long a verifier may cache the JWKS.
 pub const JWKS_MAX_AGE: Duration = Duration::from_mins(5);
-/// How far a verifier's clock may be from ours.
+/// How far a verifier's clock may differ from this machine's.
 const LEEWAY: Duration = Duration::from_mins(1);
 
-/// What a JWT says.
+/// The claims of a JWT.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Claims {
-    /// Who signed it.
+    /// The issuer.
     pub iss: String,
     /// The account.
     pub sub: Uuid,
-    /// Whom it is for.
+    /// The audience.
     pub aud: String,
     /// When it was signed, in seconds since 1970.
     pub iat: i64,
-    /// When it dies.
+    /// When it expires.
     pub exp: i64,
-    /// Its own id.
+    /// The id of the JWT.
     pub jti: Uuid,
-    /// The session it comes from.
+    /// The session it was issued for.
     pub sid: Uuid,
 }
 
 /// The keys of one folder, as last read.
 pub struct KeyRing {
     folder: Option<PathBuf>,
-    keys: RwLock<Arc<Vec<Key>>>,
+    keys: RwLock<Arc<Vec<JwtKey>>>,
 }
 
-/// A JWT that is not ours, not for here, or dead.
+/// Why a JWT is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum InvalidJwt {
     /// Not three parts of base64url with JSON in them, or a claim is missing or of another type.
     #[error("it is malformed")]
     Malformed,
@@ -69,17 +70,17 @@ pub enum Refused {
     /// Its header names a key that is not published.
     #[error("its key is not published")]
     UnknownKey,
-    /// Its signature is not of that key.
+    /// Its signature was not made by that key.
     #[error("its signature does not match")]
     Signature,
-    /// It was not signed by the expected issuer.
+    /// It is from another issuer.
     #[error("it is from another issuer")]
     Issuer,
-    /// It is for somebody else.
+    /// It is for another audience.
     #[error("it is for another audience")]
     Audience,
-    /// Its time is over, or has not begun.
-    #[error("its time is over or has not begun")]
+    /// It has expired or is not yet valid.
+    #[error("it has expired or is not yet valid")]
     Time,
 }
 
@@ -88,20 +89,21 @@ impl KeyRing {
     ///
     /// # Errors
     ///
-    /// Why the keys cannot be used: none there, a name that is no time, a file that is no P-256 key in PKCS#8.
+    /// [`KeysUnusable`] if there is no key, a file's name is not a time, or a file is not a P-256
+    /// key in PKCS#8.
     pub fn read(folder: &Path) -> Result<Self, KeysUnusable> {
         let keys = RwLock::new(Arc::new(read_folder(folder)?));
         Ok(Self { folder: Some(folder.to_owned()), keys })
     }
 
-    /// One key that is gone with the process, for `vos-auth dev` and tests.
+    /// A key that exists as long as the process, for `vos-auth dev` and tests.
     #[must_use]
     pub fn ephemeral() -> Self {
-        let key = Key::new(OffsetDateTime::UNIX_EPOCH, SigningKey::generate());
+        let key = JwtKey::new(OffsetDateTime::UNIX_EPOCH, SigningKey::generate());
         Self { folder: None, keys: RwLock::new(Arc::new(vec![key])) }
     }
 
-    /// Reads the folder again; what was read before stays if it cannot be.
+    /// Reads the folder again. If that fails, the keys that were read before stay.
     ///
     /// # Errors
     ///
@@ -114,8 +116,8 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Signs with the newest key whose time has begun; before the first one's, with the first. The form is RFC 7515's
-    /// compact serialization (§7.1).
+    /// Signs with the newest key whose time has come; before that of the first key, with the first.
+    /// The result is the compact serialization of RFC 7515 (§7.1).
     ///
     /// # Panics
     ///
@@ -130,59 +132,62 @@ impl KeyRing {
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
     }
 
-    /// What a JWT says, if it is ours, for `audience`, and alive. The key is found by its published id alone: nothing in
-    /// the header (`jwk`, `jku`, `x5c`) can bring one, and the algorithm is ES256 (RFC 8725 §3.1, §3.5).
+    /// Returns the claims of a JWT if its issuer, audience and time are right. The key is found
+    /// only by its published id: nothing in the header (`jwk`, `jku`, `x5c`) can supply one, and
+    /// the algorithm is ES256 (RFC 8725 §3.1, §3.5).
     pub fn verify(
         &self,
         jwt: &str,
         issuer: &str,
         audience: &str,
         now: OffsetDateTime,
-    ) -> Result<Claims, Refused> {
+    ) -> Result<Claims, InvalidJwt> {
         es256::install();
         let header = jsonwebtoken::decode_header(jwt).map_err(|error| match error.kind() {
-            ErrorKind::Json(_) | ErrorKind::InvalidAlgorithmName => Refused::Header,
-            _ => Refused::Malformed,
+            ErrorKind::Json(_) | ErrorKind::InvalidAlgorithmName => InvalidJwt::Header,
+            _ => InvalidJwt::Malformed,
         })?;
         if header.alg != Algorithm::ES256 || header.typ.as_deref() != Some("JWT") {
-            return Err(Refused::Header);
+            return Err(InvalidJwt::Header);
         }
         let keys = self.keys();
         let published = published(&keys, now);
-        let id = header.kid.ok_or(Refused::UnknownKey)?;
-        let key = published.iter().find(|key| key.id == id).ok_or(Refused::UnknownKey)?;
+        let id = header.kid.ok_or(InvalidJwt::UnknownKey)?;
+        let key = published.iter().find(|key| key.id == id).ok_or(InvalidJwt::UnknownKey)?;
         let mut rules = Validation::new(Algorithm::ES256);
-        // Its own look at exp and aud reads the machine's clock and takes lists: ours are below.
+        // The crate's checks of exp and aud read the machine's clock and take lists; the checks
+        // below do not.
         (rules.validate_exp, rules.validate_aud) = (false, false);
         rules.required_spec_claims.clear();
         let claims: Claims = match jsonwebtoken::decode(jwt, &key.decoding, &rules) {
             Ok(token) => token.claims,
-            Err(error) if *error.kind() == ErrorKind::InvalidSignature => return Err(Refused::Signature),
-            Err(_) => return Err(Refused::Malformed),
+            Err(error) if *error.kind() == ErrorKind::InvalidSignature => return Err(InvalidJwt::Signature),
+            Err(_) => return Err(InvalidJwt::Malformed),
         };
         let now = now.unix_timestamp();
         let leeway = i64::try_from(LEEWAY.as_secs()).unwrap_or_default();
         if claims.iss != issuer {
-            return Err(Refused::Issuer);
+            return Err(InvalidJwt::Issuer);
         }
         if claims.aud != audience {
-            return Err(Refused::Audience);
+            return Err(InvalidJwt::Audience);
         }
         if claims.exp <= now - leeway || claims.iat > now + leeway {
-            return Err(Refused::Time);
+            return Err(InvalidJwt::Time);
         }
         Ok(claims)
     }
 
-    /// The public keys (RFC 7517): those that sign, will sign, or signed what still lives.
+    /// The public keys (RFC 7517): those that sign, will sign, or signed JWTs that have not
+    /// expired.
     #[must_use]
     pub fn jwks(&self, now: OffsetDateTime) -> Value {
         let keys = self.keys();
-        let keys: Vec<_> = published(&keys, now).iter().map(Key::to_jwk).collect();
+        let keys: Vec<_> = published(&keys, now).iter().map(JwtKey::to_jwk).collect();
         json!({ "keys": keys })
     }
 
-    fn keys(&self) -> Arc<Vec<Key>> {
+    fn keys(&self) -> Arc<Vec<JwtKey>> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Round<'a> {
     pub async fn run(self, connection: &mut PgConnection) -> Result<Claim, sqlx::Error> {
         let ids: Vec<_> = self.delivered.iter().map(|taken| taken.mail.id).collect();
         let attempts: Vec<_> = self.delivered.iter().map(|taken| taken.mail.attempts).collect();
-        let events: audit::Columns<'_> = self.delivered.iter().map(Delivered::event).collect();
+        let events: audit::EventColumns<'_> = self.delivered.iter().map(Delivered::event).collect();
         let mut rows = sqlx::query_file!(
             "src/outbox/round.sql",
             self.from,
@@ -152,13 +152,13 @@ impl<'a> Round<'a> {
 impl Delivered {
     fn event(&self) -> audit::Entry<'_> {
         let Self { mail, at } = self;
-        let (event, source) = match mail.content {
+        let (event, client) = match mail.content {
             Content::RecoveryCode { client_ip, .. } => {
-                let source = audit::Source { client_ip, user_agent: &mail.user_agent };
-                (audit::Event::RecoverySent, Some(source))
+                let client = audit::ClientInfo { client_ip, user_agent: &mail.user_agent };
+                (audit::Event::RecoverySent, Some(client))
             }
             Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
         };
-        audit::Entry { at: *at, event, account_id: Some(mail.account_id), source }
+        audit::Entry { at: *at, event, account_id: Some(mail.account_id), client }
     }
 }

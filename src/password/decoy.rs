@@ -1,34 +1,36 @@
-//! What an address without a usable hash is verified against: a hash of nothing, of a scheme and cost that is stored, as
-//! often as that is. Which one is a matter of the address alone, so that an address occupies the hashing threads for as
-//! long whoever owns it.
+//! Decoys: the hashes that addresses without a usable hash are verified against. A decoy is a hash
+//! of no password, with the scheme and cost of stored hashes in their proportions. The address
+//! alone decides which decoy it gets, so the hashing time of an address does not show whether it
+//! has an account.
 
 use std::collections::BTreeMap;
 
-use super::{Cost, Stored};
+use super::{Cost, StoredHash};
 
-/// The kinds of hashes that are stored, each as a hash of nothing at its cost, and how many there are of each.
+/// The number of stored hashes of each kind. A kind is a hash of no password with the same scheme
+/// and cost.
 pub type Counts = BTreeMap<String, u64>;
 
 /// The slowest hash of each scheme.
 #[derive(Debug, Default)]
-pub struct Slowest(BTreeMap<&'static str, Stored>);
+pub struct SlowestHashes(BTreeMap<&'static str, StoredHash>);
 
-impl Slowest {
-    /// Looks at one more.
-    pub fn note(&mut self, stored: Stored) {
+impl SlowestHashes {
+    /// Records one more hash.
+    pub fn record(&mut self, stored: StoredHash) {
         match self.0.get(stored.kind()) {
             Some(slowest) if slowest.work() >= stored.work() => {}
             _ => drop(self.0.insert(stored.kind(), stored)),
         }
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Stored> {
+    /// The slowest hash of each scheme.
+    pub fn iter(&self) -> impl Iterator<Item = &StoredHash> {
         self.0.values()
     }
 }
 
-impl PartialEq for Slowest {
+impl PartialEq for SlowestHashes {
     fn eq(&self, other: &Self) -> bool {
         let works = |slowest: &Self| -> Vec<_> {
             slowest.iter().map(|stored| (stored.kind(), stored.work(), stored.memory_kib())).collect()
@@ -37,22 +39,24 @@ impl PartialEq for Slowest {
     }
 }
 
-/// The decoys of one service, in the proportions of what is stored.
+/// The decoys, in the proportions of the stored hashes.
 #[derive(Debug)]
 pub struct Decoys {
-    /// Each with where its range ends.
+    /// The kinds, each with the end of its range.
     kinds: Vec<(u64, String)>,
-    slowest: Slowest,
+    slowest: SlowestHashes,
     price: u32,
 }
 
 impl Decoys {
-    /// Each foreign kind has a range of its own, as wide as it was after the last import (`most`), and ours beside it within that
-    /// range: as owners sign in and their hashes are made anew, decoys become ours, too, and none goes back, nor from one foreign
-    /// kind to another. A hash never does, so such a decoy would say that nobody owns its address.
-    pub(super) fn of(counts: &Counts, most: &Counts, cost: Cost, memory_kib: u32) -> Self {
-        let ours = cost.dummy_hash();
-        let usable = |kind: &str| Stored::parse(kind).and_then(|stored| stored.within(memory_kib)).ok();
+    /// Builds decoys from the current counts and those after the last import. Each foreign kind has
+    /// a range as wide as its count after the import. Within it, decoys of that kind become decoys
+    /// of the service's own kind as owners sign in and their hashes are replaced. No decoy changes
+    /// back or from one foreign kind to another: a stored hash never does, so such a change would
+    /// show that the address has no account.
+    pub(super) fn new(counts: &Counts, after_import: &Counts, cost: Cost, memory_kib: u32) -> Self {
+        let own_kind = cost.dummy_hash();
+        let usable = |kind: &str| StoredHash::parse(kind).and_then(|stored| stored.within(memory_kib)).ok();
         let total = |counts: &Counts| -> u128 {
             counts
                 .iter()
@@ -60,46 +64,48 @@ impl Decoys {
                 .map(|(_, count)| u128::from(*count))
                 .sum()
         };
-        // More accounts make each kind rarer; fewer, as one was erased, make none more frequent.
-        let (widths, hashes) = (total(most), total(counts).max(total(most)));
-        let mut slowest = Slowest::default();
-        let (mut below, mut kinds) = (0_u64, Vec::new());
-        for (kind, most) in most.iter().filter(|(kind, _)| **kind != ours) {
+        // More accounts make each kind rarer. Fewer, after an erasure, make none more frequent.
+        let widths = total(after_import);
+        let hashes = total(counts).max(widths);
+        let mut slowest = SlowestHashes::default();
+        let (mut range_end, mut kinds) = (0_u64, Vec::new());
+        for (kind, range) in after_import.iter().filter(|(kind, _)| **kind != own_kind) {
             let Some(stored) = usable(kind) else { continue };
             let count = counts.get(kind).copied().unwrap_or(0);
             if count > 0 {
-                slowest.note(stored);
-                let width = (u128::from(count) * widths).div_ceil(hashes.max(1)).min(u128::from(*most));
-                kinds.push((below.saturating_add(u64::try_from(width).unwrap_or(*most)), kind.clone()));
+                slowest.record(stored);
+                let width = (u128::from(count) * widths).div_ceil(hashes.max(1)).min(u128::from(*range));
+                kinds.push((range_end.saturating_add(u64::try_from(width).unwrap_or(*range)), kind.clone()));
             }
-            below = below.saturating_add(*most);
-            kinds.push((below, ours.clone()));
+            range_end = range_end.saturating_add(*range);
+            kinds.push((range_end, own_kind.clone()));
         }
-        kinds.push((below.saturating_add(most.get(&ours).copied().unwrap_or(0)), ours));
+        let own_range = after_import.get(&own_kind).copied().unwrap_or(0);
+        kinds.push((range_end.saturating_add(own_range), own_kind));
         Self { kinds, slowest, price: 1 }
     }
 
-    pub(super) fn at(self, price: u32) -> Self {
+    pub(super) fn with_price(self, price: u32) -> Self {
         Self { price, ..self }
     }
 
-    pub(super) fn slowest(&self) -> &Slowest {
+    pub(super) fn slowest(&self) -> &SlowestHashes {
         &self.slowest
     }
 
-    /// How many times as long as a hash of ours the slowest takes that is stored, rounded up: what a failed login draws on
-    /// its network's bucket.
+    /// The time of the slowest stored hash, in units of one of the service's own hashes, rounded
+    /// up. A failed login draws as much from its network's bucket.
     #[must_use]
     pub fn price(&self) -> u32 {
         self.price
     }
 
-    /// The decoy of an address, by a MAC of it.
+    /// The decoy of an address, selected by a MAC of the address.
     #[must_use]
-    pub fn of_address(&self, mac: &[u8; 32]) -> &str {
+    pub fn for_address(&self, mac: &[u8; 32]) -> &str {
         let place = u64::from_be_bytes(std::array::from_fn(|n| mac[n]));
         let total = self.kinds.last().map_or(0, |(total, _)| *total);
-        // A place in 0..total, as far from its start as the MAC is from 0.
+        // Scales the MAC to 0..total.
         let place = u64::try_from((u128::from(place) * u128::from(total)) >> 64).unwrap_or(0);
         let kind = self.kinds.iter().find(|(below, _)| place < *below).or(self.kinds.first());
         kind.map_or("", |(_, kind)| kind)
@@ -113,7 +119,7 @@ mod tests {
     const BCRYPT: &str = "$2b$12$.....................................................";
 
     fn counts(ours: u64, bcrypt: u64) -> Counts {
-        // A plain digest is of no password, so that nothing is verified against it.
+        // A plain digest is not usable, so no decoy is made of it.
         [(Cost::default().dummy_hash(), ours), (BCRYPT.into(), bcrypt), ("5f4dcc3b5aa765d6".into(), 999)]
             .into()
     }
@@ -125,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn no_decoy_goes_from_one_foreign_kind_to_another_or_back() {
+    fn no_decoy_changes_between_foreign_kinds_or_back() {
         let ours = Cost::default().dummy_hash();
         let macs: Vec<_> = (0..2000).map(mac).collect();
         let foreign = [10, 11, 12, 13].map(|cost| BCRYPT.replace("$12$", &format!("${cost}$")));
@@ -134,13 +140,13 @@ mod tests {
             let most: Counts = foreign.iter().cloned().zip(most).chain([(ours.clone(), 10)]).collect();
             let mut counts: Counts = foreign.iter().cloned().zip(left).collect();
             counts.insert(ours.clone(), signed_in + more);
-            let decoys = Decoys::of(&counts, &most, Cost::default(), 1 << 20);
-            macs.iter().map(|mac| decoys.of_address(mac).to_owned()).collect::<Vec<_>>()
+            let decoys = Decoys::new(&counts, &most, Cost::default(), 1 << 20);
+            macs.iter().map(|mac| decoys.for_address(mac).to_owned()).collect::<Vec<_>>()
         };
         let mut before = of([300, 100, 400, 200], 10);
-        // One of ours is erased: no kind is more frequent than before.
+        // An account with an own hash is erased: no kind is more frequent than before.
         assert!(of([300, 100, 400, 200], 9) == before);
-        // Owners sign in, accounts are made, and one kind is gone in the end.
+        // Owners sign in, accounts are created, and one kind disappears.
         for (left, more) in [
             ([300, 100, 400, 100], 10),
             ([200, 100, 100, 100], 10),
@@ -155,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn decoys_are_as_many_of_each_kind_as_hashes_are_and_become_ours_as_those_do() {
+    fn decoys_have_the_proportions_of_hashes_and_become_own_ones_as_those_do() {
         let macs: Vec<_> = (0..10_000).map(mac).collect();
         let bcrypt = |ours, others| -> Vec<_> {
             let most = if ours + others == 1000 { counts(100, 900) } else { counts(ours, others) };
-            let decoys = Decoys::of(&counts(ours, others), &most, Cost::default(), 1 << 20);
-            macs.iter().map(|mac| decoys.of_address(mac) == BCRYPT).collect()
+            let decoys = Decoys::new(&counts(ours, others), &most, Cost::default(), 1 << 20);
+            macs.iter().map(|mac| decoys.for_address(mac) == BCRYPT).collect()
         };
         let (before, after) = (bcrypt(100, 900), bcrypt(400, 600));
         let share = |is: &[bool]| is.iter().filter(|is| **is).count();

@@ -1,9 +1,9 @@
-//! Passwords: hashed with Argon2id (RFC 9106) on a bounded pool, checked against a policy, and verified whatever scheme
-//! they were stored with.
+//! Passwords: hashed with Argon2id (RFC 9106) on a bounded pool, checked against a policy, and
+//! verified against hashes of many schemes.
 //!
-//! [`Hasher`] is the only way to spend the memory and time that a hash takes: so many at once, so many waiting, and
-//! further requests are refused before anything was spent on them. [`Decoys`] are what an address without a hash is
-//! verified against.
+//! Only [`Hasher`] spends the memory and time of a hash: it runs a bounded number at once, queues a
+//! bounded number, and refuses further requests before they cost anything. Addresses without a hash
+//! are verified against [`Decoys`].
 
 mod decoy;
 mod hasher;
@@ -19,11 +19,11 @@ use rand::TryRng as _;
 use rand::rngs::SysRng;
 use unicode_normalization::UnicodeNormalization as _;
 
-pub use self::decoy::{Counts, Decoys, Slowest};
+pub use self::decoy::{Counts, Decoys, SlowestHashes};
 pub use self::hasher::{Hasher, Place};
 pub use self::policy::context;
-use self::stored::LONGEST_TO_HASH;
-pub use self::stored::{Stored, Unusable};
+use self::stored::SLOWEST_PASSWORD;
+pub use self::stored::{StoredHash, Unusable};
 use crate::config::PasswordSettings;
 use crate::error::Error;
 
@@ -31,12 +31,13 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct Password {
     nfc: String,
-    /// As it was typed, if that is something else: another system may have hashed it so.
+    /// The password as typed, if it differs: another system may have hashed that form.
     typed: Option<String>,
 }
 
 impl Password {
-    /// NFC (NIST SP 800-63B-4 §3.1.1.2), so that one password is one string whichever keyboard composed it.
+    /// Normalizes to NFC (NIST SP 800-63B-4 §3.1.1.2), so that a password is the same string
+    /// whichever keyboard composed it.
     #[must_use]
     pub fn new(typed: &str) -> Self {
         let nfc: String = typed.nfc().collect();
@@ -44,27 +45,28 @@ impl Password {
         Self { nfc, typed }
     }
 
-    /// How many spellings of it a stored hash is tried with, so how many hashes a failure takes.
+    /// The number of forms of it that are tried against a stored hash, so also the number of hashes
+    /// that a failure takes.
     #[must_use]
     pub fn spellings(&self) -> u32 {
         1 + u32::from(self.typed.is_some())
     }
 
-    /// Checks it against the policy of new ones; see [`Place::hash_new`].
+    /// Checks it against the policy for new passwords; see [`Place::hash_new`].
     ///
     /// # Errors
     ///
-    /// `PasswordTooShort`, `PasswordTooLong` or `PasswordGuessable`, each with what helps.
+    /// `PasswordTooShort`, `PasswordTooLong` or `PasswordGuessable`, each with advice.
     pub fn check(&self, min_chars: u16, context: &[String]) -> Result<(), Error> {
         policy::check(&self.nfc, min_chars, context)
     }
 
-    /// The PHC string that is stored. Takes the cost's memory and tens of milliseconds: call it where blocking is
-    /// allowed.
+    /// Hashes it to the PHC string that is stored. Takes the cost's memory and tens of
+    /// milliseconds: call it where blocking is allowed.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness for the salt.
+    /// If the operating system cannot provide random bytes for the salt.
     #[must_use]
     pub fn hash(&self, cost: Cost) -> String {
         self.hash_in(&mut Memory::default(), cost)
@@ -82,16 +84,16 @@ impl Password {
         format!("{}{}${}", cost.prefix(), STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(output))
     }
 
-    fn verify(&self, text: &str, memory: &mut Memory, cost: Cost) -> Verdict {
-        let Ok(stored) = Stored::parse(text) else { return Verdict::Wrong };
+    fn verify(&self, text: &str, memory: &mut Memory, cost: Cost) -> PasswordMatch {
+        let Ok(stored) = StoredHash::parse(text) else { return PasswordMatch::Wrong };
         let mut spellings = [Some(&self.nfc), self.typed.as_ref()].into_iter().flatten();
-        let Some(right) = spellings.find(|spelling| stored.matches(spelling.as_bytes(), memory)) else {
-            return Verdict::Wrong;
+        let Some(matched) = spellings.find(|spelling| stored.matches(spelling.as_bytes(), memory)) else {
+            return PasswordMatch::Wrong;
         };
-        let current = *right == self.nfc && cost.made(text);
-        // A slip in what the hash did not see would be made permanent.
-        let anew = !current && stored.sees_all_of(right.as_bytes());
-        Verdict::Right { rehashed: anew.then(|| self.hash_in(memory, cost)) }
+        let current = *matched == self.nfc && cost.produced(text);
+        // A rehash would make permanent a typing error in a part that the old hash ignores.
+        let must_rehash = !current && stored.sees_all_of(matched.as_bytes());
+        PasswordMatch::Right { rehashed: must_rehash.then(|| self.hash_in(memory, cost)) }
     }
 }
 
@@ -101,13 +103,13 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// How long one verification takes on this machine, at present, of a password that takes the longest: SHA-crypt's time grows with
-/// its length. Call it where blocking is allowed.
+/// Measures the current time of one verification on this machine, with the password that takes the
+/// longest: the time of SHA-crypt grows with its length. Call it where blocking is allowed.
 #[must_use]
-pub fn time_of(stored: &Stored) -> Duration {
+pub fn verification_time(stored: &StoredHash) -> Duration {
     let mut memory = Memory::default();
-    let password = [b'a'; LONGEST_TO_HASH];
-    // The least of three: other work can only make it longer.
+    let password = [b'a'; SLOWEST_PASSWORD];
+    // The least of three, because other work on the machine only adds time.
     let times = [(); 3].map(|()| {
         let began = Instant::now();
         std::hint::black_box(stored.matches(&password, &mut memory));
@@ -116,8 +118,9 @@ pub fn time_of(stored: &Stored) -> Duration {
     times.into_iter().min().unwrap_or_default()
 }
 
-/// How many verifications are done within a time on this machine, at present; at least one. Call it where blocking is allowed.
-fn count_within(stored: &Stored, time: Duration) -> u32 {
+/// Counts the verifications within a time on this machine, at least one. Call it where blocking is
+/// allowed.
+fn verifications_within(stored: &StoredHash, time: Duration) -> u32 {
     let (mut memory, began, mut count) = (Memory::default(), Instant::now(), 0);
     loop {
         std::hint::black_box(stored.matches(b"a made-up password", &mut memory));
@@ -128,7 +131,7 @@ fn count_within(stored: &Stored, time: Duration) -> u32 {
     }
 }
 
-/// What one Argon2id hash costs.
+/// The cost of one Argon2id hash.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
     /// Memory in KiB.
@@ -140,7 +143,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// As the settings say.
+    /// The cost in the settings.
     #[must_use]
     pub fn of(settings: &PasswordSettings) -> Self {
         Self {
@@ -150,14 +153,14 @@ impl Cost {
         }
     }
 
-    /// Whether what is hashed at this cost can be verified, too: [`Stored`] bounds memory times passes.
+    /// Whether hashes of this cost can be verified: [`StoredHash`] bounds memory times passes.
     #[must_use]
     pub fn is_verifiable(self) -> bool {
-        Stored::parse(&self.dummy_hash()).is_ok()
+        StoredHash::parse(&self.dummy_hash()).is_ok()
     }
 
-    /// Whether a stored hash was made at this cost.
-    fn made(self, stored: &str) -> bool {
+    /// Whether a stored hash has this cost.
+    fn produced(self, stored: &str) -> bool {
         stored.starts_with(&self.prefix())
     }
 
@@ -165,34 +168,34 @@ impl Cost {
         format!("$argon2id$v=19$m={},t={},p={}$", self.memory_kib, self.passes, self.lanes)
     }
 
-    /// The hash of no password: verifying against it takes what any does.
+    /// A hash of no password. Verifying against it takes as long as against any other of this cost.
     fn dummy_hash(self) -> String {
         format!("{}{}${}", self.prefix(), STANDARD_NO_PAD.encode([0; 16]), STANDARD_NO_PAD.encode([0; 32]))
     }
 }
 
-/// The first choice of OWASP's password storage cheat sheet, and the default of the settings.
+/// The first choice of OWASP's password storage cheat sheet, and the default setting.
 impl Default for Cost {
     fn default() -> Self {
         Self { memory_kib: 19 * 1024, passes: 2, lanes: 1 }
     }
 }
 
-/// What Argon2 works in, kept from one hash to the next.
+/// The working memory of Argon2, reused for the next hash.
 #[derive(Debug, Default)]
 pub struct Memory(Vec<Block>);
 
 impl Memory {
     fn blocks(&mut self, count: usize) -> &mut [Block] {
         if self.0.len() < count {
-            // The former one first: never both.
+            // Freed first, so that both never exist at once.
             self.0 = Vec::new();
             self.0 = vec![Block::new(); count];
         }
         &mut self.0[..count]
     }
 
-    /// Gives back what a hash took that wanted more than one of this cost does.
+    /// Frees the memory if the last hash took more than one of this cost does.
     fn keep_for(&mut self, cost: Cost) {
         let kept = usize::try_from(cost.memory_kib).unwrap_or(usize::MAX);
         if self.0.len() > kept {
@@ -201,14 +204,14 @@ impl Memory {
     }
 }
 
-/// What became of a verification.
+/// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is not the password, or there is none.
+pub enum PasswordMatch {
+    /// The password is wrong, or there is none.
     Wrong,
-    /// It is. What was stored with another scheme, cost or spelling comes back hashed anew.
+    /// The password is right. A hash of another scheme, cost or form is replaced by a new one.
     Right {
-        /// To be stored instead.
+        /// The new hash to store.
         rehashed: Option<String>,
     },
 }
@@ -218,47 +221,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_hashed_verifies_and_other_costs_are_rehashed() {
+    fn a_hash_verifies_and_other_costs_are_rehashed() {
         let (password, cheap) =
             (Password::new("ngày mai trời lại sáng"), Cost { memory_kib: 7168, passes: 1, lanes: 1 });
         let stored = password.hash(cheap);
         assert_eq!(
             password.verify(&stored, &mut Memory::default(), cheap),
-            Verdict::Right { rehashed: None }
+            PasswordMatch::Right { rehashed: None }
         );
-        let Verdict::Right { rehashed: Some(rehashed) } =
+        let PasswordMatch::Right { rehashed: Some(rehashed) } =
             password.verify(&stored, &mut Memory::default(), Cost::default())
         else {
-            panic!("a hash of another cost is made anew");
+            panic!("a hash of another cost is replaced");
         };
         assert_eq!(
             password.verify(&rehashed, &mut Memory::default(), Cost::default()),
-            Verdict::Right { rehashed: None }
+            PasswordMatch::Right { rehashed: None }
         );
         assert_eq!(
             Password::new("ngày mai trời lại mưa").verify(&stored, &mut Memory::default(), cheap),
-            Verdict::Wrong
+            PasswordMatch::Wrong
         );
-        assert_eq!(password.verify(&cheap.dummy_hash(), &mut Memory::default(), cheap), Verdict::Wrong);
+        assert_eq!(password.verify(&cheap.dummy_hash(), &mut Memory::default(), cheap), PasswordMatch::Wrong);
     }
 
     #[test]
-    fn what_another_system_hashed_as_it_was_typed_is_found_too() {
+    fn a_hash_of_the_typed_form_by_another_system_verifies() {
         let decomposed: String = "mật khẩu".nfd().collect();
         let cheap = Cost { memory_kib: 7168, passes: 1, lanes: 1 };
-        // Another system may even hash at this one's cost.
+        // Another system may even use this service's cost.
         let at_our_cost = Password { nfc: decomposed.clone(), typed: None }.hash(cheap);
         for stored in [bcrypt::hash(&decomposed, 4).unwrap(), at_our_cost] {
             let verify = |typed| Password::new(typed).verify(&stored, &mut Memory::default(), cheap);
-            assert!(matches!(verify(&decomposed), Verdict::Right { rehashed: Some(_) }), "{stored}");
-            assert_eq!(verify("mật khẩu"), Verdict::Wrong, "{stored}");
+            assert!(matches!(verify(&decomposed), PasswordMatch::Right { rehashed: Some(_) }), "{stored}");
+            assert_eq!(verify("mật khẩu"), PasswordMatch::Wrong, "{stored}");
         }
     }
 
-    /// Who is charged the time of a hash must not take more of it with a long password.
+    /// A client must not get more hashing time than it is charged by choosing a long password.
     #[test]
-    fn the_time_of_a_hash_is_that_of_the_password_that_takes_longest() {
-        let stored = Stored::parse(&format!("$6$rounds=20000$saltstring${}", ".".repeat(86))).unwrap();
+    fn verification_time_is_measured_with_the_slowest_password() {
+        let stored = StoredHash::parse(&format!("$6$rounds=20000$saltstring${}", ".".repeat(86))).unwrap();
         let of = |password: &[u8]| {
             let times = [(); 3].map(|()| {
                 let began = Instant::now();
@@ -267,14 +270,16 @@ mod tests {
             });
             times.into_iter().min().unwrap()
         };
-        let (short, long, measured) = (of(b"con meo treo cay cau"), of(&[b'a'; 511]), time_of(&stored));
+        let (short, long, measured) =
+            (of(b"con meo treo cay cau"), of(&[b'a'; 511]), verification_time(&stored));
         assert!(measured > (short + long) / 2, "{short:?} {long:?} {measured:?}");
     }
 
-    /// A slip that the hash does not see signs in, and must not take the place of the true password. Nor may what is only
-    /// the same to HMAC, which fills a short key up with zeros, or to bcrypt, which repeats one behind a zero.
+    /// A typing error that the old hash ignores signs in but must not replace the true password.
+    /// The same holds for HMAC, which pads a short key with zeros, and for bcrypt, which repeats a
+    /// key after a zero.
     #[test]
-    fn what_a_hash_did_not_see_is_not_made_permanent() {
+    fn parts_that_a_hash_ignores_are_not_made_permanent() {
         let long = "a".repeat(72);
         let bcrypt = |password: &str| bcrypt::hash(password, 4).unwrap();
         // By Python's hashlib, of `con meo treo cay cau`.
@@ -286,11 +291,11 @@ mod tests {
             (bcrypt("morning boat"), "morning boat\0morning boat".into()),
             (pbkdf2.into(), "con meo treo cay cau\0".into()),
         ] {
-            let verdict = Password::new(&typed).verify(&stored, &mut Memory::default(), Cost::default());
-            assert_eq!(verdict, Verdict::Right { rehashed: None }, "{stored}");
+            let result = Password::new(&typed).verify(&stored, &mut Memory::default(), Cost::default());
+            assert_eq!(result, PasswordMatch::Right { rehashed: None }, "{stored}");
         }
         let whole = &long[1..];
-        let verdict = Password::new(whole).verify(&bcrypt(whole), &mut Memory::default(), Cost::default());
-        assert!(matches!(verdict, Verdict::Right { rehashed: Some(_) }), "all of it was seen");
+        let result = Password::new(whole).verify(&bcrypt(whole), &mut Memory::default(), Cost::default());
+        assert!(matches!(result, PasswordMatch::Right { rehashed: Some(_) }), "the hash covers all of it");
     }
 }

@@ -1,5 +1,5 @@
-//! What a new password must be (NIST SP 800-63B-4 §3.1.1.2): long enough, and not easily guessed. No rules of
-//! composition, no expiry.
+//! The policy for new passwords (NIST SP 800-63B-4 §3.1.1.2): long enough and not easily guessed.
+//! No rules of composition, no expiry.
 
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
@@ -8,7 +8,7 @@ use zxcvbn::{Score, zxcvbn};
 use crate::config::PASSWORD_MAX_CHARS;
 use crate::error::{Detail, Error, Problem};
 
-/// Words that attackers try first here, beside those that zxcvbn knows: it knows no Vietnamese.
+/// Words that attackers try first, in addition to those of zxcvbn, which knows no Vietnamese.
 const LOCAL_WORDS: [&str; 34] = [
     "matkhau",
     "matkhaucuatoi",
@@ -46,15 +46,16 @@ const LOCAL_WORDS: [&str; 34] = [
     "correcthorsebatterystaple",
 ];
 
-/// Characters of a password that are judged. One whose beginning is strong enough is strong enough.
+/// The number of characters that are judged. A password whose beginning is strong enough is strong.
 const JUDGED_CHARS: usize = 48;
-/// The signs that zxcvbn reads as letters too, as in `p@$$word`. Digits are read so as well, and stay: sequences are made
-/// of them.
-const STAND_INS: &str = "@({[<&!/|$+%";
-/// Different stand-ins that are read so; further ones are any sign.
-const MAX_STAND_INS: usize = 2;
+/// The signs that zxcvbn also reads as letters, as in `p@$$word`. It reads digits so too; those
+/// stay, because they form sequences.
+const SUBSTITUTES: &str = "@({[<&!/|$+%";
+/// The number of different substitutes that are kept; further ones become a neutral sign.
+const MAX_SUBSTITUTES: usize = 2;
 
-/// The words that an account's owner and the product are known by: a password made of them is guessed first.
+/// The words that an account's owner and the product are known by: attackers guess passwords made
+/// of them first.
 #[must_use]
 pub fn context(email: &str, brand: &str) -> Vec<String> {
     let parts = email.split(['@', '.', '-', '_', '+']).chain(email.split('@'));
@@ -62,12 +63,12 @@ pub fn context(email: &str, brand: &str) -> Vec<String> {
     words.filter(|word| word.len() > 2).map(str::to_owned).collect()
 }
 
-/// Checks a password in NFC. `context` are the words that its owner and the product are known by.
+/// Checks a password in NFC. `context` are words that its owner and the product are known by.
 ///
 /// # Errors
 ///
-/// `PasswordTooShort` under `min_chars` code points, `PasswordTooLong` over 256, `PasswordGuessable` if fewer than about
-/// 10^10 guesses find it.
+/// `PasswordTooShort` below `min_chars` code points, `PasswordTooLong` above 256,
+/// `PasswordGuessable` if fewer than about 10^10 guesses find it.
 pub(super) fn check(password: &str, min_chars: u16, context: &[String]) -> Result<(), Error> {
     let chars = password.chars().count();
     if chars < usize::from(min_chars) {
@@ -77,7 +78,7 @@ pub(super) fn check(password: &str, min_chars: u16, context: &[String]) -> Resul
         return Err(Error::in_field(Problem::PasswordTooLong, "password"));
     }
     let words: Vec<&str> = context.iter().map(String::as_str).chain(LOCAL_WORDS).collect();
-    let (plain, folded) = (affordable(password), affordable(&folded(password)));
+    let (plain, folded) = (judged_part(password), judged_part(&folded(password)));
     for spelling in [Some(&plain), Some(&folded).filter(|folded| **folded != plain)].into_iter().flatten() {
         let estimate = zxcvbn(spelling, &words);
         if estimate.score() < Score::Four {
@@ -91,20 +92,21 @@ pub(super) fn check(password: &str, min_chars: u16, context: &[String]) -> Resul
     Ok(())
 }
 
-/// What of a password zxcvbn is given: its work grows with the square of the length, and with every combination of the
-/// characters that may stand for letters. All of them in 100 characters took it a second; this takes about a hash's time.
-fn affordable(password: &str) -> String {
-    let mut stand_ins = Vec::new();
-    let mut is_affordable = |c: char| {
-        if STAND_INS.contains(c) && !stand_ins.contains(&c) {
-            stand_ins.push(c);
+/// The part of a password that zxcvbn judges. Its work grows with the square of the length and with
+/// every combination of substitutes: 100 of them took it a second. This part takes about the time
+/// of a hash.
+fn judged_part(password: &str) -> String {
+    let mut substitutes = Vec::new();
+    let mut is_kept = |c: char| {
+        if SUBSTITUTES.contains(c) && !substitutes.contains(&c) {
+            substitutes.push(c);
         }
-        !STAND_INS.contains(c) || stand_ins.iter().take(MAX_STAND_INS).any(|known| *known == c)
+        !SUBSTITUTES.contains(c) || substitutes.iter().take(MAX_SUBSTITUTES).any(|known| *known == c)
     };
-    password.chars().take(JUDGED_CHARS).map(|c| if is_affordable(c) { c } else { '~' }).collect()
+    password.chars().take(JUDGED_CHARS).map(|c| if is_kept(c) { c } else { '~' }).collect()
 }
 
-/// Without diacritics and spaces: `mật khẩu` is no better than `matkhau`.
+/// Removes diacritics and spaces: `mật khẩu` is no stronger than `matkhau`.
 fn folded(password: &str) -> String {
     let base = password.nfd().filter(|c| !is_combining_mark(*c) && !c.is_whitespace());
     base.map(|c| match c {
@@ -170,16 +172,17 @@ mod tests {
         }
     }
 
-    /// zxcvbn tries every combination of stand-ins: what it is given has few, and an end.
+    /// zxcvbn tries every combination of substitutes, so their number and the length must be
+    /// bounded.
     #[test]
-    fn r10_what_is_judged_is_bounded() {
-        let all = STAND_INS.repeat(20);
-        let judged = affordable(&all);
+    fn r10_the_judged_part_is_bounded() {
+        let all = SUBSTITUTES.repeat(20);
+        let judged = judged_part(&all);
         assert_eq!(judged.chars().count(), JUDGED_CHARS);
         let kinds: std::collections::BTreeSet<_> =
-            judged.chars().filter(|c| STAND_INS.contains(*c)).collect();
-        assert_eq!(kinds.len(), MAX_STAND_INS);
-        assert_eq!(affordable("p4$$w0rd! and Mật khẩu"), "p4$$w0rd! and Mật khẩu");
+            judged.chars().filter(|c| SUBSTITUTES.contains(*c)).collect();
+        assert_eq!(kinds.len(), MAX_SUBSTITUTES);
+        assert_eq!(judged_part("p4$$w0rd! and Mật khẩu"), "p4$$w0rd! and Mật khẩu");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The public id of a recovery, by which a page knows whether the cookie is still of the recovery that it shows.
+//! The public id of a recovery. A page compares it to learn whether the cookie still belongs to the
+//! recovery that it shows.
 
 use std::fmt;
 
@@ -10,8 +11,9 @@ use uuid::Uuid;
 const LABEL: &[u8] = b"recovery-id/1|";
 const BYTES: usize = 16;
 
-/// Names a recovery from `start` to `reset`, while its token changes. It is no secret and opens nothing; one hash away from
-/// the session's id, so that it tells neither that nor when the recovery began. No key: a rotation would change it midway.
+/// Identifies a recovery from `start` to `reset`, while its token changes. It is not a secret and
+/// grants nothing. It is a hash of the session's id, so it does not reveal that id or when the
+/// recovery began. It uses no key, because a key rotation would change the id during a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecoveryId([u8; BYTES]);
 
@@ -36,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_that_of_one_session_and_does_not_change() {
+    fn an_id_belongs_to_one_session_and_does_not_change() {
         let id = RecoveryId::of(Uuid::from_u128(1)).to_string();
         assert_eq!(id, "9CHoy9SBFMTcdgE_ketObg");
         assert_ne!(id, RecoveryId::of(Uuid::from_u128(2)).to_string());

@@ -1,10 +1,13 @@
-//! Owns `recovery_session`: the way of a trader who lost the password, in three steps.
+//! Owns `recovery_session`: the recovery flow of a user who lost the password, in three steps.
 //!
-//! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password;
-//! [`Recovery::progress`] says which of them is next. A session
-//! goes `code_sent` → `verified` → `consumed`. Each has a number, and an account says up to which one they have ended, as
-//! a new password ends all of them (docs/decisions/0007). One that has ended goes on like a live one, and so does one whose
-//! address nobody owns: it counts down, resends and expires alike; only its code never verifies, so nobody can tell.
+//! [`Recovery::start`] enqueues an email with a code, [`Recovery::verify`] checks the code,
+//! [`Recovery::reset`] sets the new password. [`Recovery::progress`] says which step is next.
+//!
+//! A session's state changes from `code_sent` to `verified` to `consumed`. Each session has a
+//! number, and an account stores up to which number its sessions have ended, because a new password
+//! ends all of them (docs/decisions/0007). A session that has ended, or whose address has no
+//! account, behaves like any other: it counts down, resends and expires alike. Its code never
+//! verifies, so a client cannot tell the difference.
 
 mod id;
 mod progress;
@@ -33,26 +36,28 @@ use crate::group_commit::{self, GroupCommit};
 use crate::secret::{Token, TokenHash};
 use crate::thread;
 
-/// What the tokens of recoveries are issued for.
+/// The label under which recovery tokens are issued.
 const TOKEN_LABEL: &str = "recovery-token/1";
 
-/// Within which time all starts that wait are to be committed, when more come than the database can take.
+/// The target within which all waiting starts are committed, even when more arrive than the
+/// database can take.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// The recovery flow.
 #[derive(Clone, Debug)]
 pub struct Recovery {
     app: Arc<App>,
-    starts: GroupCommit<start::Start, start::Outcome>,
+    starts: GroupCommit<start::PendingStart, start::StartOutcome>,
 }
 
 impl Recovery {
-    /// The flow, and what says that the commits of starts have ended, as they do with its last clone. They have a thread of
-    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/0021).
+    /// Returns the flow, and a receiver that resolves when the thread that commits starts has
+    /// ended, which happens after the last clone is dropped. Commits have a thread of their own, so
+    /// that they do not wait for requests that are being read or answered (docs/decisions/0021).
     ///
     /// # Panics
     ///
-    /// If the operating system has no thread or no descriptors to give.
+    /// If the operating system cannot start a thread or has no file descriptors left.
     #[must_use]
     pub fn new(app: Arc<App>) -> (Self, oneshot::Receiver<()>) {
         let (queue, batch) =
@@ -63,47 +68,48 @@ impl Recovery {
     }
 }
 
-/// Whether a recovery token was issued here, as it says itself. Those of the form before do not say so.
+/// Whether this service issued a recovery token, judged by the token's MAC. Tokens of the previous
+/// format have no MAC.
 #[must_use]
 pub fn was_issued(app: &App, token: &Token) -> bool {
     token.was_issued(&app.code_keys, TOKEN_LABEL, RESET_LIFETIME, app.clock.now())
 }
 
-/// How far a session has come.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 enum State {
-    /// Its code is awaited.
+    /// The session waits for its code.
     CodeSent,
-    /// Its code was entered, and a new password is awaited.
+    /// The code was entered. The session waits for a new password.
     Verified,
-    /// It has set one, or can no more.
+    /// The session has set a password, or can no longer do so.
     Consumed,
-    /// A decoy: it goes on as if its code were awaited.
+    /// The session is a decoy: it behaves as if it waited for its code, but no code is right.
     Revoked,
 }
 
-/// Which step of a session a request is about.
+/// The step that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// The code.
+    /// Enter the code.
     Verify,
-    /// The new password.
+    /// Set the new password.
     Reset,
-    /// The next one, whichever it is.
+    /// Whichever step is next.
     Next,
 }
 
-/// What a request says about its recovery.
+/// What a request presents to identify its recovery.
 #[derive(Debug)]
 pub struct Presented {
     /// The token in the cookie.
     pub token: Option<Token>,
-    /// The [`RecoveryId`] that the client means, as it was sent.
+    /// The [`RecoveryId`] that the client expects, as the client sent it.
     pub id: Option<String>,
 }
 
-/// A session that can do its next step.
+/// A session that can take its next step.
 #[derive(Debug)]
 struct ActiveRecovery {
     id: Uuid,
@@ -115,14 +121,15 @@ struct ActiveRecovery {
 }
 
 impl ActiveRecovery {
-    fn waits_for_code(&self) -> bool {
+    fn awaits_code(&self) -> bool {
         matches!(self.state, State::CodeSent | State::Revoked)
     }
 }
 
-/// Looks up the session of a token, whether it is the one that the client means, and whether it can do `step`.
+/// Finds the session of a token, and checks that it is the one the client expects and that it can
+/// take `step`.
 ///
-/// Every problem but `StorageUnavailable` is a 401: the recovery has to be started again.
+/// Every problem except `StorageUnavailable` is a 401: the client has to start the recovery again.
 async fn find_active(
     pool: &PgPool,
     now: OffsetDateTime,
@@ -139,23 +146,25 @@ async fn find_active(
     let session = within_deadline("find recovery", session.fetch_optional(pool))
         .await?
         .ok_or(Problem::RecoverySessionMissing)?;
-    let waits_for_code = session.waits_for_code();
+    let awaits_code = session.awaits_code();
     let checked = match (step, session.state) {
         _ if id.is_some_and(|id| id != RecoveryId::of(session.id).to_string()) => {
             Err(Problem::RecoveryIdMismatch)
         }
         _ if session.expires_at <= now => Err(Problem::RecoverySessionExpired),
-        _ if waits_for_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
-        (Step::Reset, _) if waits_for_code => Err(Problem::RecoverySessionUnverified),
-        (Step::Verify | Step::Next, _) if waits_for_code => Ok(session),
+        _ if awaits_code && session.attempts_left == 0 => Err(Problem::RecoverySessionSpent),
+        (Step::Reset, _) if awaits_code => Err(Problem::RecoverySessionUnverified),
+        (Step::Verify | Step::Next, _) if awaits_code => Ok(session),
         (Step::Reset | Step::Next, State::Verified) => Ok(session),
         _ => Err(Problem::RecoverySessionUsed),
     };
     Ok(checked?)
 }
 
-/// Ends every pending recovery of an address that is nobody's any more, for whoever has it next: each becomes a decoy, but one
-/// whose code was entered has nothing left to hide. Reads the whole table, as no request needs an index on the address.
+/// Ends every pending recovery of an address that no longer belongs to its account, so that none
+/// applies to the next owner. A session that waits for its code becomes a decoy. A verified one is
+/// consumed, since it has nothing left to hide. Reads the whole table, because no request needs an
+/// index on the address.
 pub(crate) async fn revoke_pending(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -172,7 +181,7 @@ pub(crate) async fn revoke_pending(
     Ok(())
 }
 
-/// Deletes every session of an address, and gives their ids. Reads the whole table.
+/// Deletes every session of an address and returns their ids. Reads the whole table.
 pub(crate) async fn delete_all(
     transaction: &mut PgConnection,
     email: &str,
@@ -182,8 +191,8 @@ pub(crate) async fn delete_all(
         .await
 }
 
-/// Deletes at most `limit` sessions that ended over `retention` ago. The primary key is the order of creation, and no
-/// session lives longer than code and reset together.
+/// Deletes at most `limit` sessions that ended more than `retention` ago. The primary key is the
+/// order of creation, and no session lives longer than the lifetimes of code and reset together.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

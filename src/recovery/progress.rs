@@ -1,7 +1,8 @@
-//! `progress`: what a recovery is waiting for, so that a page shows what the service knows and not what it remembers.
+//! `progress`: what a recovery waits for. A page can show what the service knows instead of what
+//! the page remembers.
 //!
-//! Blind as `start` is: it reads `account` only after a right code. It does not look at the outbox either: how long an email
-//! waits there depends on whether there is an account.
+//! Blind, as `start` is: it reads `account` only after a right code. It does not read the outbox
+//! either, because how long an email stays there depends on whether there is an account.
 
 use time::OffsetDateTime;
 
@@ -14,24 +15,24 @@ use crate::known_device::KnownDevice;
 use crate::secret::Token;
 use crate::throttle::{self, recovery_key};
 
-/// A recovery that can be continued.
+/// A recovery that can continue.
 #[derive(Debug)]
 pub struct Progress {
     /// Its id.
     pub id: RecoveryId,
-    /// The address that it was started for.
+    /// The address it was started for.
     pub email: EmailAddress,
-    /// What it is waiting for.
+    /// What it waits for.
     pub awaited: Awaited,
     /// When it expires.
     pub expires_at: OffsetDateTime,
-    /// How many codes may still be tried.
+    /// How many attempts at the code are left.
     pub attempts_left: i16,
-    /// When the rate limit admits the next `start` for the address, from this browser.
+    /// When the rate limit admits the next `start` for the address from this browser.
     pub resend_at: OffsetDateTime,
 }
 
-/// What a recovery is waiting for.
+/// What a recovery waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
     /// The code.
@@ -41,12 +42,12 @@ pub enum Awaited {
 }
 
 impl Recovery {
-    /// What the recovery that `presented` belongs to is waiting for. A revoked one goes on like any other until its code is
-    /// entered.
+    /// Returns what the recovery that `presented` belongs to waits for. A revoked recovery looks
+    /// like any other until its code is entered.
     ///
     /// # Errors
     ///
-    /// `RecoverySession…` without a session that can do its next step; `StorageUnavailable`.
+    /// `RecoverySession…` if there is no session that can take its next step; `StorageUnavailable`.
     pub async fn progress(
         &self,
         presented: Option<Token>,
@@ -55,13 +56,13 @@ impl Recovery {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool, now) = (&self.app, &self.app.pool, self.app.time()?);
         let session = find_active(pool, now, &presented, None, Step::Next).await?;
-        let awaited = if session.waits_for_code() { Awaited::Code } else { Awaited::Password };
+        let awaited = if session.awaits_code() { Awaited::Code } else { Awaited::Password };
         if awaited == Awaited::Password {
             let find = account::in_recovery(pool, &session.email, session.number);
             within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
         }
         let email = EmailAddress::parse(&session.email).map_err(|_| Problem::RecoverySessionMissing)?;
-        let key = recovery_key(&email, device.and_then(|device| device.of(&email)));
+        let key = recovery_key(&email, device.and_then(|device| device.owned_by(&email)));
         let free_at = throttle::free_at(pool, now, &key, app.address_limit);
         Ok(Progress {
             id: RecoveryId::of(session.id),

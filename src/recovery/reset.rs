@@ -1,9 +1,9 @@
 //! `reset`: sets the new password of a verified recovery.
 //!
-//! The policy is checked and the hash made before the transaction, so that a refused password costs the trader nothing
-//! and no lock waits for Argon2. Everything that follows from a new password is one transaction, which locks the
-//! account's row first: of many parallel resets one consumes the session, and a kill at any point leaves either the old
-//! password or the whole of the new one.
+//! The policy check and the hash happen before the transaction: a refused password costs the user
+//! nothing, and no lock waits for Argon2. Everything that follows from a new password is one
+//! transaction, which locks the account's row first. Of many parallel resets, one consumes the
+//! session. A crash at any point leaves either the old password or all of the new state.
 
 use super::{Presented, Recovery, Step, find_active};
 use crate::client::Client;
@@ -16,14 +16,15 @@ use crate::session::{self, Caller, NewPassword, SignedIn};
 use crate::{account, audit};
 
 impl Recovery {
-    /// Sets the password of the account whose verified session `presented` belongs to, ends every other session and
-    /// pending recovery of it, owes its owner a mail about that, and signs them in. What was not read as a password
-    /// (`Err`) is answered only if there is a session.
+    /// Sets the password of the account that the verified session of `presented` belongs to. Ends
+    /// all its other sessions and pending recoveries, enqueues the notice to its owner, and signs
+    /// the client in. An `Err` in `password` is answered only if there is a session.
     ///
     /// # Errors
     ///
-    /// `RecoverySession…` without a verified session; `RecoveryIdMismatch` if it is not the one that the client means; the error in `password`; `Password…` for one that the policy
-    /// refuses, and the session goes on; `HashingBusy`, with nothing spent; `StorageUnavailable`.
+    /// `RecoverySession…` without a verified session; `RecoveryIdMismatch` if it is not the one the
+    /// client expects; the error in `password`; `Password…` if the policy refuses the password, and
+    /// the session remains; `HashingBusy`, with nothing spent; `StorageUnavailable`.
     pub async fn reset(
         &self,
         presented: Presented,
@@ -34,7 +35,8 @@ impl Recovery {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
         let session = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset).await?;
-        // The account may have ended the recovery since, by another reset; that comes before what is said of the password.
+        // Another reset may have ended the recovery since. That error precedes those of the
+        // password.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
         let password = password?;

@@ -1,5 +1,6 @@
-//! `start`: blind (promise 1). It never reads `account` and writes the same rows for any address, so neither its answer
-//! nor its time says who has an account. The courier finds out later whether there is somebody to write to.
+//! `start`: blind (invariant 1 of the crate). It never reads `account` and writes the same rows for
+//! every address, so neither its answer nor its time shows who has an account. The courier looks up
+//! later whether there is a recipient.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,15 +23,16 @@ use crate::error::{Error, Problem};
 use crate::group_commit::{Arrivals, Batch};
 use crate::known_device::DeviceId;
 use crate::secret::{Token, TokenHash};
-use crate::throttle::{self, Key, RateLimit, interval, recovery_key, ticket_key};
+use crate::throttle::{self, BucketKey, RateLimit, interval, recovery_key, ticket_key};
 
-/// How long the connection of starts lasts. Rarely less: a request that comes meanwhile waits for the new one's plans.
+/// How long the connection for starts is kept. Replacing it is costly: a request that arrives then
+/// waits while the new connection plans its statements.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 
-/// An accepted start: what the cookie has to hold.
+/// An accepted start: the values for the cookie.
 #[derive(Debug)]
 pub struct Started {
-    /// The session's token: a new one, or the one that was presented if its session goes on.
+    /// The session's token: a new one, or the presented one if its session continues.
     pub token: Token,
     /// The session's id.
     pub id: RecoveryId,
@@ -38,46 +40,50 @@ pub struct Started {
     pub lifetime: Duration,
 }
 
-/// A start that waits to be committed.
+/// A start that waits for its commit.
 #[derive(Debug)]
-pub(super) struct Start {
+pub(super) struct PendingStart {
     session_id: Uuid,
     outbox_id: Uuid,
     token_hash: TokenHash,
     presented: Option<TokenHash>,
     email: EmailAddress,
-    bucket_key: Key,
+    bucket_key: BucketKey,
     client: Client,
 }
 
-/// What became of one.
+/// The result of one start.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Outcome {
-    New { expires_at: OffsetDateTime },
-    Kept { session_id: Uuid, expires_at: OffsetDateTime },
+pub(super) enum StartOutcome {
+    Opened { expires_at: OffsetDateTime },
+    Continued { session_id: Uuid, expires_at: OffsetDateTime },
     Refused { retry_at: OffsetDateTime },
 }
 
-/// On whose budget a start draws.
+/// What decides from which rate-limit bucket a start draws.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StartCredentials {
-    /// A browser that has signed in with the address before.
+    /// The browser, if it has signed in with the address before.
     pub device: Option<DeviceId>,
-    /// An operator's ticket for the address.
+    /// An operator's ticket for the address, if the client has one.
     pub ticket: Option<DeviceId>,
 }
 
 impl Recovery {
-    /// Begins a recovery for any address, or goes on with the one that `presented` belongs to: the same address, a
-    /// code that was sent, attempts left and at least 3 minutes to live. Then code, attempts and lifetime stay, and one
-    /// more mail is owed unless one is unsent. It draws on the budget of the address, or on that of a device that has
-    /// signed in with it before; once that is spent, a ticket is good for one. Returns when session and mail are durable.
+    /// Begins a recovery for any address, or continues the one that `presented` belongs to. It
+    /// continues if the address is the same, its code was sent, attempts are left, and at least 3
+    /// minutes remain. Code, attempts and lifetime then stay the same, and one more email is
+    /// enqueued unless one is unsent.
+    ///
+    /// A start draws from the bucket of the address, or of a device that has signed in with it
+    /// before. Once that bucket is empty, a ticket admits one more start. Returns after session and
+    /// email are durable.
     ///
     /// # Errors
     ///
-    /// `MailUnavailable` if no relay is usable, decided before anything about the address is looked at;
-    /// `AddressThrottled` if the budget is spent; `StorageUnavailable` if PostgreSQL does not answer within
-    /// 2 s or too many wait for it.
+    /// `MailUnavailable` if no relay is usable, decided before the address is considered;
+    /// `AddressThrottled` if the bucket is empty; `StorageUnavailable` if PostgreSQL does not
+    /// answer within 2 s or too many requests wait for it.
     pub async fn start(
         &self,
         email: EmailAddress,
@@ -92,17 +98,15 @@ impl Recovery {
         match (started, credentials.ticket) {
             (Err(refused), Some(ticket)) if refused.problem == Problem::AddressThrottled => {
                 let (now, key) = (self.app.time()?, ticket_key(ticket));
-                throttle::draw(&self.app.pool, now, &key, RateLimit::of_a_ticket(), refused.problem)
+                throttle::draw(&self.app.pool, now, &key, RateLimit::for_ticket(), refused.problem)
                     .await
                     .map_err(|error| if error.problem == refused.problem { refused } else { error })?;
                 let started = self.submit(&email, presented.as_ref(), Some(ticket), &client).await;
                 if started.is_err() {
-                    // Its holder tries again, and has waited long enough for this answer. While PostgreSQL is away the
-                    // ticket stays spent.
+                    // Refunds the ticket without delaying this answer. During an outage of
+                    // PostgreSQL it stays spent.
                     let pool = self.app.pool.clone();
-                    tokio::spawn(
-                        async move { throttle::refund(&pool, &key, RateLimit::of_a_ticket()).await },
-                    );
+                    tokio::spawn(async move { throttle::refund(&pool, &key, RateLimit::for_ticket()).await });
                 }
                 started
             }
@@ -120,7 +124,7 @@ impl Recovery {
         let now = self.app.time()?;
         let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
         let session_id = new_id(now);
-        let start = Start {
+        let start = PendingStart {
             session_id,
             outbox_id: new_id(now),
             token_hash: token.hash(),
@@ -133,25 +137,25 @@ impl Recovery {
         let answered = self.app.clock.now();
         let lifetime = |end: OffsetDateTime| Duration::try_from(end - answered).unwrap_or_default();
         match (outcome, presented) {
-            (Some(Outcome::New { expires_at }), _) => {
+            (Some(StartOutcome::Opened { expires_at }), _) => {
                 Ok(Started { token, id: RecoveryId::of(session_id), lifetime: lifetime(expires_at) })
             }
-            (Some(Outcome::Kept { session_id, expires_at }), Some(token)) => {
+            (Some(StartOutcome::Continued { session_id, expires_at }), Some(token)) => {
                 let (token, id) = (token.clone(), RecoveryId::of(session_id));
                 Ok(Started { token, id, lifetime: lifetime(expires_at) })
             }
-            (Some(Outcome::Refused { retry_at }), _) => {
+            (Some(StartOutcome::Refused { retry_at }), _) => {
                 Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))
             }
-            (Some(Outcome::Kept { .. }) | None, _) => {
+            (Some(StartOutcome::Continued { .. }) | None, _) => {
                 Err(Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
             }
         }
     }
 }
 
-/// Commits what arrives, batch after batch, over a connection of its own.
-pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, Outcome>) {
+/// Commits arriving starts, batch by batch, over a connection of its own.
+pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<PendingStart, StartOutcome>) {
     let mut database = KeptConnection::new(&app.database, CONNECTION_LIFETIME);
     while let Some(batch) = arrivals.next().await {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 requests")]
@@ -159,7 +163,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
         let first_pending = batch.requests.iter().map(|start| start.outbox_id).min().unwrap_or_default();
         match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
-            // No row may fail another's start: whichever the statement stumbled over is found one by one.
+            // One row must not fail the others: the batch is retried row by row to find it.
             Err(error) if is_statements_fault(&error) => {
                 failures::note("store starts, then row by row", &error);
                 for single in batch.split().filter(Batch::is_awaited) {
@@ -183,15 +187,15 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<Start, O
 async fn commit(
     app: &App,
     database: &mut KeptConnection,
-    batch: &Batch<Start, Outcome>,
-) -> Result<Vec<Outcome>, sqlx::Error> {
+    batch: &Batch<PendingStart, StartOutcome>,
+) -> Result<Vec<StartOutcome>, sqlx::Error> {
     let committed = timeout(STORAGE_DEADLINE, async {
         let clock_moved = || sqlx::Error::Configuration("this machine's clock was moved".into());
         let mut connection = database.take().await?;
         let key_id = app.code_keys.newest().id();
         let now = app.clock.trusted_now().ok_or_else(clock_moved)?;
         let result = insert(&mut connection, now, key_id, app.address_limit, &batch.requests).await;
-        // After a failed statement the connection itself is still good if PostgreSQL said so.
+        // If PostgreSQL itself reported the failure, the connection is still usable.
         if result.as_ref().map_or_else(is_statements_fault, |_| true) {
             database.put(connection);
         }
@@ -200,21 +204,22 @@ async fn commit(
     committed.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// Commits all starts of a batch with one statement (`start.sql`): rate limit, session and pending email, all or nothing,
-/// one flush.
+/// Commits all starts of a batch with one statement (`start.sql`): rate limit, session and pending
+/// email, all or nothing, in one flush.
 ///
-/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate statements would cost three
-/// round trips and three flushes. What needs no table is done before it, because each node of the plan costs every batch
-/// (docs/decisions/0021): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
-/// replicas would deadlock. The look-up is LATERAL with a LIMIT, so the planner uses the index whatever it believes of
-/// the table's size.
+/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate
+/// statements would cost three round trips and three flushes. Work that needs no table happens here
+/// first, because each node of the plan costs every batch (docs/decisions/0021): starts are counted
+/// and ranked within their bucket. The keys are ordered, because batches of two replicas would
+/// otherwise deadlock. The look-up is LATERAL with a LIMIT, so that the planner uses the index
+/// whatever its estimate of the table's size.
 async fn insert(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     key_id: &str,
     limit: RateLimit,
-    starts: &[Start],
-) -> Result<Vec<Outcome>, sqlx::Error> {
+    starts: &[PendingStart],
+) -> Result<Vec<StartOutcome>, sqlx::Error> {
     let mut asked = BTreeMap::<&[u8], i32>::new();
     let mut rank = |key| {
         let count = asked.entry(key).or_default();
@@ -263,9 +268,9 @@ async fn insert(
     Ok(rows
         .into_iter()
         .map(|row| match row.kept_id {
-            _ if !row.admitted => Outcome::Refused { retry_at: row.retry_at },
-            Some(session_id) => Outcome::Kept { session_id, expires_at: row.expires_at },
-            None => Outcome::New { expires_at: row.expires_at },
+            _ if !row.admitted => StartOutcome::Refused { retry_at: row.retry_at },
+            Some(session_id) => StartOutcome::Continued { session_id, expires_at: row.expires_at },
+            None => StartOutcome::Opened { expires_at: row.expires_at },
         })
         .collect())
 }

@@ -1,7 +1,7 @@
-//! `verify`: takes the mailed code.
+//! `verify`: checks the emailed code.
 //!
-//! The attempt is spent before the code is compared, in a statement of its own, so that no number of parallel guesses
-//! gets more than five compared. `account` is read and written only after a right code.
+//! A separate statement spends the attempt before the code is compared, so that parallel guesses
+//! never get more than five comparisons. `account` is read and written only after a right code.
 
 use std::time::Duration;
 
@@ -18,38 +18,40 @@ use crate::metrics::{CodeLabel, CodeOutcome};
 use crate::secret::{Code, Token, TokenHash};
 use crate::{account, audit};
 
-/// A verified session: what the cookie has to hold.
+/// A verified session: the values for the cookie.
 #[derive(Debug)]
 pub struct Verified {
-    /// The session's new token; the one that was presented is dead.
+    /// The session's new token; the presented one is no longer valid.
     pub token: Token,
-    /// The session's id, the same as before.
+    /// The session's id, unchanged.
     pub id: RecoveryId,
     /// How long the session lives from now.
     pub lifetime: Duration,
 }
 
-/// What a guess is compared with.
+/// A spent attempt: what the guess is compared with.
 #[derive(Debug)]
-struct Attempt {
+struct SpentAttempt {
     session_id: Uuid,
     email: String,
     number: i64,
     key_id: String,
-    /// Revoked, as its address was taken from its account: no code is right.
-    decoy: bool,
-    left: i16,
+    /// Whether the session was revoked, because its address left the account. No code is right
+    /// then.
+    is_revoked: bool,
+    attempts_left: i16,
 }
 
 impl Recovery {
-    /// Takes the code of the session that `presented` belongs to, and gives the session 15 minutes for a password. What
-    /// was not read as a code (`Err`) is answered only if there is a session, and spends no attempt.
+    /// Checks the code of the session that `presented` belongs to, and gives the session 15 minutes
+    /// for a new password. An `Err` in `code` is answered only if there is a session, and spends no
+    /// attempt.
     ///
     /// # Errors
     ///
-    /// `RecoverySession…` without a session that waits for its code; `RecoveryIdMismatch` if it is not the one that the
-    /// client means, with no attempt spent; the error in `code`; `CodeInvalid` with the attempts that are left;
-    /// `StorageUnavailable`.
+    /// `RecoverySession…` without a session that waits for its code; `RecoveryIdMismatch` if it is
+    /// not the one the client expects, with no attempt spent; the error in `code`; `CodeInvalid`
+    /// with the number of attempts left; `StorageUnavailable`.
     pub async fn verify(
         &self,
         presented: Presented,
@@ -59,22 +61,22 @@ impl Recovery {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
         let find = || find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
-        // A token is of one session for ever, so what is found out before the attempt still holds when it is spent.
+        // A token always belongs to the same session, so a check before the attempt holds after it.
         if presented.id.is_some() || code.is_err() {
             find().await?;
         }
         let code = code.inspect_err(|_| self.count(CodeOutcome::Malformed))?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
             find().await?;
-            // It cannot have become active again in between, as attempts do not come back.
+            // It cannot have become active in between: attempts are never given back.
             return Err(Problem::RecoverySessionSpent.into());
         };
         let wrong = || {
             self.count(CodeOutcome::Wrong);
-            Error::in_field(Problem::CodeInvalid, "code").with(Detail::AttemptsLeft(attempt.left))
+            Error::in_field(Problem::CodeInvalid, "code").with(Detail::AttemptsLeft(attempt.attempts_left))
         };
         let right = self.app.code_keys.by_id(&attempt.key_id);
-        if !right.is_some_and(|key| key.code(attempt.session_id).is(&code)) || attempt.decoy {
+        if !right.is_some_and(|key| key.code(attempt.session_id).matches(&code)) || attempt.is_revoked {
             return Err(wrong());
         }
         let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
@@ -84,8 +86,8 @@ impl Recovery {
             let account =
                 account::in_recovery(pool, &attempt.email, attempt.number).await?.ok_or_else(wrong)?;
             let mut transaction = pool.begin().await?;
-            // First, as everywhere: the account's row is locked before those of its recoveries.
-            account::mark_reached(&mut transaction, account.id).await?;
+            // As everywhere, the account's row is locked before those of its recoveries.
+            account::clear_bouncing(&mut transaction, account.id).await?;
             let marked = sqlx::query!(
                 "UPDATE recovery_session SET state = 'verified', verified_at = $2, expires_at = $3, token_hash = $4
                  WHERE id = $1 AND state = 'code_sent' AND expires_at > $2",
@@ -112,12 +114,13 @@ impl Recovery {
     }
 }
 
-/// Spends an attempt of a session that waits for its code; `None` if there is no such session or no attempt.
+/// Spends an attempt of a session that waits for its code. Returns `None` if there is no such
+/// session or no attempt is left.
 async fn spend_attempt(
     pool: &PgPool,
     now: OffsetDateTime,
     token: &TokenHash,
-) -> Result<Option<Attempt>, sqlx::Error> {
+) -> Result<Option<SpentAttempt>, sqlx::Error> {
     let row = sqlx::query!(
         r#"UPDATE recovery_session SET attempts_left = attempts_left - 1
            WHERE token_hash = $1 AND state IN ('code_sent', 'revoked') AND attempts_left > 0 AND expires_at > $2
@@ -125,12 +128,12 @@ async fn spend_attempt(
         token.as_bytes(),
         now
     );
-    Ok(row.fetch_optional(pool).await?.map(|row| Attempt {
+    Ok(row.fetch_optional(pool).await?.map(|row| SpentAttempt {
         session_id: row.id,
         email: row.email,
         number: row.number,
         key_id: row.key_id,
-        decoy: row.state == State::Revoked,
-        left: row.attempts_left,
+        is_revoked: row.state == State::Revoked,
+        attempts_left: row.attempts_left,
     }))
 }

@@ -1,7 +1,7 @@
-//! Random tokens, derived codes, and the keys they are derived from.
+//! Random tokens, derived codes, and the keys that codes are derived from.
 //!
-//! A plain token and a stored hash are different types, so storing the plain one does not compile. Nothing here shows
-//! itself in `Debug`, and none of it implements `Display`.
+//! A plain token and its stored hash are different types, so that storing a plain token does not
+//! compile. No type here shows its secret in `Debug`, and none implements `Display`.
 
 mod token;
 
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
 
-/// Digits of a recovery code.
+/// The number of digits of a recovery code.
 pub const CODE_DIGITS: usize = 8;
 const KEY_BYTES: usize = 32;
 
@@ -30,8 +30,8 @@ const KEY_BYTES: usize = 32;
 pub struct Code([u8; CODE_DIGITS]);
 
 impl Code {
-    /// Reads a code as people type and paste it: spaces and hyphens do not count, and full-width digits are digits
-    /// (NFKC). `None` unless exactly 8 digits are left.
+    /// Reads a code as users type and paste it: spaces and hyphens are ignored, and full-width
+    /// digits count as digits (NFKC). Returns `None` unless exactly 8 digits are left.
     #[must_use]
     pub fn parse(typed: &str) -> Option<Self> {
         let plain = typed.nfkc().filter(|c| !c.is_whitespace() && !"-‐‑‒–—−".contains(*c));
@@ -42,13 +42,13 @@ impl Code {
         Some(Self(digits?.try_into().ok()?))
     }
 
-    /// Whether both are the same, in a time that says nothing about where they differ.
+    /// Compares two codes in constant time.
     #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
 
-    /// As people read it: `1234 5678`.
+    /// The code in the form that users read: `1234 5678`.
     #[must_use]
     pub fn expose_grouped(&self) -> String {
         let digits: String = self.0.iter().map(|digit| char::from(b'0' + digit)).collect();
@@ -63,7 +63,7 @@ impl fmt::Debug for Code {
     }
 }
 
-/// A key that codes or device cookies are derived from, with a name that it is remembered by.
+/// A key that codes or device cookies are derived from, with the id that it is stored under.
 #[derive(Clone)]
 pub struct Key {
     id: Arc<str>,
@@ -71,11 +71,11 @@ pub struct Key {
 }
 
 impl Key {
-    /// A random key, for `vos-auth dev` alone: it is gone with the process.
+    /// A random key, for `vos-auth dev` only: it exists as long as the process.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system cannot provide random bytes.
     #[must_use]
     pub fn random(id: &str) -> Self {
         let mut key = [0; KEY_BYTES];
@@ -83,20 +83,21 @@ impl Key {
         Self { id: id.into(), key }
     }
 
-    /// The name that is stored beside a session.
+    /// The id that is stored with a session.
     #[must_use]
     pub fn id(&self) -> &Arc<str> {
         &self.id
     }
 
-    /// The code of a recovery session: HMAC-SHA-256 (RFC 2104) over a label and the session's id, of whose bytes those
-    /// below 250 give a digit each (a byte modulo 10 would favour 0 to 5). The same session gives the same code, so it
-    /// need not be stored.
+    /// The code of a recovery session, from HMAC-SHA-256 (RFC 2104) of a label and the session's
+    /// id. Each byte below 250 gives one digit; a plain remainder modulo 10 would favour the digits
+    /// 0 to 5. The same session always gives the same code, so no table has to store it.
     #[must_use]
     pub fn code(&self, recovery_session: Uuid) -> Code {
         let mut digits = [0; CODE_DIGITS];
         let mut filled = 0;
-        // A block has 32 bytes and 8 of them have to be below 250: a second block is drawn about never.
+        // A block has 32 bytes, of which 8 must be below 250: a second block is almost never
+        // needed.
         for block in 0u8.. {
             for byte in self.block(recovery_session, block) {
                 if byte < 250 {
@@ -116,8 +117,8 @@ impl Key {
         self.mac("recovery-code/1", &[recovery_session.as_bytes(), first])
     }
 
-    /// HMAC-SHA-256 over a label and then the parts. A label names a use, so that no two uses can meet; parts before the
-    /// last must have a fixed length.
+    /// HMAC-SHA-256 of a label and the parts. A label names a use, so that MACs of two uses never
+    /// match. Every part but the last must have a fixed length.
     ///
     /// # Panics
     ///
@@ -140,29 +141,31 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The keys of `RECOVERY_SECRETS` or `DEVICE_SECRETS`: the first serves what is new, the others what they began.
+/// The keys of `RECOVERY_SECRETS` or `DEVICE_SECRETS`. The first key is used for new values, the
+/// others for values that they were used for before.
 #[derive(Clone, Debug)]
 pub struct Keys(Vec<Key>);
 
 impl Keys {
-    /// The key of what is new.
+    /// The key for new values.
     #[must_use]
     pub fn newest(&self) -> &Key {
         &self.0[0]
     }
 
-    /// The key that is the same the longest: until it is dropped, which is long after another one came.
+    /// The key that changes least often: a new key is the oldest only after all earlier ones were
+    /// removed.
     #[must_use]
     pub fn oldest(&self) -> &Key {
         &self.0[self.0.len() - 1]
     }
 
-    /// Every key, the newest first.
+    /// All keys, the newest first.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         self.0.iter()
     }
 
-    /// The key of that name, unless it has been rotated away.
+    /// The key of this id, unless it has been rotated away.
     #[must_use]
     pub fn by_id(&self, id: &str) -> Option<&Key> {
         self.0.iter().find(|key| &*key.id == id)
@@ -175,38 +178,40 @@ impl From<Key> for Keys {
     }
 }
 
-/// Reads `ID:BASE64[,ID:BASE64]`. The error is a sentence's second half; it quotes no part of the secret.
+/// Reads `ID:BASE64[,ID:BASE64]`. The error is the second half of a sentence and quotes no part of
+/// the secret.
 impl FromStr for Keys {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut keys: Vec<Key> = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let (id, key) = entry.split_once(':').ok_or("has an entry that is not written ID:BASE64")?;
+            let (id, key) = entry.split_once(':').ok_or("has an entry that is not in the form ID:BASE64")?;
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if id.is_empty() || id.len() > 32 || !id.chars().all(plain) {
-                return Err("has an ID that is not 1 to 32 of a-z, 0-9 and '-'".into());
+                return Err("has an ID that is not 1 to 32 characters of a-z, 0-9 and '-'".into());
             }
             if keys.iter().any(|known| &*known.id == id) {
-                return Err(format!("names the ID {id} twice"));
+                return Err(format!("has the ID {id} twice"));
             }
             let bytes = STANDARD
                 .decode(key)
                 .or_else(|_| STANDARD_NO_PAD.decode(key))
                 .or_else(|_| URL_SAFE_NO_PAD.decode(key))
-                .map_err(|_| format!("has no base64 behind the ID {id}"))?;
+                .map_err(|_| format!("has no base64 after the ID {id}"))?;
             let distinct = bytes.iter().collect::<std::collections::HashSet<_>>().len();
-            // 32 random bytes have about 30 distinct ones; under 16 is a repeated pattern or a typed phrase.
+            // 32 random bytes have about 30 distinct values. Fewer than 16 indicate a repeated
+            // pattern or a typed phrase.
             if bytes.len() < KEY_BYTES || distinct < KEY_BYTES / 2 {
                 return Err(format!(
-                    "has a weak secret behind the ID {id}: make one of 32 random bytes with `openssl rand -base64 32`"
+                    "has a weak secret after the ID {id}: generate 32 random bytes with `openssl rand -base64 32`"
                 ));
             }
             let key = Sha256::digest(&bytes).into();
             keys.push(Key { id: id.into(), key });
         }
         if keys.is_empty() {
-            return Err("is empty: give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`".into());
+            return Err("is empty: set it to 1:SECRET, with a SECRET from `openssl rand -base64 32`".into());
         }
         Ok(Self(keys))
     }
@@ -221,15 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_the_same_for_the_same_session_and_key_alone() {
+    fn a_code_depends_on_session_and_key() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        assert!(key().code(a).is(&key().code(a)));
-        assert!(!key().code(a).is(&key().code(b)));
-        assert!(!key().code(a).is(&Key { id: "2".into(), key: [8; 32] }.code(a)));
+        assert!(key().code(a).matches(&key().code(a)));
+        assert!(!key().code(a).matches(&key().code(b)));
+        assert!(!key().code(a).matches(&Key { id: "2".into(), key: [8; 32] }.code(a)));
     }
 
     #[test]
-    fn a_code_is_read_as_people_write_it() {
+    fn a_code_is_parsed_as_users_write_it() {
         let code = Code([0, 1, 2, 3, 4, 5, 6, 7]);
         for typed in [
             "01234567",
@@ -240,12 +245,12 @@ mod tests {
             "0123–4567",
             "0 1 2 3 4 5 6 7",
         ] {
-            assert!(Code::parse(typed).is_some_and(|read| read.is(&code)), "{typed:?}");
+            assert!(Code::parse(typed).is_some_and(|read| read.matches(&code)), "{typed:?}");
         }
         for typed in ["", "0123456", "012345678", "0123456a", "0123.4567", "+01234567", "①1234567x"] {
             assert!(Code::parse(typed).is_none(), "{typed:?}");
         }
-        assert!(!Code::parse("01234568").unwrap().is(&code));
+        assert!(!Code::parse("01234568").unwrap().matches(&code));
     }
 
     #[test]
@@ -259,7 +264,8 @@ mod tests {
             }
             assert_eq!(code.expose_grouped().len(), CODE_DIGITS + 1);
         }
-        // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a place.
+        // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a
+        // place.
         for place in counts {
             let expected = f64::from(samples) / 10.0;
             let chi: f64 = place.iter().map(|n| (f64::from(*n) - expected).powi(2) / expected).sum();
@@ -268,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_and_broken_secrets_are_refused_without_being_quoted() {
+    fn weak_and_malformed_secrets_are_refused_without_being_quoted() {
         let good = STANDARD.encode((0..32).collect::<Vec<u8>>());
         assert!(format!("2026-11:{good}, old:{good}").parse::<Keys>().is_ok());
         let same = STANDARD.encode([7; 32]);

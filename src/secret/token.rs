@@ -1,8 +1,8 @@
-//! Bearer tokens, in plain and as they are stored.
+//! Bearer tokens, plain and hashed.
 //!
-//! A token says by itself that it was issued here: 16 random bytes, 4 of the time of issue in seconds, and 12 of a MAC over
-//! both. So a made-up one is told apart before a table is asked. The MAC is about rate limits alone; what a token opens is
-//! decided by the look-up of its hash.
+//! A token has 16 random bytes, 4 bytes of the time of issue in seconds, and 12 bytes of a MAC of
+//! both. The MAC tells a forged token from an issued one without a query. Only rate limits depend
+//! on the MAC; access is decided by the look-up of the token's hash.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,46 +17,48 @@ use time::OffsetDateTime;
 
 use super::{Key, Keys};
 
-/// Characters of a token as text: 32 bytes in unpadded base64url.
+/// The length of a token as text: 32 bytes in unpadded base64url.
 pub const TOKEN_CHARS: usize = 43;
 const TOKEN_BYTES: usize = 32;
 const RANDOM_BYTES: usize = 16;
-/// Random bytes and time: what the MAC is over.
-const NAMED_BYTES: usize = RANDOM_BYTES + 4;
+/// Random bytes and time: the input of the MAC.
+const SIGNED_BYTES: usize = RANDOM_BYTES + 4;
 
-/// A bearer token with 128 random bits, in plain. It leaves in a cookie or an answer and is stored as a [`TokenHash`] alone.
+/// A plain bearer token with 128 random bits. It leaves the service only in a cookie or response,
+/// and only its [`TokenHash`] is stored.
 #[derive(Clone)]
 pub struct Token([u8; TOKEN_BYTES]);
 
 impl Token {
-    /// A new token, with random bytes of the operating system, for the use that `label` names.
+    /// Issues a token with random bytes of the operating system, for the use that `label` names.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give; nothing safe could be done then.
+    /// If the operating system cannot provide random bytes; nothing safe could be done then.
     #[must_use]
     pub fn issue(key: &Key, label: &str, now: OffsetDateTime) -> Self {
         let mut bytes = [0; TOKEN_BYTES];
         SysRng.try_fill_bytes(&mut bytes[..RANDOM_BYTES]).expect("the operating system gives random bytes");
-        bytes[RANDOM_BYTES..NAMED_BYTES].copy_from_slice(&seconds(now).to_be_bytes());
-        let mac = key.mac(label, &[&bytes[..NAMED_BYTES]]);
-        bytes[NAMED_BYTES..].copy_from_slice(&mac[..TOKEN_BYTES - NAMED_BYTES]);
+        bytes[RANDOM_BYTES..SIGNED_BYTES].copy_from_slice(&seconds(now).to_be_bytes());
+        let mac = key.mac(label, &[&bytes[..SIGNED_BYTES]]);
+        bytes[SIGNED_BYTES..].copy_from_slice(&mac[..TOKEN_BYTES - SIGNED_BYTES]);
         Self(bytes)
     }
 
-    /// Whether it was issued under one of `keys` for this use, within the last `lifetime`. Clocks of two replicas may differ
-    /// by a few seconds.
+    /// Whether it was issued under one of `keys` for this use within the last `lifetime`. A few
+    /// seconds are allowed for clocks of replicas that differ.
     #[must_use]
     pub fn was_issued(&self, keys: &Keys, label: &str, lifetime: Duration, now: OffsetDateTime) -> bool {
-        const CLOCKS: u64 = 5;
-        let (named, mac) = self.0.split_at(NAMED_BYTES);
-        let at = named[RANDOM_BYTES..].iter().fold(0, |at, byte| at << 8 | u32::from(*byte));
+        const CLOCK_SKEW: u64 = 5;
+        let (signed, mac) = self.0.split_at(SIGNED_BYTES);
+        let at = signed[RANDOM_BYTES..].iter().fold(0, |at, byte| at << 8 | u32::from(*byte));
         let age = i64::from(seconds(now)) - i64::from(at);
-        let is_recent = age.unsigned_abs() <= if age < 0 { CLOCKS } else { lifetime.as_secs() + CLOCKS };
-        is_recent && keys.iter().any(|key| key.mac(label, &[named])[..mac.len()].ct_eq(mac).into())
+        let is_recent =
+            age.unsigned_abs() <= if age < 0 { CLOCK_SKEW } else { lifetime.as_secs() + CLOCK_SKEW };
+        is_recent && keys.iter().any(|key| key.mac(label, &[signed])[..mac.len()].ct_eq(mac).into())
     }
 
-    /// Reads what [`Token::expose`] wrote: exactly 43 characters of base64url. Anything else is no token.
+    /// Reads the text of [`Token::expose`]: exactly 43 characters of base64url.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() != TOKEN_CHARS {
@@ -65,13 +67,14 @@ impl Token {
         Some(Self(URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?))
     }
 
-    /// The token as text, for the one answer that hands it over.
+    /// The token as text, for the one response that hands it to the client.
     #[must_use]
     pub fn expose(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// What is stored and looked up. No salt or stretching: 128 random bits cannot be guessed from their SHA-256.
+    /// The hash that is stored and looked up. It needs no salt or stretching: 128 random bits
+    /// cannot be guessed from their SHA-256.
     #[must_use]
     pub fn hash(&self) -> TokenHash {
         TokenHash(Sha256::digest(self.0).into())
@@ -84,7 +87,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// SHA-256 of a [`Token`]: all that the database knows of it.
+/// SHA-256 of a [`Token`]: the only form in the database.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash([u8; 32]);
 
@@ -95,7 +98,7 @@ impl TokenHash {
         &self.0
     }
 
-    /// The same, by value.
+    /// The bytes by value.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 32] {
         self.0
@@ -108,7 +111,7 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// Until 2106.
+/// Seconds since 1970. They fit until 2106.
 fn seconds(at: OffsetDateTime) -> u32 {
     u32::try_from(at.unix_timestamp()).unwrap_or_default()
 }
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_read_back_and_nothing_else_does() {
+    fn tokens_round_trip_and_other_text_does_not_parse() {
         let token = Token::issue(&Key::random("a"), LABEL, now());
         let text = token.expose();
         assert_eq!(text.len(), TOKEN_CHARS);
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_that_it_was_issued_here_for_one_use_and_for_how_long() {
+    fn a_token_shows_that_it_was_issued_for_one_use_and_recently() {
         let (old, new) = (Key::random("a"), Key::random("b"));
         let rotated = Keys(vec![new, old.clone()]);
         let token = Token::issue(&old, LABEL, now());

@@ -1,4 +1,4 @@
-//! `login`: one failure for every cause, at equal cost and at a fixed time after its arrival.
+//! `login`: every failure has one answer, one cost and a fixed delay, whatever its cause.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::open::open;
-use super::{Caller, Opened, SignedIn};
-use crate::account::{self, Account, Candidate};
+use super::{Caller, OpenedSession, SignedIn};
+use crate::account::{self, Account, LoginCandidate};
 use crate::app::App;
 use crate::audit;
 use crate::client::Client;
@@ -20,43 +20,50 @@ use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::metrics::{LoginLabel, LoginOutcome};
-use crate::password::{Password, Place, Verdict};
+use crate::password::{Password, PasswordMatch, Place};
 use crate::throttle::{self, Source, Turn};
 
-/// What a client is told to wait that came while another login of the address was under way.
+/// The `Retry-After` for a client that arrived while another login of the address was under way.
 const CONCURRENT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// One login, on its own: a client that goes away changes nothing of what it costs.
+/// One login. A client that disconnects does not change what it costs.
 #[derive(Clone)]
 pub struct Login {
     /// The application's parts.
     pub app: Arc<App>,
-    /// Whose bucket the request has drawn on.
+    /// The source whose bucket the request has drawn from.
     pub source: Source,
     /// The address.
     pub email: EmailAddress,
     /// The password.
     pub password: Password,
-    /// Who asks.
+    /// The client.
     pub client: Client,
-    /// The browser, if somebody has signed in on it before.
+    /// The browser, if a user has signed in on it before.
     pub device: Option<KnownDevice>,
 }
 
 impl Login {
-    /// Opens a session for whoever knows the password.
+    /// Opens a session if the password is right.
     ///
-    /// What decides whether the password is looked at, and what that costs, is known before `account` is read: the bucket of
-    /// the network, which a failed login is charged with the price of the slowest stored hash; the turn of the address; a
-    /// place in the hashing queue; and the bucket of the address, from which an attempt is taken before anything is
-    /// verified, so that no number of parallel guesses gets past it. Success gives back what it took of both.
+    /// Everything that decides whether the password is verified, and at what cost, is known before
+    /// `account` is read:
+    ///
+    /// - the bucket of the network, which is charged with the price of the slowest stored hash,
+    /// - the turn of the address,
+    /// - a place in the hashing queue,
+    /// - the bucket of the address, which is charged before the verification, so that parallel
+    ///   guesses cannot exceed it.
+    ///
+    /// A success refunds both buckets.
     ///
     /// # Errors
     ///
-    /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call, or after the login of this address
-    /// that it waited for; `LoginThrottled` if the address, or the browser that has signed in with it before, had too many
-    /// failures, or if another login of it was under way all the time; `NetworkThrottled`; `HashingBusy`, with nothing
-    /// spent; `StorageUnavailable`.
+    /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call, or after
+    /// the login of this address that it waited for; `LoginThrottled` if the address, or the
+    /// browser that has signed in with it before, had too many failures, or if other logins of it
+    /// were under way all the time; `NetworkThrottled`; `HashingBusy`, with nothing spent;
+    /// `StorageUnavailable`.
     pub async fn run(self) -> Result<SignedIn, Error> {
         let hash = self.app.hasher.decoys().ok_or_else(unavailable)?.price();
         let price = hash.saturating_mul(self.password.spellings());
@@ -64,33 +71,39 @@ impl Login {
             self.count(LoginOutcome::Network);
             Error::retry_after(Problem::NetworkThrottled, wait)
         })?;
-        self.admitted(charge).await
+        self.run_in_turn(charge).await
     }
 
-    /// Waits for the turn of the address, and holds it to the end.
-    async fn admitted(self, charge: Charge) -> Result<SignedIn, Error> {
-        let patience = Instant::now() + self.app.config.sessions.login_failure_time;
-        let key = throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.of(&self.email)));
-        let waiting = Waiting::begin(&self);
-        let turn = self.app.login_turns.take(key, patience).await;
-        waiting.ends();
+    /// Waits for the turn of the address and keeps it until the login has been answered.
+    async fn run_in_turn(self, charge: Charge) -> Result<SignedIn, Error> {
+        let wait_until = Instant::now() + self.app.config.sessions.login_failure_time;
+        let key =
+            throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.owned_by(&self.email)));
+        let waiting = WaitingLogin::begin(&self);
+        let turn = self.app.login_turns.take(key, wait_until).await;
+        waiting.finish();
         let Some(turn) = turn else {
             self.count(LoginOutcome::Concurrent);
             return Err(Error::retry_after(Problem::LoginThrottled, CONCURRENT_RETRY_AFTER));
         };
         let due = Instant::now() + self.app.config.sessions.login_failure_time;
         let verifying = async move {
-            let answer = self.verified(turn, due, key).await;
+            let answer = self.verify_and_open(turn, due, key).await;
             if answer.as_ref().is_err_and(|error| error.problem == Problem::CredentialsInvalid) {
-                charge.stays();
+                charge.keep();
             }
             answer
         };
-        // A task of its own: a client that goes away must not end the turn before its time.
+        // A separate task: a client that disconnects must not end the turn early.
         tokio::spawn(verifying.in_current_span()).await.unwrap_or_else(|_| Err(unavailable()))
     }
 
-    async fn verified(self, turn: Turn, due: Instant, key: throttle::Key) -> Result<SignedIn, Error> {
+    async fn verify_and_open(
+        self,
+        turn: Turn,
+        due: Instant,
+        key: throttle::BucketKey,
+    ) -> Result<SignedIn, Error> {
         let app = &*self.app;
         let place = app.hasher.place().inspect_err(|_| self.count(LoginOutcome::Busy))?;
         let now = app.time()?;
@@ -98,20 +111,23 @@ impl Login {
             .await
             .inspect_err(|_| self.count(LoginOutcome::Throttled))?;
         let mut candidate =
-            within_deadline("find account", account::candidate(&app.pool, &self.email)).await?;
+            within_deadline("find account", account::login_candidate(&app.pool, &self.email)).await?;
         let mut opened = self.attempt(&place, candidate.as_ref(), &key).await?;
-        if let Attempted::Superseded = opened {
-            // Another login has made the hash anew, or another password was set: once more, with what is stored now.
-            candidate = within_deadline("find account", account::candidate(&app.pool, &self.email)).await?;
+        if let AttemptResult::Superseded = opened {
+            // The stored hash changed meanwhile: another login rehashed it, or a new password was
+            // set. Verify once more.
+            candidate =
+                within_deadline("find account", account::login_candidate(&app.pool, &self.email)).await?;
             opened = self.attempt(&place, candidate.as_ref(), &key).await?;
         }
         drop(place);
-        if let Attempted::Opened(opened) = opened {
+        if let AttemptResult::Opened(opened) = opened {
             self.count(LoginOutcome::SignedIn);
             return Ok(opened.signed_in(app, now));
         }
         if let Some(candidate) = candidate {
-            // Not waited for: what becomes of it, and how long it takes, must not show whether there is an account.
+            // Runs in the background: its result and duration must not show whether there is an
+            // account.
             let client = self.client.clone();
             tokio::spawn(record_failure(app.pool.clone(), now, candidate.account.id, client));
         }
@@ -127,26 +143,27 @@ impl Login {
     async fn attempt(
         &self,
         place: &Place<'_>,
-        candidate: Option<&Candidate>,
-        bucket_key: &throttle::Key,
-    ) -> Result<Attempted, Error> {
+        candidate: Option<&LoginCandidate>,
+        bucket_key: &throttle::BucketKey,
+    ) -> Result<AttemptResult, Error> {
         let app = &*self.app;
         let decoys = app.hasher.decoys().ok_or_else(unavailable)?;
-        // The key that stays the longest: with another one, decoys would change and hashes would not.
+        // The oldest key changes least often: a new key would change decoys while hashes stay the
+        // same.
         let mac = app.device_keys.oldest().mac("decoy/1", &[self.email.as_str().as_bytes()]);
         let stored = candidate.and_then(|candidate| candidate.password_hash.clone());
-        let verdict = place.verify(&self.password, stored, Some(decoys.of_address(&mac))).await?;
+        let result = place.verify(&self.password, stored, Some(decoys.for_address(&mac))).await?;
         let (
-            Some(Candidate { account, active: true, password_hash: Some(verified) }),
-            Verdict::Right { rehashed },
-        ) = (candidate, verdict)
+            Some(LoginCandidate { account, active: true, password_hash: Some(verified) }),
+            PasswordMatch::Right { rehashed },
+        ) = (candidate, result)
         else {
-            return Ok(Attempted::Failed);
+            return Ok(AttemptResult::Failed);
         };
-        let passed = Passed { account, verified, rehashed, bucket_key };
+        let verified_login = VerifiedLogin { account, verified, rehashed, bucket_key };
         let caller = Caller { client: &self.client, device: self.device.as_ref() };
-        let opened = within_deadline("open session", passed.open(app, app.time()?, caller)).await?;
-        Ok(opened.map_or(Attempted::Superseded, |opened| Attempted::Opened(Box::new(opened))))
+        let opened = within_deadline("open session", verified_login.open(app, app.time()?, caller)).await?;
+        Ok(opened.map_or(AttemptResult::Superseded, |opened| AttemptResult::Opened(Box::new(opened))))
     }
 
     fn count(&self, outcome: LoginOutcome) {
@@ -158,8 +175,8 @@ fn unavailable() -> Error {
     Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
 }
 
-/// What a login has drawn on its network's bucket beside the one unit of any request. Given back when it is dropped, as after a
-/// client that went away while it waited.
+/// The units that a login has drawn from its network's bucket, beyond the one unit of any request.
+/// Dropping it refunds them, for example when a client disconnects while it waits.
 struct Charge {
     app: Arc<App>,
     source: Source,
@@ -172,74 +189,76 @@ impl Charge {
         Ok(Self { app: Arc::clone(app), source, units })
     }
 
-    /// The login has failed.
-    fn stays(mut self) {
+    /// Keeps the charge, because the login has failed.
+    fn keep(mut self) {
         self.units = 0;
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.app.source_limits.logins.give_back(self.source, self.units);
+        self.app.source_limits.logins.refund(self.source, self.units);
     }
 }
 
-/// A login that waits for the turn of its address. Dropped before it ends, its client went away.
-struct Waiting<'a> {
+/// A login that waits for the turn of its address. If it is dropped before `finish`, the client has
+/// disconnected.
+struct WaitingLogin<'a> {
     login: &'a Login,
-    is_over: bool,
+    has_finished: bool,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingLogin<'a> {
     fn begin(login: &'a Login) -> Self {
         login.app.metrics.logins_waiting.inc();
-        Self { login, is_over: false }
+        Self { login, has_finished: false }
     }
 
-    fn ends(mut self) {
-        self.is_over = true;
+    fn finish(mut self) {
+        self.has_finished = true;
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingLogin<'_> {
     fn drop(&mut self) {
         self.login.app.metrics.logins_waiting.dec();
-        if !self.is_over {
+        if !self.has_finished {
             self.login.count(LoginOutcome::Aborted);
         }
     }
 }
 
-/// What became of one verification.
-enum Attempted {
-    Opened(Box<Opened>),
-    /// The password was right, and is no longer the one that is stored.
+/// The result of one verification.
+enum AttemptResult {
+    Opened(Box<OpenedSession>),
+    /// The password was right, but the stored one has changed since.
     Superseded,
     Failed,
 }
 
 /// A login whose password was right.
-struct Passed<'a> {
+struct VerifiedLogin<'a> {
     account: &'a Account,
-    /// What it was verified against.
+    /// The stored hash it was verified against.
     verified: &'a str,
     rehashed: Option<String>,
-    bucket_key: &'a throttle::Key,
+    bucket_key: &'a throttle::BucketKey,
 }
 
-impl Passed<'_> {
-    /// One transaction under the lock of the account's row. `None` if the password is no longer the one that was
-    /// verified, or the account no longer active: a reset came first.
+impl VerifiedLogin<'_> {
+    /// Opens the session in one transaction under the lock of the account's row. Returns `None` if
+    /// the verified hash is no longer stored, or the account is no longer active: a reset came
+    /// first.
     async fn open(
         self,
         app: &App,
         now: OffsetDateTime,
         caller: Caller<'_>,
-    ) -> Result<Option<Opened>, sqlx::Error> {
+    ) -> Result<Option<OpenedSession>, sqlx::Error> {
         let mut transaction = app.pool.begin().await?;
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
         let Some(account) = locked else { return Ok(None) };
-        account::mark_used(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
+        account::mark_signed_in(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
         throttle::refund(&mut *transaction, self.bucket_key, app.failure_limit).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;

@@ -1,8 +1,8 @@
-//! Owns `session`: who is signed in, where, and for how long.
+//! Owns `session`: which users are signed in, on which clients, and for how long.
 //!
-//! A session ends when nobody has used it for `SESSION_IDLE`, at the latest `SESSION_LIFETIME` after it began, or when it
-//! is revoked: by logout, by its owner from elsewhere, by a changed password. Whatever presents its token slides the idle
-//! limit.
+//! A session ends after `SESSION_IDLE` without use, at the latest `SESSION_LIFETIME` after it
+//! began, or when it is revoked: by logout, by its owner from another session, by a changed
+//! password. Each request that presents its token extends the idle limit.
 
 mod login;
 mod open;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use self::login::Login;
-pub use self::open::{Caller, Opened, SignedIn};
+pub use self::open::{Caller, OpenedSession, SignedIn};
 pub(crate) use self::open::{NewPassword, replace_password};
 use crate::account::{self, Account};
 use crate::app::App;
@@ -30,13 +30,13 @@ use crate::jwt::Claims;
 use crate::secret::{Token, TokenHash};
 use crate::throttle::{self, Turn};
 
-/// What the tokens of sessions are issued for.
+/// The label under which session tokens are issued.
 const TOKEN_LABEL: &str = "session-token/1";
 
-/// Sessions of one account that are kept, the newest: whoever signs in for every call must not fill the table, nor make
-/// the end of all sessions a long one.
+/// The number of newest sessions that one account keeps. A client that signs in for every call must
+/// not fill the table or make revoking all sessions slow.
 const KEPT_PER_ACCOUNT: i64 = 100;
-/// How exact the time is at which a session was last seen. Not every call that presents a token has to write.
+/// The precision of `last_seen_at`, so that not every request has to write.
 const SEEN_EVERY: Duration = Duration::from_secs(10);
 
 /// A session that has not ended.
@@ -44,21 +44,21 @@ const SEEN_EVERY: Duration = Duration::from_secs(10);
 pub struct Session {
     /// Its id; not a secret.
     pub id: Uuid,
-    /// When its owner gave a password.
+    /// When its owner last entered a password.
     pub authenticated_at: OffsetDateTime,
     /// When its token was last presented.
     pub last_seen_at: OffsetDateTime,
-    /// When it ends if nobody presents its token again.
+    /// When it ends if its token is not presented again.
     pub expires_at: OffsetDateTime,
     /// When it ends in any case.
     pub ends_at: OffsetDateTime,
-    /// Where it was begun.
+    /// The client address it was opened from.
     pub client_ip: IpAddr,
-    /// With what.
+    /// The User-Agent it was opened with.
     pub user_agent: String,
 }
 
-/// A session and whose it is.
+/// A session and its owner.
 #[derive(Clone, Debug)]
 pub struct Authenticated {
     /// The session.
@@ -68,7 +68,7 @@ pub struct Authenticated {
 }
 
 impl Authenticated {
-    /// A JWT for the REST API: 10 minutes, and never past the session's end.
+    /// A JWT for the REST API. It lives 10 minutes, and never past the session's end.
     #[must_use]
     pub fn jwt(&self, app: &App, now: OffsetDateTime) -> String {
         let claims = Claims {
@@ -84,18 +84,21 @@ impl Authenticated {
     }
 }
 
-/// Whether a session token was issued here, as it says itself. Those of the form before do not say so. Under
-/// `DEVICE_SECRETS`, which are kept for a year: a session outlives a rotation of `RECOVERY_SECRETS`.
+/// Whether this service issued a session token, judged by the token's MAC. Tokens of the previous
+/// format have no MAC. The MAC uses `DEVICE_SECRETS`, which are kept for a year: a session outlives
+/// a rotation of `RECOVERY_SECRETS`. `DEVICE_SECRETS`, which are kept for a year: a session
+/// outlives a rotation of `RECOVERY_SECRETS`.
 #[must_use]
 pub fn was_issued(app: &App, token: &Token) -> bool {
     token.was_issued(&app.device_keys, TOKEN_LABEL, app.config.sessions.session_lifetime, app.clock.now())
 }
 
-/// The session of a token, with its idle limit slid.
+/// Returns the session of a token and extends its idle limit.
 ///
 /// # Errors
 ///
-/// `SessionInvalid` if there is none, it has ended, or its account is no longer active; `StorageUnavailable`.
+/// `SessionInvalid` if there is none, it has ended, or its account is no longer active;
+/// `StorageUnavailable`.
 pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authenticated, Error> {
     let token = presented.ok_or(Problem::SessionInvalid)?.hash();
     let (now, idle) = (app.time()?, app.config.sessions.session_idle);
@@ -110,7 +113,7 @@ pub async fn authenticate(app: &App, presented: Option<Token>) -> Result<Authent
     .ok_or_else(|| Problem::SessionInvalid.into())
 }
 
-/// A row of the table, as far as it is shown.
+/// The columns of a row that clients may see.
 struct Row {
     id: Uuid,
     account_id: Uuid,
@@ -166,7 +169,7 @@ async fn touch(
     Ok(Some((row.account_id, row.session(idle))))
 }
 
-/// Whether a session of a locked account has not ended yet.
+/// Whether a session of a locked account is still open.
 pub(crate) async fn is_open(
     app: &App,
     transaction: &mut PgConnection,
@@ -182,7 +185,7 @@ pub(crate) async fn is_open(
     Ok(open.fetch_optional(transaction).await?.is_some())
 }
 
-/// Ends the session of a token, whatever became of its account.
+/// Ends the session of a token, whatever the state of its account.
 ///
 /// # Errors
 ///
@@ -211,21 +214,21 @@ pub async fn logout(app: &App, presented: Option<Token>, client: &Client) -> Res
     .ok_or_else(|| Problem::SessionInvalid.into())
 }
 
-/// The sessions of the account that asks which have not ended, the newest first; at most 100 are kept.
+/// The caller's open sessions, the newest first; at most 100 are kept.
 ///
 /// # Errors
 ///
 /// `StorageUnavailable`.
-pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> {
+pub async fn list(app: &App, caller: &Authenticated) -> Result<Vec<Session>, Error> {
     within_deadline(
         "list sessions",
-        open_of(&app.token_pool, app.clock.now(), app.config.sessions.session_idle, by.account.id),
+        list_open(&app.token_pool, app.clock.now(), app.config.sessions.session_idle, caller.account.id),
     )
     .await
 }
 
-/// The sessions of an account that have not ended, the newest first.
-pub async fn open_of(
+/// The open sessions of an account, the newest first.
+pub async fn list_open(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     idle: Duration,
@@ -246,56 +249,56 @@ pub async fn open_of(
     Ok(rows.fetch_all(executor).await?.into_iter().map(|row| row.session(idle)).collect())
 }
 
-/// Ends one session of the same account, which may be the one that asks.
+/// Ends one session of the caller's account, which may be the caller's own.
 ///
 /// # Errors
 ///
-/// `SessionInvalid` if the asking one has ended meanwhile; `NotFound` if the account has no such session that is alive;
-/// `StorageUnavailable`.
-pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
+/// `SessionInvalid` if the caller's session has ended meanwhile; `NotFound` if the account has no
+/// such open session; `StorageUnavailable`.
+pub async fn end(app: &App, caller: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
-    let _turn = turn_to_end(app, by).await?;
+    let _turn = turn_to_end(app, caller).await?;
     transact("end a session", async {
         let mut transaction = app.token_pool.begin().await?;
-        if !may_end(app, &mut transaction, now, by).await? {
+        if !may_end(app, &mut transaction, now, caller).await? {
             return Err(Problem::SessionInvalid.into());
         }
         let ended = sqlx::query!(
             "UPDATE session SET revoked_at = $3
              WHERE id = $1 AND account_id = $2 AND revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4",
             id,
-            by.account.id,
+            caller.account.id,
             now,
             now - app.config.sessions.session_idle,
         );
         if ended.execute(&mut *transaction).await?.rows_affected() == 0 {
             return Err(Problem::NotFound.into());
         }
-        let own = id == by.session.id;
+        let own = id == caller.session.id;
         let event = if own { audit::Event::SignedOut } else { audit::Event::SessionsEnded };
-        audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+        audit::record(&mut *transaction, now, event, caller.account.id, Some(client.into())).await?;
         transaction.commit().await?;
         Ok(())
     })
     .await
 }
 
-/// Ends every session of the account but the one that asks.
+/// Ends every session of the account except the caller's.
 ///
 /// # Errors
 ///
-/// `SessionInvalid` if the asking one has ended meanwhile; `StorageUnavailable`.
-pub async fn end_others(app: &App, by: &Authenticated, client: &Client) -> Result<(), Error> {
+/// `SessionInvalid` if the caller's session has ended meanwhile; `StorageUnavailable`.
+pub async fn end_others(app: &App, caller: &Authenticated, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
-    let _turn = turn_to_end(app, by).await?;
+    let _turn = turn_to_end(app, caller).await?;
     within_deadline("end other sessions", async {
         let mut transaction = app.token_pool.begin().await?;
-        if !may_end(app, &mut transaction, now, by).await? {
+        if !may_end(app, &mut transaction, now, caller).await? {
             return Ok(None);
         }
-        if revoke_all(&mut transaction, now, by.account.id, Some(by.session.id)).await? > 0 {
+        if revoke_all(&mut transaction, now, caller.account.id, Some(caller.session.id)).await? > 0 {
             let event = audit::Event::SessionsEnded;
-            audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
+            audit::record(&mut *transaction, now, event, caller.account.id, Some(client.into())).await?;
         }
         transaction.commit().await?;
         Ok(Some(()))
@@ -304,27 +307,27 @@ pub async fn end_others(app: &App, by: &Authenticated, client: &Client) -> Resul
     .ok_or_else(|| Problem::SessionInvalid.into())
 }
 
-/// Waits outside the database for others that end sessions of the account: they would wait for its row, each with a connection
-/// that somebody else needs.
-async fn turn_to_end(app: &App, by: &Authenticated) -> Result<Turn, Error> {
+/// Queues requests that end sessions of one account outside the database. Waiting for the row lock,
+/// each would occupy a connection that other requests need.
+async fn turn_to_end(app: &App, caller: &Authenticated) -> Result<Turn, Error> {
     let turn =
-        app.session_turns.take(throttle::sessions_key(by.account.id), Instant::now() + STORAGE_DEADLINE);
+        app.session_turns.take(throttle::sessions_key(caller.account.id), Instant::now() + STORAGE_DEADLINE);
     turn.await.ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
 }
 
-/// Locks the account and looks at the asking session again: a reset may have ended it since it was presented, and then it
-/// must not end what the reset has opened.
+/// Locks the account and checks the caller's session again. A reset may have ended it since, and it
+/// must not end the session that the reset opened.
 async fn may_end(
     app: &App,
     transaction: &mut PgConnection,
     now: OffsetDateTime,
-    by: &Authenticated,
+    caller: &Authenticated,
 ) -> Result<bool, sqlx::Error> {
-    let locked = account::lock(transaction, by.account.id, None).await?;
-    Ok(locked.is_some() && is_open(app, transaction, now, by.session.id).await?)
+    let locked = account::lock(transaction, caller.account.id, None).await?;
+    Ok(locked.is_some() && is_open(app, transaction, now, caller.session.id).await?)
 }
 
-/// Ends the sessions of a locked account but `but`, and says how many.
+/// Ends the sessions of a locked account except `but`, and returns how many.
 pub(crate) async fn revoke_all(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -341,8 +344,9 @@ pub(crate) async fn revoke_all(
     Ok(ended.execute(transaction).await?.rows_affected())
 }
 
-/// Ends every session of every account, and says how many. Under no account's lock: it is for a service that stands still.
-pub(crate) async fn revoke_everybodys(
+/// Ends every session of every account and returns how many. It takes no account's lock: it is
+/// meant for a stopped service.
+pub(crate) async fn revoke_all_accounts(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
 ) -> Result<u64, sqlx::Error> {
@@ -351,8 +355,8 @@ pub(crate) async fn revoke_everybodys(
     Ok(ended.execute(transaction).await?.rows_affected())
 }
 
-/// Deletes at most `limit` sessions that began over `age` ago: the longest that one lasts, and how long it is kept then.
-/// The primary key is the order of creation.
+/// Deletes at most `limit` sessions that began more than `age` ago: the longest lifetime plus the
+/// retention after it. The primary key is the order of creation.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

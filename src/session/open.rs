@@ -1,4 +1,4 @@
-//! Opening a session: after a login, after a reset, after a changed password.
+//! Opens a session: after a login, a reset or a changed password.
 
 use std::net::IpAddr;
 
@@ -16,54 +16,61 @@ use crate::secret::Token;
 use crate::throttle::{self, Draw};
 use crate::{audit, outbox};
 
-/// Where somebody signs in.
+/// The client and browser of a request that signs in.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
-    /// Who asks.
+    /// The client.
     pub client: &'a Client,
-    /// The browser, if somebody has signed in on it before.
+    /// The browser, if a user has signed in on it before.
     pub device: Option<&'a KnownDevice>,
 }
 
 /// A session that was just opened.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedSession {
     token: Token,
-    by: Authenticated,
+    authenticated: Authenticated,
     device_cookie: Option<String>,
 }
 
-/// What somebody gets who has just signed in.
+/// What a client receives after signing in.
 #[derive(Debug)]
 pub struct SignedIn {
-    /// The session's token: the one time that it is shown.
+    /// The session's token. It is shown only this once.
     pub token: Token,
     /// The session and its owner.
-    pub by: Authenticated,
+    pub authenticated: Authenticated,
     /// A JWT for the REST API.
     pub jwt: String,
-    /// The value of the cookie by which this browser is known from now on. None if too many became known with this address
-    /// of late: then it draws on the budgets of strangers.
+    /// The value of the cookie that makes this browser known from now on. `None` if too many
+    /// browsers became known with this address recently; then it shares the rate limits of unknown
+    /// browsers.
     pub device_cookie: Option<String>,
 }
 
-impl Opened {
-    /// Signs a JWT.
+impl OpenedSession {
+    /// Adds a signed JWT.
     #[must_use]
     pub fn signed_in(self, app: &App, now: OffsetDateTime) -> SignedIn {
-        let jwt = self.by.jwt(app, now);
-        SignedIn { jwt, token: self.token, by: self.by, device_cookie: self.device_cookie }
+        let jwt = self.authenticated.jwt(app, now);
+        SignedIn {
+            jwt,
+            token: self.token,
+            authenticated: self.authenticated,
+            device_cookie: self.device_cookie,
+        }
     }
 }
 
-/// Opens a session of a locked account, makes the browser known, and forgets the oldest of too many sessions.
+/// Opens a session of a locked account, makes the browser known, and deletes sessions beyond the
+/// limit per account, ended and oldest ones first.
 pub(crate) async fn open(
     app: &App,
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     account: Account,
     caller: Caller<'_>,
-) -> Result<Opened, sqlx::Error> {
+) -> Result<OpenedSession, sqlx::Error> {
     let client = caller.client;
     let token = Token::issue(app.device_keys.newest(), TOKEN_LABEL, now);
     let token_hash = token.hash();
@@ -91,7 +98,7 @@ pub(crate) async fn open(
     .execute(&mut *transaction)
     .await?;
     sqlx::query!(
-        // Those that have ended go first.
+        // Ended sessions are deleted first.
         "DELETE FROM session WHERE id = ANY(ARRAY(
              SELECT id FROM (
                  SELECT id, revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4 AS lives
@@ -106,11 +113,12 @@ pub(crate) async fn open(
     .execute(&mut *transaction)
     .await?;
     let device_cookie = make_known(app, transaction, now, &account, caller.device).await?;
-    Ok(Opened { token, by: Authenticated { session, account }, device_cookie })
+    Ok(OpenedSession { token, authenticated: Authenticated { session, account }, device_cookie })
 }
 
-/// The cookie's value for a browser that has just signed in. One that is known keeps its name; a new name draws on the
-/// address's budget of them, or whoever knows a password once could make names, and budgets, without end.
+/// The cookie's value for a browser that has just signed in. A known browser keeps its id. A new id
+/// draws from a bucket of the address: otherwise a client that learned a password once could create
+/// ids, each with its own rate limits, without bound.
 async fn make_known(
     app: &App,
     transaction: &mut PgConnection,
@@ -119,12 +127,12 @@ async fn make_known(
     device: Option<&KnownDevice>,
 ) -> Result<Option<String>, sqlx::Error> {
     let Ok(address) = EmailAddress::parse(&account.email) else { return Ok(None) };
-    let kept = device.filter(|device| !device.is_ageing(now) && device.of(&address).is_some());
+    let kept = device.filter(|device| !device.needs_renewal(now) && device.owned_by(&address).is_some());
     let id = if let Some(device) = kept {
         device.id()
     } else {
         let key = throttle::device_key(&address);
-        if throttle::spend(transaction, now, &key, app.device_limit).await? != Draw::Drawn {
+        if throttle::try_draw(transaction, now, &key, app.device_limit).await? != Draw::Drawn {
             return Ok(None);
         }
         DeviceId::new(now)
@@ -132,17 +140,17 @@ async fn make_known(
     Ok(Some(known_device::issue(&known_device::COOKIE, &app.device_keys, id, &address)))
 }
 
-/// A password that takes the place of another.
+/// A password that replaces another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewPassword<'a> {
     /// Its hash.
     pub password_hash: &'a str,
-    /// How it came about: `PasswordReset` or `PasswordChanged`.
+    /// Why it was set: `PasswordReset` or `PasswordChanged`.
     pub cause: audit::Event,
 }
 
-/// Everything that follows from a new password of a locked account: its recoveries and sessions end, a new one is opened,
-/// the owner's mail owed, the event recorded.
+/// Applies everything that follows from a new password of a locked account: ends its recoveries and
+/// sessions, opens a new session, enqueues the notice to the owner, and records the event.
 pub(crate) async fn replace_password(
     app: &App,
     transaction: &mut PgConnection,
@@ -150,7 +158,7 @@ pub(crate) async fn replace_password(
     account: Account,
     new: NewPassword<'_>,
     caller: Caller<'_>,
-) -> Result<Opened, sqlx::Error> {
+) -> Result<OpenedSession, sqlx::Error> {
     let client = caller.client;
     account::set_password(transaction, now, account.id, new.password_hash).await?;
     revoke_all(transaction, now, account.id, None).await?;

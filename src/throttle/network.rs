@@ -1,5 +1,5 @@
-//! Rate limits of networks and browsers, in memory and therefore of one replica: the generic cell rate algorithm, with a bound on
-//! what it remembers.
+//! Rate limits of networks and browsers, in the memory of one replica: the generic cell rate
+//! algorithm with bounded memory.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::known_device::OwnerTag;
 
-/// What a client's address counts as: an IPv4 address, or the /64 that an IPv6 customer is given.
+/// The network of a client's address: an IPv4 address, or the /64 prefix that an IPv6 customer is
+/// given.
 #[must_use]
 pub fn network_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
@@ -18,19 +19,20 @@ pub fn network_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Whose bucket a request draws on: its network's, or that of an account's known browsers, as carriers put thousands of
-/// people behind one address.
+/// The source of a request, which decides its bucket: its network, or the known browsers of one
+/// account, because carriers put thousands of users behind one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// A client's address.
+    /// A client's IP address.
     Network(IpAddr),
-    /// The address that signed in on the browser, or that an operator's ticket is for, and the client's: one who has a cookie of
-    /// the account, as of long ago, must not use up its owner's bucket from elsewhere.
+    /// The account address of a device cookie or ticket, and the client's IP address. The IP
+    /// address is part of it, so that a holder of an old cookie cannot drain the owner's bucket
+    /// from elsewhere.
     Owner(OwnerTag, IpAddr),
 }
 
 impl Source {
-    /// The bucket that it draws on.
+    /// The key of its bucket.
     fn bucket(self) -> Self {
         match self {
             Self::Network(ip) => Self::Network(network_of(ip)),
@@ -39,13 +41,13 @@ impl Source {
     }
 }
 
-/// Sources that are remembered at most, in some 10 MB.
+/// The number of sources that are tracked at once, in about 10 MB.
 const MAX_SOURCES: usize = 100_000;
 
 /// A bucket for each source.
 #[derive(Debug)]
 pub struct Limiter {
-    /// None lifts the limit, for `DEV_NO_LIMITS=1`.
+    /// `None` disables the limit, for `DEV_NO_LIMITS=1`.
     quota: Option<Quota>,
     clock: Clock,
     buckets: Mutex<Buckets>,
@@ -61,62 +63,63 @@ struct Quota {
 struct Buckets {
     /// When the bucket of each source will be full again.
     full_at: HashMap<Source, Duration>,
-    /// When full ones were last forgotten.
+    /// When full buckets were last removed.
     swept_at: Duration,
 }
 
 impl Limiter {
-    /// `burst` units at once and `per_minute` in the long run, both at least 1.
+    /// A limiter of `burst` units at once and `per_minute` in the long run, both at least 1.
     #[must_use]
     pub fn new(burst: u32, per_minute: u32, clock: Clock) -> Self {
         let quota = Quota { burst: burst.max(1), refill: Duration::from_mins(1) / per_minute.max(1) };
         Self { quota: Some(quota), clock, buckets: Mutex::default() }
     }
 
-    /// A limiter that lets everything pass, for `DEV_NO_LIMITS=1`.
+    /// A limiter that admits everything, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited() -> Self {
         Self { quota: None, clock: Clock::system(), buckets: Mutex::default() }
     }
 
-    /// Draws one unit. While 100,000 sources ask at once, new ones pass: the limiter would have to forget some or to refuse
-    /// strangers, and the bound on codes does not rest on it.
+    /// Draws one unit. While 100,000 sources are tracked, new ones are admitted: the limiter would
+    /// otherwise have to forget some or to refuse unknown clients, and the bound on guesses does
+    /// not depend on it.
     ///
     /// # Errors
     ///
-    /// How long to wait, if nothing is left; the refused request costs nothing.
+    /// The time to wait if the bucket is empty. A refused request draws nothing.
     pub fn admit(&self, source: Source) -> Result<(), Duration> {
         self.draw(source, 1).map(|_| ())
     }
 
-    /// Draws the rest of the price of a request that [`Limiter::admit`] has counted as one unit, and gives how many units that
-    /// were. A price above what a full bucket holds is that.
+    /// Draws the rest of the price of a request that [`Limiter::admit`] has counted as one unit,
+    /// and returns the units drawn. A price above the capacity is reduced to the capacity.
     ///
     /// # Errors
     ///
-    /// How long to wait, if so many units are not left; the refused request costs nothing.
+    /// The time to wait if too few units are left. A refused request draws nothing.
     pub fn charge(&self, source: Source, price: u32) -> Result<u32, Duration> {
         let Some(quota) = self.quota else { return Ok(0) };
         let rest = price.min(quota.burst).saturating_sub(1);
         match self.draw(source, rest) {
             Ok(drawn) => Ok(drawn),
             Err(wait) => {
-                self.give_back(source, 1);
+                self.refund(source, 1);
                 Err(wait)
             }
         }
     }
 
-    /// Puts units back that were drawn: the request turned out to be one that costs less.
-    pub fn give_back(&self, source: Source, units: u32) {
+    /// Returns units to a bucket, because the request turned out to cost less.
+    pub fn refund(&self, source: Source, units: u32) {
         let Some(quota) = self.quota else { return };
-        // A bucket that is not there is full.
+        // A missing bucket is full.
         if let Some(full_at) = self.buckets().full_at.get_mut(&source.bucket()) {
             *full_at = full_at.saturating_sub(quota.refill * units);
         }
     }
 
-    /// Draws so many units at once, or none. Gives how many: none while there is no room to count its source.
+    /// Draws `units` at once, or none. Returns the units drawn: 0 if the source cannot be tracked.
     fn draw(&self, source: Source, units: u32) -> Result<u32, Duration> {
         let Some(quota) = self.quota else { return Ok(0) };
         let now = self.clock.elapsed();
@@ -131,7 +134,7 @@ impl Limiter {
         Ok(units)
     }
 
-    /// Forgets the sources whose bucket is full again, and says how many are left.
+    /// Removes the sources whose bucket is full and returns how many are left.
     #[must_use]
     pub fn sweep(&self) -> usize {
         let now = self.clock.elapsed();
@@ -146,7 +149,7 @@ impl Limiter {
 }
 
 impl Buckets {
-    /// When its bucket will be full; `None` if there is no room for one more.
+    /// When the bucket of a source will be full; `None` if no more sources can be tracked.
     fn of(&mut self, source: Source, now: Duration) -> Option<&mut Duration> {
         const SWEEP_EVERY: Duration = Duration::from_secs(1);
         let source = source.bucket();
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_of_a_higher_price_draws_all_of_it_or_nothing_and_gets_it_back() {
+    fn a_higher_price_is_drawn_in_full_or_not_at_all_and_can_be_refunded() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
         let limiter = Limiter::new(30, 60, Clock::Manual(clock.clone()));
         let client = Source::Network(IpAddr::from([203, 0, 113, 7]));
@@ -201,11 +204,11 @@ mod tests {
         assert_eq!(draws(12), Ok(11));
         assert_eq!(draws(12), Err(Duration::from_secs(7)), "5 of 30 are left");
         assert_eq!(draws(12), Err(Duration::from_secs(7)), "a refused one costs nothing");
-        limiter.give_back(client, 11);
+        limiter.refund(client, 11);
         assert_eq!(draws(12), Ok(11));
         clock.advance(Duration::from_mins(1));
         assert_eq!(draws(1000), Ok(29), "one always passes");
-        limiter.give_back(client, 1000);
+        limiter.refund(client, 1000);
         assert_eq!(
             (0..40).filter(|_| limiter.admit(client).is_ok()).count(),
             30,
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_networks_that_memory_would_run_out_are_let_through() {
+    fn networks_beyond_the_memory_bound_are_admitted() {
         let clock = ManualClock::at(OffsetDateTime::UNIX_EPOCH + DAY);
         let limiter = Limiter::new(1, 60, Clock::Manual(clock.clone()));
         let source = |n: u32| Source::Network(IpAddr::from(n.to_be_bytes()));

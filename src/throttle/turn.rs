@@ -1,5 +1,6 @@
-//! One login at a time for each key, in memory and therefore of one replica: what an address occupies of the hashing threads
-//! is the same for a known and an unknown one, and however many requests name it at once.
+//! One request at a time for each key: a keyed lock in the memory of one replica. The hashing
+//! threads that an address can occupy are then the same with and without an account, however many
+//! requests name it at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,58 +8,60 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
-use super::Key;
+use super::BucketKey;
 
-/// Who has the turn of each key, and who waits for it. A key is in memory as long as a request has it or waits.
+/// The keys that requests hold or wait for. A key stays in memory while a request holds it or waits
+/// for it.
 #[derive(Clone, Debug, Default)]
-pub struct Turns(Arc<Mutex<HashMap<Key, Arc<AsyncMutex<()>>>>>);
+pub struct Turns(Arc<Mutex<HashMap<BucketKey, Arc<AsyncMutex<()>>>>>);
 
-/// The turn of a key. The next request has it once this is dropped.
+/// The turn of a key. Dropping it passes the turn to the next request.
 #[derive(Debug)]
 pub struct Turn {
-    // Before the seat: fields are dropped in their order, and the last seat forgets the key.
-    _holding: OwnedMutexGuard<()>,
-    _seat: Seat,
+    // Fields are dropped in order: the guard first, because the last waiter removes the key.
+    _guard: OwnedMutexGuard<()>,
+    _waiter: Waiter,
 }
 
 impl Turns {
-    /// Waits for the turn of a key, first come, first served. `None` if it has not come by `until`.
-    pub async fn take(&self, key: Key, until: Instant) -> Option<Turn> {
-        let seat = self.seat(key);
-        let holding = timeout_at(until, Arc::clone(&seat.turn).lock_owned()).await.ok()?;
-        Some(Turn { _holding: holding, _seat: seat })
+    /// Waits for the turn of a key, first come, first served. Returns `None` if it has not come by
+    /// `until`.
+    pub async fn take(&self, key: BucketKey, until: Instant) -> Option<Turn> {
+        let waiter = self.waiter(key);
+        let guard = timeout_at(until, Arc::clone(&waiter.turn).lock_owned()).await.ok()?;
+        Some(Turn { _guard: guard, _waiter: waiter })
     }
 
-    /// Keys that a request has or waits for.
+    /// The number of keys that requests hold or wait for.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether no request has or waits for any key.
+    /// Whether no request holds or waits for a key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    fn seat(&self, key: Key) -> Seat {
+    fn waiter(&self, key: BucketKey) -> Waiter {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Seat { turns: self.clone(), key, turn: Arc::clone(keys.entry(key).or_default()) }
+        Waiter { turns: self.clone(), key, turn: Arc::clone(keys.entry(key).or_default()) }
     }
 }
 
-/// A request that has a turn or waits for it.
+/// A request that holds a turn or waits for it.
 #[derive(Debug)]
-struct Seat {
+struct Waiter {
     turns: Turns,
-    key: Key,
+    key: BucketKey,
     turn: Arc<AsyncMutex<()>>,
 }
 
-impl Drop for Seat {
+impl Drop for Waiter {
     fn drop(&mut self) {
         let mut keys = self.turns.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's and ours: a new seat is only taken under this lock.
+        // Two references: the map's and this one. A new waiter is only added under this lock.
         if Arc::strong_count(&self.turn) <= 2 {
             keys.remove(&self.key);
         }
@@ -83,7 +86,7 @@ mod tests {
             let turns = turns.clone();
             async move { turns.take([1; 32], soon + Duration::from_secs(1)).await }
         });
-        // One that gives up leaves the others their places.
+        // A request that gives up does not change the order of the others.
         let gone = tokio::spawn({
             let turns = turns.clone();
             async move { turns.take([1; 32], soon + Duration::from_secs(9)).await }

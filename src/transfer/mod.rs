@@ -1,4 +1,5 @@
-//! Moves accounts between systems: in from Ory Kratos or a file, out to a file or back into Kratos.
+//! Moves accounts between systems: imports from Ory Kratos or a file, exports to a file or into
+//! Kratos.
 
 pub mod export;
 pub mod import;

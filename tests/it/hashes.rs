@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use tokio::task::JoinSet;
 use vos_auth::account::hashes;
 use vos_auth::census::Census;
-use vos_auth::password::Stored;
+use vos_auth::password::StoredHash;
 
 use crate::harness::client::{Answer, Client};
 use crate::harness::program::{Program, serve_environment};
@@ -116,11 +116,14 @@ async fn every_kind_of_hash_has_a_decoy_that_is_none_of_the_stored_ones(pool: Pg
     assert_eq!(ours, [&(format!("$2b$05${}", ".".repeat(53)), 10)]);
     assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), hashes.len() as u64);
     for hash in &hashes {
-        let hash = Stored::parse(hash).unwrap();
-        let same = |kind: &Stored| {
+        let hash = StoredHash::parse(hash).unwrap();
+        let same = |kind: &StoredHash| {
             (kind.kind(), kind.work(), kind.memory_kib()) == (hash.kind(), hash.work(), hash.memory_kib())
         };
-        assert!(counts.iter().any(|(kind, _)| Stored::parse(kind).is_ok_and(|kind| same(&kind))), "{hash:?}");
+        assert!(
+            counts.iter().any(|(kind, _)| StoredHash::parse(kind).is_ok_and(|kind| same(&kind))),
+            "{hash:?}"
+        );
     }
     assert!(counts.iter().all(|(kind, _)| !hashes.contains(kind) && !kind.contains("20261129")));
     service.stops().await;
@@ -142,7 +145,7 @@ async fn a_replica_that_starts_later_moves_no_decoy_from_one_foreign_kind_to_ano
         let of = |n: u32| {
             let address = format!("nobody{n}@example.com");
             let mac = service.app.device_keys.oldest().mac("decoy/1", &[address.as_bytes()]);
-            decoys.of_address(&mac).to_owned()
+            decoys.for_address(&mac).to_owned()
         };
         (0..400).map(of).collect()
     };

@@ -17,7 +17,7 @@ use sha2::Sha256;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use vos_auth::jwt::{self, Claims, KeyRing, Refused};
+use vos_auth::jwt::{self, Claims, InvalidJwt, KeyRing};
 
 use crate::harness::program::{run, run_with_input};
 use crate::harness::{Service, now};
@@ -159,7 +159,7 @@ fn l6_our_verifier_refuses_every_forgery() {
     for token in ["", "a", "a.b", "a.b.c", "....", "é.é.é", &"A".repeat(10_000)] {
         assert!(verify(token).is_err(), "{token}");
     }
-    assert_eq!(KeyRing::ephemeral().verify(&good, ISSUER, AUDIENCE, now), Err(Refused::Signature));
+    assert_eq!(KeyRing::ephemeral().verify(&good, ISSUER, AUDIENCE, now), Err(InvalidJwt::Signature));
 }
 
 /// Every claim is there and right, and a wrong, missing or mistyped one is refused.
@@ -186,10 +186,10 @@ async fn l7_every_claim_is_present_and_checked(pool: PgPool) {
         change(&mut changed);
         keys.verify(&keys.sign(&changed, now), ISSUER, AUDIENCE, now)
     };
-    assert_eq!(verdict(&|claims| claims.iss = "https://mallory.example".into()), Err(Refused::Issuer));
-    assert_eq!(verdict(&|claims| claims.aud = ISSUER.into()), Err(Refused::Audience));
-    assert_eq!(verdict(&|claims| claims.exp = claims.iat - 61), Err(Refused::Time));
-    assert_eq!(verdict(&|claims| claims.iat += 120), Err(Refused::Time));
+    assert_eq!(verdict(&|claims| claims.iss = "https://mallory.example".into()), Err(InvalidJwt::Issuer));
+    assert_eq!(verdict(&|claims| claims.aud = ISSUER.into()), Err(InvalidJwt::Audience));
+    assert_eq!(verdict(&|claims| claims.exp = claims.iat - 61), Err(InvalidJwt::Time));
+    assert_eq!(verdict(&|claims| claims.iat += 120), Err(InvalidJwt::Time));
     // Signed by a real key, yet without a claim or with one of another type.
     let folder = tempfolder("l7");
     let key = jwt::generate(&folder, now).unwrap();
@@ -207,11 +207,11 @@ async fn l7_every_claim_is_present_and_checked(pool: PgPool) {
     let signed = |body: &Value| signed_with(&usual, body);
     assert!(signed(&good).is_ok());
     for (name, value, refused) in [
-        ("typ", Value::Null, Refused::Header),
-        ("typ", json!("at+jwt"), Refused::Header),
-        ("alg", json!("ES384"), Refused::Header),
-        ("kid", Value::Null, Refused::UnknownKey),
-        ("kid", json!("20200101T000000Z"), Refused::UnknownKey),
+        ("typ", Value::Null, InvalidJwt::Header),
+        ("typ", json!("at+jwt"), InvalidJwt::Header),
+        ("alg", json!("ES384"), InvalidJwt::Header),
+        ("kid", Value::Null, InvalidJwt::UnknownKey),
+        ("kid", json!("20200101T000000Z"), InvalidJwt::UnknownKey),
     ] {
         let mut header = usual.clone();
         header[name] = value;

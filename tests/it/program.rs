@@ -270,7 +270,7 @@ async fn account_create_makes_an_account_once(pool: PgPool) {
     );
     assert_eq!(row.get::<Option<String>, _>("password_hash"), None);
     for (arguments, why) in [
-        (vec!["account", "create", "trader@example.com"], "there is an account with this email"),
+        (vec!["account", "create", "trader@example.com"], "an account with this email already exists"),
         (vec!["account", "create", "trader"], "not an email address"),
         (vec!["account", "create", "b@example.com", "--traits", "[]"], "--traits"),
     ] {

@@ -100,7 +100,7 @@ async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_accou
             "POST /api/auth/recovery/reset-password",
             &["find recovery", "find account", "password", "set password"],
         ),
-        ("POST /api/auth/login", &["draw budget", "find account", "password", "open session"]),
+        ("POST /api/auth/login", &["draw on rate limit", "find account", "password", "open session"]),
         ("GET", &[]),
     ];
     assert_eq!(names(&requests), expected.map(|(name, _)| name));

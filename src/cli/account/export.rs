@@ -16,8 +16,8 @@ use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
-use crate::transfer::export::{self, kratos::Carried, kratos::ToKratos};
-use crate::transfer::import::file_of_its_owner;
+use crate::transfer::export::{self, kratos::ExportReport, kratos::KratosExport};
+use crate::transfer::import::create_private_file;
 use crate::transfer::import::identity::JsonPath;
 use crate::transfer::kratos::{AdminUrl, Kratos};
 
@@ -73,15 +73,15 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
         .into());
     }
     let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-    let settings = ToKratos { since, email_path, failed, dry_run };
+    let settings = KratosExport { since, email_path, failed, dry_run };
     let mut connection = connect().await?;
     let mut progress = Progress::begin();
-    let report = |carried: &Carried| {
+    let report = |carried: &ExportReport| {
         if carried.looked_at == 0 {
             terminal::error_line(format_args!("{} accounts were changed here since then", carried.changed));
         }
         progress.report(carried.looked_at, |rate| {
-            let Carried { changed, looked_at, failed, .. } = carried;
+            let ExportReport { changed, looked_at, failed, .. } = carried;
             format!("{looked_at} of {changed} accounts, {rate} a second, {failed} failed")
         });
     };
@@ -110,18 +110,18 @@ async fn announce_stop(stop: &CancellationToken) -> Infallible {
     std::future::pending().await
 }
 
-fn summary(carried: &Carried, settings: &ToKratos) -> String {
-    let Carried { changed, looked_at, written, same, newer_there, failed } = carried;
+fn summary(carried: &ExportReport, settings: &KratosExport) -> String {
+    let ExportReport { changed, looked_at, written, same, newer_in_kratos, failed } = carried;
     let prefix = if settings.dry_run { "dry run, the result would be " } else { "" };
     let done = format!(
         "{looked_at} of {changed} accounts that were changed here: {prefix}{written} written, {same} unchanged, {failed} failed"
     );
-    if *newer_there == 0 {
+    if *newer_in_kratos == 0 {
         return done;
     }
     let list = settings.failed.display();
     format!(
-        "{done}\n{newer_there} were changed in Kratos later than here and keep those changes; {list} lists them"
+        "{done}\n{newer_in_kratos} were changed in Kratos later than here and keep those changes; {list} lists them"
     )
 }
 
@@ -129,7 +129,8 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
     let mut connection = connect().await?;
     let file: Box<dyn Write> = match &out {
         Some(path) => Box::new(
-            file_of_its_owner(path).map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
+            create_private_file(path)
+                .map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
         ),
         None => Box::new(std::io::stdout()),
     };

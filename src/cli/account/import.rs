@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
 use crate::transfer::import::identity::JsonPath;
-use crate::transfer::import::{self, Import, Paths, Report, Source};
+use crate::transfer::import::{self, Import, ImportReport, ImportSource, Paths};
 use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
@@ -114,13 +114,13 @@ fn settings(arguments: ImportArguments) -> Result<Import, Failure> {
     let (source, default) = match (file, from_kratos) {
         (_, Some(url)) => {
             let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-            (Source::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
+            (ImportSource::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
         }
         (file, None) => {
             let file = file.unwrap_or_default();
             let mut default = file.clone().into_os_string();
             default.push(".refused.ndjson");
-            (Source::File(file), default.into())
+            (ImportSource::File(file), default.into())
         }
     };
     let paths = Paths { email: email_path, locale: locale_path };
@@ -134,8 +134,8 @@ fn not_ascii(count: u64) -> String {
     )
 }
 
-fn summary(report: &Report, import: &Import) -> String {
-    let Report { records, created, updated, unchanged, kept, refused, .. } = report;
+fn summary(report: &ImportReport, import: &Import) -> String {
+    let ImportReport { records, created, updated, unchanged, kept, refused, .. } = report;
     let prefix = if import.dry_run { "dry run, the result would be " } else { "" };
     let mut lines = vec![format!(
         "{records} records: {prefix}{created} new, {updated} changed, {unchanged} unchanged, {kept} kept because they were used here, {refused} refused"
@@ -158,10 +158,10 @@ fn summary(report: &Report, import: &Import) -> String {
         ),
         (report.unknown, "of an unknown scheme".into()),
         (
-            report.without,
+            report.without_password,
             format!(
                 "not in {}",
-                if matches!(import.source, Source::File(_)) { "the file" } else { "Kratos" }
+                if matches!(import.source, ImportSource::File(_)) { "the file" } else { "Kratos" }
             ),
         ),
     ];
@@ -176,13 +176,13 @@ fn summary(report: &Report, import: &Import) -> String {
             left_out.join(", ")
         ));
     }
-    if report.passwords.is_empty() && report.without > 0 {
+    if report.passwords.is_empty() && report.without_password > 0 {
         lines.push(
             match import.source {
-                Source::File(_) => {
+                ImportSource::File(_) => {
                     "the file contains no password: was it exported with include_credential=password?"
                 }
-                Source::Kratos(..) => {
+                ImportSource::Kratos(..) => {
                     "Kratos returned no password: import a file, for which each identity is exported by itself"
                 }
             }

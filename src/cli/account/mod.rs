@@ -135,7 +135,7 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         AccountCommand::Sessions { account, idle } => {
             let (mut connection, account) = account.find().await?;
             let now = Clock::system().now();
-            let sessions = session::open_of(&mut connection, now, idle.session_idle, account.id).await?;
+            let sessions = session::list_open(&mut connection, now, idle.session_idle, account.id).await?;
             show::print_sessions(&sessions);
             Ok(())
         }
@@ -203,11 +203,11 @@ async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure>
     let (mut connection, account) = argument.find().await?;
     match operator::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
         EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
-        EmailSet::Already => terminal::line("the account has this address already"),
+        EmailSet::AlreadySet => terminal::line("the account has this address already"),
         EmailSet::Taken => {
             return Err("another account has this address: change or erase that one first".into());
         }
-        EmailSet::Gone => return Err("the account has just been erased".into()),
+        EmailSet::NotFound => return Err("the account has just been erased".into()),
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::super::Failure;
 use crate::account::record::Record;
-use crate::password::Stored;
+use crate::password::StoredHash;
 use crate::session::{self, Session};
 use crate::terminal;
 
@@ -20,8 +20,8 @@ pub(super) async fn show(
     account: &Record,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let sessions = session::open_of(connection, now, idle, account.id).await?.len();
-    let password = match account.password_hash.as_deref().map(Stored::parse) {
+    let sessions = session::list_open(connection, now, idle, account.id).await?.len();
+    let password = match account.password_hash.as_deref().map(StoredHash::parse) {
         None => "none: the owner must recover it by email",
         Some(Ok(stored)) => stored.kind(),
         Some(Err(_)) => "unusable: the owner must recover it by email",

@@ -97,7 +97,7 @@ async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");
         let (now, password) = (Clock::system().now(), Password::new(password));
-        if let Some(known) = account::candidate(&mut *connection, &email).await? {
+        if let Some(known) = account::login_candidate(&mut *connection, &email).await? {
             let hash = password.hash(Cost::default());
             account::set_password(connection, now, known.account.id, &hash).await?;
         } else {

@@ -1,7 +1,8 @@
-//! Stored hashes of every scheme that is taken over: bcrypt, SHA-crypt, Argon2, PBKDF2, scrypt. New ones are Argon2id
-//! alone.
+//! Stored hashes of every supported scheme: bcrypt, SHA-crypt, Argon2, PBKDF2, scrypt. New hashes
+//! are always Argon2id.
 //!
-//! [`Stored::parse`] decides once what can be verified: an import and a login judge a string alike.
+//! [`StoredHash::parse`] alone decides whether a hash can be verified, for imports and logins
+//! alike.
 
 mod phc;
 
@@ -11,19 +12,21 @@ use self::phc::{FirebaseScrypt, Phc, number};
 use super::Memory;
 
 const MAX_BCRYPT_COST: u32 = 16;
-/// Octets of a password that bcrypt looks at. Of one of so many octets it does not see where it ends.
+/// The number of octets of a password that bcrypt reads. It cannot tell whether a longer one ends
+/// there.
 const BCRYPT_PASSWORD: usize = 72;
-/// Rounds of SHA-crypt: with the longest password, a second or two.
+/// The maximum rounds of SHA-crypt: with the longest password, a second or two.
 const MAX_SHA_CRYPT_ROUNDS: u32 = 1_000_000;
-/// The longest password that SHA-crypt is given, in octets, as in libxcrypt: its time grows with length times rounds.
+/// The longest password that SHA-crypt is given, in octets, as in libxcrypt: its time grows with
+/// length times rounds.
 const MAX_SHA_CRYPT_PASSWORD: usize = 511;
-/// The length of the passwords that take the longest, in octets.
-pub(super) const LONGEST_TO_HASH: usize = MAX_SHA_CRYPT_PASSWORD;
+/// The length of the passwords that take longest to verify, in octets.
+pub(super) const SLOWEST_PASSWORD: usize = MAX_SHA_CRYPT_PASSWORD;
 
-/// A hash that passwords can be verified against: of a scheme that is known, whole, and not too dear to compute. `Debug`
-/// does not show it.
+/// A hash that passwords can be verified against: of a supported scheme, complete, and not too
+/// expensive. `Debug` does not show it.
 #[derive(Clone)]
-pub struct Stored(Scheme);
+pub struct StoredHash(Scheme);
 
 #[derive(Clone)]
 enum Scheme {
@@ -36,18 +39,18 @@ enum Scheme {
 /// Why no password can be verified against a stored string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// A plain digest or one like it, which falls to guessing as soon as it leaks. Its kind.
+    /// A plain digest or similar, which is easily guessed once it leaks. Contains its kind.
     TooWeak(&'static str),
-    /// Of a known scheme, but broken, or dearer than this service computes.
+    /// A hash of a known scheme that is malformed or more expensive than this service computes.
     Broken,
-    /// It takes more memory than `HASHING_MEMORY_KIB`.
+    /// A hash that takes more memory than `HASHING_MEMORY_KIB`.
     TooLarge,
-    /// Of no scheme that is known.
+    /// A string of an unknown scheme.
     Unknown,
 }
 
-impl Stored {
-    /// Reads a stored string, in the spelling of any system that writes one.
+impl StoredHash {
+    /// Parses a stored string in any system's notation.
     ///
     /// # Errors
     ///
@@ -69,7 +72,7 @@ impl Stored {
         .ok_or(Unusable::Broken)
     }
 
-    /// The same, if it takes no more memory than so many KiB.
+    /// Returns the hash if it takes at most this memory, in KiB.
     ///
     /// # Errors
     ///
@@ -89,7 +92,7 @@ impl Stored {
         }
     }
 
-    /// How dear it is beside others of its kind.
+    /// Its cost, comparable with other hashes of its kind.
     #[must_use]
     pub fn work(&self) -> u64 {
         match &self.0 {
@@ -100,7 +103,7 @@ impl Stored {
         }
     }
 
-    /// The memory that it takes to compute, in KiB.
+    /// The memory to compute it, in KiB.
     #[must_use]
     pub fn memory_kib(&self) -> u32 {
         match &self.0 {
@@ -110,8 +113,9 @@ impl Stored {
         }
     }
 
-    /// Whether no other password is the same to it. bcrypt looks at 72 octets; it and HMAC take a password with zeros at
-    /// its end, or repeated behind one, for the one without.
+    /// Whether the hash distinguishes this password from all others. bcrypt reads 72 octets. bcrypt
+    /// and HMAC treat a password with zeros at its end, or repeated after a zero, like the one
+    /// without.
     #[must_use]
     pub fn sees_all_of(&self, password: &[u8]) -> bool {
         match &self.0 {
@@ -120,7 +124,7 @@ impl Stored {
         }
     }
 
-    /// Whether it was made of `password`.
+    /// Whether it is the hash of `password`.
     #[must_use]
     pub fn matches(&self, password: &[u8], memory: &mut Memory) -> bool {
         match &self.0 {
@@ -135,13 +139,14 @@ impl Stored {
     }
 }
 
-impl std::fmt::Debug for Stored {
+impl std::fmt::Debug for StoredHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stored({}, redacted)", self.kind())
+        write!(f, "StoredHash({}, redacted)", self.kind())
     }
 }
 
-/// The kind of a string that is too weak to keep, by its prefix in Kratos, LDAP and crypt(3), or by its length in hex.
+/// The kind of a hash that is too weak to keep, by its prefix in Kratos, LDAP and crypt(3), or by
+/// its length in hex.
 fn weak_kind(text: &str) -> Option<&'static str> {
     const PREFIXES: [(&str, &str); 13] = [
         ("$md5$", "md5"),
@@ -172,12 +177,12 @@ fn weak_kind(text: &str) -> Option<&'static str> {
 fn bcrypt(text: &str) -> Option<Scheme> {
     let (cost, rest) = text[1..].split_once('$')?.1.split_once('$')?;
     let cost = number(cost).filter(|cost| (4..=MAX_BCRYPT_COST).contains(cost))?;
-    // What is not computed in the end would tell by its time that there is such a hash.
-    let whole = rest.len() == 53 && text.parse::<bcrypt::HashParts>().is_ok();
-    whole.then(|| Scheme::Bcrypt { text: text.to_owned(), cost })
+    // A hash that fails early would show by its time that it is stored, so it must be complete.
+    let is_complete = rest.len() == 53 && text.parse::<bcrypt::HashParts>().is_ok();
+    is_complete.then(|| Scheme::Bcrypt { text: text.to_owned(), cost })
 }
 
-/// `$5$[rounds=N$]salt$hash`, where the incumbent writes the scheme's name for the number.
+/// `$5$[rounds=N$]salt$hash`; Kratos writes the scheme's name in place of the number.
 fn sha_crypt(text: &str, kind: &'static str, prefix: &str, hash_len: usize) -> Option<Scheme> {
     let rest = text[1..].split_once('$')?.1;
     let (rounds, salted) = match rest.strip_prefix("rounds=") {
@@ -185,10 +190,10 @@ fn sha_crypt(text: &str, kind: &'static str, prefix: &str, hash_len: usize) -> O
         None => (5000, rest),
     };
     let (salt, hash) = salted.split_once('$')?;
-    let whole = salt.len() <= 16 && crypt_digits(salt) && hash.len() == hash_len && crypt_digits(hash);
-    // Bits that the last digit of a whole hash has to spare are 0. What is not computed in the end would tell by its time.
+    let is_complete = salt.len() <= 16 && crypt_digits(salt) && hash.len() == hash_len && crypt_digits(hash);
+    // The unused bits of the last digit are 0. A hash that fails early would show by its time.
     let ends_well = hash.ends_with(|last| "./0123456789ABCD"[..1 << (6 - hash_len * 6 % 8)].contains(last));
-    (whole && ends_well && (1000..=MAX_SHA_CRYPT_ROUNDS).contains(&rounds)).then(|| Scheme::ShaCrypt {
+    (is_complete && ends_well && (1000..=MAX_SHA_CRYPT_ROUNDS).contains(&rounds)).then(|| Scheme::ShaCrypt {
         text: format!("{prefix}{rest}"),
         kind,
         rounds,
@@ -206,11 +211,11 @@ mod tests {
     const PASSWORD: &[u8] = b"con meo treo cay cau";
 
     fn matches(stored: &str, password: &[u8], memory: &mut Memory) -> bool {
-        Stored::parse(stored).unwrap().matches(password, memory)
+        StoredHash::parse(stored).unwrap().matches(password, memory)
     }
 
-    /// Made by other implementations: Python's hashlib (OpenSSL) and cryptography, the reference Argon2 in C, the `bcrypt`
-    /// module, passlib, and `openssl passwd`.
+    /// Computed by other implementations: Python's hashlib (OpenSSL) and cryptography, the
+    /// reference Argon2 in C, the `bcrypt` module, passlib, and `openssl passwd`.
     const VECTORS: [(&str, &str); 22] = [
         (
             "pbkdf2-sha1",
@@ -287,7 +292,7 @@ mod tests {
     #[test]
     fn hashes_of_other_systems_verify() {
         for (kind, text) in VECTORS {
-            let stored = Stored::parse(text).unwrap_or_else(|why| panic!("{text}: {why:?}"));
+            let stored = StoredHash::parse(text).unwrap_or_else(|why| panic!("{text}: {why:?}"));
             assert_eq!(stored.kind(), kind);
             assert!(stored.matches(PASSWORD, &mut Memory::default()), "{text}");
             assert!(!stored.matches(b"con meo treo cay chuoi", &mut Memory::default()), "{text}");
@@ -303,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_weak_is_known_by_its_kind() {
+    fn weak_hashes_are_reported_by_kind() {
         for (kind, text) in [
             ("md5", "$md5$CY9rzUYh03PK3k6DJie09g=="),
             ("md5", "$md5$pf=e1NBTFR9e1BBU1NXT1JEfQ==$MTIz$q+RdKCgc+ipCAcm5ChQwlQ=="),
@@ -321,27 +326,27 @@ mod tests {
             ("md5", "5f4dcc3b5aa765d61d8327deb882cf99"),
             ("sha1", "5BAA61E4C9B93F3F0682250B6CF8331B7EE68FD8"),
         ] {
-            assert_eq!(Stored::parse(text).err(), Some(Unusable::TooWeak(kind)), "{text}");
+            assert_eq!(StoredHash::parse(text).err(), Some(Unusable::TooWeak(kind)), "{text}");
         }
     }
 
     #[test]
-    fn what_is_unknown_is_of_no_password() {
+    fn unknown_schemes_are_unusable() {
         for text in ["", "$", "plain", "$2x$04$x", "$7$CU..../....x", "$y$j9T$x$y", "é", "$é$"] {
-            assert_eq!(Stored::parse(text).err(), Some(Unusable::Unknown), "{text}");
+            assert_eq!(StoredHash::parse(text).err(), Some(Unusable::Unknown), "{text}");
         }
     }
 
     #[test]
-    fn what_is_broken_or_too_dear_is_of_no_password() {
+    fn malformed_or_too_expensive_hashes_are_unusable() {
         let sha_of = |rounds: &str| format!("$6$rounds={rounds}$salt${}", ".".repeat(86));
-        assert!(Stored::parse(&sha_of("1000000")).is_ok());
+        assert!(StoredHash::parse(&sha_of("1000000")).is_ok());
         let output = "A".repeat(86);
         for text in [
             "$argon2id",
             "$2b$31$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234",
             "$2b$04$short",
-            // Its last digit has bits that no hash has.
+            // Its last digit has bits that are 0 in every hash.
             "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSi4",
             "$2b$é",
             "$2b$+4$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO",
@@ -365,24 +370,24 @@ mod tests {
             "$argon2id$v=19$m=8,t=1,p=0$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$pbkdf2-sha256$i=4294967295$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$pbkdf2-sha256$i=0$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
-            // A long output is many times the rounds.
+            // A long output multiplies the rounds.
             &format!("$pbkdf2-sha1$i=1000000$AAAAAAAAAAAAAAAAAAAAAA${output}"),
             "$scrypt$ln=31,r=4000000000,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$scrypt$ln=20,r=8,p=64$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
-            // 2 GiB for its four lanes beside the 1 GiB of its blocks.
+            // 2 GiB for its four lanes in addition to the 1 GiB of its blocks.
             "$scrypt$ln=1,r=4194304,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$scrypt$ln=16385,r=8,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$scrypt$ln=0,r=8,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
             "$firescrypt$ln=31,r=8,p=1$AAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAA==$Bw==$AAAAAAAAAAAAAAAAAAAAAA==",
             "$firescrypt$ln=14,r=8,p=1$AAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAA==$Bw==$AAAA",
         ] {
-            assert_eq!(Stored::parse(text).err(), Some(Unusable::Broken), "{text}");
+            assert_eq!(StoredHash::parse(text).err(), Some(Unusable::Broken), "{text}");
         }
     }
 
-    /// SHA-crypt's time grows with the password's length, and a login takes passwords of any length.
+    /// The time of SHA-crypt grows with the password's length, and a login accepts any length.
     #[test]
-    fn sha_crypt_is_given_no_password_of_kilobytes() {
+    fn sha_crypt_gets_no_password_of_kilobytes() {
         let stored = "$6$saltsalt$rKC2PhBUgrAOw1YxkamA0n19QwO1nx9zFErNGbYOr1NPDzl8GPpEvtW1BjS5wDozkChfkb4HuTKGyGGP2umev/";
         assert!(!matches(stored, &[b'a'; MAX_SHA_CRYPT_PASSWORD + 1], &mut Memory::default()));
     }

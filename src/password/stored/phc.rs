@@ -1,4 +1,4 @@
-//! Hashes in the PHC string format and what resembles it: Argon2, PBKDF2, scrypt, and Firebase's scrypt.
+//! Hashes in the PHC string format and similar ones: Argon2, PBKDF2, scrypt, and Firebase's scrypt.
 
 use aes::cipher::{KeyIvInit as _, StreamCipher as _};
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -8,12 +8,13 @@ use subtle::ConstantTimeEq as _;
 
 use super::Memory;
 
-/// The dearest hashes that are still computed: a stored string must not be able to stop the service.
+/// The most expensive hashes that are computed: a stored string must not be able to stop the
+/// service.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
-/// Memory times passes: a second or two.
+/// The maximum of memory times passes: a second or two.
 const MAX_WORK_KIB: u32 = 4 << 20;
 const MAX_LANES: u32 = 64;
-/// Rounds times blocks of output.
+/// The maximum of rounds times blocks of output.
 const MAX_PBKDF2_ROUNDS: u64 = 2_000_000;
 /// Lengths of hashes, in octets.
 const LENGTHS: std::ops::RangeInclusive<usize> = 10..=1024;
@@ -35,12 +36,12 @@ enum Function {
     Scrypt(Scrypt),
 }
 
-/// The name of a scheme, by the id of its strings.
+/// The name of the scheme that an id denotes.
 pub(super) fn kind(id: &str) -> Option<&'static str> {
     ["argon2i", "argon2d", "argon2id", "pbkdf2-sha1", "pbkdf2-sha256", "pbkdf2-sha512", "scrypt"]
         .into_iter()
         .find(|kind| *kind == id)
-        // passlib's spelling.
+        // passlib's name for it.
         .or_else(|| (id == "pbkdf2").then_some("pbkdf2-sha1"))
 }
 
@@ -51,8 +52,8 @@ impl Phc {
         let version = parts.next_if(|part| part.starts_with("v=")).map(|part| number(&part[2..]));
         let params = Numbers::parse(parts.next()?)?;
         let (salt, output) = (bytes(parts.next()?)?, bytes(parts.next()?)?);
-        let whole = parts.next().is_none() && SALT_LENGTHS.contains(&salt.len());
-        if !whole || !LENGTHS.contains(&output.len()) {
+        let is_complete = parts.next().is_none() && SALT_LENGTHS.contains(&salt.len());
+        if !is_complete || !LENGTHS.contains(&output.len()) {
             return None;
         }
         let function = match kind {
@@ -137,7 +138,7 @@ fn argon2(id: &str, version: Option<u32>, params: &Numbers<'_>, output_len: usiz
     let algorithm = id.parse().ok()?;
     let version = match version {
         Some(0x13) => Version::V0x13,
-        // RFC 9106's predecessor wrote none.
+        // The predecessor of RFC 9106 wrote no version.
         Some(0x10) | None => Version::V0x10,
         Some(_) => return None,
     };
@@ -149,7 +150,7 @@ fn argon2(id: &str, version: Option<u32>, params: &Numbers<'_>, output_len: usiz
     Some(Function::Argon2 { algorithm, version, params })
 }
 
-/// What one scrypt costs.
+/// The cost of one scrypt hash.
 #[derive(Clone, Copy)]
 struct Scrypt {
     log_n: u8,
@@ -158,7 +159,8 @@ struct Scrypt {
 }
 
 impl Scrypt {
-    /// `ln` is the binary logarithm of N. The incumbent writes N itself there, which no logarithm can be.
+    /// `ln` is the binary logarithm of N. Kratos writes N itself there, which is too large for a
+    /// logarithm.
     fn read(params: &Numbers<'_>) -> Option<Self> {
         let log_n = match params.get("ln")? {
             log_n @ 1..32 => log_n,
@@ -166,13 +168,13 @@ impl Scrypt {
             _ => return None,
         };
         let cost = Self { log_n: u8::try_from(log_n).ok()?, r: params.get("r")?, p: params.get("p")? };
-        let affordable = cost.memory_kib() <= MAX_MEMORY_KIB.into()
+        let is_affordable = cost.memory_kib() <= MAX_MEMORY_KIB.into()
             && cost.p <= MAX_LANES
             && cost.work_kib() <= MAX_WORK_KIB.into();
-        (affordable && scrypt::Params::new(cost.log_n, cost.r, cost.p).is_ok()).then_some(cost)
+        (is_affordable && scrypt::Params::new(cost.log_n, cost.r, cost.p).is_ok()).then_some(cost)
     }
 
-    /// N blocks, and one more for each lane.
+    /// The memory of N blocks and of one more for each lane.
     fn memory_kib(self) -> u64 {
         u64::from(self.r).saturating_mul((1 << self.log_n) + u64::from(self.p)) / 8
     }
@@ -187,8 +189,9 @@ impl Scrypt {
     }
 }
 
-/// Firebase's scrypt, as the incumbent writes it: `$firescrypt$ln=…,r=…,p=…$salt$output$separator$signer`. The output is
-/// the project's signer key, encrypted (AES-256-CTR) with what scrypt makes of the password.
+/// Firebase's scrypt, as Kratos writes it: `$firescrypt$ln=…,r=…,p=…$salt$output$separator$signer`.
+/// The output is the project's signer key, encrypted (AES-256-CTR) with the scrypt hash of the
+/// password.
 #[derive(Clone)]
 pub(super) struct FirebaseScrypt {
     cost: Scrypt,
@@ -205,8 +208,8 @@ impl FirebaseScrypt {
         let cost = Scrypt::read(&Numbers::parse(params)?)?;
         let (mut salt, output, signer) = (bytes(salt)?, bytes(output)?, bytes(signer)?);
         salt.extend(bytes(separator)?);
-        let whole = SALT_LENGTHS.contains(&salt.len()) && LENGTHS.contains(&output.len());
-        (whole && output.len() == signer.len()).then_some(Self { cost, salt, output, signer })
+        let is_complete = SALT_LENGTHS.contains(&salt.len()) && LENGTHS.contains(&output.len());
+        (is_complete && output.len() == signer.len()).then_some(Self { cost, salt, output, signer })
     }
 
     pub(super) fn work(&self) -> u64 {
@@ -228,13 +231,14 @@ impl FirebaseScrypt {
     }
 }
 
-/// A number of decimal digits alone: what Rust reads beside, such as a plus sign, the count of stored hashes by kind does not
+/// Parses decimal digits only. Rust also accepts a plus sign, but the count by kind does not
 /// (`src/account/hashes.sql`), and a kind that is not counted has no decoy.
 pub(super) fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// `name=value,…`, with names of lower-case letters; passlib writes the rounds of PBKDF2 alone, without their name.
+/// `name=value,…`, with names of lower-case letters. passlib writes the rounds of PBKDF2 without
+/// their name.
 struct Numbers<'a>(Vec<(&'a str, u32)>);
 
 impl<'a> Numbers<'a> {

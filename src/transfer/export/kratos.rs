@@ -1,8 +1,8 @@
-//! What has changed here, carried back into a running Kratos: one identity after the other is read, merged and, if it differs,
-//! put.
+//! Carries changes made here back into a running Kratos: each identity is read, merged and, if it
+//! differs, written with PUT.
 //!
-//! Every identity is whole before and after its PUT, and each run looks again at all that differs. So an export that was
-//! stopped, by whatever, is run again.
+//! An identity is complete before and after its PUT, and each run examines everything that differs.
+//! A stopped export can therefore be run again.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,93 +17,95 @@ use crate::account::record::{self, Record};
 use crate::audit::{self, Changes};
 use crate::database::cause;
 use crate::transfer::import::identity::JsonPath;
-use crate::transfer::import::{Refusals, Unwritable};
+use crate::transfer::import::{RefusalList, Unwritable};
 use crate::transfer::kratos::{Kratos, KratosError};
 
-/// Accounts that are in memory at once.
+/// The number of accounts in memory at once.
 const PAGE: usize = 500;
-/// So many failures of Kratos in a row, and it is its own, not the identities'.
+/// After this many failures in a row, Kratos itself is considered to be failing.
 const FAILURES_IN_A_ROW: u64 = 5;
 
-/// What is exported, and how.
+/// The options of an export to Kratos.
 #[derive(Debug)]
-pub struct ToKratos {
-    /// Changes since then.
+pub struct KratosExport {
+    /// Exports changes since this time.
     pub since: OffsetDateTime,
-    /// Where in an identity the address stands.
+    /// The path of the address in an identity.
     pub email_path: JsonPath,
-    /// Where identities are listed that failed, or that Kratos has changed later.
+    /// The list of identities that failed, or that Kratos changed later.
     pub failed: PathBuf,
-    /// Whether nothing is written to Kratos.
+    /// Whether to write nothing to Kratos.
     pub dry_run: bool,
 }
 
-/// What has become of the accounts so far.
+/// The progress of an export.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Carried {
-    /// Accounts that have changed here.
+pub struct ExportReport {
+    /// Accounts that were changed here.
     pub changed: u64,
-    /// Those that were looked at.
+    /// Accounts that were examined.
     pub looked_at: u64,
-    /// Identities that were put.
+    /// Identities that were written.
     pub written: u64,
-    /// Identities that were the same already.
+    /// Identities that already were the same.
     pub same: u64,
-    /// Identities that differ in what was changed in Kratos later than here, which stays.
-    pub newer_there: u64,
-    /// Accounts that could not be carried back.
+    /// Identities with a difference that stays, because Kratos changed it later.
+    pub newer_in_kratos: u64,
+    /// Accounts that could not be exported.
     pub failed: u64,
 }
 
-/// Why an export did not come to its end. What it has written stays, and the same export run again goes on.
+/// Why an export did not finish. What it has written stays, and running the same export again
+/// continues it.
 #[derive(Debug, thiserror::Error)]
-pub enum ToKratosError {
-    /// The list cannot be written.
+pub enum KratosExportError {
+    /// The list of failures cannot be written.
     #[error(transparent)]
     Unwritable(#[from] Unwritable),
-    /// What PostgreSQL answered, as it may be shown.
-    #[error("the database failed ({}); run the same export again to go on", cause(.0))]
+    /// An error of PostgreSQL, shown without its details.
+    #[error("the database failed ({}); run the same export again to continue", cause(.0))]
     Storage(#[from] sqlx::Error),
-    /// Kratos is down, or answers nothing that is asked.
+    /// Kratos is down, or refuses every request.
     #[error(
-        "Kratos cannot be asked: {0}; run the same export again to go on, what is written is not written again"
+        "the request to Kratos failed: {0}; run the same export again to continue, nothing is written twice"
     )]
     Kratos(#[from] KratosError),
-    /// Somebody stopped it.
-    #[error("stopped; run the same export again to go on, what is written is not written again")]
+    /// It was stopped.
+    #[error("stopped; run the same export again to continue, nothing is written twice")]
     Stopped,
 }
 
-/// Exports, and tells `progress` after every account. The report is of what was done, whether it came to its end or not.
+/// Exports, and calls `progress` after every account. Returns the report whether or not the export
+/// finished.
 pub async fn run(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     kratos: &Kratos,
-    what: &ToKratos,
+    options: &KratosExport,
     stop: &CancellationToken,
-    progress: impl FnMut(&Carried),
-) -> (Carried, Result<(), ToKratosError>) {
-    let mut carried = Carried::default();
-    let done = carry(connection, now, kratos, what, stop, &mut carried, progress).await;
-    (carried, done)
+    progress: impl FnMut(&ExportReport),
+) -> (ExportReport, Result<(), KratosExportError>) {
+    let mut report = ExportReport::default();
+    let done = export(connection, now, kratos, options, stop, &mut report, progress).await;
+    (report, done)
 }
 
-async fn carry(
+async fn export(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     kratos: &Kratos,
-    what: &ToKratos,
+    options: &KratosExport,
     stop: &CancellationToken,
-    carried: &mut Carried,
-    mut progress: impl FnMut(&Carried),
-) -> Result<(), ToKratosError> {
-    let mut list = Refusals::create(&what.failed)?;
-    let changes = audit::changed_since(&mut *connection, what.since).await?;
-    carried.changed = changes.len() as u64;
-    progress(carried);
-    // At another address every identity would seem to be missing.
+    report: &mut ExportReport,
+    mut progress: impl FnMut(&ExportReport),
+) -> Result<(), KratosExportError> {
+    let mut list = RefusalList::create(&options.failed)?;
+    let changes = audit::changed_since(&mut *connection, options.since).await?;
+    report.changed = changes.len() as u64;
+    progress(report);
+    // Check the address first: at a wrong one every identity would seem to be missing.
     kratos.page(1, None).await?;
-    if !what.dry_run {
+    if !options.dry_run {
         audit::record(&mut *connection, now, audit::Event::AccountsExported, None, None).await?;
     }
     let mut failures = 0;
@@ -113,65 +115,68 @@ async fn carry(
         let accounts: HashMap<_, _> = accounts.iter().map(|account| (account.id, account)).collect();
         for changes in page {
             let id = changes.account_id;
-            // A PUT that was sent is waited for.
+            // Checked only between accounts, so that a PUT is never interrupted.
             if stop.is_cancelled() {
-                list.end()?;
-                return Err(ToKratosError::Stopped);
+                list.finish()?;
+                return Err(KratosExportError::Stopped);
             }
-            let outcome = one(kratos, what, changes, accounts.get(&id).copied()).await;
+            let outcome = export_account(kratos, options, changes, accounts.get(&id).copied()).await;
             failures = if is_kratos_failure(&outcome) { failures + 1 } else { 0 };
             match outcome {
-                Err(Failed::Kratos(error)) if error.is_of_all_requests() || failures == FAILURES_IN_A_ROW => {
-                    list.end()?;
+                Err(ExportFailure::Kratos(error))
+                    if error.affects_every_request() || failures == FAILURES_IN_A_ROW =>
+                {
+                    list.finish()?;
                     return Err(error.into());
                 }
                 Err(failed) => {
-                    carried.failed += 1;
+                    report.failed += 1;
                     list.write(None, Some(id), &failed.to_string())?;
                 }
-                Ok(Outcome { written, newer_there }) => {
-                    if let Some(reason) = newer_there {
-                        carried.newer_there += 1;
+                Ok(Exported { written, newer_in_kratos }) => {
+                    if let Some(reason) = newer_in_kratos {
+                        report.newer_in_kratos += 1;
                         list.write(None, Some(id), reason)?;
                     }
-                    carried.written += u64::from(written);
-                    carried.same += u64::from(!written && newer_there.is_none());
+                    report.written += u64::from(written);
+                    report.same += u64::from(!written && newer_in_kratos.is_none());
                 }
             }
-            carried.looked_at += 1;
-            progress(carried);
+            report.looked_at += 1;
+            progress(report);
         }
     }
-    Ok(list.end()?)
+    Ok(list.finish()?)
 }
 
-struct Outcome {
+struct Exported {
     written: bool,
-    newer_there: Option<&'static str>,
+    newer_in_kratos: Option<&'static str>,
 }
 
-/// Why an account could not be carried back. It quotes nothing that Kratos said, as that names addresses.
+/// Why an account could not be exported. It quotes nothing that Kratos answered, which contains
+/// addresses.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+enum ExportFailure {
     #[error(
-        "Kratos has no identity with this id: the account was created here, or the identity deleted there"
+        "Kratos has no identity with this id: the account was created here, or the identity was deleted in Kratos"
     )]
     Unknown,
-    #[error("the account was erased here: delete the identity in Kratos, too")]
+    #[error("the account was erased here: delete the identity in Kratos too")]
     Erased,
     #[error("{0}")]
     Unmergeable(&'static str),
     #[error(
-        "another identity in Kratos has this email; if that one has another email here, run the same export again"
+        "another identity in Kratos has this email; if its account has another email here, run the same export again"
     )]
     Taken,
-    #[error("Kratos refuses it (400): it does not fit its schema there")]
+    #[error("Kratos refused it (400): it does not match its identity schema")]
     Refused,
     #[error("Kratos failed: {0}")]
     Kratos(KratosError),
 }
 
-impl Failed {
+impl ExportFailure {
     fn of_put(error: KratosError) -> Self {
         match error {
             KratosError::Status(StatusCode::NOT_FOUND) => Self::Unknown,
@@ -182,35 +187,35 @@ impl Failed {
     }
 }
 
-fn is_kratos_failure(outcome: &Result<Outcome, Failed>) -> bool {
-    matches!(outcome, Err(Failed::Kratos(_)))
+fn is_kratos_failure(outcome: &Result<Exported, ExportFailure>) -> bool {
+    matches!(outcome, Err(ExportFailure::Kratos(_)))
 }
 
-async fn one(
+async fn export_account(
     kratos: &Kratos,
-    what: &ToKratos,
+    options: &KratosExport,
     changes: &Changes,
     account: Option<&Record>,
-) -> Result<Outcome, Failed> {
-    let identity = kratos.identity(changes.account_id).await.map_err(Failed::Kratos)?;
+) -> Result<Exported, ExportFailure> {
+    let identity = kratos.identity(changes.account_id).await.map_err(ExportFailure::Kratos)?;
     let (account, identity) = match (account, identity) {
         (Some(account), Some(identity)) => (account, identity),
-        (Some(_), None) => return Err(Failed::Unknown),
-        (None, Some(_)) => return Err(Failed::Erased),
-        (None, None) => return Ok(Outcome { written: false, newer_there: None }),
+        (Some(_), None) => return Err(ExportFailure::Unknown),
+        (None, Some(_)) => return Err(ExportFailure::Erased),
+        (None, None) => return Ok(Exported { written: false, newer_in_kratos: None }),
     };
-    let Merged { put, newer_there } =
-        merge(&identity, &change(changes, account), &what.email_path).map_err(Failed::Unmergeable)?;
+    let Merged { put, newer_in_kratos } = merge(&identity, &change(changes, account), &options.email_path)
+        .map_err(ExportFailure::Unmergeable)?;
     let written = put.is_some();
     if let Some(put) = put
-        && !what.dry_run
+        && !options.dry_run
     {
-        kratos.put(changes.account_id, put).await.map_err(Failed::of_put)?;
+        kratos.put(changes.account_id, put).await.map_err(ExportFailure::of_put)?;
     }
-    Ok(Outcome { written, newer_there })
+    Ok(Exported { written, newer_in_kratos })
 }
 
-/// What the account is now, of what has changed.
+/// The current values of what has changed.
 fn change<'a>(changes: &Changes, account: &'a Record) -> Change<'a> {
     Change {
         password_hash: account.password_hash.as_deref().zip(changes.password),

@@ -1,7 +1,9 @@
-//! What has changed here, merged into an identity as Kratos has it: of everything else, every octet stays as it is.
+//! Merges changes made here into an identity as Kratos has it. Every other byte of the identity is
+//! preserved.
 //!
-//! A PUT, as only that takes a password: Kratos's PATCH refuses `credentials`. A PUT replaces the identity, so it has all that
-//! was read, but the credentials, which Kratos keeps where none are given, by kind.
+//! The result is for a PUT, because Kratos's PATCH refuses `credentials`. A PUT replaces the
+//! identity, so it contains all that was read except credentials. Kratos keeps the kinds of
+//! credentials that a PUT omits.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::email_address::EmailAddress;
 use crate::transfer::import::identity::JsonPath;
 
-/// What has changed of an account here, and when. The later change wins, here or there.
+/// The changes of an account here, each with its time. The later change wins, here or in Kratos.
 #[derive(Default)]
 pub(super) struct Change<'a> {
     pub password_hash: Option<(&'a str, OffsetDateTime)>,
@@ -22,18 +24,18 @@ pub(super) struct Change<'a> {
     pub active: Option<(bool, OffsetDateTime)>,
 }
 
-/// What there is to do.
+/// The result of a merge.
 #[derive(Debug)]
 pub(super) struct Merged {
-    /// What is to be put; `None` if Kratos has it all.
+    /// The body to PUT; `None` if Kratos already has all changes.
     pub put: Option<Vec<u8>>,
-    /// What differs and stays as Kratos has it, as it was changed there later.
-    pub newer_there: Option<&'static str>,
+    /// A difference that stays, because Kratos changed it later.
+    pub newer_in_kratos: Option<&'static str>,
 }
 
-/// An identity as Kratos gives it, as far as a PUT needs it.
+/// The fields of a Kratos identity that a PUT needs.
 #[derive(Deserialize)]
-struct Theirs {
+struct KratosIdentity {
     schema_id: String,
     state: Option<String>,
     state_changed_at: Option<String>,
@@ -42,18 +44,18 @@ struct Theirs {
     metadata_admin: Option<Box<RawValue>>,
     external_id: Option<String>,
     #[serde(default)]
-    credentials: Credentials<PasswordThere>,
+    credentials: Credentials<KratosPassword>,
     updated_at: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
-struct PasswordThere {
+struct KratosPassword {
     #[serde(default)]
-    config: Config,
+    config: PasswordConfig,
     updated_at: Option<String>,
 }
 
-/// The body of a PUT. An absent member becomes null there.
+/// The body of a PUT. Kratos sets an absent member to null.
 #[derive(Serialize)]
 struct Put<'a> {
     schema_id: &'a str,
@@ -67,12 +69,12 @@ struct Put<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     external_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    credentials: Option<Credentials<PasswordHere>>,
+    credentials: Option<Credentials<PutPassword>>,
 }
 
 #[derive(Serialize)]
-struct PasswordHere {
-    config: Config,
+struct PutPassword {
+    config: PasswordConfig,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -82,7 +84,7 @@ struct Credentials<P> {
 }
 
 #[derive(Default, Deserialize, Serialize)]
-struct Config {
+struct PasswordConfig {
     #[serde(default)]
     hashed_password: String,
 }
@@ -91,28 +93,32 @@ struct Config {
 ///
 /// # Errors
 ///
-/// Why that cannot be done; it quotes nothing.
+/// The reason why the merge is impossible; it quotes nothing.
 pub(super) fn merge(identity: &[u8], change: &Change<'_>, path: &JsonPath) -> Result<Merged, &'static str> {
-    const UNREADABLE: &str = "what Kratos says of it cannot be read";
-    let theirs: Theirs = serde_json::from_slice(identity).map_err(|_| UNREADABLE)?;
+    const UNREADABLE: &str = "the identity that Kratos returned cannot be read";
+    let theirs: KratosIdentity = serde_json::from_slice(identity).map_err(|_| UNREADABLE)?;
     let all: Value = serde_json::from_slice(identity).map_err(|_| UNREADABLE)?;
     let there = theirs.credentials.password.unwrap_or_default();
-    let mut newer_there = None;
-    let mut keeps = |what, changed_there: Option<&String>, here: OffsetDateTime| {
+    let mut newer_in_kratos = None;
+    let mut is_newer_in_kratos = |what, changed_there: Option<&String>, here: OffsetDateTime| {
         let changed_there = changed_there.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
         let is_newer = changed_there.is_some_and(|there| there > here);
-        newer_there = newer_there.or(is_newer.then_some(what));
+        newer_in_kratos = newer_in_kratos.or(is_newer.then_some(what));
         is_newer
     };
 
     let password = change.password_hash.filter(|(hash, at)| {
         *hash != there.config.hashed_password
-            && !keeps("its password was changed in Kratos later than here", there.updated_at.as_ref(), *at)
+            && !is_newer_in_kratos(
+                "its password was changed in Kratos later than here",
+                there.updated_at.as_ref(),
+                *at,
+            )
     });
     let state = change.active.map(|(active, at)| (if active { "active" } else { "inactive" }, at));
     let state = state.filter(|(state, at)| {
         Some(*state) != theirs.state.as_deref()
-            && !keeps(
+            && !is_newer_in_kratos(
                 "its state was changed in Kratos later than here",
                 theirs.state_changed_at.as_ref(),
                 *at,
@@ -120,20 +126,20 @@ pub(super) fn merge(identity: &[u8], change: &Change<'_>, path: &JsonPath) -> Re
     });
     let email = match change.email {
         Some((email, at)) => {
-            let known = path.text(&all).ok_or("it has no email where IMPORT_EMAIL_PATH says")?;
+            let known = path.text(&all).ok_or("it has no email at IMPORT_EMAIL_PATH")?;
             let is_same = EmailAddress::parse(known).is_ok_and(|known| known.as_str() == email);
             let why = "its email differs, and it was changed in Kratos later than here";
-            (!is_same && !keeps(why, theirs.updated_at.as_ref(), at)).then_some(email)
+            (!is_same && !is_newer_in_kratos(why, theirs.updated_at.as_ref(), at)).then_some(email)
         }
         None => None,
     };
     if password.is_none() && state.is_none() && email.is_none() {
-        return Ok(Merged { put: None, newer_there });
+        return Ok(Merged { put: None, newer_in_kratos });
     }
 
     let traits = match email {
         Some(email) => with_email(&theirs.traits, path, email)
-            .ok_or("its email cannot be set, as IMPORT_EMAIL_PATH is not within its traits")?,
+            .ok_or("its email cannot be set, because IMPORT_EMAIL_PATH is not within its traits")?,
         None => theirs.traits,
     };
     let put = Put {
@@ -144,10 +150,10 @@ pub(super) fn merge(identity: &[u8], change: &Change<'_>, path: &JsonPath) -> Re
         metadata_admin: theirs.metadata_admin.as_deref(),
         external_id: theirs.external_id.as_deref(),
         credentials: password.map(|(hash, _)| Credentials {
-            password: Some(PasswordHere { config: Config { hashed_password: hash.to_owned() } }),
+            password: Some(PutPassword { config: PasswordConfig { hashed_password: hash.to_owned() } }),
         }),
     };
-    Ok(Merged { put: Some(serde_json::to_vec(&put).map_err(|_| UNREADABLE)?), newer_there })
+    Ok(Merged { put: Some(serde_json::to_vec(&put).map_err(|_| UNREADABLE)?), newer_in_kratos })
 }
 
 fn with_email(traits: &RawValue, path: &JsonPath, email: &str) -> Option<Box<RawValue>> {
@@ -157,7 +163,7 @@ fn with_email(traits: &RawValue, path: &JsonPath, email: &str) -> Option<Box<Raw
     }
 }
 
-/// Numbers beside it stay as they are written: one with 20 digits would not survive being read.
+/// Raw values keep numbers as they are written: one with 20 digits would not survive parsing.
 fn replaced(value: &RawValue, path: &[String], text: &str) -> Option<Box<RawValue>> {
     let Some((step, rest)) = path.split_first() else { return to_raw_value(text).ok() };
     if let Ok(mut object) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(value.get()) {
@@ -207,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_here_is_put_and_the_rest_is_kept_to_the_octet() {
+    fn only_changes_made_here_are_written_and_every_other_octet_is_kept() {
         let change = Change { password_hash: Some((HASH, HERE)), ..Change::default() };
         let put = String::from_utf8(merged(&theirs(&[]), &change).unwrap().put.unwrap()).unwrap();
         assert_eq!(
@@ -232,19 +238,19 @@ mod tests {
     }
 
     #[test]
-    fn what_kratos_has_already_is_not_put() {
+    fn values_that_kratos_already_has_are_not_written() {
         let change = Change {
             password_hash: Some(("$2b$old", HERE)),
             email: Some(("trader@example.com", HERE)),
             active: Some((true, HERE)),
         };
         let found = merged(&theirs(&[]), &change).unwrap();
-        assert!(found.put.is_none() && found.newer_there.is_none(), "{found:?}");
+        assert!(found.put.is_none() && found.newer_in_kratos.is_none(), "{found:?}");
         assert!(merged(&theirs(&[("/credentials", json!({}))]), &change).unwrap().put.is_some());
     }
 
     #[test]
-    fn a_later_change_there_is_kept() {
+    fn a_later_change_in_kratos_is_kept() {
         let later = json!("2026-11-29T12:00:01Z");
         let change = Change {
             password_hash: Some((HASH, HERE)),
@@ -257,7 +263,7 @@ mod tests {
             ("/updated_at", "email"),
         ] {
             let found = merged(&theirs(&[(pointer, later.clone())]), &change).unwrap();
-            assert!(found.newer_there.unwrap().contains(part), "{found:?}");
+            assert!(found.newer_in_kratos.unwrap().contains(part), "{found:?}");
             let put: Value = serde_json::from_slice(&found.put.unwrap()).unwrap();
             assert_eq!(put.get("credentials").is_none(), part == "password");
             assert_eq!(put["state"] == "active", part == "state");
@@ -266,11 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn an_email_that_stands_elsewhere_is_not_guessed_at() {
+    fn an_email_outside_the_path_is_not_guessed() {
         let change = Change { email: Some(("new@example.com", HERE)), ..Change::default() };
         let why =
             |path: &str, text: &str| merge(text.as_bytes(), &change, &path.parse().unwrap()).unwrap_err();
-        assert!(why("traits.email", &theirs(&[])).contains("no email where"));
+        assert!(why("traits.email", &theirs(&[])).contains("no email at"));
         let elsewhere = json!({ "email": "trader@example.com" });
         assert!(
             why("metadata_admin.email", &theirs(&[("/metadata_admin", elsewhere)])).contains("not within")

@@ -1,5 +1,5 @@
-//! Writes every account as the incumbent's admin API does, one JSON object a line, for a copy or for the way back;
-//! or carries what has changed here back into a running Kratos ([`kratos`]).
+//! Exports accounts: to a file, in the format of Kratos's admin API with one JSON object a line, or
+//! as changes into a running Kratos ([`kratos`]).
 
 pub mod kratos;
 mod merge;
@@ -16,25 +16,25 @@ use crate::database::cause;
 use crate::terminal;
 use crate::transfer::import::identity::to_json;
 
-/// Accounts that are in memory at once.
+/// The number of accounts in memory at once.
 const PAGE: i64 = 2000;
 
-/// Why an export did not come to its end.
+/// Why an export did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// It cannot be written.
+    /// The export cannot be written.
     #[error("the export cannot be written: {0}")]
     Unwritable(#[from] io::Error),
-    /// What PostgreSQL answered, as it may be shown.
+    /// An error of PostgreSQL, shown without its details.
     #[error("the database failed ({})", cause(.0))]
     Storage(#[from] sqlx::Error),
 }
 
-/// Writes all accounts as they are at one moment, passwords' hashes included, and says how many there are.
+/// Writes all accounts of one snapshot, including password hashes, and returns how many there are.
 ///
 /// # Errors
 ///
-/// [`ExportError`]; then `out` is not whole.
+/// [`ExportError`]; `out` is then incomplete.
 pub async fn run(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -48,7 +48,7 @@ pub async fn run(
         let Some(end) = page.last() else { break };
         last = end.id;
         for account in &page {
-            // It may be a terminal.
+            // The output may be a terminal.
             writeln!(out, "{}", terminal::escaped(&to_json(account).to_string()))?;
             count += 1;
         }

@@ -1,5 +1,5 @@
-//! An identity as Ory Kratos's admin API writes it, or a row of a CSV: what it says of an account here. And an account as
-//! such an identity.
+//! Converts identities of Ory Kratos's admin API and rows of a CSV into accounts, and accounts into
+//! identities.
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -10,13 +10,13 @@ use crate::account::import::Incoming;
 use crate::account::record::Record;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
-use crate::password::{Stored, Unusable};
+use crate::password::{StoredHash, Unusable};
 
-/// Why an identity is refused whose address could be mistaken for another one.
-pub const NOT_ASCII: &str = "its email has characters beyond ASCII before the @: such addresses can be mistaken for others and are \
-                             refused here; give it another one there, then import again";
+/// The refusal of an identity whose address can be mistaken for another.
+pub const NOT_ASCII: &str = "its email has characters beyond ASCII before the @, which can be mistaken for others; \
+                             give it another email in the other system, then import again";
 
-/// Where in an identity something stands that the incumbent leaves to each installation.
+/// The paths of values whose place in an identity each Kratos installation chooses.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// The address.
@@ -25,18 +25,18 @@ pub struct Paths {
     pub locale: JsonPath,
 }
 
-/// Names of members, or numbers of elements, with dots between them: `traits.emails.0`.
+/// Names of members or numbers of elements, separated by dots: `traits.emails.0`.
 #[derive(Clone, Debug)]
 pub struct JsonPath(String);
 
 impl JsonPath {
-    /// The text that stands there.
+    /// The text at this path.
     #[must_use]
     pub fn text<'a>(&self, value: &'a Value) -> Option<&'a str> {
         value.pointer(&self.0)?.as_str()
     }
 
-    /// The names and numbers on the way, from the outermost.
+    /// The steps of the path, from the outermost.
     #[must_use]
     pub fn steps(&self) -> Vec<String> {
         self.0.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~")).collect()
@@ -48,20 +48,20 @@ impl std::str::FromStr for JsonPath {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.split('.').any(str::is_empty) {
-            return Err("it has to be names with dots between them, such as traits.email");
+            return Err("it has to be names separated by dots, such as traits.email");
         }
         // A JSON pointer (RFC 6901).
         Ok(Self(format!("/{}", text.replace('~', "~0").replace('/', "~1").replace('.', "/"))))
     }
 }
 
-/// What a record says.
+/// The contents of a record.
 #[derive(Debug)]
-pub struct Identity {
+pub struct ImportedIdentity {
     /// The account.
     pub new: Incoming,
-    /// Its password, or why it has none any more; `None` if it never had one.
-    pub password: Option<Result<Stored, Unusable>>,
+    /// Its password, or why that is unusable; `None` if it has none.
+    pub password: Option<Result<StoredHash, Unusable>>,
 }
 
 /// Why a record is refused.
@@ -69,19 +69,19 @@ pub struct Identity {
 pub struct Refusal {
     /// The record's id, if it has one.
     pub id: Option<Uuid>,
-    /// The reason; it quotes nothing of the record.
+    /// The reason. It quotes nothing of the record.
     pub reason: &'static str,
 }
 
-/// An identity in JSON.
-pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
+/// Reads an identity in JSON.
+pub fn from_json(text: &str, paths: &Paths) -> Result<ImportedIdentity, Refusal> {
     let identity: Value =
         serde_json::from_str(text).map_err(|_| Refusal { id: None, reason: "it is not JSON" })?;
     let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str);
     let id = uuid(text("/id"))?;
     let refused = |reason| Refusal { id, reason };
     let traits = identity.get("traits").and_then(Value::as_object).ok_or(refused("it has no traits"))?;
-    let email = paths.email.text(&identity).ok_or(refused("it has no email where IMPORT_EMAIL_PATH says"))?;
+    let email = paths.email.text(&identity).ok_or(refused("it has no email at IMPORT_EMAIL_PATH"))?;
     Fields {
         email,
         state: text("/state"),
@@ -94,7 +94,7 @@ pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
     .map_err(refused)
 }
 
-/// An account as an identity.
+/// Converts an account to an identity.
 #[must_use]
 pub fn to_json(account: &Record) -> Value {
     let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
@@ -119,32 +119,32 @@ pub fn to_json(account: &Record) -> Value {
     })
 }
 
-/// The columns of a CSV by their headers.
-pub struct Columns([Option<usize>; 6]);
+/// The positions of the columns of a CSV, from its headers.
+pub struct CsvColumns([Option<usize>; 6]);
 
-impl Columns {
+impl CsvColumns {
     const NAMES: [&'static str; 6] = ["email", "password_hash", "locale", "state", "id", "traits"];
 
     /// Reads the headers.
     ///
     /// # Errors
     ///
-    /// A sentence, if a column is unknown, or there is none for the email.
+    /// A sentence, if a column is unknown or the email column is missing.
     pub fn of(headers: &csv::StringRecord) -> Result<Self, String> {
         let known = || Self::NAMES.join(", ");
         let unknown = headers.iter().find(|header| !Self::NAMES.contains(header));
         if let Some(unknown) = unknown {
-            return Err(format!("the column {unknown:?} is not known; known are {}", known()));
+            return Err(format!("the column {unknown:?} is unknown; the columns are {}", known()));
         }
         let columns = Self::NAMES.map(|name| headers.iter().position(|header| header == name));
         match columns[0] {
             Some(_) => Ok(Self(columns)),
-            None => Err(format!("there is no column email; known are {}", known())),
+            None => Err(format!("there is no column email; the columns are {}", known())),
         }
     }
 
-    /// A row. An empty field is none.
-    pub fn identity(&self, row: &csv::StringRecord) -> Result<Identity, Refusal> {
+    /// Reads a row. An empty field counts as absent.
+    pub fn identity(&self, row: &csv::StringRecord) -> Result<ImportedIdentity, Refusal> {
         let [email, password_hash, locale, state, id, traits] =
             self.0.map(|column| row.get(column?).map(str::trim).filter(|text| !text.is_empty()));
         let id = uuid(id)?;
@@ -162,7 +162,7 @@ impl Columns {
     }
 }
 
-/// What both formats have, as text.
+/// The fields of both formats, as text.
 struct Fields<'a> {
     email: &'a str,
     state: Option<&'a str>,
@@ -173,27 +173,31 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn identity(self, id: Option<Uuid>, traits: Map<String, Value>) -> Result<Identity, &'static str> {
+    fn identity(
+        self,
+        id: Option<Uuid>,
+        traits: Map<String, Value>,
+    ) -> Result<ImportedIdentity, &'static str> {
         let email =
             EmailAddress::parse(self.email).map_err(|_| match self.email.trim().rsplit_once('@') {
                 Some((local, _)) if !local.is_ascii() => NOT_ASCII,
-                _ => "its email is not one that mail can be sent to",
+                _ => "its email is not a valid email address",
             })?;
         let active = match self.state {
             None | Some("active") => true,
             Some("inactive" | "disabled") => false,
             Some(_) => return Err("its state is neither active nor inactive"),
         };
-        if traits.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)) {
-            return Err("its traits hold the character U+0000, which PostgreSQL cannot store");
+        if traits.iter().any(|(name, value)| name.contains('\0') || contains_nul(value)) {
+            return Err("its traits contain the character U+0000, which PostgreSQL cannot store");
         }
         let time = |text: Option<&str>| {
             let parsed = text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
-            parsed.map_err(|_| "one of its times is not written as 2026-01-31T12:00:00Z")
+            parsed.map_err(|_| "one of its times is not in the form 2026-01-31T12:00:00Z")
         };
         let (password_changed_at, created_at) = (time(self.password_changed_at)?, time(self.created_at)?);
         let stored =
-            self.password_hash.filter(|hash| !hash.is_empty()).map(|hash| (hash, Stored::parse(hash)));
+            self.password_hash.filter(|hash| !hash.is_empty()).map(|hash| (hash, StoredHash::parse(hash)));
         let kept = stored.as_ref().filter(|(_, stored)| stored.is_ok()).map(|(hash, _)| (*hash).to_owned());
         let new = Incoming {
             id,
@@ -205,7 +209,7 @@ impl Fields<'_> {
             password_hash: kept,
             created_at,
         };
-        Ok(Identity { new, password: stored.map(|(_, stored)| stored) })
+        Ok(ImportedIdentity { new, password: stored.map(|(_, stored)| stored) })
     }
 }
 
@@ -214,11 +218,13 @@ fn uuid(text: Option<&str>) -> Result<Option<Uuid>, Refusal> {
     id.map_err(|_| Refusal { id: None, reason: "its id is not a UUID" })
 }
 
-fn holds_nul(value: &Value) -> bool {
+fn contains_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(holds_nul),
-        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        Value::Array(values) => values.iter().any(contains_nul),
+        Value::Object(members) => {
+            members.iter().any(|(name, value)| name.contains('\0') || contains_nul(value))
+        }
         _ => false,
     }
 }
@@ -234,7 +240,7 @@ mod tests {
         Paths { email: "traits.email".parse().unwrap(), locale: "metadata_public.locale".parse().unwrap() }
     }
 
-    fn read(changes: &[(&str, Value)]) -> Result<Identity, Refusal> {
+    fn read(changes: &[(&str, Value)]) -> Result<ImportedIdentity, Refusal> {
         let mut identity = json!({
             "id": ID,
             "schema_id": "default",
@@ -256,8 +262,8 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_says_all_that_an_account_is() {
-        let Identity { new, password } = read(&[]).unwrap();
+    fn an_identity_becomes_an_account() {
+        let ImportedIdentity { new, password } = read(&[]).unwrap();
         assert_eq!(new.id.unwrap().to_string(), ID);
         assert_eq!(new.email.as_str(), "trader@example.com");
         assert!(new.active);
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_kept_is_left_out_and_said() {
+    fn unusable_hashes_are_left_out_and_reported() {
         let hash = "/credentials/password/config/hashed_password";
         for (text, found) in [
             ("$md5$CY9rzUYh03PK3k6DJie09g==", Some(Unusable::TooWeak("md5"))),
@@ -278,7 +284,7 @@ mod tests {
             ("$2b$04$short", Some(Unusable::Broken)),
             ("", None),
         ] {
-            let Identity { new, password } = read(&[(hash, text.into())]).unwrap();
+            let ImportedIdentity { new, password } = read(&[(hash, text.into())]).unwrap();
             assert_eq!((new.password_hash, new.password_changed_at), (None, None), "{text}");
             assert_eq!(password.map(|password| password.unwrap_err()), found, "{text}");
         }
@@ -287,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_account_is_refused_with_the_reason() {
+    fn an_invalid_identity_is_refused_with_the_reason() {
         for (pointer, value, part) in [
             ("/id", json!("17"), "UUID"),
             ("/traits", json!([]), "no traits"),
             ("/traits/email", json!(["a@example.com"]), "IMPORT_EMAIL_PATH"),
             ("/traits/email", json!("mıke@example.com"), "beyond ASCII before the @"),
-            ("/traits/email", json!("mike@"), "mail can be sent to"),
+            ("/traits/email", json!("mike@"), "not a valid email address"),
             ("/state", json!("gone"), "active nor inactive"),
             ("/created_at", json!("yesterday"), "2026-01-31"),
             ("/traits/name/first", json!("a\0b"), "U+0000"),
@@ -307,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_email_may_stand_anywhere() {
+    fn the_email_may_be_at_any_path() {
         let elsewhere = Paths { email: "traits.mails.1".parse().unwrap(), ..paths() };
         let identity = r#"{"traits": {"mails": ["a@example.com", "b@example.com"]}}"#;
         let new = from_json(identity, &elsewhere).unwrap().new;
@@ -316,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn a_row_needs_an_email_alone() {
-        let columns = |names: &[&str]| Columns::of(&names.to_vec().into());
+    fn a_row_needs_only_an_email() {
+        let columns = |names: &[&str]| CsvColumns::of(&names.to_vec().into());
         let row = |names: &[&str], fields: &[&str]| columns(names).unwrap().identity(&fields.to_vec().into());
         let new = row(&["email"], &["a@example.com"]).unwrap().new;
         assert_eq!(Value::Object(new.traits), json!({ "email": "a@example.com" }));
@@ -327,7 +333,7 @@ mod tests {
         assert_eq!((new.active, new.locale, &new.traits["desk"]), (false, Some(Locale::En), &json!(7)));
         assert_eq!(row(&names, &["", ""]).unwrap_err().reason, "it has no email");
         assert!(row(&names, &["", "a@example.com", "", "", "", "7"]).unwrap_err().reason.contains("traits"));
-        assert!(columns(&["email", "passwort"]).err().unwrap().contains("\"passwort\" is not known"));
+        assert!(columns(&["email", "passwort"]).err().unwrap().contains("\"passwort\" is unknown"));
         assert!(columns(&["id"]).err().unwrap().contains("no column email"));
     }
 }

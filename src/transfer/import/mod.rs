@@ -1,7 +1,9 @@
-//! Takes over the accounts of another system: from a running Ory Kratos, from a file of its identities, or from a CSV.
+//! Imports accounts of another system: from a running Ory Kratos, a file of its identities, or a
+//! CSV.
 //!
-//! One thread reads, parses and judges; the task that called writes what comes, a batch a transaction. Whatever is killed
-//! at whatever moment: the same file run again brings the same end, as each record says by itself what becomes of it.
+//! One thread reads and parses; the calling task writes, one batch a transaction. Importing the
+//! same file again after any interruption gives the same result, because each record alone
+//! determines what happens to it.
 
 pub mod identity;
 mod pages;
@@ -25,43 +27,43 @@ use uuid::Uuid;
 
 pub use self::identity::Paths;
 pub use self::refused::Unwritable;
-pub(crate) use self::refused::{Refusals, file_of_its_owner};
-use self::source::Record;
-use crate::account::import::{Fate, Incoming, import};
+pub(crate) use self::refused::{RefusalList, create_private_file};
+use self::source::SourceRecord;
+use crate::account::import::{ImportOutcome, Incoming, import};
 use crate::audit;
 use crate::clock::Clock;
 use crate::database::cause;
-use crate::password::{self, Slowest, Stored, Unusable};
+use crate::password::{self, SlowestHashes, StoredHash, Unusable};
 use crate::transfer::kratos::Kratos;
 
-/// Batches that are read ahead.
+/// The number of batches that are read ahead.
 const AHEAD: usize = 2;
 
-/// What is imported, and how.
+/// The options of an import.
 #[derive(Debug)]
 pub struct Import {
     /// Where the records come from.
-    pub source: Source,
-    /// Where refused records are listed, each with the reason, and its line if it is of a file.
+    pub source: ImportSource,
+    /// The list of refused records, each with the reason and, if it is from a file, its line.
     pub refused: PathBuf,
-    /// Where in an identity what is needed stands.
+    /// The paths of values in an identity.
     pub paths: Paths,
-    /// What a hash may take of memory, in KiB: the setting of `serve`.
+    /// The memory that a hash may take, in KiB: the setting of `serve`.
     pub hashing_memory_kib: u32,
-    /// Whether nothing is written to the database.
+    /// Whether to write nothing to the database.
     pub dry_run: bool,
 }
 
-/// Where records come from. `Display` names it.
+/// The source of records. `Display` shows its name.
 #[derive(Clone, Debug)]
-pub enum Source {
-    /// A JSON array, a JSON object a line, or a CSV; its first character tells.
+pub enum ImportSource {
+    /// A file with a JSON array, one JSON object a line, or a CSV. Its first character shows which.
     File(PathBuf),
-    /// A running Kratos, so many identities a request.
+    /// A running Kratos, with the number of identities per request.
     Kratos(Box<Kratos>, u16),
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ImportSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
@@ -70,10 +72,11 @@ impl fmt::Display for Source {
     }
 }
 
-/// Why an import did not come to its end. What it has written stays, and the same import run again goes on.
+/// Why an import did not finish. What it has written stays, and running the same import again
+/// continues it.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The source cannot be read, from somewhere on.
+    /// The source cannot be read to the end.
     #[error("{from} cannot be read: {why}")]
     Unreadable {
         /// The source.
@@ -84,129 +87,130 @@ pub enum ImportError {
     /// The list of refused records cannot be written.
     #[error(transparent)]
     Unwritable(#[from] Unwritable),
-    /// What PostgreSQL answered, as it may be shown.
-    #[error("the database failed ({}); run the same import again to go on", cause(.0))]
+    /// An error of PostgreSQL, shown without its details.
+    #[error("the database failed ({}); run the same import again to continue", cause(.0))]
     Storage(#[from] sqlx::Error),
-    /// Somebody stopped it.
-    #[error("stopped after {0} records; run the same import again to go on")]
+    /// It was stopped.
+    #[error("stopped after {0} records; run the same import again to continue")]
     Stopped(u64),
 }
 
-/// What has become of the records so far.
+/// The progress of an import.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct ImportReport {
     /// Records that were read.
     pub records: u64,
-    /// Accounts that are new.
+    /// Accounts that were created.
     pub created: u64,
-    /// Accounts that an earlier import wrote, that nobody has used here since, and that have changed there.
+    /// Accounts of an earlier import that were not used here since and have changed in the source.
     pub updated: u64,
-    /// Accounts that are here, and the same.
+    /// Accounts that exist and are the same.
     pub unchanged: u64,
-    /// Accounts that differ and stay as they are, as they have been used or changed here.
+    /// Accounts that differ but were used or changed here, so they stay.
     pub kept: u64,
     /// Records that were refused.
     pub refused: u64,
     /// Of these, those whose address has characters beyond ASCII before the @.
     pub not_ascii: u64,
-    /// Passwords that are verified, by kind.
+    /// Usable passwords, by kind.
     pub passwords: BTreeMap<&'static str, u64>,
     /// Passwords that are too weak to keep, by kind.
     pub too_weak: BTreeMap<&'static str, u64>,
-    /// Passwords of a known kind that are broken, or dearer than is computed.
+    /// Passwords of a known kind that are malformed or too expensive.
     pub broken: u64,
     /// Passwords whose hashes take more memory than `HASHING_MEMORY_KIB`.
     pub too_large: u64,
-    /// Passwords of no kind that is known.
+    /// Passwords of an unknown kind.
     pub unknown: u64,
     /// Accounts whose record has no password.
-    pub without: u64,
-    /// How much of the file was read, of 100; `None` if that has no known length.
+    pub without_password: u64,
+    /// The part of the file that was read, in percent; `None` if its length is unknown.
     pub percent: Option<u64>,
-    slowest: Slowest,
+    slowest: SlowestHashes,
 }
 
-impl Report {
-    fn count(&mut self, fate: Fate, password: Option<Result<Stored, Unusable>>) {
-        match fate {
-            Fate::Created => self.created += 1,
-            Fate::Updated => self.updated += 1,
-            Fate::Unchanged => self.unchanged += 1,
-            Fate::Kept => self.kept += 1,
-            Fate::OtherEmail | Fate::OtherId => return self.refused += 1,
+impl ImportReport {
+    fn count(&mut self, outcome: ImportOutcome, password: Option<Result<StoredHash, Unusable>>) {
+        match outcome {
+            ImportOutcome::Created => self.created += 1,
+            ImportOutcome::Updated => self.updated += 1,
+            ImportOutcome::Unchanged => self.unchanged += 1,
+            ImportOutcome::Kept => self.kept += 1,
+            ImportOutcome::OtherEmail | ImportOutcome::OtherId => return self.refused += 1,
         }
         match password {
-            None => self.without += 1,
+            None => self.without_password += 1,
             Some(Err(Unusable::TooWeak(kind))) => *self.too_weak.entry(kind).or_default() += 1,
             Some(Err(Unusable::Broken)) => self.broken += 1,
             Some(Err(Unusable::TooLarge)) => self.too_large += 1,
             Some(Err(Unusable::Unknown)) => self.unknown += 1,
             Some(Ok(stored)) => {
                 *self.passwords.entry(stored.kind()).or_default() += 1;
-                self.slowest.note(stored);
+                self.slowest.record(stored);
             }
         }
     }
 
-    /// The kind whose slowest password took longest to verify on this machine, and how long. Call it where blocking is
-    /// allowed.
+    /// The kind with the slowest password, and how long that takes to verify on this machine. Call
+    /// it where blocking is allowed.
     #[must_use]
     pub fn slowest(&self) -> Option<(&'static str, Duration)> {
-        let times = self.slowest.iter().map(|stored| (stored.kind(), password::time_of(stored)));
+        let times = self.slowest.iter().map(|stored| (stored.kind(), password::verification_time(stored)));
         times.max_by_key(|(_, time)| *time)
     }
 }
 
-/// Imports, and tells `progress` after every batch. The report is of what was done, whether it came to its end or not.
+/// Imports, and calls `progress` after every batch. Returns the report whether or not the import
+/// finished.
 pub async fn run(
     connection: &mut PgConnection,
     clock: &Clock,
-    what: &Import,
+    options: &Import,
     stop: &CancellationToken,
-    progress: impl FnMut(&Report),
-) -> (Report, Result<(), ImportError>) {
-    let mut report = Report::default();
-    let done = write(connection, clock, what, stop, &mut report, progress).await;
+    progress: impl FnMut(&ImportReport),
+) -> (ImportReport, Result<(), ImportError>) {
+    let mut report = ImportReport::default();
+    let done = write(connection, clock, options, stop, &mut report, progress).await;
     (report, done)
 }
 
 async fn write(
     connection: &mut PgConnection,
     clock: &Clock,
-    what: &Import,
+    options: &Import,
     stop: &CancellationToken,
-    report: &mut Report,
-    mut progress: impl FnMut(&Report),
+    report: &mut ImportReport,
+    mut progress: impl FnMut(&ImportReport),
 ) -> Result<(), ImportError> {
-    let unreadable = |why| ImportError::Unreadable { from: what.source.to_string(), why };
-    let Opened { input, length, asking } = open(&what.source).map_err(unreadable)?;
-    let mut refusals = Refusals::create(&what.refused)?;
-    // A plan that was made while the table was empty must not scan it when it holds a million.
+    let unreadable = |why| ImportError::Unreadable { from: options.source.to_string(), why };
+    let OpenSource { input, length, fetching } = open(&options.source).map_err(unreadable)?;
+    let mut refusals = RefusalList::create(&options.refused)?;
+    // A plan from when the table was empty must not scan it once it has a million rows.
     connection.execute("SET enable_seqscan = off").await?;
-    if !what.dry_run {
-        // One after the other: two imports at once would wait for each other's rows.
+    if !options.dry_run {
+        // Imports run one at a time, because two would wait for each other's rows.
         connection.execute("SELECT pg_advisory_lock(hashtext('vos-auth account import'))").await?;
         audit::record(&mut *connection, clock.now(), audit::Event::AccountsImported, None, None).await?;
     }
     let erased = audit::erased(&mut *connection).await?;
     let (sender, mut batches) = mpsc::channel(AHEAD);
     let read = Arc::new(AtomicU64::new(0));
-    let (paths, counter) = (what.paths.clone(), Arc::clone(&read));
-    // No thread of the runtime, which would wait for the end of a pipe when it has been stopped.
+    let (paths, counter) = (options.paths.clone(), Arc::clone(&read));
+    // Not a thread of the runtime, which would wait at shutdown for the end of a pipe.
     let reading = std::thread::spawn(move || source::read(input, &paths, &counter, &sender));
     while let Some(batch) = stop.run_until_cancelled(batches.recv()).await.flatten() {
         let records = batch.map_err(unreadable)?;
         report.records += records.len() as u64;
         report.percent = (read.load(Ordering::Relaxed) * 100).checked_div(length);
-        for part in distinct(what, records, &erased, &mut refusals, report)? {
+        for part in distinct(options, records, &erased, &mut refusals, report)? {
             let (new, others): (Vec<_>, Vec<_>) =
                 part.into_iter().map(|one| (one.new, (one.line, one.password))).unzip();
-            let fates = import(connection, clock.now(), &new, what.dry_run).await?;
-            for ((fate, new), (line, password)) in fates.into_iter().zip(new).zip(others) {
-                if let Some(reason) = refusal(fate) {
-                    refusals.write(what.line(line), new.id, reason)?;
+            let outcomes = import(connection, clock.now(), &new, options.dry_run).await?;
+            for ((outcome, new), (line, password)) in outcomes.into_iter().zip(new).zip(others) {
+                if let Some(reason) = refusal(outcome) {
+                    refusals.write(options.line(line), new.id, reason)?;
                 }
-                report.count(fate, password);
+                report.count(outcome, password);
             }
         }
         progress(report);
@@ -214,76 +218,77 @@ async fn write(
     if stop.is_cancelled() {
         return Err(ImportError::Stopped(report.records));
     }
-    // It has ended, as nothing comes any more: whether at the end of the file, it has to say.
-    reading.join().map_err(|_| unreadable(io::Error::other("reading it failed")))?;
-    drop(asking);
-    Ok(refusals.end()?)
+    // The channel is closed, so the thread has ended; `join` tells whether it panicked.
+    reading.join().map_err(|_| unreadable(io::Error::other("the reading thread panicked")))?;
+    drop(fetching);
+    Ok(refusals.finish()?)
 }
 
 /// A source that is being read.
-struct Opened {
+struct OpenSource {
     input: Box<dyn Read + Send>,
-    /// In octets; 0: nobody knows.
+    /// In octets; 0 if unknown.
     length: u64,
-    asking: Option<AbortOnDropHandle<()>>,
+    fetching: Option<AbortOnDropHandle<()>>,
 }
 
-fn open(source: &Source) -> io::Result<Opened> {
+fn open(source: &ImportSource) -> io::Result<OpenSource> {
     match source {
-        Source::File(path) => {
+        ImportSource::File(path) => {
             let file = File::open(path)?;
             let length = file.metadata()?.len();
-            Ok(Opened { input: Box::new(file), length, asking: None })
+            Ok(OpenSource { input: Box::new(file), length, fetching: None })
         }
-        Source::Kratos(kratos, page_size) => {
-            let (pages, asking) = pages::open(Kratos::clone(kratos), *page_size);
-            Ok(Opened { input: Box::new(pages), length: 0, asking: Some(asking) })
+        ImportSource::Kratos(kratos, page_size) => {
+            let (pages, fetching) = pages::open(Kratos::clone(kratos), *page_size);
+            Ok(OpenSource { input: Box::new(pages), length: 0, fetching: Some(fetching) })
         }
     }
 }
 
 impl Import {
-    /// Lines are of files; what Kratos sends has none that anybody could look up.
+    /// Only files have lines that an operator can look up.
     fn line(&self, line: u64) -> Option<u64> {
-        matches!(self.source, Source::File(_)).then_some(line)
+        matches!(self.source, ImportSource::File(_)).then_some(line)
     }
 }
 
 /// A record that can be written.
-struct Candidate {
+struct ValidRecord {
     line: u64,
     new: Incoming,
-    password: Option<Result<Stored, Unusable>>,
+    password: Option<Result<StoredHash, Unusable>>,
 }
 
-/// The records that were not refused, in parts in which no id and no address is twice: a later record of the file finds the
-/// earlier one written.
+/// The records that are not refused, split so that no part has an id or address twice: a later
+/// record then finds the earlier one written.
 fn distinct(
-    what: &Import,
-    records: Vec<Record>,
+    options: &Import,
+    records: Vec<SourceRecord>,
     erased: &HashSet<Uuid>,
-    refusals: &mut Refusals,
-    report: &mut Report,
-) -> Result<Vec<Vec<Candidate>>, ImportError> {
+    refusals: &mut RefusalList,
+    report: &mut ImportReport,
+) -> Result<Vec<Vec<ValidRecord>>, ImportError> {
     let mut parts = vec![Vec::new()];
     let (mut ids, mut emails) = (HashSet::new(), HashSet::new());
-    for Record { line, read } in records {
+    for SourceRecord { line, read } in records {
         let found = match read {
             Ok(found) if found.new.id.is_some_and(|id| erased.contains(&id)) => {
                 Err(identity::Refusal { id: found.new.id, reason: "the account was erased here" })
             }
             read => read,
         };
-        let identity::Identity { mut new, password } = match found {
+        let identity::ImportedIdentity { mut new, password } = match found {
             Ok(found) => found,
             Err(refusal) => {
                 report.refused += 1;
                 report.not_ascii += u64::from(refusal.reason == identity::NOT_ASCII);
-                refusals.write(what.line(line), refusal.id, refusal.reason)?;
+                refusals.write(options.line(line), refusal.id, refusal.reason)?;
                 continue;
             }
         };
-        let password = password.map(|found| found.and_then(|stored| stored.within(what.hashing_memory_kib)));
+        let password =
+            password.map(|found| found.and_then(|stored| stored.within(options.hashing_memory_kib)));
         if matches!(password, Some(Err(_))) {
             (new.password_hash, new.password_changed_at) = (None, None);
         }
@@ -294,17 +299,19 @@ fn distinct(
         }
         ids.extend(new.id);
         emails.insert(new.email.clone());
-        parts.last_mut().expect("there is one").push(Candidate { line, new, password });
+        parts.last_mut().expect("parts is never empty").push(ValidRecord { line, new, password });
     }
     Ok(parts)
 }
 
-fn refusal(fate: Fate) -> Option<&'static str> {
-    match fate {
-        Fate::OtherEmail => Some(
-            "the account has another email here: `vos-auth account set-email` changes it, then import again",
+fn refusal(outcome: ImportOutcome) -> Option<&'static str> {
+    match outcome {
+        ImportOutcome::OtherEmail => Some(
+            "the account has another email here: change it with `vos-auth account set-email`, then import again",
         ),
-        Fate::OtherId => Some("its email is that of an account with another id"),
-        Fate::Created | Fate::Updated | Fate::Unchanged | Fate::Kept => None,
+        ImportOutcome::OtherId => Some("its email is that of an account with another id"),
+        ImportOutcome::Created | ImportOutcome::Updated | ImportOutcome::Unchanged | ImportOutcome::Kept => {
+            None
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The pages of Kratos's list as one text to read: its arrays one after the other.
+//! The pages of Kratos's list as one stream: its arrays one after the other.
 
 use std::io::{self, Read};
 
@@ -6,28 +6,28 @@ use hyper::body::Bytes;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::transfer::kratos::{Kratos, KratosError, Page};
+use crate::transfer::kratos::{IdentityPage, Kratos, KratosError};
 
-/// Pages that arrive, the last of them an error if Kratos failed.
-pub(super) struct Pages {
-    coming: Receiver<Result<Page, KratosError>>,
+/// Arriving pages. The last one is an error if Kratos failed.
+pub(super) struct KratosPages {
+    incoming: Receiver<Result<IdentityPage, KratosError>>,
     page: Bytes,
     was_last: bool,
 }
 
-/// What reads the pages, on a thread that may block, and the task that asks for them, one ahead. Without the task there is
-/// nothing more to read.
-pub(super) fn open(kratos: Kratos, size: u16) -> (Pages, AbortOnDropHandle<()>) {
-    let (sender, coming) = channel(1);
-    let asking = tokio::spawn(async move { ask(&kratos, size, &sender).await });
-    (Pages { coming, page: Bytes::new(), was_last: false }, AbortOnDropHandle::new(asking))
+/// Returns the reader of the pages, for a thread that may block, and the task that fetches them,
+/// one ahead. Aborting the task ends the reader.
+pub(super) fn open(kratos: Kratos, size: u16) -> (KratosPages, AbortOnDropHandle<()>) {
+    let (sender, incoming) = channel(1);
+    let fetching = tokio::spawn(async move { fetch(&kratos, size, &sender).await });
+    (KratosPages { incoming, page: Bytes::new(), was_last: false }, AbortOnDropHandle::new(fetching))
 }
 
-/// Until the last page, an error, or nobody reads any more.
-async fn ask(kratos: &Kratos, size: u16, pages: &Sender<Result<Page, KratosError>>) {
-    let (mut token, mut way) = (None, Way::default());
+/// Fetches pages until the last one, an error, or the reader is dropped.
+async fn fetch(kratos: &Kratos, size: u16, pages: &Sender<Result<IdentityPage, KratosError>>) {
+    let (mut token, mut cycles) = (None, CycleDetector::default());
     loop {
-        let page = kratos.page(size, token.as_deref()).await.and_then(|page| way.takes(page));
+        let page = kratos.page(size, token.as_deref()).await.and_then(|page| cycles.check(page));
         token = page.as_ref().ok().and_then(|page| page.next.clone());
         if pages.send(page).await.is_err() || token.is_none() {
             return;
@@ -35,18 +35,18 @@ async fn ask(kratos: &Kratos, size: u16, pages: &Sender<Result<Page, KratosError
     }
 }
 
-/// Notices a list that comes back to a page, in memory for one token (Brent's algorithm): the token of a step whose number is a
-/// power of two is kept until the next such step.
+/// Detects a list that returns to an earlier page, with one token in memory (Brent's algorithm):
+/// the token of each step whose number is a power of two is kept until the next such step.
 #[derive(Default)]
-struct Way {
+struct CycleDetector {
     kept: Option<String>,
     steps: u64,
 }
 
-impl Way {
-    fn takes(&mut self, page: Page) -> Result<Page, KratosError> {
+impl CycleDetector {
+    fn check(&mut self, page: IdentityPage) -> Result<IdentityPage, KratosError> {
         if page.next.is_some() && page.next == self.kept {
-            return Err(KratosError::Unreadable("its list does not end: it comes back to a page"));
+            return Err(KratosError::Unreadable("its list does not end: it returns to an earlier page"));
         }
         self.steps += 1;
         if self.steps.is_power_of_two() {
@@ -56,17 +56,18 @@ impl Way {
     }
 }
 
-impl Read for Pages {
+impl Read for KratosPages {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         while self.page.is_empty() {
-            let failed = |why: &str| io::Error::other(format!("{why}; run the same import again to go on"));
-            match self.coming.blocking_recv() {
+            let failed =
+                |why: &str| io::Error::other(format!("{why}; run the same import again to continue"));
+            match self.incoming.blocking_recv() {
                 Some(page) => {
                     let page = page.map_err(|why| failed(&why.to_string()))?;
                     (self.page, self.was_last) = (page.identities, page.next.is_none());
                 }
                 None if self.was_last => return Ok(0),
-                None => return Err(failed("nobody asks for its next page any more")),
+                None => return Err(failed("the request for its next page was stopped")),
             }
         }
         let part = self.page.split_to(into.len().min(self.page.len()));

@@ -1,4 +1,5 @@
-//! The list of what could not be moved: one JSON object a line, without anything of a record but its id.
+//! The list of records that could not be moved: one JSON object a line, which contains nothing of a
+//! record but its id.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};
@@ -8,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use uuid::Uuid;
 
-/// The list. Readable to its owner alone.
-pub(crate) struct Refusals {
+/// The list. Only its owner can read it.
+pub(crate) struct RefusalList {
     path: PathBuf,
     file: BufWriter<File>,
     is_empty: bool,
@@ -24,20 +25,20 @@ pub struct Unwritable {
 }
 
 #[derive(Serialize)]
-struct Refused<'a> {
+struct RefusalLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
     id: Option<Uuid>,
     reason: &'a str,
 }
 
-impl Refusals {
+impl RefusalList {
     pub(crate) fn create(path: &Path) -> Result<Self, Unwritable> {
-        let file = file_of_its_owner(path).map_err(|why| Unwritable { file: path.into(), why })?;
+        let file = create_private_file(path).map_err(|why| Unwritable { file: path.into(), why })?;
         Ok(Self { path: path.into(), file: BufWriter::new(file), is_empty: true })
     }
 
-    /// `line`: where in a file the record was.
+    /// Adds a record; `line` is its line if it is from a file.
     pub(crate) fn write(
         &mut self,
         line: Option<u64>,
@@ -45,22 +46,24 @@ impl Refusals {
         reason: &str,
     ) -> Result<(), Unwritable> {
         self.is_empty = false;
-        let written = serde_json::to_writer(&mut self.file, &Refused { line, id, reason });
+        let written = serde_json::to_writer(&mut self.file, &RefusalLine { line, id, reason });
         let written = written.map_err(io::Error::from).and_then(|()| self.file.write_all(b"\n"));
         written.map_err(|why| Unwritable { file: self.path.clone(), why })
     }
 
-    /// Nothing refused, nothing left behind.
-    pub(crate) fn end(mut self) -> Result<(), Unwritable> {
-        let ended = self.file.flush();
-        let ended = if self.is_empty { ended.and_then(|()| std::fs::remove_file(&self.path)) } else { ended };
-        ended.map_err(|why| Unwritable { file: self.path, why })
+    /// Completes the list, and deletes it if it is empty.
+    pub(crate) fn finish(mut self) -> Result<(), Unwritable> {
+        let finished = self.file.flush();
+        let finished =
+            if self.is_empty { finished.and_then(|()| std::fs::remove_file(&self.path)) } else { finished };
+        finished.map_err(|why| Unwritable { file: self.path, why })
     }
 }
 
-/// Opens a file anew that nobody else can read, nor anybody who has the one open that was there. What is no file, such as
-/// /dev/stdout, is opened as it is.
-pub(crate) fn file_of_its_owner(path: &Path) -> io::Result<File> {
+/// Creates a file that only its owner can read. An existing file is replaced, so that a process
+/// that has it open cannot read the new one. Anything but a regular file, such as /dev/stdout, is
+/// opened as it is.
+pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {

@@ -1,4 +1,4 @@
-//! Reads an export record by record, in memory that does not grow with it.
+//! Reads an export record by record, in bounded memory.
 
 use std::cell::Cell;
 use std::fmt;
@@ -10,29 +10,30 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Sender;
 
-use super::identity::{self, Identity, Paths, Refusal};
+use super::identity::{self, ImportedIdentity, Paths, Refusal};
 
 /// The longest record, in octets.
 const MAX_RECORD: usize = 1 << 20;
-/// Records that are read, and written, together at most, and their octets but those of the last one.
+/// The maximum number of records in a batch, and of their octets without the last record.
 const BATCH: usize = 2000;
 const BATCH_OCTETS: usize = 4 << 20;
 const TOO_LONG: &str = "the record is longer than 1 MiB";
 
-/// A record of the file, and the line on which it ends; in a CSV, begins.
-pub(super) struct Record {
+/// A record, and the line on which it ends, or begins in a CSV.
+pub(super) struct SourceRecord {
     pub line: u64,
-    pub read: Result<Identity, Refusal>,
+    pub read: Result<ImportedIdentity, Refusal>,
 }
 
-type Batches = Sender<io::Result<Vec<Record>>>;
+type Batches = Sender<io::Result<Vec<SourceRecord>>>;
 
-/// Sends the records of a file, or of pages, a batch at a time, until nobody takes them; an error is the last that is sent.
+/// Sends the records of a file or of pages in batches until the receiver is dropped. An error is
+/// sent last.
 pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
-    let place = Rc::<Place>::default();
+    let position = Rc::<Position>::default();
     let mut input =
-        Input { file: BufReader::with_capacity(1 << 16, from), place: Rc::clone(&place), counter };
-    let mut records = Records { batch: Vec::new(), octets: 0, place, batches };
+        Input { file: BufReader::with_capacity(1 << 16, from), position: Rc::clone(&position), counter };
+    let mut records = Records { batch: Vec::new(), octets: 0, position, batches };
     let done = match input.first() {
         Ok(Some(b'[')) => arrays(input, paths, &mut records),
         Ok(Some(b'{')) => lines(input, paths, &mut records),
@@ -40,64 +41,69 @@ pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU6
         Ok(None) => Err(io::Error::other("it is empty")),
         Err(error) => Err(error),
     };
-    // What was read before an error is written, too.
+    // Records from before an error are imported, too.
     let sent = records.send();
     if let (Err(error), Ok(())) = (done, sent) {
         let _ = batches.blocking_send(Err(error));
     }
 }
 
-/// The batch that is being read.
+/// The current batch.
 struct Records<'a> {
-    batch: Vec<Record>,
+    batch: Vec<SourceRecord>,
     octets: usize,
-    place: Rc<Place>,
+    position: Rc<Position>,
     batches: &'a Batches,
 }
 
-/// Nobody takes records any more.
-struct Unwanted;
+/// The receiver of the batches was dropped.
+struct ReceiverGone;
 
-impl From<Unwanted> for io::Error {
-    fn from(_: Unwanted) -> Self {
+impl From<ReceiverGone> for io::Error {
+    fn from(_: ReceiverGone) -> Self {
         Self::from(io::ErrorKind::BrokenPipe)
     }
 }
 
 impl Records<'_> {
-    fn push(&mut self, line: u64, octets: usize, read: Result<Identity, Refusal>) -> Result<(), Unwanted> {
-        self.place.record_began.set(self.place.octets.get());
-        self.batch.push(Record { line, read });
+    fn push(
+        &mut self,
+        line: u64,
+        octets: usize,
+        read: Result<ImportedIdentity, Refusal>,
+    ) -> Result<(), ReceiverGone> {
+        self.position.record_began.set(self.position.octets.get());
+        self.batch.push(SourceRecord { line, read });
         self.octets += octets;
         if self.batch.len() < BATCH && self.octets < BATCH_OCTETS { Ok(()) } else { self.send() }
     }
 
-    fn send(&mut self) -> Result<(), Unwanted> {
+    fn send(&mut self) -> Result<(), ReceiverGone> {
         self.octets = 0;
         if self.batch.is_empty() {
             return Ok(());
         }
-        self.batches.blocking_send(Ok(std::mem::take(&mut self.batch))).map_err(|_| Unwanted)
+        self.batches.blocking_send(Ok(std::mem::take(&mut self.batch))).map_err(|_| ReceiverGone)
     }
 }
 
-/// How far a file was read.
+/// The position in a file.
 #[derive(Default)]
-struct Place {
+struct Position {
     octets: Cell<usize>,
     lines: Cell<u64>,
     record_began: Cell<usize>,
 }
 
-/// A file whose place is known, and that ends in an error within a record that is too long.
+/// A file that tracks its position and fails within a record that is too long.
 struct Input<'a> {
     file: BufReader<Box<dyn Read + Send>>,
-    place: Rc<Place>,
+    position: Rc<Position>,
     counter: &'a AtomicU64,
 }
 
 impl Input<'_> {
-    /// The first octet that is no white space, which is left in the file.
+    /// Returns the first octet that is not white space, without consuming it.
     fn first(&mut self) -> io::Result<Option<u8>> {
         loop {
             match self.file.fill_buf()?.first() {
@@ -113,23 +119,23 @@ impl Input<'_> {
 impl Read for Input<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(into)?;
-        let (place, new) = (&self.place, &into[..read]);
-        place.octets.set(place.octets.get() + read);
-        place.lines.set(place.lines.get() + new.split(|byte| *byte == b'\n').count() as u64 - 1);
+        let (position, new) = (&self.position, &into[..read]);
+        position.octets.set(position.octets.get() + read);
+        position.lines.set(position.lines.get() + new.split(|byte| *byte == b'\n').count() as u64 - 1);
         self.counter.fetch_add(read as u64, Ordering::Relaxed);
-        // What a reader takes ahead is no part of the record.
-        if place.octets.get() - place.record_began.get() > MAX_RECORD + into.len() {
-            return Err(io::Error::other(format!("near line {}: {TOO_LONG}", place.lines.get() + 1)));
+        // Data that a reader buffers ahead is not part of the record.
+        if position.octets.get() - position.record_began.get() > MAX_RECORD + into.len() {
+            return Err(io::Error::other(format!("near line {}: {TOO_LONG}", position.lines.get() + 1)));
         }
         Ok(read)
     }
 }
 
-/// One object a line. A line that cannot be read is refused, and the next one read.
+/// Reads one object a line. A malformed line is refused, and reading continues.
 fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
-    let Input { mut file, place, counter } = input;
+    let Input { mut file, position, counter } = input;
     let mut line = Vec::new();
-    for number in place.lines.get() + 1.. {
+    for number in position.lines.get() + 1.. {
         line.clear();
         let limit = MAX_RECORD as u64 + 1;
         let mut read = file.by_ref().take(limit).read_until(b'\n', &mut line)? as u64;
@@ -152,23 +158,24 @@ fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Resu
     Ok(())
 }
 
-/// An array of objects, or several one after the other, as pages of the incumbent's API are when they are put in one file.
+/// Reads an array of objects, or several one after the other, such as concatenated pages of
+/// Kratos's API.
 fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
     let mut json = serde_json::Deserializer::from_reader(input);
     loop {
         Elements { paths, records }.deserialize(&mut json)?;
-        // A page is written before the next one is waited for.
+        // Send a page before waiting for the next one.
         records.send()?;
         match json.end() {
             Ok(()) => return Ok(()),
             Err(error) if error.is_io() => return Err(error.into()),
-            // Another array.
+            // Another array follows.
             Err(_) => {}
         }
     }
 }
 
-/// Takes the elements of an array one by one.
+/// Visits the elements of an array one by one.
 struct Elements<'a, 'b> {
     paths: &'a Paths,
     records: &'a mut Records<'b>,
@@ -191,10 +198,10 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         while let Some(element) = elements.next_element::<Box<RawValue>>()? {
-            let line = self.records.place.lines.get() + 1;
+            let line = self.records.position.lines.get() + 1;
             let text = element.get();
             let pushed = self.records.push(line, text.len(), identity::from_json(text, self.paths));
-            pushed.map_err(|Unwanted| serde::de::Error::custom("nobody wants more"))?;
+            pushed.map_err(|ReceiverGone| serde::de::Error::custom("the receiver was dropped"))?;
         }
         Ok(())
     }
@@ -202,7 +209,7 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
 
 fn csv(input: Input<'_>, records: &mut Records<'_>) -> io::Result<()> {
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
-    let columns = identity::Columns::of(reader.headers()?).map_err(io::Error::other)?;
+    let columns = identity::CsvColumns::of(reader.headers()?).map_err(io::Error::other)?;
     let mut row = csv::ByteRecord::new();
     while reader.read_byte_record(&mut row)? {
         let (line, octets) = (row.position().map_or(0, csv::Position::line), row.as_slice().len());

@@ -1,7 +1,9 @@
-//! Ory Kratos's admin API: its list of identities page by page, one identity, and an identity put back.
+//! A client of Ory Kratos's admin API: lists identities page by page, reads one identity, replaces
+//! an identity.
 //!
-//! The client asks the given address alone: it follows no redirect, and takes of the link to the next page nothing but its
-//! token. Answers are bounded in time and in octets. No error quotes an answer, which holds addresses and hashes.
+//! The client sends requests only to the given address: it follows no redirect, and uses only the
+//! token of the link to the next page. Responses are bounded in time and size. No error quotes a
+//! response, which contains addresses and hashes.
 
 mod url;
 
@@ -19,11 +21,11 @@ pub use self::url::AdminUrl;
 use crate::config::ConfigError;
 use crate::http_client::{Bounds, HttpClient, RequestError};
 
-/// How long a connection may take.
+/// The timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a whole answer may take: a page of 1,000 identities from a busy Kratos needs seconds.
+/// The timeout of a whole response: a page of 1,000 identities from a busy Kratos takes seconds.
 const ANSWER: Duration = Duration::from_mins(1);
-/// The longest identity and the longest page, in octets.
+/// The maximum size of an identity and of a page, in octets.
 const MAX_IDENTITY: usize = 1 << 20;
 const MAX_PAGE: usize = 64 << 20;
 
@@ -35,26 +37,26 @@ pub struct Kratos {
     client: HttpClient,
 }
 
-/// Why Kratos did not do what it was asked.
+/// Why a request to Kratos failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KratosError {
-    /// No answer, or not a whole one.
+    /// There was no response, or an incomplete one.
     #[error("it does not answer ({0})")]
-    Away(String),
-    /// An answer with another status than the one that is hoped for.
+    Unreachable(String),
+    /// The response has an unexpected status.
     #[error("it answered {0}{hint}", hint = hint(*.0))]
     Status(StatusCode),
-    /// An answer that is not of this API.
+    /// The response is not of this API.
     #[error("{0}")]
     Unreadable(&'static str),
 }
 
 impl KratosError {
-    /// Whether the next request would fare no better.
+    /// Whether the next request would fail in the same way.
     #[must_use]
-    pub fn is_of_all_requests(&self) -> bool {
+    pub fn affects_every_request(&self) -> bool {
         match self {
-            Self::Away(_) => true,
+            Self::Unreachable(_) => true,
             Self::Status(status) => {
                 status.is_redirection() || matches!(status.as_u16(), 401 | 403 | 407 | 429 | 502..=504)
             }
@@ -65,34 +67,35 @@ impl KratosError {
 
 fn hint(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        300..=399 => ": redirects are not followed; give the address that it names",
-        401 | 403 => ": set KRATOS_AUTHORIZATION to what the proxy before it asks for",
+        300..=399 => ": redirects are not followed; give the address that it redirects to",
+        401 | 403 => ": set KRATOS_AUTHORIZATION to the header value that the proxy in front of it requires",
         404 => ": is this the admin API, whose usual port is 4434?",
-        429 => ": it limits requests; try again later",
+        429 => ": it limits the rate of requests; try again later",
         _ => "",
     }
 }
 
 /// A page of the list.
-pub struct Page {
+pub struct IdentityPage {
     /// A JSON array of identities, as Kratos wrote it.
     pub identities: Bytes,
-    /// What asks for the next page; `None` after the last one.
+    /// The token of the next page; `None` after the last one.
     pub next: Option<String>,
 }
 
 impl Kratos {
-    /// A client that connects to nothing yet. `plain_http` lets hashes cross a network without TLS. `authorization` is the
-    /// value of that header.
+    /// Creates a client without connecting. `plain_http` allows hashes to cross a network without
+    /// TLS. `authorization` is the value of that header.
     ///
     /// # Errors
     ///
-    /// A sentence, if the address needs TLS, there is no certificate to check it by, or `authorization` is no header.
+    /// A sentence, if the address needs TLS, no root certificates are available, or `authorization`
+    /// is not a header value.
     pub fn new(url: AdminUrl, plain_http: bool, authorization: Option<&str>) -> Result<Self, ConfigError> {
         let unusable = |why: String| ConfigError::new("the URL of Kratos", why);
         if !plain_http && !url.is_safe() {
-            let why = "would carry the hashes of passwords over a network without TLS: use https, or --plain-http if that \
-                       network is yours alone";
+            let why = "would send password hashes over a network without TLS: use https, or --plain-http if the network \
+                       is private";
             return Err(unusable(why.into()));
         }
         let client = HttpClient::new(url.is_https(), CONNECT);
@@ -107,48 +110,47 @@ impl Kratos {
         Ok(Self { url, authorization: authorization.transpose()?, client })
     }
 
-    /// A page of the list, in the order of ids, with passwords.
-    pub async fn page(&self, size: u16, token: Option<&str>) -> Result<Page, KratosError> {
-        let mut url = self.url.of_identities();
+    /// Reads a page of identities with passwords, ordered by id.
+    pub async fn page(&self, size: u16, token: Option<&str>) -> Result<IdentityPage, KratosError> {
+        let mut url = self.url.identities_url();
         url.query_pairs_mut()
             .append_pair("include_credential", "password")
             .append_pair("page_size", &size.to_string());
         if let Some(token) = token {
             url.query_pairs_mut().append_pair("page_token", token);
         }
-        let (status, headers, identities) = self.ask(Method::GET, &url, None, MAX_PAGE).await?;
+        let (status, headers, identities) = self.send(Method::GET, &url, None, MAX_PAGE).await?;
         if status != StatusCode::OK {
             return Err(KratosError::Status(status));
         }
         if identities.trim_ascii_start().first() != Some(&b'[') {
-            return Err(KratosError::Unreadable("it answered with something else than a list of identities"));
+            return Err(KratosError::Unreadable("its answer is not a list of identities"));
         }
-        Ok(Page { identities, next: next_page(&headers, &url)? })
+        Ok(IdentityPage { identities, next: next_page(&headers, &url)? })
     }
 
-    /// An identity with its password, as Kratos writes it; `None` if there is none with this id.
+    /// Reads an identity with its password, as Kratos writes it; `None` if there is none with this
+    /// id.
     pub async fn identity(&self, id: Uuid) -> Result<Option<Bytes>, KratosError> {
-        let mut url = self.url.of_identity(id);
+        let mut url = self.url.identity_url(id);
         url.query_pairs_mut().append_pair("include_credential", "password");
-        match self.ask(Method::GET, &url, None, MAX_IDENTITY).await? {
-            (StatusCode::OK, _, identity) if is_of(&identity, id) => Ok(Some(identity)),
-            (StatusCode::OK, ..) => Err(KratosError::Unreadable(
-                "it answered with something else than the identity that was asked for",
-            )),
+        match self.send(Method::GET, &url, None, MAX_IDENTITY).await? {
+            (StatusCode::OK, _, identity) if is_identity(&identity, id) => Ok(Some(identity)),
+            (StatusCode::OK, ..) => Err(KratosError::Unreadable("its answer is not the requested identity")),
             (StatusCode::NOT_FOUND, ..) => Ok(None),
             (status, ..) => Err(KratosError::Status(status)),
         }
     }
 
-    /// Replaces an identity, all but the credentials that `identity` does not have.
+    /// Replaces an identity, except credentials that `identity` omits.
     pub async fn put(&self, id: Uuid, identity: Vec<u8>) -> Result<(), KratosError> {
-        match self.ask(Method::PUT, &self.url.of_identity(id), Some(identity), MAX_IDENTITY).await? {
+        match self.send(Method::PUT, &self.url.identity_url(id), Some(identity), MAX_IDENTITY).await? {
             (StatusCode::OK, ..) => Ok(()),
             (status, ..) => Err(KratosError::Status(status)),
         }
     }
 
-    async fn ask(
+    async fn send(
         &self,
         method: Method,
         url: &Url,
@@ -164,7 +166,7 @@ impl Kratos {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = Full::from(json.unwrap_or_default());
-        let request = request.body(body).map_err(|error| KratosError::Away(error.to_string()))?;
+        let request = request.body(body).map_err(|error| KratosError::Unreachable(error.to_string()))?;
         let answer = self.client.send(request, Bounds { time: ANSWER, octets: max }).await?;
         let (head, body) = answer.into_parts();
         Ok((head.status, head.headers, body))
@@ -177,21 +179,25 @@ impl From<RequestError> for KratosError {
             RequestError::TooLong => {
                 Self::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
             }
-            RequestError::ConnectionFailed(_) | RequestError::TimedOut(_) => Self::Away(why.to_string()),
+            RequestError::ConnectionFailed(_) | RequestError::TimedOut(_) => {
+                Self::Unreachable(why.to_string())
+            }
         }
     }
 }
 
-/// Whether an answer is the identity of this id: another one's traits must not be put in its place.
-fn is_of(identity: &[u8], id: Uuid) -> bool {
+/// Whether a response is the identity of this id, so that another one's traits are never written to
+/// it.
+fn is_identity(identity: &[u8], id: Uuid) -> bool {
     #[derive(Deserialize)]
-    struct Named {
+    struct IdentityId {
         id: Uuid,
     }
-    serde_json::from_slice::<Named>(identity).is_ok_and(|named| named.id == id)
+    serde_json::from_slice::<IdentityId>(identity).is_ok_and(|identity| identity.id == id)
 }
 
-/// The token of the next page, of the header `Link` (RFC 8288). Only the token: a proxy may have changed the rest.
+/// The token of the next page, from the header `Link` (RFC 8288). Only the token is used, because a
+/// proxy may have changed the rest.
 fn next_page(headers: &HeaderMap, asked: &Url) -> Result<Option<String>, KratosError> {
     let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let next = links.flat_map(|links| links.split('<')).find_map(|link| {
@@ -205,7 +211,7 @@ fn next_page(headers: &HeaderMap, asked: &Url) -> Result<Option<String>, KratosE
     let token = url.and_then(|url| {
         url.query_pairs().find_map(|(name, value)| (name == "page_token").then(|| value.into_owned()))
     });
-    let unknown = "its list has no page tokens: it is older than Kratos 1.0; import a file from it";
+    let unknown = "its list has no page tokens, because it is older than Kratos 1.0; import a file from it";
     token.filter(|token| !token.is_empty()).map(Some).ok_or(KratosError::Unreadable(unknown))
 }
 
@@ -214,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_next_page_only_the_token_is_taken() {
+    fn only_the_token_of_the_next_page_is_used() {
         let asked = Url::parse("http://127.0.0.1:4434/admin/identities?page_size=2").unwrap();
         let next = |link: &'static str| {
             let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);

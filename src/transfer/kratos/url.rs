@@ -1,4 +1,4 @@
-//! Where Kratos's admin API is.
+//! The URL of Kratos's admin API.
 
 use std::str::FromStr;
 
@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::config::{base_url, is_local};
 
-/// The base of an admin API, http or https, without credentials: a flag is shown to everybody on the machine.
+/// The base URL of an admin API, http or https. It contains no credentials, because all users of a
+/// machine can see its processes' flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminUrl(Url);
 
@@ -16,7 +17,8 @@ impl AdminUrl {
         self.0.scheme() == "https"
     }
 
-    /// Whether what is sent there cannot be read on the way: by TLS, or in this machine or a private network alone.
+    /// Whether data sent there is protected: by TLS, or because it stays on this machine or a
+    /// private network.
     pub(super) fn is_safe(&self) -> bool {
         let is_private = match self.0.host() {
             Some(Host::Ipv4(ip)) => ip.is_private(),
@@ -26,8 +28,8 @@ impl AdminUrl {
         self.is_https() || is_local(self.0.host()) || is_private
     }
 
-    /// The list of identities.
-    pub(super) fn of_identities(&self) -> Url {
+    /// The URL of the list of identities.
+    pub(super) fn identities_url(&self) -> Url {
         let mut url = self.0.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(["admin", "identities"]);
@@ -35,9 +37,9 @@ impl AdminUrl {
         url
     }
 
-    /// One identity.
-    pub(super) fn of_identity(&self, id: Uuid) -> Url {
-        let mut url = self.of_identities();
+    /// The URL of one identity.
+    pub(super) fn identity_url(&self, id: Uuid) -> Url {
+        let mut url = self.identities_url();
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(&id.to_string());
         }
@@ -50,7 +52,7 @@ impl FromStr for AdminUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let credentials =
-            "a flag shows what is in it: put the header that a proxy asks for into KRATOS_AUTHORIZATION";
+            "other users can see flags: put the header value that a proxy requires into KRATOS_AUTHORIZATION";
         base_url(text, "write it like http://127.0.0.1:4434", credentials).map(Self)
     }
 }
@@ -60,8 +62,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_gets_the_paths_of_the_api() {
-        let of = |text: &str| text.parse::<AdminUrl>().map(|url| url.of_identity(Uuid::nil()).to_string());
+    fn a_base_url_gets_the_paths_of_the_api() {
+        let of = |text: &str| text.parse::<AdminUrl>().map(|url| url.identity_url(Uuid::nil()).to_string());
         let path = "admin/identities/00000000-0000-0000-0000-000000000000";
         assert_eq!(of("http://127.0.0.1:4434"), Ok(format!("http://127.0.0.1:4434/{path}")));
         assert_eq!(of("https://ory.vn/kratos/"), Ok(format!("https://ory.vn/kratos/{path}")));

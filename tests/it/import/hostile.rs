@@ -17,7 +17,7 @@ async fn a_list_that_never_ends_is_noticed(pool: PgPool) {
     let kratos = Kratos::start(&traders(0..1201));
     kratos.never_ends();
     let ended = takes_over(&pool, &kratos, &[]);
-    assert!(!ended.well && ended.why.contains("it comes back to a page"), "{}", ended.why);
+    assert!(!ended.well && ended.why.contains("it returns to an earlier page"), "{}", ended.why);
     assert!(kratos.asked(&Method::GET) < 10);
     assert!(ended.said.contains("1201 new"), "{}", ended.said);
 }
@@ -38,7 +38,7 @@ async fn an_identity_that_was_not_asked_for_is_not_put(pool: PgPool) {
     assert_eq!(kratos.asked(&Method::PUT), 0);
     let list = failed(&pool);
     assert_eq!(list[0]["id"], all[0]["id"]);
-    assert!(list[0]["reason"].as_str().unwrap().contains("something else than the identity"), "{list:?}");
+    assert!(list[0]["reason"].as_str().unwrap().contains("not the requested identity"), "{list:?}");
 }
 
 /// Who had a file of that name open before reads nothing of what is written now.

@@ -277,8 +277,8 @@ async fn a_kratos_that_is_down_stops_it_and_run_again_it_goes_on(pool: PgPool) {
     service.stops().await;
     kratos.is_gone_after(2, Method::PUT);
     let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(!ended.well && ended.why.contains("Kratos cannot be asked: it does not answer"), "{}", ended.why);
-    assert!(ended.why.contains("run the same export again to go on"), "{}", ended.why);
+    assert!(!ended.well && ended.why.contains("the request to Kratos failed: it does not answer"), "{}", ended.why);
+    assert!(ended.why.contains("run the same export again to continue"), "{}", ended.why);
     assert!(ended.said.starts_with("2 of 6 accounts that were changed here: 2 written"), "{}", ended.said);
     kratos.is_back();
     kratos.fails_for(&all.iter().map(|one| one["id"].as_str().unwrap()).collect::<Vec<_>>());
@@ -352,7 +352,7 @@ async fn an_import_whose_kratos_is_down_goes_on_when_it_is_run_again(pool: PgPoo
         "{}",
         ended.why
     );
-    assert!(ended.why.contains("run the same import again to go on"), "{}", ended.why);
+    assert!(ended.why.contains("run the same import again to continue"), "{}", ended.why);
     kratos.is_back();
     let again = takes_over(&pool, &kratos, &[]);
     assert!(
@@ -384,7 +384,7 @@ async fn ctrl_c_waits_for_the_put_that_was_sent(pool: PgPool) {
     let (said, well) = program.ends();
     let said = said.join("\n");
     assert!(!well && said.contains("1 of 3 accounts that were changed here: 1 written"), "{said}");
-    assert!(said.contains("stopped; run the same export again to go on"), "{said}");
+    assert!(said.contains("stopped; run the same export again to continue"), "{said}");
     assert_eq!(kratos.asked(&Method::PUT), 0);
     let again = carries_back(&pool, &kratos, &since, &[]);
     assert!(

@@ -125,7 +125,7 @@ async fn spending_is_that_of_two_token_buckets(pool: PgPool) {
                 }
                 Step::Pass(long, units, micros) => now += passes(budget, long, units, micros),
                 Step::Spend | Step::Start(_) => {
-                    let spent = drawn(throttle::spend(&database, now, &key, budget).await.unwrap());
+                    let spent = drawn(throttle::try_draw(&database, now, &key, budget).await.unwrap());
                     assert_eq!(spent, model.spend(now));
                 }
             }
@@ -158,7 +158,7 @@ async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
                     assert_eq!(waits, expected(&mut model, now, count));
                 }
                 Step::Spend => {
-                    let spent = drawn(throttle::spend(&service.pool, now, &key, budget).await.unwrap());
+                    let spent = drawn(throttle::try_draw(&service.pool, now, &key, budget).await.unwrap());
                     assert_eq!(spent, model.spend(now));
                 }
                 Step::Refund => {
