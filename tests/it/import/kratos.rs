@@ -277,7 +277,11 @@ async fn a_kratos_that_is_down_stops_it_and_run_again_it_goes_on(pool: PgPool) {
     service.stops().await;
     kratos.is_gone_after(2, Method::PUT);
     let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(!ended.well && ended.why.contains("the request to Kratos failed: it does not answer"), "{}", ended.why);
+    assert!(
+        !ended.well && ended.why.contains("the request to Kratos failed: it does not answer"),
+        "{}",
+        ended.why
+    );
     assert!(ended.why.contains("run the same export again to continue"), "{}", ended.why);
     assert!(ended.said.starts_with("2 of 6 accounts that were changed here: 2 written"), "{}", ended.said);
     kratos.is_back();
