@@ -67,10 +67,6 @@ impl HttpClient {
     }
 
     /// Sends a request and reads the whole answer, whatever its status.
-    ///
-    /// # Errors
-    ///
-    /// [`NoAnswer`].
     pub async fn ask(
         &self,
         mut request: Request<Full<Bytes>>,

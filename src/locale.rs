@@ -1,13 +1,13 @@
 //! Vietnamese and English: which one a request asks for, and every sentence that an error says.
 
-use std::str::FromStr;
-
+use strum::{EnumString, IntoStaticStr};
 use zxcvbn::feedback::{Suggestion, Warning};
 
 use crate::error::Problem;
 
-/// A language that the service speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+/// A language that the service speaks. As text it is its language tag, as in `lang="vi"` and in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Locale {
     /// Vietnamese.
     Vi,
@@ -16,19 +16,10 @@ pub enum Locale {
 }
 
 impl Locale {
-    /// The language tag, as in `lang="vi"` and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Vi => "vi",
-            Self::En => "en",
-        }
-    }
-
     /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers among ours; `None` if it names neither.
     ///
     /// Written here, because the crate for it sorts by a float that the client sends, and a `q` of NaN can make that sort
-    /// panic (docs/decisions/3).
+    /// panic (docs/decisions/0003).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;
@@ -57,19 +48,6 @@ fn thousandths(quality: &str) -> u16 {
         "0" => format!("{decimals:0<3}").parse().unwrap_or(0),
         "1" => 1000,
         _ => 0,
-    }
-}
-
-/// Reads a language tag of ours, `vi` or `en`.
-impl FromStr for Locale {
-    type Err = ();
-
-    fn from_str(tag: &str) -> Result<Self, ()> {
-        match tag {
-            "vi" => Ok(Self::Vi),
-            "en" => Ok(Self::En),
-            _ => Err(()),
-        }
     }
 }
 
@@ -323,6 +301,8 @@ const fn pick(vi: &'static str, en: &'static str, locale: Locale) -> &'static st
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
 
     #[test]
@@ -345,11 +325,11 @@ mod tests {
 
     #[test]
     fn every_problem_has_its_own_code_and_says_something_in_both_languages() {
-        let mut codes: Vec<_> = Problem::ALL.iter().map(|problem| problem.code()).collect();
+        let mut codes: Vec<_> = Problem::VARIANTS.iter().map(|problem| problem.code()).collect();
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), Problem::ALL.len());
-        for problem in Problem::ALL {
+        assert_eq!(codes.len(), Problem::VARIANTS.len());
+        for &problem in Problem::VARIANTS {
             assert_ne!(message(problem, Locale::Vi), message(problem, Locale::En));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Quicker than glibc's, whose lists of a thread end at a kilobyte (docs/decisions/24).
+/// Quicker than glibc's, whose lists of a thread end at a kilobyte (docs/decisions/0024).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

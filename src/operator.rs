@@ -9,15 +9,11 @@ use crate::account::{self, record};
 use crate::audit::{self, Event};
 use crate::email_address::EmailAddress;
 use crate::mail::bounce::Signed;
-use crate::throttle::{self, RateLimit};
+use crate::throttle::{self, Draw, RateLimit};
 use crate::{outbox, recovery, session};
 
 /// Disables an account, which ends its sessions and its pending recoveries, or makes it active again. False: it was so
 /// already, or is gone.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn set_active(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -54,10 +50,6 @@ pub enum EmailSet {
 
 /// Gives an account another address, and ends the pending recoveries of both addresses: a code that was mailed to the old
 /// one opens the account no longer. Sessions go on; nobody is mailed.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn set_email(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -93,10 +85,6 @@ pub enum Bounced {
 
 /// Marks the address of an account as one that mails come back from. Nothing but what operators see depends on it; a right code
 /// ([`account::mark_reached`]) and another address take it away.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn mark_bouncing(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -117,10 +105,6 @@ pub async fn mark_bouncing(
 }
 
 /// Ends every session of an account, and says how many there were.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn revoke_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -138,10 +122,6 @@ pub async fn revoke_sessions(
 
 /// Ends every session there is, and says how many there were: a database that was set back to an earlier time has those
 /// again that have been ended since.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn revoke_all_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -153,21 +133,29 @@ pub async fn revoke_all_sessions(
     Ok(ended)
 }
 
+/// What became of a request to fill the buckets of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Unblocked {
+    /// So many buckets had been drawn on, and are full again.
+    Filled(u64),
+    /// It was done too often; the next time is after this.
+    NotBefore(OffsetDateTime),
+}
+
 /// Fills the buckets of any address again, known or not: that an operator did so must not tell a stranger that there is
 /// an account. At most 3 times in 24 hours, as each gives 95 guesses at a code.
-///
-/// # Errors
-///
-/// What PostgreSQL answers; inside: how many buckets had been drawn on, or when the next time is.
 pub async fn unblock(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     email: &EmailAddress,
-) -> Result<Result<u64, OffsetDateTime>, sqlx::Error> {
+) -> Result<Unblocked, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let key = throttle::unblock_key(email);
-    if let Err(at) = throttle::spend(&mut *transaction, now, &key, RateLimit::of_unblocks()).await? {
-        return Ok(Err(at));
+    if let Draw::EmptyUntil(at) =
+        throttle::spend(&mut *transaction, now, &key, RateLimit::of_unblocks()).await?
+    {
+        return Ok(Unblocked::NotBefore(at));
     }
     let account =
         account::active_by_email(&mut *transaction, email.as_str()).await?.map(|account| account.id);
@@ -178,17 +166,13 @@ pub async fn unblock(
     let filled = throttle::refill(&mut *transaction, email).await?;
     audit::record(&mut *transaction, now, Event::AccountUnblocked, account, None).await?;
     transaction.commit().await?;
-    Ok(Ok(filled))
+    Ok(Unblocked::Filled(filled))
 }
 
 /// Deletes everything that is stored of a person: the account, its sessions, the recoveries of its address, the emails that
 /// are pending for it. The rate limits of its address are hashes, and go when their buckets are full, within a day. Audit
 /// events stay, as somebody has to answer for what happened; they keep the account's id, and no network address or device
 /// any more. False: it is gone already.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn erase(
     connection: &mut PgConnection,
     now: OffsetDateTime,

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::clock::first_id_of;
-use crate::database::within_deadline;
+use crate::database::{transact, within_deadline};
 use crate::error::{Error, Problem};
 use crate::password::{Password, Verdict, context};
 use crate::session::{self, Authenticated, Caller, NewPassword, SignedIn};
@@ -44,19 +44,19 @@ pub async fn change(
         };
     drop(place);
     let now = app.time()?;
-    let opened = within_deadline("change password", async {
+    let opened = transact("change password", async {
         let mut transaction = pool.begin().await?;
         let locked = account::lock(&mut transaction, by.account.id, Some(&stored)).await?;
-        let Some(account) = locked else { return Ok(None) };
+        let account = locked.ok_or(Problem::SessionInvalid)?;
         if !session::is_open(app, &mut transaction, now, by.session.id).await? {
-            return Ok(None);
+            return Err(Problem::SessionInvalid.into());
         }
         let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordChanged };
         let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
         transaction.commit().await?;
-        Ok(Some(opened))
+        Ok(opened)
     })
     .await?;
     app.wakeup.wake(first_id_of(now));
-    Ok(opened.ok_or(Problem::SessionInvalid)?.signed_in(app, now))
+    Ok(opened.signed_in(app, now))
 }

@@ -60,19 +60,11 @@ impl Server {
     }
 
     /// Where the API is.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system answers.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.address()
     }
 
     /// Where the figures are.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system answers.
     pub fn metrics_address(&self) -> io::Result<SocketAddr> {
         self.metrics_listener.address()
     }

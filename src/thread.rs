@@ -1,5 +1,5 @@
 //! Work that has a thread of its own, so that it does not wait for whatever else the service does, nor that for it
-//! (docs/decisions/21).
+//! (docs/decisions/0021).
 
 use std::thread;
 

@@ -177,7 +177,7 @@ where
 #[must_use]
 pub fn of_request(
     method: &'static str,
-    route: Option<&'static str>,
+    route: Option<&str>,
     request_id: &str,
     traceparent: Option<&str>,
 ) -> Span {

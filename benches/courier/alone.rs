@@ -43,7 +43,7 @@ pub struct Given<'a> {
 enum Way {
     /// As its `send` does.
     Send,
-    /// In one write with the dot that ends it, as the courier has it done (docs/decisions/16).
+    /// In one write with the dot that ends it, as the courier has it done (docs/decisions/0016).
     OneWrite,
 }
 

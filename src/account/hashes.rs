@@ -19,10 +19,6 @@ pub struct Pages {
 }
 
 /// Looks through `pages` pages of the table, `from` on, and counts.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn count(pool: &PgPool, from: i64, pages: i64) -> Result<Pages, sqlx::Error> {
     let to = from + pages;
     let rows = sqlx::query_file!("src/account/hashes.sql", format!("({from},0)"), format!("({to},0)"),);
@@ -52,10 +48,6 @@ impl Counted {
 }
 
 /// What was counted last, by any replica. `None` if nothing was, or nothing that can be read.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn counted(pool: &PgPool) -> Result<Option<Counted>, sqlx::Error> {
     let row = sqlx::query!(
         r#"SELECT counts AS "counts: Json<Counts>", most AS "most: Json<Counts>" FROM hash_census WHERE id"#
@@ -69,10 +61,6 @@ pub async fn counted(pool: &PgPool) -> Result<Option<Counted>, sqlx::Error> {
 
 /// Keeps what was counted of the whole table, and gives it back with what there was after the last import: that is now, if
 /// there is more of any kind but `ours` than before.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn keep(pool: &PgPool, now: Counts, ours: &str) -> Result<Counted, sqlx::Error> {
     let before = counted(pool).await?;
     let most = before.as_ref().filter(|before| before.covers(&now, ours)).map(|before| before.most.clone());

@@ -52,10 +52,6 @@ pub enum Fate {
 
 /// Writes the accounts of one transaction, all or none, and says what became of each; with `dry_run`, what would. No two
 /// may have the same id or the same address.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn import(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -141,7 +137,7 @@ fn fate(new: &Incoming, known: Option<&Known>) -> Fate {
     }
     let same = new.email.as_str() == known.email
         && new.active == known.active
-        && new.locale.map(Locale::as_str) == known.locale.as_deref()
+        && new.locale.map(<&str>::from) == known.locale.as_deref()
         && known.traits.as_object() == Some(&new.traits)
         && new.password_hash == known.password_hash;
     match known {
@@ -172,7 +168,7 @@ impl<'a> Columns<'a> {
             columns.ids.push(id);
             columns.emails.push(new.email.as_str());
             columns.states.push(if new.active { "active" } else { "disabled" });
-            columns.locales.push(new.locale.map(Locale::as_str));
+            columns.locales.push(new.locale.map(<&str>::from));
             columns.traits.push(Json(&new.traits));
             columns.password_hashes.push(new.password_hash.as_deref());
             columns.password_changes.push(new.password_changed_at);

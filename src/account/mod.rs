@@ -38,10 +38,6 @@ pub struct Candidate {
 }
 
 /// The account of an address, whatever its state.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn candidate(
     executor: impl PgExecutor<'_>,
     email: &EmailAddress,
@@ -58,10 +54,6 @@ pub async fn candidate(
 }
 
 /// An active account, by its id.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn active(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Account>, sqlx::Error> {
     sqlx::query_as!(Account, "SELECT id, email, traits FROM account WHERE id = $1 AND state = 'active'", id)
         .fetch_optional(executor)
@@ -69,10 +61,6 @@ pub async fn active(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Ac
 }
 
 /// An active account, by its stored address.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn active_by_email(
     executor: impl PgExecutor<'_>,
     email: &str,
@@ -87,10 +75,6 @@ pub async fn active_by_email(
 }
 
 /// The active account of an address, for the recovery of this number: none if the account has ended it.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn in_recovery(
     executor: impl PgExecutor<'_>,
     email: &str,
@@ -107,10 +91,6 @@ pub async fn in_recovery(
 }
 
 /// The same, and locks its row as [`lock`] does.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn lock_in_recovery(
     transaction: &mut PgConnection,
     email: &str,
@@ -128,10 +108,6 @@ pub async fn lock_in_recovery(
 }
 
 /// What the password of an active account is verified against.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn password_hash(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<String>, sqlx::Error> {
     let hash =
         sqlx::query_scalar!("SELECT password_hash FROM account WHERE id = $1 AND state = 'active'", id);
@@ -141,10 +117,6 @@ pub async fn password_hash(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Op
 /// Locks the row of an active account until the transaction ends: whatever changes or uses a password goes one by one.
 /// With `password_hash`, only if its password is still verified against that: without this a login that was verified
 /// before a reset would end after it.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn lock(
     transaction: &mut PgConnection,
     id: Uuid,
@@ -162,10 +134,6 @@ pub async fn lock(
 }
 
 /// Sets a new password of a locked account, which ends its recoveries.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn set_password(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -187,10 +155,6 @@ pub async fn set_password(
 
 /// Notes that the owner of a locked account has signed in, so that no import changes it any more. `rehashed`: the same
 /// password, hashed anew.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn mark_used(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -211,10 +175,6 @@ pub async fn mark_used(
 
 /// Takes the mark of a bounce from an account whose owner has entered a code from a mail. If there is one, this locks the row: call it
 /// before any other row is locked ([`lock`]).
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn mark_reached(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!("UPDATE account SET bouncing_since = NULL WHERE id = $1 AND bouncing_since IS NOT NULL", id)
         .execute(transaction)
@@ -272,7 +232,7 @@ pub async fn create(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $7)",
         id,
         new.email.as_str(),
-        new.locale.map(Locale::as_str),
+        new.locale.map(<&str>::from),
         Value::Object(traits),
         password_hash,
         password_hash.is_some().then_some(now),

@@ -51,10 +51,6 @@ impl std::str::FromStr for Name {
 }
 
 /// The account of a name.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn find(executor: impl PgExecutor<'_>, name: &Name) -> Result<Option<Record>, sqlx::Error> {
     let (id, email) = match name {
         Name::Id(id) => (Some(*id), None),
@@ -73,10 +69,6 @@ pub async fn find(executor: impl PgExecutor<'_>, name: &Name) -> Result<Option<R
 }
 
 /// The accounts that follow `after` in the order of their ids.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn page(
     executor: impl PgExecutor<'_>,
     after: Uuid,
@@ -95,10 +87,6 @@ pub async fn page(
 }
 
 /// The accounts of these ids, in no order.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Record>, sqlx::Error> {
     sqlx::query_as!(
         Record,
@@ -112,10 +100,6 @@ pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Reco
 }
 
 /// Locks the row of an account, whatever its state, and gives its address and whether it is active.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn lock_in_any_state(
     transaction: &mut PgConnection,
     id: Uuid,
@@ -125,10 +109,6 @@ pub async fn lock_in_any_state(
 }
 
 /// Makes a locked account active, or disables it, which ends its recoveries.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn set_active(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -152,10 +132,6 @@ pub async fn set_active(
 
 /// Notes that mails to the address of a locked account bounce. It is no change by a person, so an import may still change the
 /// account. False: it was noted already.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn mark_bouncing(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -171,10 +147,6 @@ pub async fn mark_bouncing(
 
 /// Gives a locked account another address, in its traits too if they have one under `email`, and ends its recoveries. Nothing is
 /// known of bounces there. False: another account has it.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn set_email(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -197,10 +169,6 @@ pub async fn set_email(
 }
 
 /// Deletes a locked account, and its sessions with it.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn delete(transaction: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!("DELETE FROM account WHERE id = $1", id).execute(transaction).await?;
     Ok(())

@@ -196,7 +196,7 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// On a thread for each core but one, which `serve` leaves to the commits of `start` and the courier (docs/decisions/21);
+/// On a thread for each core but one, which `serve` leaves to the commits of `start` and the courier (docs/decisions/0021);
 /// other commands wait for PostgreSQL anyway.
 fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);

@@ -16,7 +16,7 @@ use crate::mail::gateway::Slot;
 use crate::mail::message::{About, Mail, MailKind};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::verdict::Verdict;
-use crate::metrics::GivenUp;
+use crate::metrics::{GivenUp, MailOutcome};
 use crate::outbox::{self, ClaimedMail, Content, Delivered};
 
 impl Courier {
@@ -42,8 +42,8 @@ impl Courier {
         }
         match outcome {
             Ok(()) => {
-                Span::current().record("mail.outcome", "sent");
-                self.count("sent", "none", 1);
+                Span::current().record("mail.outcome", <&str>::from(MailOutcome::Sent));
+                self.count(MailOutcome::Sent, "none", 1);
                 self.metrics.mail_latency.observe((lease.now() - owed.created_at).as_seconds_f64());
                 self.finish(&owed, lease, Finish::Sent(&taken)).await;
             }
@@ -51,15 +51,15 @@ impl Courier {
                 let verdict = refusals.decisive.verdict();
                 let is_final = verdict == Verdict::Recipient && self.gateway.has_asked_all(&refusals.asked);
                 let next = outbox::backoff(lease.now(), &owed, rand::rng().random()).filter(|_| !is_final);
-                let outcome = if next.is_some() { "retried" } else { "given_up" };
+                let outcome = if next.is_some() { MailOutcome::Retried } else { MailOutcome::GivenUp };
                 self.note(&owed, &refusals, outcome);
-                let stage = refusals.last.stage.as_str();
-                Span::current().record("mail.outcome", outcome).record("mail.stage", stage);
+                let (named, stage): (&str, &str) = (outcome.into(), refusals.last.stage.into());
+                Span::current().record("mail.outcome", named).record("mail.stage", stage);
                 let why = refusals.decisive.to_string();
                 let finish = if let Some(at) = next {
                     Finish::Retry(at, &why)
                 } else {
-                    let label = GivenUp { kind: kind(&owed).as_str(), verdict: verdict.as_str() };
+                    let label = GivenUp { kind: kind(&owed).into(), verdict: verdict.into() };
                     self.metrics.mails_given_up.get_or_create(&label).inc();
                     Finish::GiveUp(&why)
                 };
@@ -103,7 +103,7 @@ impl Courier {
             drop(slot);
             next = self.gateway.next_slot(owed.attempts, &refusals.asked, until).await;
             if next.is_some() {
-                self.note(owed, &refusals, "next_relay");
+                self.note(owed, &refusals, MailOutcome::NextRelay);
                 // This mail has another place now; the one that it had is free.
                 freed.notify_one();
             }
@@ -112,10 +112,11 @@ impl Courier {
     }
 
     /// One line, and one more in the figures, for each time that a mail was not taken.
-    fn note(&self, owed: &ClaimedMail, refusals: &Refusals, outcome: &'static str) {
+    fn note(&self, owed: &ClaimedMail, refusals: &Refusals, outcome: MailOutcome) {
         let (why, relay) = (&refusals.last, refusals.asked.last());
         let (id, attempts, verdict) = (owed.id, owed.attempts, why.verdict());
-        tracing::warn!(outbox_id = %id, attempts, relay, %why, verdict = verdict.as_str(), outcome, "mail was not taken");
+        let (fault, became): (&str, &str) = (verdict.into(), outcome.into());
+        tracing::warn!(outbox_id = %id, attempts, relay, %why, verdict = fault, outcome = became, "mail was not taken");
         if verdict == Verdict::Ours && relay.is_some() {
             tracing::error!(
                 relay,
@@ -124,7 +125,7 @@ impl Courier {
                  domains, and that the relay's account may send as them"
             );
         }
-        self.count(outcome, why.stage.as_str(), 1);
+        self.count(outcome, why.stage.into(), 1);
     }
 
     /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
@@ -187,7 +188,7 @@ pub(super) fn span_of(owed: &ClaimedMail) -> Span {
         parent: None,
         "send mail",
         outbox_id = %owed.id,
-        mail.kind = kind(owed).as_str(),
+        mail.kind = <&str>::from(kind(owed)),
         mail.attempts = owed.attempts,
         mail.outcome = Empty,
         mail.stage = Empty,

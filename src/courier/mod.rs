@@ -6,7 +6,7 @@
 //!
 //! A lease outlives what is done under it: see [`lease`]. What a courier has claimed that is gone is due before: see
 //! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
-//! and answered meanwhile (docs/decisions/21).
+//! and answered meanwhile (docs/decisions/0021).
 
 mod delivery;
 mod pace;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use strum::VariantArray as _;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -30,8 +31,9 @@ use crate::config::{RelaySettings, STORAGE_DEADLINE};
 use crate::database::{Endpoint, failures, in_time};
 use crate::group_commit::GroupCommit;
 use crate::mail::gateway::Gateway;
-use crate::mail::message::Composer;
-use crate::metrics::{MailOutcome, Metrics};
+use crate::mail::message::{Composer, MailKind};
+use crate::mail::verdict::Verdict;
+use crate::metrics::{GivenUp, MailLabel, MailOutcome, Metrics};
 use crate::outbox::holder::{Holder, Keeper};
 use crate::outbox::{self, ClaimedMail, Delivered};
 use crate::secret::Keys;
@@ -77,6 +79,7 @@ impl Courier {
     /// Dropping the future drops the connections of emails under way, and the lock under which they were claimed.
     pub async fn run(self, settings: &RelaySettings, stop: CancellationToken) {
         let courier = Arc::new(self);
+        courier.begin_at_zero();
         let mut keeping = JoinSet::new();
         keeping.spawn(courier.keeper().run());
         let mut rounds = Rounds::new(Arc::clone(&courier), settings);
@@ -118,7 +121,7 @@ impl Courier {
                 Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
                 Finish::GiveUp(why) => self.is_written(outbox::give_up(&self.pool, owed, why)).await,
             };
-            if written || lease.claimed_at.elapsed() + PAUSE >= lease.lease {
+            if written || lease.claimed_at.elapsed() + PAUSE >= lease.length {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
@@ -133,9 +136,19 @@ impl Courier {
         written.is_ok()
     }
 
-    fn count(&self, outcome: &'static str, stage: &'static str, mails: u64) {
+    /// A counter that came with its first event would show that one as no increase, and no alert would see it.
+    fn begin_at_zero(&self) {
+        for kind in MailKind::IN_OUTBOX {
+            for &verdict in Verdict::VARIANTS {
+                let label = GivenUp { kind: kind.into(), verdict: verdict.into() };
+                drop(self.metrics.mails_given_up.get_or_create(&label));
+            }
+        }
+    }
+
+    fn count(&self, outcome: MailOutcome, stage: &'static str, mails: u64) {
         if mails > 0 {
-            self.metrics.mails.get_or_create(&MailOutcome { outcome, stage }).inc_by(mails);
+            self.metrics.mails.get_or_create(&MailLabel { outcome, stage }).inc_by(mails);
         }
     }
 }
@@ -145,7 +158,7 @@ impl Courier {
 struct Lease {
     now: OffsetDateTime,
     claimed_at: Instant,
-    lease: Duration,
+    length: Duration,
     holder: Option<i32>,
 }
 
@@ -158,7 +171,7 @@ impl Lease {
 
     /// Until when a conversation may begin, so that it ends with enough of the lease left.
     fn begins_until(&self, smtp_deadline: Duration) -> Instant {
-        self.claimed_at + self.lease.saturating_sub(smtp_deadline + ENDING)
+        self.claimed_at + self.length.saturating_sub(smtp_deadline + ENDING)
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::outbox::{Claim, WINDOW};
 
 /// Claims are at least this far apart. Each is a commit of its own; one after every commit of a start would have the two
-/// wait for each other's flush (docs/decisions/2).
+/// wait for each other's flush (docs/decisions/0002).
 const CALM: Duration = Duration::from_millis(30);
 /// The same while more emails are pending than the relays have free slots: then emails wait for claims. Rounds are at least
 /// this far apart, from the end of one to the next, so that one deletes what several slots have delivered.

@@ -16,6 +16,7 @@ use super::{Courier, Lease, delivery, lease};
 use crate::config::RelaySettings;
 use crate::database::{KeptConnection, failures, in_time, is_statements_fault};
 use crate::group_commit::{self, Arrivals, GroupCommit};
+use crate::metrics::MailOutcome;
 use crate::outbox::holder::ClaimPermit;
 use crate::outbox::{Claim, Delivered, Round};
 
@@ -83,10 +84,10 @@ impl Rounds {
         match self.execute(round).await {
             Ok(_) if next == Next::Delete => self.pace.deleted(),
             Ok(claim) => {
-                self.courier.count("no_recipient", "none", claim.no_recipient);
-                self.courier.count("expired", "none", claim.expired);
+                self.courier.count(MailOutcome::NoRecipient, "none", claim.no_recipient);
+                self.courier.count(MailOutcome::Expired, "none", claim.expired);
                 self.pace.learn(Found::from(&claim), round.senders, round.window, !self.busy.is_empty());
-                let lease = Lease { now: round.now, claimed_at, lease: self.lease, holder: round.holder };
+                let lease = Lease { now: round.now, claimed_at, length: self.lease, holder: round.holder };
                 self.send(claim, lease);
             }
             Err(error) => {

@@ -1,7 +1,7 @@
 //! Where PostgreSQL is: the addresses of its name, and the one that connections go to while another is silent.
 //!
 //! A connection by name tries the addresses in the resolver's order, and waits for a silent one until TCP gives up: longer
-//! than any request does (docs/decisions/28). So the addresses are asked beside the first connection, beside one that
+//! than any request does (docs/decisions/0028). So the addresses are asked beside the first connection, beside one that
 //! follows a lost one, and by the health check every minute.
 
 use std::net::{IpAddr, SocketAddr};
@@ -63,10 +63,6 @@ impl Endpoint {
 
     /// Connects, and looks at the addresses meanwhile: if connections have to go elsewhere, so does this one, half a second
     /// after the resolver's answer at the latest.
-    ///
-    /// # Errors
-    ///
-    /// What connecting failed with.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let (endpoint, options) = (self.clone(), self.options());
         // It goes on when the connection is there first: others have to know, too.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, PgConnection};
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::Mutex;
 
 use super::endpoint::{Endpoint, Found};
@@ -35,7 +36,8 @@ const RIGHTS: [(&str, &[&str]); 10] = [
 ];
 
 /// What keeps the service from working, by part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Health {
     /// It works.
     Ok,
@@ -58,35 +60,6 @@ pub enum Health {
 }
 
 impl Health {
-    /// Every state.
-    pub const ALL: [Self; 9] = [
-        Self::Ok,
-        Self::Unreachable,
-        Self::Refused,
-        Self::Certificate,
-        Self::ReadOnly,
-        Self::Full,
-        Self::MigrationsMissing,
-        Self::ClockSkewed,
-        Self::Settings,
-    ];
-
-    /// The name in `/readyz`, in metrics and in the log.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Unreachable => "unreachable",
-            Self::Refused => "refused",
-            Self::Certificate => "certificate",
-            Self::ReadOnly => "read_only",
-            Self::Full => "full",
-            Self::MigrationsMissing => "migrations_missing",
-            Self::ClockSkewed => "clock_skewed",
-            Self::Settings => "settings",
-        }
-    }
-
     /// What an error says of PostgreSQL. A socket that is not there and an `sslrootcert` that is not there are the same
     /// error: `networked` says that there is no socket.
     fn of(error: &sqlx::Error, networked: bool) -> Self {
@@ -166,7 +139,7 @@ impl Finding {
 
     fn log(&self) {
         let Self { health, cause, fix } = self;
-        let (state, advice) = (health.as_str(), health.advice());
+        let (state, advice) = (<&str>::from(health), health.advice());
         match health {
             Health::Ok => tracing::info!(database = state, "{advice}"),
             Health::Settings => tracing::warn!(database = state, cause, fix, "{advice}"),
@@ -238,8 +211,8 @@ impl Monitor {
         // A name's only address is the database itself.
         let silent = if addresses > 1 { silent } else { 0 };
         self.metrics.database_silent_addresses.set(i64::try_from(silent).unwrap_or(i64::MAX));
-        for health in Health::ALL {
-            let label = StateLabel { state: health.as_str() };
+        for &health in Health::VARIANTS {
+            let label = StateLabel { state: health.into() };
             self.metrics.database_state.get_or_create(&label).set(i64::from(found == health));
         }
     }

@@ -12,7 +12,7 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, Span, info_span};
 
 pub use self::endpoint::Endpoint;
 pub use self::options::options;
@@ -37,7 +37,7 @@ fn settings() -> [(&'static str, String); 6] {
         ("jit", is("off")),
         // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
         ("idle_in_transaction_session_timeout", is("5s")),
-        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/1).
+        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/0001).
         ("plan_cache_mode", is("force_generic_plan")),
     ]
 }
@@ -110,10 +110,6 @@ impl KeptConnection {
 
     /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
     /// (an error, a cancelled statement) drop it, and the next call opens another.
-    ///
-    /// # Errors
-    ///
-    /// What connecting failed with.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
         self.connecting = false;
         let is_old = self.opened.elapsed() >= self.max_lifetime;
@@ -159,11 +155,61 @@ pub async fn within_deadline<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Error> {
-    let span = info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql");
-    in_time(work).instrument(span).await.map_err(|error| {
-        failures::note(what, &error);
-        Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
-    })
+    in_time(work).instrument(span_of(what)).await.map_err(|error| unavailable(what, &error))
+}
+
+fn span_of(what: &'static str) -> Span {
+    info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql")
+}
+
+fn unavailable(what: &'static str, error: &sqlx::Error) -> Error {
+    failures::note(what, error);
+    Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER)
+}
+
+/// Why a transaction was not committed.
+#[derive(Debug)]
+pub enum Aborted {
+    /// PostgreSQL failed.
+    Database(sqlx::Error),
+    /// What the transaction read forbids what the request asks for.
+    Refused(Error),
+}
+
+impl From<sqlx::Error> for Aborted {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Error> for Aborted {
+    fn from(refusal: Error) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Problem> for Aborted {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem.into())
+    }
+}
+
+/// As [`within_deadline`], for a transaction that may refuse the request.
+///
+/// # Errors
+///
+/// As [`within_deadline`], and the refusal.
+pub async fn transact<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, Aborted>>,
+) -> Result<T, Error> {
+    // Not by `within_deadline`, which would double the size of the future.
+    let done = tokio::time::timeout(STORAGE_DEADLINE, work).instrument(span_of(what)).await;
+    match done.unwrap_or(Err(Aborted::Database(sqlx::Error::PoolTimedOut))) {
+        Ok(done) => Ok(done),
+        Err(Aborted::Refused(refusal)) => Err(refusal),
+        Err(Aborted::Database(error)) => Err(unavailable(what, &error)),
+    }
 }
 
 /// The same with PostgreSQL's own error, for tasks that try again. The server gives up on a statement by itself, but only a

@@ -113,7 +113,7 @@ mod tests {
                 "postgres://u:hunter2@one/x?target_session_attrs=hunter2",
                 "the parameter target_session_attrs,",
             ),
-            ("postgres://u@one/x?sslmode=require&pasword=hunter2", "the parameter pasword,"),
+            ("postgres://u@one/x?sslmode=require&passwort=hunter2", "the parameter passwort,"),
             ("postgres://u@one/x?sslmode=require&PASSWORD=hunter2", "the parameter PASSWORD,"),
             ("postgres://u@one/x?sslmode=require&connect_timeout=2", "the parameter connect_timeout,"),
             ("postgres://u@one/x?sslmode=require&options[jit=hunter2", "the parameter options[jit,"),

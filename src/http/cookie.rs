@@ -71,7 +71,7 @@ pub fn set_device(cookies: &Cookies, value: String) {
 
 /// Keeps the chosen language for a year.
 pub fn set_language(cookies: &Cookies, language: Locale) {
-    set(cookies, LANGUAGE, language.as_str().to_owned(), DEVICE_LIFETIME);
+    set(cookies, LANGUAGE, <&str>::from(language).to_owned(), DEVICE_LIFETIME);
 }
 
 fn set(cookies: &Cookies, name: &'static str, value: String, lifetime: Duration) {

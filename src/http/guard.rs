@@ -23,7 +23,7 @@ use crate::config::ClientSettings;
 use crate::error::{Error, Problem};
 use crate::http::error::CLIENT_CLOSED_REQUEST;
 use crate::http::extract::{ClientIp, SessionToken, locale_of, ticket};
-use crate::http::{AppState, ROUTES, cookie, error};
+use crate::http::{AppState, cookie, error};
 use crate::locale::Locale;
 use crate::metrics::{Answer, Metrics};
 use crate::throttle::{Limiter, Source};
@@ -64,8 +64,8 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     let request_id = request_id(request.headers(), by_proxy)
         .unwrap_or_else(|| header_of(&new_id(state.app.clock.now()).to_string()));
     let method = known_method(request.method());
-    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let route = ROUTES.into_iter().find(|route| path == Some(route));
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map(MatchedPath::as_str);
     let locale = locale_of(request.headers()).unwrap_or(Locale::En);
     let request_id_text = request_id.to_str().unwrap_or_default();
     let traceparent = traceparent(request.headers(), by_proxy);
@@ -100,7 +100,7 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
 struct Record<'a> {
     request_id: &'a str,
     method: &'static str,
-    route: &'static str,
+    route: &'a str,
     began: Instant,
     span: Span,
     metrics: &'a Metrics,
@@ -113,7 +113,7 @@ impl Record<'_> {
         let duration = self.began.elapsed();
         let (duration_ms, trace_id) = (duration.as_secs_f64() * 1000.0, traces::trace_id(&self.span));
         traces::is_answered(&self.span, status);
-        self.metrics.http_answers.get_or_create(&Answer { route, status }).inc();
+        self.metrics.http_answers.get_or_create(&Answer { route: route.to_owned(), status }).inc();
         self.is_open = false;
         if status == CLIENT_CLOSED_REQUEST {
             tracing::info!(request_id, method, route, status, duration_ms, trace_id, "aborted by the client");

@@ -27,7 +27,7 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
     let database = state.app.health.check().await;
     let draining = state.draining.load(Ordering::Relaxed);
     let parts = json!({
-        "database": database.as_str(),
+        "database": <&str>::from(database),
         "relays": state.app.gateway.states(),
         "mail": if state.app.gateway.is_up() { "ok" } else { "unavailable" },
         "server": if draining { "stopping" } else { "ok" },

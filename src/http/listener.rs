@@ -66,10 +66,6 @@ impl Listener {
     }
 
     /// Where it listens.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system answers.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }

@@ -44,26 +44,6 @@ pub struct AppState {
     pub untrusted_proxies: Arc<guard::UntrustedProxies>,
 }
 
-/// The routes, by the names they have in metrics and logs.
-pub const ROUTES: [&str; 16] = [
-    "/api/auth/recovery",
-    "/api/auth/recovery/start",
-    "/api/auth/recovery/verify",
-    "/api/auth/recovery/reset-password",
-    "/api/auth/login",
-    "/api/auth/session",
-    "/api/auth/logout",
-    "/api/auth/password",
-    "/api/auth/sessions",
-    "/api/auth/sessions/{id}",
-    "/.well-known/jwks.json",
-    "/openapi.json",
-    "/recovery",
-    "/recovery/{file}",
-    "/healthz",
-    "/readyz",
-];
-
 /// The public API.
 ///
 /// A request passes, from the outside in: request id, client address, log and metrics, the error shape and the headers

@@ -25,7 +25,7 @@ pub async fn openapi(RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Re
     let mut parameters = url::form_urlencoded::parse(query.as_bytes());
     let locale = match (parameters.next(), parameters.next()) {
         (None, _) => locale_of(&headers).unwrap_or(Locale::En),
-        (Some((name, value)), None) if name == "lang" => value.parse().map_err(|()| Problem::QueryInvalid)?,
+        (Some((name, value)), None) if name == "lang" => value.parse().map_err(|_| Problem::QueryInvalid)?,
         _ => return Err(Problem::QueryInvalid.into()),
     };
     let document = match locale {

@@ -3,12 +3,12 @@
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey};
-use p256::ecdsa::signature::Verifier as _;
+use p256::ecdsa::signature;
 use p256::ecdsa::{Signature, VerifyingKey};
 
 /// ES256 for the jsonwebtoken crate, and nothing else: its own choices of cryptography bring RSA and more along.
 static ES256: CryptoProvider = CryptoProvider {
-    // It would read the key anew for every JWT, half of what a session cost (docs/decisions/9): `KeyRing::sign` signs.
+    // It would read the key anew for every JWT, half of what a session cost (docs/decisions/0009): `KeyRing::sign` signs.
     signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
     verifier_factory: |algorithm, key: &DecodingKey| match algorithm {
         Algorithm::ES256 => Ok(Box::new(Es256Verifier(

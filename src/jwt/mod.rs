@@ -132,10 +132,6 @@ impl KeyRing {
 
     /// What a JWT says, if it is ours, for `audience`, and alive. The key is found by its published id alone: nothing in
     /// the header (`jwk`, `jku`, `x5c`) can bring one, and the algorithm is ES256 (RFC 8725 §3.1, §3.5).
-    ///
-    /// # Errors
-    ///
-    /// Why it is refused.
     pub fn verify(
         &self,
         jwt: &str,

@@ -1,4 +1,4 @@
-//! Where bounces go: one address for all, or a signed one for each account and day (VERP, docs/decisions/29).
+//! Where bounces go: one address for all, or a signed one for each account and day (VERP, docs/decisions/0029).
 //!
 //! The local part is 52 characters of lower-case base32 (RFC 4648 §6) of 32 octets: the account's id (16), the day (2), the
 //! beginning of a SHA-256 of the email (4), and 80 bits of a MAC over all of them (10). RFC 5321 §4.5.3.1.1 allows 64. So no row

@@ -111,13 +111,12 @@ impl Connection {
         } else {
             Box::new(Watched { stream: connected.stream, peer, has_spoken: Arc::clone(&has_spoken) })
         };
-        let greeted = timeout_at(deadline, AsyncSmtpConnection::connect_with_transport(stream, hello)).await;
         // lettre waits for the greeting before it says EHLO.
-        let stage = if has_spoken.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
-        let mut smtp = done(stage, greeted)?;
+        let stage = || if has_spoken.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
+        let greeted = AsyncSmtpConnection::connect_with_transport(stream, hello);
+        let mut smtp = in_time(deadline, stage, greeted).await?;
         if let Tls::StartTls(parameters) = &relay.tls {
-            let encrypted = timeout_at(deadline, smtp.starttls(parameters.clone(), hello)).await;
-            done(Stage::Tls, encrypted)?;
+            in_time(deadline, || Stage::Tls, smtp.starttls(parameters.clone(), hello)).await?;
         }
         timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| in_vain(Stage::Auth))??;
         Ok(Self { smtp, address: peer.ip(), uses: 0 })
@@ -130,8 +129,14 @@ fn mail_from(mail: &Mail) -> MailFrom {
 }
 
 /// A step before the relay has heard of any address, which is why it may be explained.
-fn done<T, E>(stage: Stage, step: Result<Result<T, SmtpError>, E>) -> Result<T, NotSent> {
-    step.map_err(|_| in_vain(stage))?.map_err(|error| NotSent::explained(stage, &error))
+async fn in_time<T>(
+    deadline: Instant,
+    stage: impl FnOnce() -> Stage,
+    step: impl Future<Output = Result<T, SmtpError>>,
+) -> Result<T, NotSent> {
+    let answered = timeout_at(deadline, step).await;
+    let stage = stage();
+    answered.map_err(|_| in_vain(stage))?.map_err(|error| NotSent::explained(stage, &error))
 }
 
 fn in_vain(stage: Stage) -> NotSent {

@@ -41,8 +41,8 @@ pub fn describe(user_agent: &str, locale: Locale) -> String {
         (Some(browser), Some(system), Locale::Vi) => format!("{browser} trên {system}"),
         (Some(browser), Some(system), Locale::En) => format!("{browser} on {system}"),
         (Some(name), None, _) | (None, Some(name), _) => name.to_owned(),
-        (None, None, Locale::Vi) => "không xác định".to_owned(),
-        (None, None, Locale::En) => "unknown".to_owned(),
+        (None, None, Locale::Vi) => "Không xác định".to_owned(),
+        (None, None, Locale::En) => "Unknown".to_owned(),
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
                 "Safari on iPhone",
             ),
             ("curl/8.5.0", "curl", "curl"),
-            ("Your account is blocked, call 0123 4567", "không xác định", "unknown"),
-            ("", "không xác định", "unknown"),
+            ("Your account is blocked, call 0123 4567", "Không xác định", "Unknown"),
+            ("", "Không xác định", "Unknown"),
         ] {
             assert_eq!(describe(user_agent, Locale::Vi), vi);
             assert_eq!(describe(user_agent, Locale::En), en);

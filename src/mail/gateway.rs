@@ -121,7 +121,7 @@ impl Gateway {
     /// Each relay when it was last probed, in order of preference: `ok`, or the stage at which the probe ended.
     #[must_use]
     pub fn states(&self) -> Vec<&'static str> {
-        let state = |relay: &Relay| relay.trouble().as_ref().map_or("ok", |why| why.stage.as_str());
+        let state = |relay: &Relay| relay.trouble().as_ref().map_or("ok", |why| why.stage.into());
         self.relays.iter().map(state).collect()
     }
 

@@ -32,10 +32,10 @@ impl Header for ContentLanguage {
     }
 
     fn parse(tag: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        tag.parse().map(Self).map_err(|()| "no language of ours".into())
+        tag.parse().map(Self).map_err(|_| "no language of ours".into())
     }
 
     fn display(&self) -> HeaderValue {
-        HeaderValue::new(Self::name(), self.0.as_str().to_owned())
+        HeaderValue::new(Self::name(), <&str>::from(self.0).to_owned())
     }
 }

@@ -3,7 +3,6 @@
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
 use std::borrow::Cow;
-use std::fmt;
 
 use askama::Template;
 use clap::ValueEnum;
@@ -12,6 +11,7 @@ use jiff::tz::TimeZone;
 use lettre::address::Envelope;
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
+use strum::{Display, IntoStaticStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -25,8 +25,9 @@ use crate::mail::headers::{AutoSubmitted, ContentLanguage};
 use crate::mail::{device, sender};
 use crate::secret::{Code, Key};
 
-/// What a mail is for. The outbox holds the first two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, sqlx::Type)]
+/// What a mail is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
+#[strum(serialize_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum MailKind {
@@ -39,21 +40,8 @@ pub enum MailKind {
 }
 
 impl MailKind {
-    /// The name in the outbox, on the command line and in metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RecoveryCode => "recovery_code",
-            Self::PasswordChanged => "password_changed",
-            Self::Test => "test",
-        }
-    }
-}
-
-impl fmt::Display for MailKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
+    /// Those that the outbox holds.
+    pub const IN_OUTBOX: [Self; 2] = [Self::RecoveryCode, Self::PasswordChanged];
 }
 
 /// Whom a mail goes to, and what it is about.

@@ -5,9 +5,11 @@ use std::fmt;
 
 use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::response::Response;
+use strum::IntoStaticStr;
 
 /// Where an attempt ended that did not end well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the step of that name, most of them of SMTP")]
 pub enum Stage {
     Compose,
@@ -24,29 +26,6 @@ pub enum Stage {
     Data,
     Message,
     Deadline,
-}
-
-impl Stage {
-    /// The name in metrics and in the outbox.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Compose => "compose",
-            Self::NoRelay => "no_relay",
-            Self::Rate => "rate",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Greeting => "greeting",
-            Self::Ehlo => "ehlo",
-            Self::Auth => "auth",
-            Self::Noop => "noop",
-            Self::Mail => "mail",
-            Self::Rcpt => "rcpt",
-            Self::Data => "data",
-            Self::Message => "message",
-            Self::Deadline => "deadline",
-        }
-    }
 }
 
 /// The enhanced status code of a negative answer (RFC 2034 §4). Its digits are all that is kept of the relay's words.
@@ -142,7 +121,7 @@ impl NotSent {
 /// `rcpt 550 5.7.1`, `tls (…)`: the stage, and the relay's codes or what this machine says, for the outbox and the log.
 impl fmt::Display for NotSent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.stage.as_str())?;
+        f.write_str(self.stage.into())?;
         if let Some(code) = self.code {
             write!(f, " {code}")?;
             if let Enhanced::Code(subject, detail) = self.enhanced {

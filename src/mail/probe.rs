@@ -2,7 +2,7 @@
 //!
 //! A relay that was usable has to answer soon, so that an outage shows. One that was not has as long as a mail has, because
 //! its greeting may be slow on purpose, and is asked again meanwhile, so that the end of an outage shows as soon
-//! (docs/decisions/27).
+//! (docs/decisions/0027).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,13 @@
 //! Whose fault it is that a relay did not take a mail, and so what the courier does next.
 //! `docs/operate/mail-verdicts.md` is the table for operators, and the input of its test.
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::mail::not_sent::{Enhanced, NotSent, Stage};
 
 /// Whose fault an answer is, by its stage, its code and its enhanced code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Verdict {
     /// There is no such mailbox. The mail is given up if every relay that is up says so.
     Recipient,
@@ -12,18 +15,6 @@ pub enum Verdict {
     Ours,
     /// The relay's own: a policy, a limit, an outage. The next relay is asked, and the mail is tried again.
     Relay,
-}
-
-impl Verdict {
-    /// The name in logs and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Recipient => "recipient",
-            Self::Ours => "ours",
-            Self::Relay => "relay",
-        }
-    }
 }
 
 impl NotSent {

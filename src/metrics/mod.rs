@@ -1,142 +1,23 @@
 //! What an operator can watch. Names and units follow Prometheus' conventions; label sets are small and fixed, and no
 //! label holds anything that a client sent.
 
-mod text;
+mod labels;
 
-use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use strum::VariantArray as _;
 
-/// An answered request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Answer {
-    /// The route's pattern, or `none`.
-    pub route: &'static str,
-    /// The HTTP status.
-    pub status: u16,
-}
-
-/// An address that is listened on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ListenerLabel {
-    /// `api` or `metrics`.
-    pub listener: &'static str,
-}
-
-/// A mail that left the outbox, or that failed once more.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MailOutcome {
-    /// `sent`, `next_relay`, `retried`, `given_up`, `expired` or `no_recipient`.
-    pub outcome: &'static str,
-    /// Where the conversation ended ([`crate::mail::not_sent::Stage`]), or `compose` if there was none because the mail
-    /// could not be built; `none` if it ended well or was not needed.
-    pub stage: &'static str,
-}
-
-/// A mail that was given up.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct GivenUp {
-    /// As in [`KindLabel`].
-    pub kind: &'static str,
-    /// Whose fault: [`crate::mail::verdict::Verdict`].
-    pub verdict: &'static str,
-}
-
-/// Mails by what they are for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct KindLabel {
-    /// `recovery_code` or `password_changed`.
-    pub kind: &'static str,
-}
-
-/// A relay by its place in `SMTP_RELAYS`, from 0.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RelayLabel {
-    /// The place.
-    pub relay: usize,
-}
-
-/// What a health check found of PostgreSQL.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StateLabel {
-    /// As in `/readyz`: [`crate::database::health::Health`].
-    pub state: &'static str,
-}
-
-/// What became of an entered code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum CodeOutcome {
-    Right,
-    Wrong,
-    Malformed,
-}
-
-/// What became of a login.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum LoginOutcome {
-    SignedIn,
-    Failed,
-    Throttled,
-    Busy,
-    Concurrent,
-    Network,
-    Aborted,
-}
-
-// By hand: the derived values would be the variants' names as they stand, and every other label's are in snake case.
-impl EncodeLabelValue for CodeOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::Right => "right",
-            Self::Wrong => "wrong",
-            Self::Malformed => "malformed",
-        })
-    }
-}
-
-impl EncodeLabelValue for LoginOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::SignedIn => "signed_in",
-            Self::Failed => "failed",
-            Self::Throttled => "throttled",
-            Self::Busy => "busy",
-            Self::Concurrent => "concurrent",
-            Self::Network => "network",
-            Self::Aborted => "aborted",
-        })
-    }
-}
-
-/// The label of an entered code.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CodeLabel {
-    /// What became of it.
-    pub outcome: CodeOutcome,
-}
-
-/// The label of a login.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct LoginLabel {
-    /// What became of it.
-    pub outcome: LoginOutcome,
-}
-
-/// Stored hashes by scheme.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HashLabel {
-    /// The scheme, or `unusable`.
-    pub scheme: &'static str,
-}
+pub use self::labels::{
+    Answer, CodeLabel, CodeOutcome, GivenUp, HashLabel, KindLabel, ListenerLabel, LoginLabel, LoginOutcome,
+    MailLabel, MailOutcome, RelayLabel, StateLabel,
+};
 
 /// Every figure of one running service.
 #[derive(Debug)]
@@ -155,7 +36,7 @@ pub struct Metrics {
     /// Starts that were committed together.
     pub start_batch: Histogram,
     /// Mails by what became of them.
-    pub mails: Family<MailOutcome, Counter>,
+    pub mails: Family<MailLabel, Counter>,
     /// Mails that were given up, of either kind.
     pub mails_given_up: Family<GivenUp, Counter>,
     /// Rounds of the courier: one that stands still for a minute hangs.
@@ -332,19 +213,13 @@ impl Default for Metrics {
 impl Metrics {
     /// A counter that came with its first event would show that one as no increase, and no alert would see it.
     fn begin_at_zero(&self) {
-        use LoginOutcome::{Aborted, Busy, Concurrent, Failed, Network, SignedIn, Throttled};
-        for outcome in ["sent", "expired", "no_recipient"] {
-            drop(self.mails.get_or_create(&MailOutcome { outcome, stage: "none" }));
+        for outcome in [MailOutcome::Sent, MailOutcome::Expired, MailOutcome::NoRecipient] {
+            drop(self.mails.get_or_create(&MailLabel { outcome, stage: "none" }));
         }
-        for kind in ["recovery_code", "password_changed"] {
-            for verdict in ["recipient", "ours", "relay"] {
-                drop(self.mails_given_up.get_or_create(&GivenUp { kind, verdict }));
-            }
-        }
-        for outcome in [CodeOutcome::Right, CodeOutcome::Wrong, CodeOutcome::Malformed] {
+        for &outcome in CodeOutcome::VARIANTS {
             drop(self.codes.get_or_create(&CodeLabel { outcome }));
         }
-        for outcome in [SignedIn, Failed, Throttled, Busy, Concurrent, Network, Aborted] {
+        for &outcome in LoginOutcome::VARIANTS {
             drop(self.logins.get_or_create(&LoginLabel { outcome }));
         }
     }
@@ -354,13 +229,52 @@ impl Metrics {
     pub fn open_metrics(&self) -> String {
         let mut page = String::new();
         // Writing to a String does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut page, &self.registry);
+        let _ = text::encode(&mut page, &self.registry);
         page
     }
 
     /// Everything in the text format of Prometheus, version 0.0.4.
     #[must_use]
     pub fn text(&self) -> String {
-        text::from_open_metrics(&self.open_metrics())
+        let mut page = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_text::encode(&mut page, &self.registry);
+        page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every name with its type and help, and every label that is there from the start; no value.
+    #[test]
+    fn names_and_labels_are_as_in_the_snapshot() {
+        let metrics = Metrics::default();
+        drop(metrics.connections.get_or_create(&ListenerLabel { listener: "api" }));
+        drop(metrics.connections_crowded.get_or_create(&ListenerLabel { listener: "api" }));
+        drop(metrics.http_answers.get_or_create(&Answer { route: "/readyz".into(), status: 200 }));
+        for family in [&metrics.outbox_owed, &metrics.outbox_given_up, &metrics.outbox_oldest] {
+            drop(family.get_or_create(&KindLabel { kind: "recovery_code" }));
+        }
+        for family in [&metrics.relay_up, &metrics.relay_last] {
+            drop(family.get_or_create(&RelayLabel { relay: 0 }));
+        }
+        drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
+        drop(metrics.mails_given_up.get_or_create(&GivenUp { kind: "recovery_code", verdict: "relay" }));
+        drop(metrics.database_state.get_or_create(&StateLabel { state: "ok" }));
+        let page = metrics.text().replace(env!("CARGO_PKG_VERSION"), "[version]");
+        let without_value = |line: &str| match line.rsplit_once(' ') {
+            Some((sample, _)) if !line.starts_with('#') => sample.to_owned(),
+            _ => line.to_owned(),
+        };
+        let mut shown: Vec<_> =
+            page.lines().filter(|line| !line.contains("le=\"")).map(without_value).collect();
+        // The samples of a family come in any order.
+        for metric in shown.chunk_by_mut(|_, next| !next.starts_with("# HELP ")) {
+            let comments = metric.iter().take_while(|line| line.starts_with('#')).count();
+            metric[comments..].sort_unstable();
+        }
+        insta::assert_snapshot!("metrics", shown.join("\n"));
     }
 }

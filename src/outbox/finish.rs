@@ -10,10 +10,6 @@ use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
 
 /// The mail was not taken: it is due again at `next_attempt_at`, if the claim still holds. `why` must not quote the
 /// relay.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn retry_at(
     pool: &PgPool,
     next_attempt_at: OffsetDateTime,
@@ -35,10 +31,6 @@ pub async fn retry_at(
 
 /// No attempt can help, if the claim still holds: a code's mail is deleted, and a notice is kept until it expires, for an
 /// operator to send again.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
     match mail.content {
         Content::RecoveryCode { .. } => {

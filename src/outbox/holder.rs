@@ -1,6 +1,6 @@
 //! Which couriers live. Each takes a session-level advisory lock on a connection of its own and names its id, the holder id,
 //! on the rows that it claims. PostgreSQL releases the lock when the process is gone, and the rows of a holder without a lock
-//! are due again before their leases end (docs/decisions/30).
+//! are due again before their leases end (docs/decisions/0030).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

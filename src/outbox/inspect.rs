@@ -1,8 +1,7 @@
 //! What an operator sees of the outbox, and what they can do about it.
 
-use std::fmt;
-
 use sqlx::PgConnection;
+use strum::Display;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -32,9 +31,11 @@ pub struct Entry {
 }
 
 /// How a mail stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum State {
     /// A replica has it in hand.
+    #[strum(to_string = "under way")]
     UnderWay,
     /// The next replica with a free slot takes it.
     Due,
@@ -43,19 +44,8 @@ pub enum State {
     /// Its code is too old to be of use; the next look through the outbox strikes it off.
     Expired,
     /// The relay refused the recipient for good. Kept until it expires, for an operator to send again.
+    #[strum(to_string = "given up")]
     GivenUp,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::UnderWay => "under way",
-            Self::Due => "due",
-            Self::Waits => "waits",
-            Self::Expired => "expired",
-            Self::GivenUp => "given up",
-        })
-    }
 }
 
 impl Entry {
@@ -77,10 +67,6 @@ impl Entry {
 }
 
 /// The mails that have been owed for the longest.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
     sqlx::query_as!(
         Entry,
@@ -93,10 +79,6 @@ pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Entry
 }
 
 /// One mail, and the address that it goes to; none if nobody has an account that it could go to.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn find(
     connection: &mut PgConnection,
     id: Uuid,
@@ -121,10 +103,6 @@ pub async fn find(
 
 /// Has notices sent again at the next look through the outbox: the one that is named, or all that were given up. Those
 /// that a replica has in hand stay as they are, and so do codes: their mails are retried as long as it is of use.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn retry(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -158,8 +136,8 @@ pub struct Backlog {
 
 /// Shows it as figures; of a kind that `backlog` leaves out, nothing is owed.
 pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
-    for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged] {
-        let label = KindLabel { kind: kind.as_str() };
+    for kind in MailKind::IN_OUTBOX {
+        let label = KindLabel { kind: kind.into() };
         let of_kind = backlog.iter().find(|of| of.kind == kind);
         metrics.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
         metrics.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
@@ -169,10 +147,6 @@ pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
 }
 
 /// What all replicas together owe, by kind; a kind of which nothing is owed is left out.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn backlog(connection: &mut PgConnection) -> Result<Vec<Backlog>, sqlx::Error> {
     sqlx::query_as!(
         Backlog,

@@ -75,10 +75,6 @@ impl Content {
 
 /// Owes the owner of an account a mail about the password that the same transaction sets. It names the device, and is
 /// owed for `retention`.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn enqueue_notice(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -94,7 +90,7 @@ pub async fn enqueue_notice(
         account_id,
         now,
         now + retention,
-        locale.map(Locale::as_str),
+        locale.map(<&str>::from),
         user_agent,
     )
     .execute(transaction)
@@ -103,10 +99,6 @@ pub async fn enqueue_notice(
 }
 
 /// Deletes the mails that are owed to an account, or to recovery sessions of its address.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn forget(
     transaction: &mut PgConnection,
     account_id: Uuid,

@@ -1,5 +1,5 @@
 //! One round of the courier, in one statement: what relays have accepted is deleted and recorded, mails are claimed, rows that
-//! need no mail are deleted (docs/decisions/31).
+//! need no mail are deleted (docs/decisions/0031).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl<'a> Round<'a> {
         Self { now, delivered, from, enqueued_by, senders: 0, window: 0, lease, holder: None }
     }
 
-    /// Claims the youngest mails first (docs/decisions/5), and finishes every row in the window that needs no mail. All of it is
+    /// Claims the youngest mails first (docs/decisions/0005), and finishes every row in the window that needs no mail. All of it is
     /// done, or nothing.
     ///
     /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two

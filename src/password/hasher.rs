@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 /// What a client is told to wait when the queue is full: about as long as a full queue takes.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Hashes of ours whose time one unit of a network's bucket of logins pays for. With one, a wrong login every 15 s kept all
-/// others of its network out while hashes were stored that are 20 times as slow (docs/decisions/32).
+/// others of its network out while hashes were stored that are 20 times as slow (docs/decisions/0032).
 const HASHES_A_UNIT: u32 = 4;
 
 /// The bounded pool that hashes: threads of its own, so that memory is that of so many hashes and no more.

@@ -3,7 +3,7 @@
 //! [`Recovery::start`] sends a code, [`Recovery::verify`] takes it, [`Recovery::reset`] sets the new password;
 //! [`Recovery::progress`] says which of them is next. A session
 //! goes `code_sent` → `verified` → `consumed`. Each has a number, and an account says up to which one they have ended, as
-//! a new password ends all of them (docs/decisions/7). One that has ended goes on like a live one, and so does one whose
+//! a new password ends all of them (docs/decisions/0007). One that has ended goes on like a live one, and so does one whose
 //! address nobody owns: it counts down, resends and expires alike; only its code never verifies, so nobody can tell.
 
 mod id;
@@ -27,7 +27,8 @@ pub use self::verify::Verified;
 use crate::app::App;
 use crate::clock::first_id_of;
 use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
-use crate::error::Problem;
+use crate::database::within_deadline;
+use crate::error::{Error, Problem};
 use crate::group_commit::{self, GroupCommit};
 use crate::secret::{Token, TokenHash};
 use crate::thread;
@@ -47,7 +48,7 @@ pub struct Recovery {
 
 impl Recovery {
     /// The flow, and what says that the commits of starts have ended, as they do with its last clone. They have a thread of
-    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/21).
+    /// their own and wait for no request that is read or answered meanwhile (docs/decisions/0021).
     ///
     /// # Panics
     ///
@@ -121,25 +122,25 @@ impl ActiveRecovery {
 
 /// Looks up the session of a token, whether it is the one that the client means, and whether it can do `step`.
 ///
-/// Inside: why it cannot; each is a 401, and the trader starts again.
+/// Every problem but `StorageUnavailable` is a 401: the recovery has to be started again.
 async fn find_active(
     pool: &PgPool,
     now: OffsetDateTime,
     token: &TokenHash,
     id: Option<&str>,
     step: Step,
-) -> Result<Result<ActiveRecovery, Problem>, sqlx::Error> {
+) -> Result<ActiveRecovery, Error> {
     let session = sqlx::query_as!(
         ActiveRecovery,
         r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at
            FROM recovery_session WHERE token_hash = $1"#,
         token.as_bytes()
     );
-    let Some(session) = session.fetch_optional(pool).await? else {
-        return Ok(Err(Problem::RecoverySessionMissing));
-    };
+    let session = within_deadline("find recovery", session.fetch_optional(pool))
+        .await?
+        .ok_or(Problem::RecoverySessionMissing)?;
     let waits_for_code = session.waits_for_code();
-    Ok(match (step, session.state) {
+    let checked = match (step, session.state) {
         _ if id.is_some_and(|id| id != RecoveryId::of(session.id).to_string()) => {
             Err(Problem::RecoveryIdMismatch)
         }
@@ -149,15 +150,12 @@ async fn find_active(
         (Step::Verify | Step::Next, _) if waits_for_code => Ok(session),
         (Step::Reset | Step::Next, State::Verified) => Ok(session),
         _ => Err(Problem::RecoverySessionUsed),
-    })
+    };
+    Ok(checked?)
 }
 
 /// Ends every pending recovery of an address that is nobody's any more, for whoever has it next: each becomes a decoy, but one
 /// whose code was entered has nothing left to hide. Reads the whole table, as no request needs an index on the address.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub(crate) async fn revoke_pending(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -175,10 +173,6 @@ pub(crate) async fn revoke_pending(
 }
 
 /// Deletes every session of an address, and gives their ids. Reads the whole table.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub(crate) async fn delete_all(
     transaction: &mut PgConnection,
     email: &str,
@@ -190,10 +184,6 @@ pub(crate) async fn delete_all(
 
 /// Deletes at most `limit` sessions that ended over `retention` ago. The primary key is the order of creation, and no
 /// session lives longer than code and reset together.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

@@ -54,8 +54,7 @@ impl Recovery {
     ) -> Result<Progress, Error> {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool, now) = (&self.app, &self.app.pool, self.app.time()?);
-        let session =
-            within_deadline("find recovery", find_active(pool, now, &presented, None, Step::Next)).await??;
+        let session = find_active(pool, now, &presented, None, Step::Next).await?;
         let awaited = if session.waits_for_code() { Awaited::Code } else { Awaited::Password };
         if awaited == Awaited::Password {
             let find = account::in_recovery(pool, &session.email, session.number);

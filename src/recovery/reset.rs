@@ -8,7 +8,7 @@
 use super::{Presented, Recovery, Step, find_active};
 use crate::client::Client;
 use crate::clock::first_id_of;
-use crate::database::within_deadline;
+use crate::database::{transact, within_deadline};
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::password::{Password, context};
@@ -33,8 +33,7 @@ impl Recovery {
     ) -> Result<SignedIn, Error> {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
-        let find = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset);
-        let session = within_deadline("find recovery", find).await??;
+        let session = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset).await?;
         // The account may have ended the recovery since, by another reset; that comes before what is said of the password.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
@@ -45,24 +44,24 @@ impl Recovery {
         drop(place);
         let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;
-        let opened = within_deadline("set password", async {
+        let opened = transact("set password", async {
             let mut transaction = pool.begin().await?;
             let locked = account::lock_in_recovery(&mut transaction, &session.email, session.number).await?;
-            let Some(account) = locked else { return Ok(Err(Problem::RecoverySessionUsed)) };
+            let account = locked.ok_or(Problem::RecoverySessionUsed)?;
             let consumed = sqlx::query!(
                 "UPDATE recovery_session SET state = 'consumed' WHERE id = $1 AND state = 'verified' AND expires_at > $2",
                 session.id,
                 now,
             );
             if consumed.execute(&mut *transaction).await?.rows_affected() == 0 {
-                return Ok(Err(Problem::RecoverySessionUsed));
+                return Err(Problem::RecoverySessionUsed.into());
             }
             let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordReset };
             let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
             transaction.commit().await?;
-            Ok(Ok(opened))
+            Ok(opened)
         })
-        .await??;
+        .await?;
         app.wakeup.wake(first_id_of(now));
         Ok(opened.signed_in(app, now))
     }

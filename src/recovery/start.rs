@@ -21,7 +21,6 @@ use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::group_commit::{Arrivals, Batch};
 use crate::known_device::DeviceId;
-use crate::locale::Locale;
 use crate::secret::{Token, TokenHash};
 use crate::throttle::{self, Key, RateLimit, interval, recovery_key, ticket_key};
 
@@ -130,21 +129,21 @@ impl Recovery {
             email: email.clone(),
             client: client.clone(),
         };
-        let outcome = timeout(STORAGE_DEADLINE, self.starts.submit(start)).await;
+        let outcome = timeout(STORAGE_DEADLINE, self.starts.submit(start)).await.ok().and_then(Result::ok);
         let answered = self.app.clock.now();
         let lifetime = |end: OffsetDateTime| Duration::try_from(end - answered).unwrap_or_default();
         match (outcome, presented) {
-            (Ok(Ok(Outcome::New { expires_at })), _) => {
+            (Some(Outcome::New { expires_at }), _) => {
                 Ok(Started { token, id: RecoveryId::of(session_id), lifetime: lifetime(expires_at) })
             }
-            (Ok(Ok(Outcome::Kept { session_id, expires_at })), Some(token)) => {
+            (Some(Outcome::Kept { session_id, expires_at }), Some(token)) => {
                 let (token, id) = (token.clone(), RecoveryId::of(session_id));
                 Ok(Started { token, id, lifetime: lifetime(expires_at) })
             }
-            (Ok(Ok(Outcome::Refused { retry_at })), _) => {
+            (Some(Outcome::Refused { retry_at }), _) => {
                 Err(Error::retry_after(Problem::AddressThrottled, lifetime(retry_at)))
             }
-            (Ok(Ok(Outcome::Kept { .. }) | Err(_)) | Err(_), _) => {
+            (Some(Outcome::Kept { .. }) | None, _) => {
                 Err(Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
             }
         }
@@ -206,7 +205,7 @@ async fn commit(
 ///
 /// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate statements would cost three
 /// round trips and three flushes. What needs no table is done before it, because each node of the plan costs every batch
-/// (docs/decisions/21): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
+/// (docs/decisions/0021): starts are counted and ranked within their bucket, and the keys are ordered, or batches of two
 /// replicas would deadlock. The look-up is LATERAL with a LIMIT, so the planner uses the index whatever it believes of
 /// the table's size.
 async fn insert(
@@ -231,7 +230,7 @@ async fn insert(
         starts.iter().map(|start| start.presented.as_ref().map(TokenHash::as_bytes)).collect();
     let emails: Vec<_> = starts.iter().map(|start| start.email.as_str()).collect();
     let bucket_keys: Vec<_> = starts.iter().map(|start| &start.bucket_key[..]).collect();
-    let locales: Vec<_> = starts.iter().map(|start| start.client.locale.map(Locale::as_str)).collect();
+    let locales: Vec<_> = starts.iter().map(|start| start.client.locale.map(<&str>::from)).collect();
     let client_ips: Vec<_> = starts.iter().map(|start| start.client.ip).collect();
     let user_agents: Vec<_> = starts.iter().map(|start| start.client.user_agent.as_str()).collect();
     let expires_at = now + CODE_LIFETIME;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Presented, Recovery, RecoveryId, State, Step, TOKEN_LABEL, find_active};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
-use crate::database::within_deadline;
+use crate::database::{transact, within_deadline};
 use crate::error::{Detail, Error, Problem};
 use crate::metrics::{CodeLabel, CodeOutcome};
 use crate::secret::{Code, Token, TokenHash};
@@ -58,19 +58,16 @@ impl Recovery {
     ) -> Result<Verified, Error> {
         let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
-        let find = async || {
-            let find = find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
-            within_deadline("find recovery", find).await
-        };
+        let find = || find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
         // A token is of one session for ever, so what is found out before the attempt still holds when it is spent.
         if presented.id.is_some() || code.is_err() {
-            find().await??;
+            find().await?;
         }
         let code = code.inspect_err(|_| self.count(CodeOutcome::Malformed))?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
-            let why = find().await?;
-            // ActiveRecovery again in between it cannot be: attempts do not come back.
-            return Err(why.err().unwrap_or(Problem::RecoverySessionSpent).into());
+            find().await?;
+            // It cannot have become active again in between, as attempts do not come back.
+            return Err(Problem::RecoverySessionSpent.into());
         };
         let wrong = || {
             self.count(CodeOutcome::Wrong);
@@ -83,10 +80,9 @@ impl Recovery {
         let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
         let token_hash = token.hash();
         let ends = now + RESET_LIFETIME;
-        within_deadline("mark verified", async {
-            let Some(account) = account::in_recovery(pool, &attempt.email, attempt.number).await? else {
-                return Ok(Err(wrong()));
-            };
+        transact("mark verified", async {
+            let account =
+                account::in_recovery(pool, &attempt.email, attempt.number).await?.ok_or_else(wrong)?;
             let mut transaction = pool.begin().await?;
             // First, as everywhere: the account's row is locked before those of its recoveries.
             account::mark_reached(&mut transaction, account.id).await?;
@@ -99,14 +95,14 @@ impl Recovery {
                 token_hash.as_bytes(),
             );
             if marked.execute(&mut *transaction).await?.rows_affected() == 0 {
-                return Ok(Err(Problem::RecoverySessionUsed.into()));
+                return Err(Problem::RecoverySessionUsed.into());
             }
             audit::record(&mut *transaction, now, audit::Event::RecoveryVerified, account.id, Some(client.into()))
                 .await?;
             transaction.commit().await?;
-            Ok(Ok(()))
+            Ok(())
         })
-        .await??;
+        .await?;
         self.count(CodeOutcome::Right);
         Ok(Verified { token, id: RecoveryId::of(attempt.session_id), lifetime: RESET_LIFETIME })
     }

@@ -24,7 +24,7 @@ use crate::audit;
 use crate::client::Client;
 use crate::clock::{first_id_of, new_id};
 use crate::config::{JWT_LIFETIME, STORAGE_DEADLINE};
-use crate::database::{OUTAGE_RETRY_AFTER, within_deadline};
+use crate::database::{OUTAGE_RETRY_AFTER, transact, within_deadline};
 use crate::error::{Error, Problem};
 use crate::jwt::Claims;
 use crate::secret::{Token, TokenHash};
@@ -225,10 +225,6 @@ pub async fn list(app: &App, by: &Authenticated) -> Result<Vec<Session>, Error> 
 }
 
 /// The sessions of an account that have not ended, the newest first.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn open_of(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
@@ -259,10 +255,10 @@ pub async fn open_of(
 pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Result<(), Error> {
     let now = app.clock.now();
     let _turn = turn_to_end(app, by).await?;
-    within_deadline("end a session", async {
+    transact("end a session", async {
         let mut transaction = app.token_pool.begin().await?;
         if !may_end(app, &mut transaction, now, by).await? {
-            return Ok(Err(Problem::SessionInvalid));
+            return Err(Problem::SessionInvalid.into());
         }
         let ended = sqlx::query!(
             "UPDATE session SET revoked_at = $3
@@ -273,16 +269,15 @@ pub async fn end(app: &App, by: &Authenticated, id: Uuid, client: &Client) -> Re
             now - app.config.sessions.session_idle,
         );
         if ended.execute(&mut *transaction).await?.rows_affected() == 0 {
-            return Ok(Err(Problem::NotFound));
+            return Err(Problem::NotFound.into());
         }
         let own = id == by.session.id;
         let event = if own { audit::Event::SignedOut } else { audit::Event::SessionsEnded };
         audit::record(&mut *transaction, now, event, by.account.id, Some(client.into())).await?;
         transaction.commit().await?;
-        Ok(Ok(()))
+        Ok(())
     })
-    .await?
-    .map_err(Error::from)
+    .await
 }
 
 /// Ends every session of the account but the one that asks.
@@ -358,10 +353,6 @@ pub(crate) async fn revoke_everybodys(
 
 /// Deletes at most `limit` sessions that began over `age` ago: the longest that one lasts, and how long it is kept then.
 /// The primary key is the order of creation.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

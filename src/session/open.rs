@@ -13,7 +13,8 @@ use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::known_device::{self, DeviceId, KnownDevice};
 use crate::secret::Token;
-use crate::{audit, outbox, throttle};
+use crate::throttle::{self, Draw};
+use crate::{audit, outbox};
 
 /// Where somebody signs in.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +124,7 @@ async fn make_known(
         device.id()
     } else {
         let key = throttle::device_key(&address);
-        if throttle::spend(transaction, now, &key, app.device_budget).await?.is_err() {
+        if throttle::spend(transaction, now, &key, app.device_budget).await? != Draw::Drawn {
             return Ok(None);
         }
         DeviceId::new(now)

@@ -162,21 +162,29 @@ pub async fn draw(
     budget: RateLimit,
     refusal: Problem,
 ) -> Result<(), Error> {
-    let spent = within_deadline("draw budget", spend(pool, now, key, budget)).await?;
-    spent.map_err(|at| Error::retry_after(refusal, (at - now).try_into().unwrap_or_default()))
+    match within_deadline("draw budget", spend(pool, now, key, budget)).await? {
+        Draw::Drawn => Ok(()),
+        Draw::EmptyUntil(at) => Err(Error::retry_after(refusal, (at - now).try_into().unwrap_or_default())),
+    }
 }
 
-/// Spends one unit of a budget.
-///
-/// # Errors
-///
-/// What PostgreSQL answers; inside, if nothing is left: when there will be.
+/// Whether a unit was drawn from a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Draw {
+    /// It was.
+    Drawn,
+    /// The bucket is empty until then.
+    EmptyUntil(OffsetDateTime),
+}
+
+/// Draws one unit from a bucket.
 pub async fn spend(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     key: &Key,
     budget: RateLimit,
-) -> Result<Result<(), OffsetDateTime>, sqlx::Error> {
+) -> Result<Draw, sqlx::Error> {
     let (short_room, long_room) = budget.room();
     let row = sqlx::query!(
         "INSERT INTO throttle AS t (key, short_at, long_at, admitted)
@@ -195,14 +203,14 @@ pub async fn spend(
     )
     .fetch_one(executor)
     .await?;
-    Ok(if row.admitted > 0 { Ok(()) } else { Err((row.short_at - short_room).max(row.long_at - long_room)) })
+    Ok(if row.admitted > 0 {
+        Draw::Drawn
+    } else {
+        Draw::EmptyUntil((row.short_at - short_room).max(row.long_at - long_room))
+    })
 }
 
 /// When a budget has a unit left: now, or when one has come back. Spends none.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn free_at(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
@@ -216,10 +224,6 @@ pub async fn free_at(
 }
 
 /// Gives back a unit that was spent: the attempt that it was for has succeeded.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn refund(executor: impl PgExecutor<'_>, key: &Key, budget: RateLimit) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE throttle SET short_at = short_at - $2::interval, long_at = long_at - $3::interval WHERE key = $1",
@@ -240,10 +244,6 @@ pub fn interval(duration: Duration) -> PgInterval {
 
 /// Fills the buckets of an address again: its recoveries, its failed logins, and the browsers that become known with it.
 /// Those of browsers that are known already are their own. Gives how many had been drawn on.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Result<u64, sqlx::Error> {
     let keys = [recovery_key(address, None), login_key(address, None), device_key(address)];
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
@@ -253,10 +253,6 @@ pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Re
 
 /// Deletes the bucket of an erased account. Those of its address and of its browsers are hashes that any address has, and
 /// stay until they are full: that they are gone would tell a stranger that somebody was erased.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn forget(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
     let key = password_key(account_id);
     sqlx::query!("DELETE FROM throttle WHERE key = $1", &key[..]).execute(transaction).await?;
@@ -266,10 +262,6 @@ pub async fn forget(transaction: &mut PgConnection, account_id: Uuid) -> Result<
 /// Looks through `pages` pages of the table, `from` on, and deletes the budgets whose buckets are both full: they say
 /// nothing that no row would not say. Gives how many went, and the page to go on with; none at the table's end. Pages are
 /// read as they lie there: in the order of their keys, each row would be on another one.
-///
-/// # Errors
-///
-/// What PostgreSQL answers.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

@@ -127,12 +127,20 @@ async fn l6_an_independent_library_verifies_our_jwts_and_refuses_forgeries(pool:
     let jwks = client.get("/.well-known/jwks.json").await;
     assert_eq!(jwks.header("cache-control"), Some("public, max-age=300"));
     let forgeries = forgeries(&good, &jwks.body["keys"][0]);
-    let mut tokens = vec![good.clone()];
+    // The clock of the service may be ahead of the verifier's by up to a minute.
+    let ahead_by = async |seconds| {
+        service.clock.advance(Duration::from_secs(seconds));
+        client.refreshes().await.body["jwt"].as_str().unwrap().to_owned()
+    };
+    let (ahead, too_far_ahead) = (ahead_by(30).await, ahead_by(60).await);
+    let mut tokens = vec![good.clone(), ahead.clone(), too_far_ahead];
     tokens.extend(forgeries.iter().map(|(_, token)| token.clone()));
     let url = format!("http://{}/.well-known/jwks.json", service.address);
     let verdicts = tokio::task::spawn_blocking(move || python(&url, &tokens)).await.unwrap();
     assert_eq!(verdicts[0].as_ref().expect("our JWT is accepted"), &parts(&good).1);
-    for ((what, _), verdict) in forgeries.iter().zip(&verdicts[1..]) {
+    assert_eq!(verdicts[1].as_ref().expect("clocks may differ by half a minute"), &parts(&ahead).1);
+    assert_eq!(verdicts[2], None, "clocks differ by a minute and a half");
+    for ((what, _), verdict) in forgeries.iter().zip(&verdicts[3..]) {
         assert_eq!(verdict, &None, "{what}");
     }
     service.stops().await;

@@ -166,7 +166,7 @@ async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) 
     browser.clicks("#secret").await;
     // The server's count: 20 code points in NFC, whatever was typed.
     browser.pastes(&"e\u{302}\u{301}".repeat(19)).await;
-    assert_eq!(browser.reads("#length").await, "Characters still needed: 1");
+    assert_eq!(browser.reads("#length").await, "1 more character");
     browser.pastes("x").await;
     assert_eq!(browser.reads("#length").await, "Long enough");
     browser.closes().await;
@@ -322,7 +322,7 @@ async fn a_session_that_the_sign_in_page_cannot_read_is_ended(pool: PgPool) {
     enters_the_code(&browser, &service).await;
     browser.types("#secret", PASSWORD).await;
     browser.clicks("#reset button").await;
-    assert_eq!(browser.reads("#done h1").await, "Your password is changed");
+    assert_eq!(browser.reads("#done h1").await, "Your password was changed");
     assert_eq!(browser.script("return sessionStorage.vos_session_token ?? null").await, Value::Null);
     let live: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE revoked_at IS NULL")
         .fetch_one(&pool)

@@ -1,5 +1,5 @@
 //! The plan of every statement in `.sqlx`, on the service's connections: by index, even while every
-//! table is empty (docs/decisions/1). `make versions` checks it on each PostgreSQL version.
+//! table is empty (docs/decisions/0001). `make versions` checks it on each PostgreSQL version.
 
 use std::fs;
 

@@ -1,9 +1,13 @@
 //! The built program: settings, secrets, commands.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::{Command, CommandFactory as _};
 use serde_json::Value;
 use sqlx::{PgPool, Row as _};
+use vos_auth::cli::Cli;
 
 use crate::harness::PATIENCE;
 use crate::harness::client::Client;
@@ -307,6 +311,29 @@ fn help_names_every_setting_with_its_variable_and_default() {
     assert_eq!(settings, variables, "each setting has a variable");
     let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
     assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn every_command_has_the_help_of_its_snapshot() {
+    let mut cli = Cli::command();
+    cli.build();
+    let mut help = String::new();
+    append_help(&cli, &[], &mut help);
+    insta::assert_snapshot!("help", help);
+}
+
+fn append_help(command: &Command, path: &[&str], help: &mut String) {
+    let shown = run(&[path, &["--help"]].concat(), &[]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    writeln!(help, "$ vos-auth {}\n", [path, &["--help"]].concat().join(" ")).unwrap();
+    // As editors leave it: clap ends some lines with a space.
+    for line in shown.lines() {
+        writeln!(help, "{}", line.trim_end()).unwrap();
+    }
+    help.push_str("\n\n");
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        append_help(command, &[path, &[command.get_name()]].concat(), help);
+    }
 }
 
 /// Arguments may be names of files that another person chose.

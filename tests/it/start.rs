@@ -272,7 +272,7 @@ async fn a_resend_while_an_email_is_pending_sends_no_second_one_and_writes_the_s
 }
 
 #[sqlx::test]
-async fn the_rate_limit_of_an_address_is_the_same_with_and_without_an_account(pool: PgPool) {
+async fn the_bucket_of_an_address_empties_and_refills_with_or_without_an_account(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("known@example.com").await;
     for email in ["known@example.com", "unknown@example.com"] {

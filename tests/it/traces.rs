@@ -64,7 +64,7 @@ async fn journey(pool: &PgPool, relay: &Relay, client: &mut Client) -> (String, 
 }
 
 #[sqlx::test]
-async fn a_journey_is_traced_in_the_proxys_trace_without_personal_data(pool: PgPool) {
+async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_account(pool: PgPool) {
     let (receiver, relay) = (Receiver::start(Mood::Takes), Relay::start().await);
     let endpoint = receiver.url();
     let on = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("TRUSTED_PROXIES", "127.0.0.0/8")];

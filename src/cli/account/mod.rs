@@ -21,7 +21,7 @@ use crate::email_address::EmailAddress;
 use crate::error::Error;
 use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
-use crate::operator::{self, EmailSet};
+use crate::operator::{self, EmailSet, Unblocked};
 use crate::password::{self, Password};
 use crate::{session, terminal};
 
@@ -232,10 +232,10 @@ async fn erase(whose: &Whose) -> Result<(), Failure> {
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
-        Ok(filled) => terminal::line(format_args!(
+        Unblocked::Filled(filled) => terminal::line(format_args!(
             "{filled} rate limits of this address were drawn on, and are full again"
         )),
-        Err(at) => {
+        Unblocked::NotBefore(at) => {
             let at = at.truncate_to_second();
             return Err(format!(
                 "this address was unblocked 3 times in 24 hours; the next time is after {at}"

@@ -22,6 +22,7 @@ const MAX_LINE: u64 = 8192;
 
 /// A mail that arrived.
 #[derive(Clone, Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the mailbox sends it under this name")]
 pub struct Received {
     /// Envelope recipients.
     pub to: Vec<String>,

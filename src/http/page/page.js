@@ -277,8 +277,11 @@ function judgeLength() {
   const excess = length - Number(facts.maxChars);
   const verdicts = { 'too-short': length > 0 && missing > 0, 'long-enough': missing <= 0 && excess <= 0, 'too-long': excess > 0 };
   for (const [id, holds] of Object.entries(verdicts)) $(`#${id}`).hidden = !holds;
-  $('#too-short b').textContent = missing;
-  $('#too-long b').textContent = excess;
+  for (const [id, count] of [['too-short', missing], ['too-long', excess]]) {
+    $(`#${id} b`).textContent = count;
+    const plural = $(`#${id} .plural`);
+    if (plural) plural.hidden = count === 1;
+  }
 }
 
 FIELDS.password.addEventListener('input', judgeLength);

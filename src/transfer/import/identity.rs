@@ -74,10 +74,6 @@ pub struct Refusal {
 }
 
 /// An identity in JSON.
-///
-/// # Errors
-///
-/// [`Refusal`].
 pub fn from_json(text: &str, paths: &Paths) -> Result<Identity, Refusal> {
     let identity: Value =
         serde_json::from_str(text).map_err(|_| Refusal { id: None, reason: "it is not JSON" })?;
@@ -148,10 +144,6 @@ impl Columns {
     }
 
     /// A row. An empty field is none.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal`].
     pub fn identity(&self, row: &csv::StringRecord) -> Result<Identity, Refusal> {
         let [email, password_hash, locale, state, id, traits] =
             self.0.map(|column| row.get(column?).map(str::trim).filter(|text| !text.is_empty()));
@@ -335,7 +327,7 @@ mod tests {
         assert_eq!((new.active, new.locale, &new.traits["desk"]), (false, Some(Locale::En), &json!(7)));
         assert_eq!(row(&names, &["", ""]).unwrap_err().reason, "it has no email");
         assert!(row(&names, &["", "a@example.com", "", "", "", "7"]).unwrap_err().reason.contains("traits"));
-        assert!(columns(&["email", "pasword"]).err().unwrap().contains("\"pasword\" is not known"));
+        assert!(columns(&["email", "passwort"]).err().unwrap().contains("\"passwort\" is not known"));
         assert!(columns(&["id"]).err().unwrap().contains("no column email"));
     }
 }

@@ -108,10 +108,6 @@ impl Kratos {
     }
 
     /// A page of the list, in the order of ids, with passwords.
-    ///
-    /// # Errors
-    ///
-    /// [`KratosError`].
     pub async fn page(&self, size: u16, token: Option<&str>) -> Result<Page, KratosError> {
         let mut url = self.url.of_identities();
         url.query_pairs_mut()
@@ -131,10 +127,6 @@ impl Kratos {
     }
 
     /// An identity with its password, as Kratos writes it; `None` if there is none with this id.
-    ///
-    /// # Errors
-    ///
-    /// [`KratosError`].
     pub async fn identity(&self, id: Uuid) -> Result<Option<Bytes>, KratosError> {
         let mut url = self.url.of_identity(id);
         url.query_pairs_mut().append_pair("include_credential", "password");
@@ -149,10 +141,6 @@ impl Kratos {
     }
 
     /// Replaces an identity, all but the credentials that `identity` does not have.
-    ///
-    /// # Errors
-    ///
-    /// [`KratosError`].
     pub async fn put(&self, id: Uuid, identity: Vec<u8>) -> Result<(), KratosError> {
         match self.ask(Method::PUT, &self.url.of_identity(id), Some(identity), MAX_IDENTITY).await? {
             (StatusCode::OK, ..) => Ok(()),

@@ -213,7 +213,8 @@ async fn all_formats_import_the_same_accounts(pool: PgPool) {
     }
     assert_eq!(seen[0].len(), 3);
     assert!(seen.iter().all(|accounts| accounts == &seen[0]), "{seen:#?}");
-    for (content, part) in [("", "it is empty"), ("email,pasword\na@b.vn,x\n", "\"pasword\" is not known")] {
+    for (content, part) in [("", "it is empty"), ("email,passwort\na@b.vn,x\n", "\"passwort\" is not known")]
+    {
         let ended = imports(&pool, content, &[]);
         assert!(!ended.ok && ended.err.contains(part), "{}", ended.err);
     }
