@@ -48,6 +48,7 @@
 //! | settings with their defaults, by section | [`config`], `config/*.rs` | |
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | `DATABASE_URL`; which address of the server is used | `database/{options,endpoint}.rs` | |
+//! | migrations: locks, tries, unfinished indexes | `database/migration.rs`, `migrations/` | `_sqlx_migrations` |
 //! | threads of their own: commits of starts, the courier | [`thread`] | |
 //! | deleting expired rows | [`sweeper`] | |
 //! | counting kinds of stored hashes and bouncing addresses | [`census`] | |
