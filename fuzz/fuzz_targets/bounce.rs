@@ -1,4 +1,4 @@
-//! A message that comes back says nothing without a signature, and is a bounce only if it is a report of a failure.
+//! A message without a valid signature names no account, and only a failure report is a bounce.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -19,7 +19,7 @@ fuzz_target!(|message: &[u8]| {
     }
     let recipients = report::recipients(message);
     assert!(recipients.iter().map(String::len).sum::<usize>() <= 3 * message.len());
-    // Days that are good today, and were when the corpus was made.
+    // The current day, and a day when the corpus's signatures were valid.
     for now in [OffsetDateTime::UNIX_EPOCH, time::macros::datetime!(2026-11-23 18:05:07 UTC)] {
         assert!(recipients.iter().all(|text| Signed::find(&KEYS, text, now).is_none()));
         assert_eq!(Signed::find(&KEYS, &String::from_utf8_lossy(message), now), None);

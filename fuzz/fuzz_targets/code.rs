@@ -1,4 +1,4 @@
-//! Whatever is typed is 8 digits or nothing.
+//! The parser of codes accepts exactly 8 digits, whatever the user types.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A recovery cookie is read if it stands there exactly once, and as it stands there.
+//! The service reads a recovery cookie only if it was sent exactly once, and reads it unchanged.
 #![no_main]
 
 use http::header::COOKIE;
@@ -19,10 +19,10 @@ fuzz_target!(|input: &[u8]| {
     let text = token.expose();
     assert!(text.len() == TOKEN_CHARS && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
     let pair = format!("__Host-vos_recovery={text}");
-    assert!(input.windows(pair.len()).any(|part| part == pair.as_bytes()), "it was sent");
+    assert!(input.windows(pair.len()).any(|part| part == pair.as_bytes()), "the token was sent");
 
     headers.append(COOKIE, HeaderValue::from_static("a=b; __host-vos_recovery=c; d"));
-    assert_eq!(recovery_token(&headers).map(|token| token.expose()), Some(text), "others say nothing");
+    assert_eq!(recovery_token(&headers).map(|token| token.expose()), Some(text), "other cookies are ignored");
     headers.append(COOKIE, HeaderValue::from_str(&pair).expect("ASCII"));
-    assert!(recovery_token(&headers).is_none(), "twice is not at all");
+    assert!(recovery_token(&headers).is_none(), "a cookie that is sent twice is ignored");
 });

@@ -1,4 +1,4 @@
-//! A device cookie or a ticket that was not issued here, to the letter, speaks for nobody.
+//! The service accepts a device cookie or ticket only if it is exactly one that it issued.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -24,19 +24,19 @@ static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
     Issued { keys, owner, cookie }
 });
 
-// The input is a value, and then what is changed in an issued one: a bit that is set is turned over. The fuzzer sees what
-// is compared, so the issued cookie itself comes up as well.
+// The input is a candidate value, and a mask of bits to flip in an issued cookie. The fuzzer sees
+// comparisons, so it finds the issued cookie itself too.
 fuzz_target!(|input: &[u8]| {
     let Issued { keys, owner, cookie } = &*ISSUED;
-    let is_taken = |text: &str| {
-        assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none(), "a cookie is no ticket");
-        KnownDevice::read(&COOKIE, keys, text, NOW).is_some_and(|known| known.owned_by(owner).is_some())
+    let is_accepted = |text: &str| {
+        assert!(KnownDevice::read(&TICKET, keys, text, NOW).is_none(), "a cookie is not accepted as a ticket");
+        KnownDevice::read(&COOKIE, keys, text, NOW).is_some_and(|known| known.of(owner).is_some())
     };
     let changes = input.iter().chain(std::iter::repeat(&0));
     let changed: Vec<u8> = cookie.bytes().zip(changes).map(|(byte, change)| byte ^ change).collect();
     for text in [input, &changed].into_iter().filter_map(|bytes| std::str::from_utf8(bytes).ok()) {
-        assert_eq!(is_taken(text), text == cookie);
+        assert_eq!(is_accepted(text), text == cookie);
     }
     let longer = format!("{cookie}{}", String::from_utf8_lossy(input));
-    assert_eq!(is_taken(&longer), input.is_empty());
+    assert_eq!(is_accepted(&longer), input.is_empty());
 });

@@ -1,4 +1,4 @@
-//! A stored hash of another system cannot stop the service: it is refused, or what it costs is bounded.
+//! A stored hash of another system cannot stop the service: it is refused, or its cost is bounded.
 #![no_main]
 
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ thread_local! {
 fuzz_target!(|text: &str| {
     let Ok(stored) = StoredHash::parse(text) else { return };
     assert!(stored.work() <= 4 << 20);
-    // The cheap ones alone, so that thousands are tried in a second.
+    // Only cheap hashes are computed, so that the fuzzer tries thousands a second.
     if stored.work() <= 1 << 10 {
         MEMORY.with_borrow_mut(|memory| {
             let right = stored.matches(b"password", memory);

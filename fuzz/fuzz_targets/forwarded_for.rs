@@ -1,4 +1,4 @@
-//! X-Forwarded-For says something only through trusted hops, and then the last word is theirs.
+//! The service reads X-Forwarded-For only from trusted proxies, and the last hop they name decides.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,17 +20,17 @@ fuzz_target!(|input: &[u8]| {
             headers.append(NAME, value);
         }
     }
-    assert_eq!(client_ip(proxy, &headers, &[]), proxy, "nobody is trusted");
-    assert_eq!(client_ip(stranger, &headers, &trusted), stranger, "a stranger is believed nothing");
+    assert_eq!(client_ip(proxy, &headers, &[]), proxy, "no proxy is trusted");
+    assert_eq!(client_ip(stranger, &headers, &trusted), stranger, "an untrusted peer's header is ignored");
     let client = client_ip(proxy, &headers, &trusted);
     let sent = String::from_utf8_lossy(input);
     let named = |hop: &str| {
         let plain = hop.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|with_port| with_port.ip()));
         plain.is_ok_and(|ip| ip.to_canonical() == client)
     };
-    assert!(client == proxy || sent.split([',', '\n']).any(|hop| named(hop.trim())), "somebody named it");
+    assert!(client == proxy || sent.split([',', '\n']).any(|hop| named(hop.trim())), "a header named it");
 
-    // What the proxy itself appends decides, whatever stood there before.
+    // The address that the proxy itself appends decides, whatever came before it.
     let after = |last: &'static str| {
         let mut headers = headers.clone();
         headers.append(NAME, HeaderValue::from_static(last));

@@ -1,12 +1,12 @@
-//! What a client may try to smuggle: into mails, headers, cookies, other people's sessions.
+//! What a client may try to inject: into emails, headers, cookies and other users' sessions.
 
 use sqlx::PgPool;
 
 use crate::harness::Service;
 
-/// S3: the mail goes to the stored address, and look-alikes reach nobody.
+/// S3: the email is sent to the stored address; look-alike addresses match no account.
 #[sqlx::test]
-async fn s3_look_alikes_of_an_address_are_not_it(pool: PgPool) {
+async fn s3_look_alike_addresses_match_no_account(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     for email in ["mike@example.com", "nguyen@example.com", "kate@xn--bcher-kva.example"] {
         service.has_account(email).await;
@@ -21,7 +21,7 @@ async fn s3_look_alikes_of_an_address_are_not_it(pool: PgPool) {
         let answer = service.client().starts_recovery(email).await;
         assert_eq!(answer.error(), (400, "email_invalid"), "{email}");
     }
-    // Spellings of the same address reach the stored one.
+    // Other spellings of the same address match the stored one.
     for email in ["MIKE@EXAMPLE.COM", "  Mike@example.com\t", "mike@\u{ff45}xample.com"] {
         assert!(service.client().starts_recovery(email).await.is_code_sent(), "{email}");
     }
@@ -36,10 +36,10 @@ async fn s3_look_alikes_of_an_address_are_not_it(pool: PgPool) {
     service.stops().await;
 }
 
-/// S5: nothing that a client sends reaches a header of a mail or a command of SMTP. The relay of the tests also refuses
-/// any command with a stray CR or LF in it.
+/// S5: no client input reaches a header of an email or an SMTP command. The test relay also refuses
+/// any command that contains a stray CR or LF.
 #[sqlx::test]
-async fn s5_a_client_writes_nothing_into_a_mail(pool: PgPool) {
+async fn s5_client_input_reaches_no_header_or_smtp_command(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     service.has_account("trader@example.com").await;
     for email in [
@@ -74,9 +74,9 @@ async fn s5_a_client_writes_nothing_into_a_mail(pool: PgPool) {
     service.stops().await;
 }
 
-/// S7: host headers shape neither mail, cookie nor body.
+/// S7: Host headers change neither email, cookie nor body.
 #[sqlx::test]
-async fn s7_host_headers_shape_nothing(pool: PgPool) {
+async fn s7_host_headers_change_nothing(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     let mut client = service
@@ -91,7 +91,7 @@ async fn s7_host_headers_shape_nothing(pool: PgPool) {
     service.stops().await;
 }
 
-/// L3, as far as `start` reads cookies: one that was planted is never adopted.
+/// L3, for the cookies of `start`: the service never adopts a planted cookie.
 #[sqlx::test]
 async fn l3_a_planted_cookie_is_not_adopted(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000", "--address-burst=3"]).await;
@@ -108,7 +108,7 @@ async fn l3_a_planted_cookie_is_not_adopted(pool: PgPool) {
     .into_iter()
     .enumerate()
     {
-        // The address's budget is not what is tested here.
+        // This test is not about the address's rate limit.
         sqlx::query("DELETE FROM throttle").execute(&pool).await.unwrap();
         let mut victim = service.client();
         victim.cookie = Some(cookie.clone());

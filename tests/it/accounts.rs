@@ -1,4 +1,4 @@
-//! What an operator does to one account, with the built program.
+//! The operator's commands on one account, with the built program.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const OTHER: &str = "other@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// What `vos-auth account …` says, or why it fails.
+/// The output of `vos-auth account …`, or its error message.
 fn account(pool: &PgPool, arguments: &[&str]) -> Result<String, String> {
     let url = database::operator_url(pool);
     let ended = run(&[&["account"], arguments].concat(), &[("DATABASE_URL", url.as_str())]);
@@ -35,7 +35,7 @@ async fn id_of(service: &Service, email: &str) -> Uuid {
 }
 
 #[sqlx::test]
-async fn show_says_all_but_the_hash(pool: PgPool) {
+async fn show_prints_everything_but_the_hash(pool: PgPool) {
     let service = service(&pool).await;
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     let id = id_of(&service, TRADER).await.to_string();
@@ -77,7 +77,7 @@ async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
     assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active again");
     assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active already");
     assert_eq!(service.count("audit_event WHERE what = 'account_enabled'").await, 1);
-    // What was pending when it was disabled does not come back: a decoy, and a recovery that is used up.
+    // What was pending stays ended: the code belongs to a decoy, and the recovery is used up.
     assert_eq!(recovering.verifies(&code).await.attempts_left(), 4);
     assert_eq!(verified.resets(NEW).await.error(), (401, "recovery_session_used"));
     assert_eq!(client.refreshes().await.status, 401);
@@ -86,7 +86,7 @@ async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
+async fn changing_the_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     let service = service(&pool).await;
     service.has_trader(OTHER, PASSWORD).await;
     let mut client = service.client();
@@ -94,17 +94,17 @@ async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     let mut recovering = service.client();
     let code = service.mails_code_to(&mut recovering, TRADER).await;
     let mut verified = service.verified(TRADER).await;
-    let mut early = service.client();
-    assert!(early.starts_recovery("moved@example.com").await.is_code_sent());
+    let mut before_move = service.client();
+    assert!(before_move.starts_recovery("moved@example.com").await.is_code_sent());
     let mails = service.relay.mails().len();
 
     let why = account(&pool, &["set-email", TRADER, OTHER]).unwrap_err();
     assert!(why.contains("another account has this address"), "{why}");
-    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in(), "nothing has changed");
-    let said = account(&pool, &["set-email", TRADER, "Moved@Example.com"]).unwrap();
-    assert!(said.starts_with("the account has the new address"), "{said}");
-    let said = account(&pool, &["set-email", "moved@example.com", "moved@example.com"]).unwrap();
-    assert_eq!(said, "the account has this address already");
+    assert!(client.logs_in(TRADER, PASSWORD).await.is_signed_in(), "the account is unchanged");
+    let output = account(&pool, &["set-email", TRADER, "Moved@Example.com"]).unwrap();
+    assert!(output.starts_with("the account has the new address"), "{output}");
+    let output = account(&pool, &["set-email", "moved@example.com", "moved@example.com"]).unwrap();
+    assert_eq!(output, "the account has this address already");
     assert_eq!(service.count("audit_event WHERE what = 'email_changed'").await, 1);
 
     let pending =
@@ -116,10 +116,10 @@ async fn another_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     assert_eq!(session.body["identity"]["traits"]["email"], "moved@example.com", "{}", session.text);
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.status, 401);
     assert!(service.client().logs_in("moved@example.com", PASSWORD).await.is_signed_in());
-    assert!(early.starts_recovery("moved@example.com").await.is_code_sent());
+    assert!(before_move.starts_recovery("moved@example.com").await.is_code_sent());
     service.until_outbox_has(0).await;
-    assert_eq!(service.relay.mails().len(), mails, "nobody is mailed");
-    // The old address is free, and the old owner's mailbox opens nothing.
+    assert_eq!(service.relay.mails().len(), mails, "no email was sent");
+    // The old address is free, and its mailbox gives no access to the moved account.
     service.has_trader(TRADER, PASSWORD).await;
     assert_eq!(recovering.verifies(&code).await.attempts_left(), 3);
     service.stops().await;
@@ -146,7 +146,7 @@ async fn sessions_are_listed_and_ended(pool: PgPool) {
     service.stops().await;
 }
 
-/// How many rows each table has that could name somebody.
+/// The number of rows in each table that could name a person.
 async fn counts(service: &Service) -> Vec<i64> {
     let mut counts = Vec::new();
     for table in ["account", "session", "recovery_session", "outbox", "throttle"] {
@@ -155,9 +155,9 @@ async fn counts(service: &Service) -> Vec<i64> {
     counts
 }
 
-/// What privacy law asks: nothing is left that names the person, in any table; what happened can still be answered for.
+/// Privacy law: no table names the person any more, and the audit log still shows the events.
 #[sqlx::test]
-async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPool) {
+async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
     let service = service(&pool).await;
     service.has_trader(OTHER, PASSWORD).await;
     let id = id_of(&service, TRADER).await;
@@ -170,7 +170,7 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
         service.verified(email).await;
     }
     for email in [TRADER, OTHER] {
-        // Of later than the courier knows, so that it is owed still.
+        // Due later than the courier's clock, so that the email stays pending.
         let (mut connection, later) = (pool.acquire().await.unwrap(), now() + Duration::from_hours(1));
         let owner = id_of(&service, email).await;
         outbox::enqueue_notice(&mut connection, later, owner, None, "curl", Duration::from_hours(24))
@@ -183,10 +183,10 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
         })
         .await;
     let before = counts(&service).await;
-    let said = account(&pool, &["erase", TRADER]).unwrap();
-    assert_eq!(said, format!("account {id} and all data of its owner are erased"));
-    // Two like accounts did the like: half of every table is left. Of the rate limits one is the account's own; those of its
-    // address are hashes that any address has, and tell nobody that it was erased.
+    let output = account(&pool, &["erase", TRADER]).unwrap();
+    assert_eq!(output, format!("account {id} and all data of its owner are erased"));
+    // Both accounts did the same, so that half of each table is left. `throttle` loses only the
+    // account's own row: its other rows are keyed by hashes of addresses.
     let mut after = counts(&service).await;
     assert_eq!(after.pop(), before.last().map(|rows| rows - 1), "{before:?}");
     assert_eq!(after, before[..after.len()].iter().map(|rows| rows / 2).collect::<Vec<_>>(), "{before:?}");
@@ -212,27 +212,27 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
         account(&pool, &["erase", TRADER]).unwrap_err(),
         "vos-auth: there is no account with this address or id"
     );
-    // From outside it is an address that nobody owns.
+    // To a client, the address is an unknown one.
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
     service.stops().await;
 }
 
-/// Traits, a User-Agent and a file's name that would set colours, retitle the window or reverse a line.
+/// Traits, a User-Agent and a file name with terminal control characters.
 #[sqlx::test]
-async fn nothing_that_is_stored_or_imported_steers_the_terminal(pool: PgPool) {
-    const STEERING: [char; 6] = ['\u{1b}', '\u{9b}', '\u{9d}', '\u{202e}', '\u{2066}', '\u{2028}'];
+async fn no_stored_or_imported_text_controls_the_terminal(pool: PgPool) {
+    const CONTROL: [char; 6] = ['\u{1b}', '\u{9b}', '\u{9d}', '\u{202e}', '\u{2066}', '\u{2028}'];
     let service = service(&pool).await;
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
-    let steering: String = STEERING.iter().collect();
-    sqlx::query("UPDATE session SET user_agent = $1").bind(&steering).execute(&pool).await.unwrap();
+    let control: String = CONTROL.iter().collect();
+    sqlx::query("UPDATE session SET user_agent = $1").bind(&control).execute(&pool).await.unwrap();
     sqlx::query("UPDATE account SET traits = $1")
-        .bind(json!({ "name": steering, &steering: 1 }))
+        .bind(json!({ "name": control, &control: 1 }))
         .execute(&pool)
         .await
         .unwrap();
     let url = database::url(&pool);
-    let file = std::env::temp_dir().join(format!("{steering}{}.ndjson", std::process::id()));
+    let file = std::env::temp_dir().join(format!("{control}{}.ndjson", std::process::id()));
     std::fs::write(&file, "{}\n").unwrap();
     let file = file.to_str().unwrap();
     for (arguments, parts) in [
@@ -243,12 +243,12 @@ async fn nothing_that_is_stored_or_imported_steers_the_terminal(pool: PgPool) {
         (vec!["account", "import", file], "\\u001b"),
     ] {
         let ended = run(&arguments, &[("DATABASE_URL", url.as_str())]);
-        let said = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        assert!(!said.concat().contains(STEERING), "{arguments:?}: {said:?}");
-        assert!(said.concat().contains(parts), "{arguments:?}: {said:?}");
+        let output = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(!output.concat().contains(CONTROL), "{arguments:?}: {output:?}");
+        assert!(output.concat().contains(parts), "{arguments:?}: {output:?}");
         if arguments.contains(&"--json") {
-            let shown: Value = serde_json::from_str(&said[0]).unwrap();
-            assert_eq!(shown["traits"]["name"], *steering);
+            let shown: Value = serde_json::from_str(&output[0]).unwrap();
+            assert_eq!(shown["traits"]["name"], *control);
         }
     }
     std::fs::remove_file(file).unwrap();

@@ -1,5 +1,5 @@
-//! A relay whose name has several addresses, one of them dead. In a network namespace of its own, where packets to that one
-//! are sent and lost.
+//! A relay whose name has several addresses, one of them dead. The test runs in a network
+//! namespace, where packets to the dead address are lost.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,19 +12,19 @@ use crate::harness::program::{Program, has_relay, run_under, serve_environment};
 use crate::harness::relay::Relay;
 use crate::harness::{Service, database};
 
-/// Of TEST-NET-3 (RFC 5737): nobody has them.
+/// TEST-NET-3 (RFC 5737): no host has these addresses.
 const DEAD: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
 
-/// The far end of a line, where `localhost` has the addresses that a test gives it.
-struct Elsewhere {
+/// The far end of a line, where a test chooses the addresses of `localhost`.
+struct FarHost {
     line: Line,
     files: PathBuf,
 }
 
-impl Elsewhere {
-    fn made() -> Self {
+impl FarHost {
+    fn create() -> Self {
         let line = Line::lay();
-        // In no common subnet, or the resolver would put the near one first (RFC 6724 §5, rule 9).
+        // In no common subnet: a resolver would prefer the near address (RFC 6724 §5, rule 9).
         line.far_ip(&format!("address del {}/30 dev far", line.far));
         line.far_ip(&format!("address add {}/32 dev far", line.far));
         line.far_ip(&format!("route add {}/32 dev far", line.near));
@@ -42,8 +42,8 @@ impl Elsewhere {
         std::fs::write(self.files.join("hosts"), addresses.join(name) + name).unwrap();
     }
 
-    /// How many connections have been begun there.
-    fn begun(&self) -> usize {
+    /// The number of connections opened from there.
+    fn connections_opened(&self) -> usize {
         let counts = self.line.at_far_end("cat").arg("/proc/net/snmp").output().unwrap();
         let counts = String::from_utf8(counts.stdout).unwrap();
         let of_tcp = counts.lines().filter(|line| line.starts_with("Tcp: ")).nth(1).unwrap();
@@ -55,26 +55,26 @@ impl Elsewhere {
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for FarHost {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.files);
     }
 }
 
 #[sqlx::test]
-async fn a_dead_first_address_costs_little_and_once(pool: PgPool) {
+async fn a_dead_first_address_delays_only_the_first_connection(pool: PgPool) {
     if !can_lay() {
         return;
     }
-    let elsewhere = Elsewhere::made();
-    let near = elsewhere.line.near.to_string();
-    let relay = Relay::start_at(elsewhere.line.near.into()).await;
-    // The name of this machine alone may be spoken to without TLS.
+    let far_host = FarHost::create();
+    let near = far_host.line.near.to_string();
+    let relay = Relay::start_at(far_host.line.near.into()).await;
+    // Only `localhost` may be used without TLS.
     let url = format!("smtp://localhost:{}?tls=none", relay.port());
 
     let mail_test = async |addresses: &[&str]| {
-        elsewhere.localhost_is(addresses);
-        let under = elsewhere.under().map(str::to_owned);
+        far_host.localhost_is(addresses);
+        let under = far_host.under().map(str::to_owned);
         let url = url.clone();
         let began = Instant::now();
         let ended = tokio::task::spawn_blocking(move || {
@@ -88,30 +88,30 @@ async fn a_dead_first_address_costs_little_and_once(pool: PgPool) {
         let ended = ended.await.unwrap();
         (String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap(), began.elapsed())
     };
-    let (said, without) = mail_test(&[&near]).await;
-    assert!(said.contains("accepted the email"), "{said}");
-    let (said, with_one) = mail_test(&[DEAD[0], &near]).await;
-    assert!(said.contains("accepted the email"), "{said}");
-    let (said, with_two) = mail_test(&[DEAD[0], DEAD[1], &near]).await;
-    assert!(said.contains("accepted the email"), "{said}");
+    let (output, without) = mail_test(&[&near]).await;
+    assert!(output.contains("accepted the email"), "{output}");
+    let (output, with_one) = mail_test(&[DEAD[0], &near]).await;
+    assert!(output.contains("accepted the email"), "{output}");
+    let (output, with_two) = mail_test(&[DEAD[0], DEAD[1], &near]).await;
+    assert!(output.contains("accepted the email"), "{output}");
     eprintln!("mail test: {without:?}; with a dead first address {with_one:?}, with two {with_two:?}");
     assert!(with_one < Duration::from_secs(1), "{with_one:?}");
-    assert!(with_one >= Duration::from_millis(250), "the dead one was tried first: {with_one:?}");
-    assert!(with_two >= Duration::from_millis(500), "and the other after it: {with_two:?}");
-    let (said, in_vain) = mail_test(&DEAD).await;
-    assert!(said.contains("connect (2 addresses tried: no answer within 3 s)"), "{said}");
-    assert!(in_vain < Duration::from_secs(5), "{in_vain:?}");
-    assert!(!DEAD.iter().any(|dead| said.contains(dead)), "{said}");
+    assert!(with_one >= Duration::from_millis(250), "the dead address was tried first: {with_one:?}");
+    assert!(with_two >= Duration::from_millis(500), "both dead addresses were tried: {with_two:?}");
+    let (output, all_dead) = mail_test(&DEAD).await;
+    assert!(output.contains("connect (2 addresses tried: no answer within 3 s)"), "{output}");
+    assert!(all_dead < Duration::from_secs(5), "{all_dead:?}");
+    assert!(!DEAD.iter().any(|dead| output.contains(dead)), "{output}");
 
-    // Each mail on a connection of its own: none pays for the dead one, whose place the probe has found out.
-    elsewhere.localhost_is(&[DEAD[0], &near]);
-    let (database, http) = (database::service_url(&pool), format!("{}:0", elsewhere.line.far));
+    // Each email has its own connection. None waits for the dead address: the probe has found it.
+    far_host.localhost_is(&[DEAD[0], &near]);
+    let (database, http) = (database::service_url(&pool), format!("{}:0", far_host.line.far));
     let changes = [("HTTP_ADDR", http.as_str()), ("SMTP_IDLE", "0s")];
     let environment = serve_environment(&database, &url, &changes);
-    let mut program = Program::start_under(&elsewhere.under(), &["serve"], &environment);
+    let mut program = Program::start_under(&far_host.under(), &["serve"], &environment);
     let mut client = Client::new(program.address());
     has_relay(&client).await;
-    let (begun, mut took) = (elsewhere.begun(), Vec::new());
+    let (connections_opened, mut took) = (far_host.connections_opened(), Vec::new());
     for number in 0..5 {
         let email = format!("trader{number}@example.com");
         Service::has_account_at(&pool, &email).await;
@@ -122,5 +122,5 @@ async fn a_dead_first_address_costs_little_and_once(pool: PgPool) {
         took.push(began.elapsed());
     }
     eprintln!("mails after that: {took:?}");
-    assert_eq!(elsewhere.begun() - begun, took.len());
+    assert_eq!(far_host.connections_opened() - connections_opened, took.len());
 }

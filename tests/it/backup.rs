@@ -1,5 +1,5 @@
-//! Runs the commands of docs/operate/backup-and-restore.md as written, and checks what the restored database means for
-//! accounts with a session, a pending recovery or a pending mail.
+//! Runs the commands of docs/operate/backup-and-restore.md as written. Checks sessions, pending
+//! recoveries and pending emails in the restored database.
 
 use sqlx::PgPool;
 
@@ -12,7 +12,6 @@ use crate::harness::{Service, needs};
 
 const PASSWORD: &str = "morning boat on a green river";
 
-/// A section of the document.
 fn section(heading: &str) -> String {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/backup-and-restore.md");
     let page = std::fs::read_to_string(page).unwrap();
@@ -20,16 +19,16 @@ fn section(heading: &str) -> String {
     section.split("\n## ").next().unwrap().to_owned()
 }
 
-/// Its shell blocks.
+/// The shell blocks of a section.
 fn blocks(heading: &str) -> Vec<String> {
     let section = section(heading);
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
     blocks.collect()
 }
 
-/// On a machine where only `*_FILE` is set, the database belongs to another role than the service's, and root is no role.
+/// Only `*_FILE` is set, the service's role does not own the database, and root is no role.
 #[tokio::test]
-async fn from_a_dump_everybody_goes_on_where_they_were() {
+async fn a_restored_dump_keeps_sessions_recoveries_and_pending_emails() {
     if !needs::has_root("docs/operate/install.md") {
         return;
     }
@@ -41,19 +40,19 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     let mut program = serve();
     let address = program.address();
     has_relay(&Client::new(address)).await;
-    for email in ["trader@example.com", "mailed@example.com", "owed@example.com"] {
+    for email in ["trader@example.com", "mailed@example.com", "pending@example.com"] {
         Service::has_trader_at(&pool, email, PASSWORD).await;
     }
-    let [mut signed_in, mut mailed, mut owed] = [(); 3].map(|()| Client::new(address));
+    let [mut signed_in, mut mailed, mut pending] = [(); 3].map(|()| Client::new(address));
     assert!(signed_in.logs_in("trader@example.com", PASSWORD).await.is_signed_in());
     assert!(mailed.starts_recovery("mailed@example.com").await.is_code_sent());
     let code = relay.mail_to("mailed@example.com", 1).await.code();
     until_outbox_has(&pool, 0).await;
     relay.is_in_mood(Mood::RefusesRecipient("450 4.2.1 busy"));
-    assert!(owed.starts_recovery("owed@example.com").await.is_code_sent());
+    assert!(pending.starts_recovery("pending@example.com").await.is_code_sent());
     let asked = "outbox WHERE last_error = 'rcpt 450 4.2.1' AND lease_until IS NULL";
     until(&pool, asked, 1).await;
-    // Killed, it would leave a lease that the restored service has to wait for.
+    // A killed process would leave a lease, and the restored service would wait for it.
     program.signal("-TERM");
     assert!(program.ends().1);
 
@@ -78,10 +77,10 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     assert!(signed_in.at(address).refreshes().await.is_signed_in());
     assert!(Client::new(address).logs_in("trader@example.com", PASSWORD).await.is_signed_in());
     assert!(mailed.at(address).verifies(&code).await.is_verified());
-    let code = relay.mail_to("owed@example.com", 1).await.code();
-    assert!(owed.at(address).verifies(&code).await.is_verified());
+    let code = relay.mail_to("pending@example.com", 1).await.code();
+    assert!(pending.at(address).verifies(&code).await.is_verified());
     until_outbox_has(&restored, 0).await;
-    assert_eq!(relay.mails().len(), 2, "each once");
+    assert_eq!(relay.mails().len(), 2, "each email was sent once");
 
     assert_eq!(machine.operator_runs(revoke).trim(), "2 sessions have ended");
     assert_eq!(signed_in.at(address).refreshes().await.error(), (401, "session_invalid"));
@@ -91,13 +90,13 @@ async fn from_a_dump_everybody_goes_on_where_they_were() {
     restored.close().await;
 }
 
-/// A base backup and the WAL since lead to any moment: to the one before a mistake.
+/// A base backup and the WAL restore the moment before a mistake.
 #[tokio::test]
-async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
+async fn a_base_backup_and_wal_restore_the_moment_before_a_mistake() {
     let section = section("Restore to a point in time");
     let settings = section.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
     let [base, restore] = &blocks("Restore to a point in time")[..] else { panic!("two blocks") };
-    // `/backup` alone differs.
+    // Only the path `/backup` differs from the document.
     let mut backup = String::new();
     let mut cluster = Cluster::start_with(|home| {
         backup = format!("{}/backup", home.display());
@@ -140,9 +139,11 @@ async fn from_a_base_backup_and_wal_to_the_moment_before_a_mistake() {
             .unwrap()
         {}
     };
-    tokio::time::timeout(crate::harness::PATIENCE, recovering).await.expect("it comes to the moment");
+    tokio::time::timeout(crate::harness::PATIENCE, recovering)
+        .await
+        .expect("the recovery reaches its target");
     let left: i64 = sqlx::query_scalar(accounts).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(left, 2, "before the mistake, and after the base backup");
+    assert_eq!(left, 2, "the rows from before and after the base backup");
 }
 
 async fn until_outbox_has(pool: &PgPool, rows: i64) {

@@ -1,5 +1,5 @@
-//! Mails that come back: signed addresses, `vos-auth bounce`, and who sees the mark. A real Postfix makes the bounce of one test;
-//! those of the others look like its own.
+//! Bounces: signed return paths, `vos-auth bounce`, and who sees the mark. One test uses a bounce
+//! of a real Postfix; the others use messages in its format.
 
 use std::fs;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn keys() -> Keys {
     SECRET.parse().unwrap()
 }
 
-/// A service that signs with the key of [`SECRET`], with accounts of [`TRADER`] and [`OTHER`].
+/// A service that signs with the key of [`SECRET`], with accounts for [`TRADER`] and [`OTHER`].
 async fn service(pool: &PgPool) -> Service {
     let settings = vec!["--mail-bounces=@bounces.example.com".to_owned()];
     let setup = Setup { settings, keys: Some(keys().newest().clone()), ..Setup::default() };
@@ -45,7 +45,7 @@ async fn mail_to(service: &Service, client: &mut Client, email: &str) -> (Mail, 
     (service.relay.mails().pop().unwrap(), code)
 }
 
-/// The bounce of a mail, as Postfix sends it.
+/// The bounce of an email, in Postfix's format.
 fn bounce_of(sender: &str, action: &str) -> String {
     format!(
         "Return-Path: <>\nReceived: by relay.example.com (Postfix)\n\tid 4Q; Mon, 23 Nov 2026 18:05:09 +0000 (UTC)\n\
@@ -60,19 +60,19 @@ fn bounce_of(sender: &str, action: &str) -> String {
     )
 }
 
-/// What `vos-auth bounce` says of a message, and its exit code.
-fn takes(url: &str, arguments: &[&str], message: &str) -> (i32, String) {
+/// The exit code and output of `vos-auth bounce` for a message.
+fn report_by(url: &str, arguments: &[&str], message: &str) -> (i32, String) {
     let environment = [("DATABASE_URL", url), ("DEVICE_SECRETS", SECRET)];
     let ended = run_with_input(&[&["bounce"], arguments].concat(), &environment, message);
-    let said = [ended.stdout, ended.stderr].concat();
-    (ended.status.code().unwrap(), String::from_utf8(said).unwrap())
+    let output = [ended.stdout, ended.stderr].concat();
+    (ended.status.code().unwrap(), String::from_utf8(output).unwrap())
 }
 
-/// The same, by the operator's role.
-fn takes_in(pool: &PgPool, arguments: &[&str], message: &str) -> String {
-    let (code, said) = takes(&database::operator_url(pool), arguments, message);
-    assert_eq!((code, said.lines().count()), (0, 1), "{said}");
-    said
+/// Runs `vos-auth bounce` in the operator's role.
+fn report(pool: &PgPool, arguments: &[&str], message: &str) -> String {
+    let (code, output) = report_by(&database::operator_url(pool), arguments, message);
+    assert_eq!((code, output.lines().count()), (0, 1), "{output}");
+    output
 }
 
 async fn bouncing_since(pool: &PgPool, email: &str) -> Option<OffsetDateTime> {
@@ -93,14 +93,14 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
-/// A resend adds no mail while one is unsent.
+/// A resend adds no email while one is pending.
 async fn until_sent(pool: &PgPool) {
     let count =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(pool).await.unwrap();
     until("no mail is pending", async || count().await == 0).await;
 }
 
-/// How often the audit log says that it bounced, of whom ever.
+/// The number of bounces in the audit log, of all accounts.
 async fn recorded(pool: &PgPool) -> i64 {
     let count = sqlx::query_scalar("SELECT count(*) FROM audit_event WHERE what = 'email_bounced'");
     count.fetch_one(pool).await.unwrap()
@@ -112,7 +112,7 @@ fn shown(pool: &PgPool) -> Value {
     serde_json::from_slice(&ended.stdout).unwrap()
 }
 
-/// The shell block of docs/operate/bounces.md, for a folder of the test's, the user `nobody` and the built program.
+/// The shell block of docs/operate/bounces.md, with a test folder and the user `nobody`.
 fn document(folder: &str, program: &str) -> String {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/bounces.md")).unwrap();
     let block = page.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
@@ -127,9 +127,9 @@ fn document(folder: &str, program: &str) -> String {
         .replace("/usr/bin/vos-auth ", &format!("{program} "))
 }
 
-/// Postfix takes our mail, is refused by the owner's mail server, and runs the command with the bounce that it makes.
+/// The owner's mail server refuses the email. Postfix passes its bounce to the command.
 #[sqlx::test]
-async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arrives(pool: PgPool) {
+async fn an_email_that_postfix_cannot_deliver_marks_its_account_until_a_right_code(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -142,10 +142,11 @@ async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arriv
     let (folder, program) = (postfix.home().join("vos-auth"), postfix.home().join("program"));
     fs::create_dir_all(folder.join("secrets")).unwrap();
     fs::copy(built(), &program).unwrap();
-    // The socket of the test's PostgreSQL is not for that user.
+    // The user `nobody` cannot open the socket of the test's PostgreSQL.
     database::operator_url(&pool);
-    let way = Proxy::before(&pool).await;
-    fs::write(folder.join("secrets/operator-database-url"), way.url(&pool).replace(SERVE, OPERATOR)).unwrap();
+    let proxy = Proxy::before(&pool).await;
+    fs::write(folder.join("secrets/operator-database-url"), proxy.url(&pool).replace(SERVE, OPERATOR))
+        .unwrap();
     fs::write(folder.join("secrets/device-secrets"), SECRET).unwrap();
     postfix.is_set_up_by(&document(&folder.display().to_string(), &program.display().to_string()));
     postfix.is_killed();
@@ -162,11 +163,11 @@ async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arriv
     let id = id_of(&pool, TRADER).await;
     assert!(client.starts_recovery(TRADER).await.is_code_sent());
     until_logged(format!("the address of account {id} is marked as bouncing")).await;
-    let since = bouncing_since(&pool, TRADER).await.expect("it is marked");
+    let since = bouncing_since(&pool, TRADER).await.expect("the account is marked");
     assert_eq!(shown(&pool)["bouncing_since"].as_str().unwrap()[..10], since.date().to_string());
 
     until_sent(&pool).await;
-    assert!(client.starts_recovery(TRADER).await.is_code_sent(), "it is mailed all the same");
+    assert!(client.starts_recovery(TRADER).await.is_code_sent(), "a marked account still gets emails");
     until_logged(format!("the address of account {id} was already marked as bouncing")).await;
     assert_eq!((bouncing_since(&pool, TRADER).await, recorded(&pool).await), (Some(since), 1));
 
@@ -179,7 +180,7 @@ async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arriv
 }
 
 #[sqlx::test]
-async fn the_mark_is_seen_by_operators_and_taken_away_by_a_right_code_alone(pool: PgPool) {
+async fn operators_see_the_mark_and_only_a_right_code_clears_it(pool: PgPool) {
     let service = service(&pool).await;
     let mut client = service.client();
     let (mail, code) = mail_to(&service, &mut client, TRADER).await;
@@ -189,8 +190,8 @@ async fn the_mark_is_seen_by_operators_and_taken_away_by_a_right_code_alone(pool
         service.metric("vos_auth_bouncing_accounts").await
     };
     assert!(census().await < 0.5);
-    let said = takes_in(&pool, &[], &bounce_of(&mail.sender, "failed"));
-    assert!(said.starts_with("the address of account ") && !said.contains('@'), "{said}");
+    let output = report(&pool, &[], &bounce_of(&mail.sender, "failed"));
+    assert!(output.starts_with("the address of account ") && !output.contains('@'), "{output}");
     assert!((census().await - 1.0).abs() < 0.5);
     assert!(bouncing_since(&pool, TRADER).await.is_some() && bouncing_since(&pool, OTHER).await.is_none());
     let url = database::operator_url(&pool);
@@ -198,23 +199,23 @@ async fn the_mark_is_seen_by_operators_and_taken_away_by_a_right_code_alone(pool
     assert!(String::from_utf8(lines).unwrap().contains("\nbouncing  20"));
 
     assert_eq!(client.verifies(&wrong(&code)).await.attempts_left(), 4);
-    assert!(bouncing_since(&pool, TRADER).await.is_some(), "a wrong code says nothing");
-    // Another owner's code says nothing of this address.
+    assert!(bouncing_since(&pool, TRADER).await.is_some(), "a wrong code does not clear the mark");
+    // Another owner's code does not clear it either.
     service.verified(OTHER).await;
     assert!(bouncing_since(&pool, TRADER).await.is_some());
     assert!(client.verifies(&code).await.is_verified());
     assert_eq!(bouncing_since(&pool, TRADER).await, None);
     assert!(census().await < 0.5);
     assert_eq!(recorded(&pool).await, 1);
-    // What bounces after that is news.
-    takes_in(&pool, &[], &bounce_of(&mail.sender, "failed"));
+    // A later bounce is recorded again.
+    report(&pool, &[], &bounce_of(&mail.sender, "failed"));
     assert_eq!(recorded(&pool).await, 2);
     service.stops().await;
 }
 
-/// Everything but a report of a failure at a good address of this account: handled, and nothing is changed.
+/// Anything but a failure report for a valid signed address of this account changes nothing.
 #[sqlx::test]
-async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) {
+async fn only_a_failure_at_an_address_signed_by_the_service_counts(pool: PgPool) {
     let service = service(&pool).await;
     let (mail, _) = mail_to(&service, &mut service.client(), TRADER).await;
     let (id, local) = (id_of(&pool, TRADER).await, mail.sender.split_once('@').unwrap().0);
@@ -231,7 +232,7 @@ async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) 
         &sign(keys.newest(), TRADER, 9),
         &sign(keys.newest(), "moved@example.com", 0),
         &format!("{}@bounces.example.com", &local[1..]),
-        // The MAC of another account's address.
+        // With the MAC of another account's address.
         &format!(
             "{}{}",
             &bounce::sign(keys.newest(), id_of(&pool, OTHER).await, OTHER, now())[..30],
@@ -240,12 +241,12 @@ async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) 
     ] {
         let bounce = bounce_of(sender, "failed");
         for arguments in [&[][..], &["--recipient", sender]] {
-            assert!(takes_in(&pool, arguments, &bounce).starts_with("ignored: "), "{sender}");
+            assert!(report(&pool, arguments, &bounce).starts_with("ignored: "), "{sender}");
         }
     }
     for action in ["delayed", "relayed", "delivered", "expanded"] {
-        let said = takes_in(&pool, &[], &bounce_of(&mail.sender, action));
-        assert!(said.contains("does not report a failed delivery"), "{said}");
+        let output = report(&pool, &[], &bounce_of(&mail.sender, action));
+        assert!(output.contains("does not report a failed delivery"), "{output}");
     }
     let signed = bounce_of(&mail.sender, "failed");
     for message in [
@@ -254,24 +255,24 @@ async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) 
             "To: {}\nSubject: Re: Your code\nAuto-Submitted: auto-replied\n\nAction: failed\n",
             mail.sender
         ),
-        // Named in the report alone.
+        // The signed address is in the report only.
         signed
             .replace(&format!("To: {}", mail.sender), "To: postmaster@example.com")
             .replace(TRADER, &mail.sender),
         "\u{1b}]0;title\u{7}".repeat(1000),
         String::new(),
     ] {
-        assert!(takes_in(&pool, &[], &message).starts_with("ignored: "), "{message}");
+        assert!(report(&pool, &[], &message).starts_with("ignored: "), "{message}");
     }
-    // The recipient that the mail server names counts, and the message's own words no more.
-    assert!(takes_in(&pool, &["--recipient", "x@y.example"], &signed).starts_with("ignored: "));
+    // The recipient that the mail server names decides; the message's headers are ignored.
+    assert!(report(&pool, &["--recipient", "x@y.example"], &signed).starts_with("ignored: "));
     assert_eq!((bouncing_since(&pool, TRADER).await, bouncing_since(&pool, OTHER).await), (None, None));
     assert_eq!(recorded(&pool).await, 0);
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_bounce_is_taken_however_it_comes(pool: PgPool) {
+async fn a_bounce_is_accepted_in_every_form_of_delivery(pool: PgPool) {
     let service = service(&pool).await;
     let (mail, _) = mail_to(&service, &mut service.client(), TRADER).await;
     let signed = bounce_of(&mail.sender, "failed");
@@ -286,11 +287,11 @@ async fn a_bounce_is_taken_however_it_comes(pool: PgPool) {
         (&[], &envelope),
         (&[], &signed.replace('\n', "\r\n")),
     ] {
-        let said = takes_in(&pool, arguments, message);
-        assert!(said.starts_with("the address of account "), "{arguments:?} {said}");
+        let output = report(&pool, arguments, message);
+        assert!(output.starts_with("the address of account "), "{arguments:?} {output}");
         sqlx::query("UPDATE account SET bouncing_since = NULL").execute(&pool).await.unwrap();
     }
-    // What follows the first megabyte is read and not kept: the mail server would take a closed pipe for a failure.
+    // The command reads past its first megabyte: to the mail server, a closed pipe is a failure.
     let file = format!("{}/large-bounce.eml", env!("CARGO_TARGET_TMPDIR"));
     fs::write(&file, format!("{signed}{}", "12345678\n".repeat(400_000))).unwrap();
     let script = "set -o pipefail; cat \"$FILE\" | \"$0\" bounce";
@@ -301,29 +302,30 @@ async fn a_bounce_is_taken_however_it_comes(pool: PgPool) {
     service.stops().await;
 }
 
-/// What Postfix has to keep is told apart from what it has to forget.
+/// Exit codes tell Postfix which messages to keep and which to drop.
 #[sqlx::test]
-async fn the_mail_server_is_told_to_come_back_while_postgresql_is_away(pool: PgPool) {
+async fn the_mail_server_is_told_to_retry_while_postgresql_is_unavailable(pool: PgPool) {
     let service = service(&pool).await;
     let (mail, _) = mail_to(&service, &mut service.client(), TRADER).await;
     let signed = bounce_of(&mail.sender, "failed");
     database::operator_url(&pool);
-    let way = Proxy::before(&pool).await;
-    let url = way.url(&pool).replace(SERVE, OPERATOR);
-    way.is(Way::Cut);
-    let away = url.clone();
+    let proxy = Proxy::before(&pool).await;
+    let url = proxy.url(&pool).replace(SERVE, OPERATOR);
+    proxy.is(Way::Cut);
+    let url_of_proxy = url.clone();
     let [bounce, forged] = [signed.clone(), bounce_of("bounces@bounces.example.com", "failed")];
-    let (bounce, forged) =
-        tokio::task::spawn_blocking(move || (takes(&away, &[], &bounce), takes(&away, &[], &forged)))
-            .await
-            .unwrap();
+    let (bounce, forged) = tokio::task::spawn_blocking(move || {
+        (report_by(&url_of_proxy, &[], &bounce), report_by(&url_of_proxy, &[], &forged))
+    })
+    .await
+    .unwrap();
     assert_eq!(bounce.0, 75, "{}", bounce.1);
     assert!(
         bounce.1.starts_with("vos-auth: PostgreSQL cannot store the bounce now: ") && !bounce.1.contains('@'),
         "{}",
         bounce.1
     );
-    assert_eq!(forged.0, 0, "it needs no database: {}", forged.1);
+    assert_eq!(forged.0, 0, "a forged bounce needs no database: {}", forged.1);
     for (name, value) in [
         ("DEVICE_SECRETS", ""),
         ("DEVICE_SECRETS", "weak"),
@@ -332,42 +334,42 @@ async fn the_mail_server_is_told_to_come_back_while_postgresql_is_away(pool: PgP
     ] {
         let settings = [("DATABASE_URL", url.as_str()), ("DEVICE_SECRETS", SECRET), (name, value)];
         let ended = run_with_input(&["bounce"], &settings, &signed);
-        let said = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(75), "{said}");
-        assert!(said.starts_with(&format!("vos-auth: {name} ")), "{said}");
+        let output = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(75), "{output}");
+        assert!(output.starts_with(&format!("vos-auth: {name} ")), "{output}");
     }
-    way.is(Way::Open);
-    let back = tokio::task::spawn_blocking(move || takes(&url, &[], &signed)).await.unwrap();
-    assert_eq!(back.0, 0, "{}", back.1);
+    proxy.is(Way::Open);
+    let retried = tokio::task::spawn_blocking(move || report_by(&url, &[], &signed)).await.unwrap();
+    assert_eq!(retried.0, 0, "{}", retried.1);
     assert!(bouncing_since(&pool, TRADER).await.is_some());
     service.stops().await;
 }
 
-/// The account has another address: what comes back from the former one says nothing of it.
+/// The account has a new address: bounces of the former one do not mark it.
 #[sqlx::test]
-async fn another_address_has_no_mark(pool: PgPool) {
+async fn a_changed_address_has_no_mark(pool: PgPool) {
     let service = service(&pool).await;
     let (mail, _) = mail_to(&service, &mut service.client(), TRADER).await;
     let before: Value = shown(&pool)["updated_at"].clone();
-    takes_in(&pool, &[], &bounce_of(&mail.sender, "failed"));
-    assert_eq!(shown(&pool)["updated_at"], before, "an import may still change it");
+    report(&pool, &[], &bounce_of(&mail.sender, "failed"));
+    assert_eq!(shown(&pool)["updated_at"], before, "an import may still change the account");
     let url = database::operator_url(&pool);
     let moved = run(&["account", "set-email", TRADER, "moved@example.com"], &[("DATABASE_URL", &url)]);
     assert!(moved.status.success());
     assert_eq!(bouncing_since(&pool, "moved@example.com").await, None);
-    let said = takes_in(&pool, &[], &bounce_of(&mail.sender, "failed"));
-    assert!(said.contains("has another address since"), "{said}");
+    let output = report(&pool, &[], &bounce_of(&mail.sender, "failed"));
+    assert!(output.contains("has another address since"), "{output}");
     assert_eq!(bouncing_since(&pool, "moved@example.com").await, None);
     let erased = run(&["account", "erase", "moved@example.com"], &[("DATABASE_URL", &url)]);
     assert!(erased.status.success());
-    assert!(takes_in(&pool, &[], &bounce_of(&mail.sender, "failed")).contains("the account is gone"));
+    assert!(report(&pool, &[], &bounce_of(&mail.sender, "failed")).contains("the account is gone"));
     assert_eq!(recorded(&pool).await, 1);
     service.stops().await;
 }
 
-/// Answers, cookies and mails of a marked address are those of any other: who asks learns nothing, and loses nothing.
+/// A marked address gets the same answers, cookies and emails as any other.
 #[sqlx::test]
-async fn the_mark_stops_no_mail_and_shows_to_no_client(pool: PgPool) {
+async fn the_mark_stops_no_email_and_no_client_sees_it(pool: PgPool) {
     let service = service(&pool).await;
     sqlx::query("UPDATE account SET bouncing_since = $1 WHERE email = $2")
         .bind(now())

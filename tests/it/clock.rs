@@ -1,4 +1,4 @@
-//! A replica whose clock is moved while it runs, by Debian's libfaketime: the program itself has no switch for it.
+//! Moves a replica's clock while it runs, with libfaketime: the program has no switch for it.
 
 use std::path::PathBuf;
 
@@ -11,13 +11,13 @@ use crate::harness::program::{Program, serve_environment};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, metric, now};
 
-/// The program under a clock that a file moves.
-struct Moved {
+/// The program, with a clock that a file shifts.
+struct ShiftedClock {
     program: Program,
     file: String,
 }
 
-impl Moved {
+impl ShiftedClock {
     fn start(name: &str, pool: &PgPool, relay: &Relay) -> Self {
         let file = format!("{}/faketime-{name}", env!("CARGO_TARGET_TMPDIR"));
         std::fs::write(&file, "+0").unwrap();
@@ -34,28 +34,28 @@ impl Moved {
         Self { program, file }
     }
 
-    /// By how many seconds its clock is off from now on.
-    fn is_moved(&self, by: &str) {
-        // As a whole: a file that is written in place is empty for a moment.
+    /// Shifts its clock from now on: `+1h`, `-30m`.
+    fn is_shifted(&self, by: &str) {
+        // Replaced by a rename: a file that is written in place is empty for a moment.
         let next = format!("{}.next", self.file);
         std::fs::write(&next, by).unwrap();
         std::fs::rename(next, &self.file).unwrap();
     }
 }
 
-/// Where Debian's package puts it depends on the machine.
+/// The folder of Debian's package depends on the machine.
 fn library() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
     let mut found = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
     found.find(|path| path.exists()).expect("libfaketime is installed: see make test")
 }
 
-/// Ahead by more than a code's life it would strike off every mail as too late; behind, it would let dead codes pass.
+/// A clock ahead by a code's life would expire every email; one behind would send expired codes.
 #[sqlx::test]
-async fn a_replica_whose_clock_was_moved_does_nothing_until_it_is_right_again(pool: PgPool) {
+async fn a_replica_with_a_wrong_clock_serves_nothing_until_the_clock_is_right(pool: PgPool) {
     let relay = Relay::start().await;
-    let mut moved = Moved::start("moved", &pool, &relay);
-    let (address, metrics) = (moved.program.address(), moved.program.metrics_address());
+    let mut shifted = ShiftedClock::start("shifted", &pool, &relay);
+    let (address, metrics) = (shifted.program.address(), shifted.program.metrics_address());
     let rounds = || metric(metrics, "vos_auth_courier_rounds_total");
     let mut connection = pool.acquire().await.unwrap();
     vos_auth::account::create(
@@ -72,14 +72,14 @@ async fn a_replica_whose_clock_was_moved_does_nothing_until_it_is_right_again(po
     .unwrap();
     drop(connection);
     let mut client = Client::new(address);
-    // Put off, so that it is owed while the clock is wrong.
+    // A deferred email, so that one is pending while the clock is wrong.
     relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));
     assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
     relay.until_asked(1).await;
-    let owed =
+    let pending =
         async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap() };
     for by in ["+1h", "-30m"] {
-        moved.is_moved(by);
+        shifted.is_shifted(by);
         let answer = client.starts_recovery("trader@example.com").await;
         assert_eq!(answer.error(), (502, "storage_unavailable"), "{by}");
         let answer = client.logs_in("trader@example.com", "a guess").await;
@@ -89,15 +89,15 @@ async fn a_replica_whose_clock_was_moved_does_nothing_until_it_is_right_again(po
         assert_eq!(client.get("/healthz").await.status, 200);
         let round = rounds().await;
         let several = async { while rounds().await < round + 3.0 {} };
-        tokio::time::timeout(PATIENCE, several).await.expect("the courier has had its chance");
-        assert_eq!(owed().await, 1, "{by}");
+        tokio::time::timeout(PATIENCE, several).await.expect("the courier has done several rounds");
+        assert_eq!(pending().await, 1, "{by}");
         assert_eq!(relay.mails().len(), 0);
     }
     relay.is_in_mood(Mood::Takes);
-    moved.is_moved("+0");
+    shifted.is_shifted("+0");
     relay.mail(1).await;
     let back = async { while client.get("/readyz").await.status != 200 {} };
-    tokio::time::timeout(PATIENCE, back).await.expect("it works again");
-    // The network's budget goes by a clock that nobody moves: one that has been ahead holds nobody up.
+    tokio::time::timeout(PATIENCE, back).await.expect("the replica is ready again");
+    // The network's rate limit uses the monotonic clock, so that the shift blocks no client.
     assert!(client.starts_recovery("other@example.com").await.is_code_sent());
 }

@@ -1,5 +1,5 @@
-//! `docs/operate/configuration.md` is generated from `--help`. `UPDATE_DOCS=1 cargo test --test it -- configuration`
-//! writes it again.
+//! `docs/operate/configuration.md` is generated from `--help`. `UPDATE_DOCS=1 cargo test --test it
+//! -- configuration` rewrites it.
 
 use std::fmt::Write as _;
 
@@ -21,7 +21,7 @@ Made from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do 
 const SECRETS: &str = "
 ## Secrets
 
-Never flags, which `ps` shows. Each is a variable, or stands in the file that the variable with `_FILE` after its name names; not both.
+Never flags, which `ps` shows. Each is a variable, or is in the file that the variable with `_FILE` after its name names; not both.
 
 | Variable | Of | Meaning |
 |---|---|---|
@@ -46,10 +46,10 @@ fn the_reference_of_the_settings_is_what_help_says() {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(PATH, &written).unwrap();
     }
-    let stands = std::fs::read_to_string(PATH).unwrap_or_default();
-    let differs = written.lines().zip(stands.lines()).find(|(new, old)| new != old);
+    let current = std::fs::read_to_string(PATH).unwrap_or_default();
+    let differs = written.lines().zip(current.lines()).find(|(new, old)| new != old);
     assert!(
-        written == stands,
+        written == current,
         "docs/operate/configuration.md is stale: UPDATE_DOCS=1 cargo test --test it -- configuration writes it. {differs:?}"
     );
 }
@@ -117,7 +117,7 @@ fn default(argument: &Arg) -> String {
     if values.is_empty() { String::new() } else { format!("`{}`", values.join(",")) }
 }
 
-/// The help text, as a cell of a table.
+/// The help text, as a table cell.
 fn meaning(argument: &Arg) -> String {
     let help = argument.get_long_help().or(argument.get_help()).expect("every argument says what it is");
     let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");

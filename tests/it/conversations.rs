@@ -1,4 +1,4 @@
-//! How conversations with relays end, and what a relay may say in them without harm to a mail.
+//! How conversations with relays end, and that a relay's answers and extensions harm no email.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ async fn retried(service: &Service) -> f64 {
     service.metric("vos_auth_mails_total{outcome=\"retried\"").await
 }
 
-/// Starts a recovery from a browser of its own, so that it is a mail of its own, and waits for that.
-async fn is_mailed(service: &Service, number: usize) {
+/// Starts a recovery for a new account from a new client, and waits for its email.
+async fn gets_email(service: &Service, number: usize) {
     let email = format!("trader{number}@example.com");
     service.has_account(&email).await;
     assert!(service.client().starts_recovery(&email).await.is_code_sent());
@@ -22,18 +22,18 @@ async fn is_mailed(service: &Service, number: usize) {
     service.until_outbox_has(0).await;
 }
 
-/// RFC 5321 §3.8: a relay may say 421 to any command and close, above all on a connection that has been in use. The mail goes
-/// on a new one at once, and is not tried for a second time.
+/// RFC 5321 §3.8: a relay may answer any command with 421 and close, mostly on a reused connection.
+/// The courier sends the email on a new connection at once, and counts no attempt.
 #[sqlx::test]
-async fn a_kept_connection_that_the_relay_gives_up_costs_no_attempt(pool: PgPool) {
+async fn a_421_on_a_reused_connection_costs_no_attempt(pool: PgPool) {
     let service = Service::start(&pool).await;
-    is_mailed(&service, 0).await;
-    let tired = "421 4.7.0 too many of you\r\n";
+    gets_email(&service, 0).await;
+    let too_many = "421 4.7.0 too many of you\r\n";
     let ends = [
-        ("MAIL", tired),
-        ("RCPT", tired),
-        ("DATA", tired),
-        (".", tired),
+        ("MAIL", too_many),
+        ("RCPT", too_many),
+        ("DATA", too_many),
+        (".", too_many),
         ("MAIL", ""),
         ("RCPT", ""),
         ("DATA", ""),
@@ -41,11 +41,11 @@ async fn a_kept_connection_that_the_relay_gives_up_costs_no_attempt(pool: PgPool
     for (number, (command, answer)) in ends.into_iter().enumerate() {
         let connected = service.relay.connected();
         service.relay.is_in_mood(Mood::TiresAt(command, answer));
-        is_mailed(&service, number + 1).await;
+        gets_email(&service, number + 1).await;
         assert_eq!(service.relay.connected(), connected + 1, "{command} {answer}");
     }
     assert!(retried(&service).await < 0.5);
-    // A relay that says nothing to the dot may have taken the mail.
+    // A relay that does not answer the final dot may have accepted the email.
     service.relay.is_in_mood(Mood::TiresAt(".", ""));
     service.has_account(TRADER).await;
     service.client().starts_recovery(TRADER).await;
@@ -55,11 +55,11 @@ async fn a_kept_connection_that_the_relay_gives_up_costs_no_attempt(pool: PgPool
     service.stops().await;
 }
 
-/// A relay that says 421 to a new connection, too, is no better tried again at once.
+/// Retrying at once does not help if the relay answers 421 on a new connection too.
 #[sqlx::test]
 async fn a_421_on_a_new_connection_costs_an_attempt(pool: PgPool) {
     let service = Service::start(&pool).await;
-    is_mailed(&service, 0).await;
+    gets_email(&service, 0).await;
     service.relay.is_in_mood(Mood::RefusesRecipient("421 4.3.2 closing"));
     service.has_account(TRADER).await;
     service.client().starts_recovery(TRADER).await;
@@ -71,48 +71,48 @@ async fn a_421_on_a_new_connection_costs_an_attempt(pool: PgPool) {
     service.stops().await;
 }
 
-/// A connection that something on the way forgot is silent. A mail does not wait for it until its deadline.
+/// A connection that a middlebox dropped is silent. The courier does not wait until the deadline.
 #[sqlx::test]
-async fn a_kept_connection_that_fell_silent_costs_no_attempt(pool: PgPool) {
+async fn a_reused_connection_that_is_silent_costs_no_attempt(pool: PgPool) {
     let settings = ["--smtp-deadline=2s", "--smtp-probe-interval=1min"];
     let service = Service::start_with_settings(&pool, &settings).await;
-    is_mailed(&service, 0).await;
+    gets_email(&service, 0).await;
     service.relay.loses_its_connections();
-    is_mailed(&service, 1).await;
+    gets_email(&service, 1).await;
     assert!(retried(&service).await < 0.5);
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_connection_carries_as_many_mails_as_the_setting_says_and_is_left_with_quit(pool: PgPool) {
+async fn a_connection_carries_the_configured_number_of_emails_and_ends_with_quit(pool: PgPool) {
     let settings = ["--smtp-mails-per-connection=2", "--smtp-connections=1", "--smtp-probe-interval=1min"];
     let service = Service::start_with_settings(&pool, &settings).await;
     for number in 0..5 {
-        is_mailed(&service, number).await;
+        gets_email(&service, number).await;
     }
     let relay = service.relay.clone();
-    let left = Ended { mails: 2, quit: true };
-    assert_eq!(relay.until_ended(2).await, [left, left]);
+    let full = Ended { mails: 2, quit: true };
+    assert_eq!(relay.until_ended(2).await, [full, full]);
     service.stops().await;
-    // The last one was kept for the next mail until the end; and with the probe's there are no more than these.
-    assert_eq!(relay.until_ended(3).await, [left, left, Ended { mails: 1, quit: true }]);
+    // The last connection stays open for the next email. The probe's is the only other one.
+    assert_eq!(relay.until_ended(3).await, [full, full, Ended { mails: 1, quit: true }]);
     assert_eq!(relay.connected(), 4);
 }
 
-/// Idle connections are left with QUIT before the relay closes them.
+/// The courier leaves an idle connection with QUIT before the relay closes it.
 #[sqlx::test]
-async fn an_idle_connection_is_left_with_quit(pool: PgPool) {
+async fn an_idle_connection_ends_with_quit(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--smtp-idle=10ms"]).await;
-    is_mailed(&service, 0).await;
+    gets_email(&service, 0).await;
     assert_eq!(service.relay.until_ended(1).await, [Ended { mails: 1, quit: true }]);
     service.stops().await;
 }
 
-/// A refusal leaves the relay waiting for a command.
+/// After a refusal the relay waits for a command.
 #[sqlx::test]
-async fn a_refused_mail_ends_with_quit(pool: PgPool) {
+async fn a_refused_email_ends_with_quit(pool: PgPool) {
     let service = Service::start(&pool).await;
-    is_mailed(&service, 0).await;
+    gets_email(&service, 0).await;
     let refusals = [Mood::RefusesRecipient("450 4.2.0 later"), Mood::RefusesMessage("451 4.3.0 later")];
     for (number, mood) in refusals.into_iter().enumerate() {
         service.relay.is_in_mood(mood);
@@ -128,9 +128,9 @@ async fn a_refused_mail_ends_with_quit(pool: PgPool) {
     service.stops().await;
 }
 
-/// Nothing that a relay announces is used, and nothing is needed. A parameter that it has not announced it would refuse.
+/// The courier uses no extension and needs none. The relay refuses parameters it did not announce.
 #[sqlx::test]
-async fn what_a_relay_announces_changes_no_mail(pool: PgPool) {
+async fn the_extensions_of_a_relay_change_no_email(pool: PgPool) {
     let settings = ["--smtp-idle=0s", "--network-burst=1000"];
     let service = Service::start_with(
         &pool,
@@ -160,7 +160,7 @@ async fn what_a_relay_announces_changes_no_mail(pool: PgPool) {
     let mut bodies = Vec::new();
     for (number, announced) in variants.into_iter().enumerate() {
         service.relay.announces(announced);
-        is_mailed(&service, number).await;
+        gets_email(&service, number).await;
         let mail = service.relay.mail(number + 1).await;
         assert_eq!(mail.recipients, [format!("trader{number}@example.com")]);
         assert!(mail.raw.is_ascii());

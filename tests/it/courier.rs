@@ -1,4 +1,4 @@
-//! The courier under load: free slots are used, and mails are struck off together.
+//! The courier under load: it uses free slots at once, and deletes delivered emails in batches.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use vos_auth::outbox;
 use crate::harness::Service;
 use crate::harness::relay::Mood;
 
-/// More mails than the relay has slots: each slot that is free takes the next one at once, and not at the next poll.
+/// More emails than slots: a free slot takes the next email at once, not at the next poll.
 #[sqlx::test]
-async fn a_free_slot_takes_the_next_mail_at_once(pool: PgPool) {
+async fn a_free_slot_takes_the_next_email_at_once(pool: PgPool) {
     let settings = ["--smtp-connections=2", "--outbox-poll-interval=1m"];
     let service = Service::start_with_settings(&pool, &settings).await;
     let now = vos_auth::clock::Clock::Manual(service.clock.clone()).now();
@@ -31,9 +31,9 @@ async fn a_free_slot_takes_the_next_mail_at_once(pool: PgPool) {
     service.stops().await;
 }
 
-/// Mails are struck off together. One whose row cannot be written keeps no other owed, or that one would be sent twice.
+/// A row that cannot be written must not keep others of its batch: they would be sent twice.
 #[sqlx::test]
-async fn a_mail_that_cannot_be_struck_off_holds_no_other_back(pool: PgPool) {
+async fn an_email_that_cannot_be_deleted_blocks_no_other(pool: PgPool) {
     let service = Service::start(&pool).await;
     let run = async |sql: &'static str| sqlx::raw_sql(sql).execute(&pool).await.unwrap();
     service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
@@ -52,7 +52,7 @@ async fn a_mail_that_cannot_be_struck_off_holds_no_other_back(pool: PgPool) {
     service.relay.is_in_mood(Mood::HoldsAtRecipient);
     service.clock.advance(Duration::from_secs(2));
     service.relay.until_asked(8).await;
-    // The first that is taken waits for these locks, and the others for the first.
+    // The first delivered email waits for these locks, and the others for the first.
     let mut lock = pool.begin().await.unwrap();
     sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *lock).await.unwrap();
     service.relay.is_in_mood(Mood::Takes);

@@ -1,5 +1,4 @@
-//! A PostgreSQL whose name has two addresses, one of them silent: it drops what it is sent, as the address of a machine that
-//! is gone.
+//! A PostgreSQL name with two addresses, one of them silent: that one drops all packets.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,21 +17,21 @@ use crate::harness::{PATIENCE, metric};
 
 const NAME: &str = "db.test";
 const SILENT: &str = "vos_auth_database_silent_addresses";
-/// What a busy machine may add; one that waits for a silent address waits for minutes.
+/// What a busy machine may add. Waiting for a silent address takes minutes.
 const NOISE: Duration = Duration::from_secs(3);
 
-/// The server at this end of a line. Programs at the far end know its name.
-struct AppState {
+/// The server at the near end of a line. Programs at the far end resolve its name.
+struct Site {
     line: Line,
     server: Encrypted,
     addresses: [Ipv4Addr; 2],
 }
 
-impl AppState {
+impl Site {
     async fn lay() -> Self {
         static COUNT: AtomicU8 = AtomicU8::new(0);
         let number = COUNT.fetch_add(2, Ordering::Relaxed) % 200;
-        // Of TEST-NET-1 (RFC 5737), outside the line's own network: a resolver prefers an address of that.
+        // TEST-NET-1 (RFC 5737): a resolver would prefer addresses of the line's own network.
         let addresses = [1, 2].map(|host| Ipv4Addr::new(192, 0, 2, number + host));
         let line = Line::lay();
         for address in addresses {
@@ -48,7 +47,7 @@ impl AppState {
         self.server.url().replace("verify-full", mode)
     }
 
-    /// The service at the far end, with the relay that no test here needs.
+    /// The service at the far end. No test here needs its relay.
     fn serves(&self, mode: &str) -> (Program, Client) {
         let (url, any) = (self.url(mode), format!("{}:0", self.line.far));
         let changes =
@@ -59,8 +58,8 @@ impl AppState {
         (program, client)
     }
 
-    /// How long an operator's command takes that connects once.
-    fn asks_once(&self, mode: &str) -> Duration {
+    /// The duration of an operator's command, which connects once.
+    fn times_a_command(&self, mode: &str) -> Duration {
         let (url, began) = (self.url(mode), Instant::now());
         let listed = run_under(&self.line.under(), &["outbox", "list"], &[("DATABASE_URL", &url)]);
         assert!(listed.status.success(), "{mode}: {}", String::from_utf8_lossy(&listed.stderr));
@@ -68,8 +67,8 @@ impl AppState {
     }
 }
 
-/// What a replica says of its database.
-async fn database_of(client: &Client) -> String {
+/// The state of the database in a replica's `/readyz`.
+async fn database_state(client: &Client) -> String {
     client.get("/readyz").await.body["parts"]["database"].as_str().unwrap().to_owned()
 }
 
@@ -80,8 +79,8 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     began.elapsed()
 }
 
-/// Waits until logins that come together are all answered as they should be, so that the pool opens connections for them.
-/// Each reads PostgreSQL, for another address that nobody has.
+/// Waits until simultaneous logins all work, so that the pool has to open connections. Each reads
+/// PostgreSQL, for a new unknown address.
 async fn until_logins_work(client: &Client) -> Duration {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let logs_in = async || {
@@ -93,41 +92,41 @@ async fn until_logins_work(client: &Client) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_first_address_costs_a_command_half_a_second() {
+async fn a_silent_first_address_delays_a_command_by_half_a_second() {
     if !can_lay() {
         return;
     }
-    let site = AppState::lay().await;
+    let site = Site::lay().await;
     for mode in ["require", "verify-ca"] {
-        let quick = site.asks_once(mode);
+        let quick = site.times_a_command(mode);
         site.line.loses(site.addresses[0]);
-        let slow = site.asks_once(mode);
+        let slow = site.times_a_command(mode);
         site.line.finds(site.addresses[0]);
         eprintln!("{mode}: {quick:?} with two addresses that answer, {slow:?} with the first silent");
-        assert!(slow > Duration::from_millis(500), "{mode}: it is silent: {slow:?}");
+        assert!(slow > Duration::from_millis(500), "{mode}: the first address is silent: {slow:?}");
         assert!(slow < quick + Duration::from_millis(500) + NOISE, "{mode}: {quick:?} {slow:?}");
     }
 }
 
-/// The address that answers is used, by the pools, too. When it falls silent in its turn, the other one is.
+/// The pools use the address that answers, and change to the other one when it falls silent.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_keeps_the_address_that_answers_and_leaves_it_when_it_falls_silent() {
+async fn the_service_uses_the_address_that_answers_and_leaves_it_when_it_falls_silent() {
     if !can_lay() {
         return;
     }
-    let site = AppState::lay().await;
+    let site = Site::lay().await;
     let [first, second] = site.addresses;
     site.line.loses(first);
     let (mut program, client) = site.serves("require");
-    let contact = until("the database", async || database_of(&client).await == "ok").await;
-    let first_logins = until_logins_work(&client).await;
-    let said: Value =
+    let contact = until("the database", async || database_state(&client).await == "ok").await;
+    let logins = until_logins_work(&client).await;
+    let line: Value =
         serde_json::from_str(&program.line_with("connections go to another one of it")).unwrap();
-    assert_eq!((said["addresses"].as_u64(), said["silent"].as_u64()), (Some(2), Some(1)), "{said}");
-    assert_eq!(said["instead"], second.to_string(), "{said}");
+    assert_eq!((line["addresses"].as_u64(), line["silent"].as_u64()), (Some(2), Some(1)), "{line}");
+    assert_eq!(line["instead"], second.to_string(), "{line}");
     let metrics = program.metrics_address();
     until("the metric", async || {
-        database_of(&client).await;
+        database_state(&client).await;
         metric(metrics, SILENT).await > 0.5
     })
     .await;
@@ -135,39 +134,39 @@ async fn the_service_keeps_the_address_that_answers_and_leaves_it_when_it_falls_
     site.line.finds(first);
     site.line.loses(second);
     let recovered = until_logins_work(&client).await;
-    until("the database", async || database_of(&client).await == "ok").await;
+    until("the database", async || database_state(&client).await == "ok").await;
     program.line_with(&format!("\"instead\":\"{first}\""));
     eprintln!(
-        "ready after {contact:?}, then logins after {first_logins:?}; with the kept address silent, logins after {recovered:?}"
+        "ready after {contact:?}, then logins after {logins:?}; with the kept address silent, logins after {recovered:?}"
     );
 }
 
-/// TLS checks the name against what sqlx connects to, so that a name has to stay one: the log says what is in the way.
+/// TLS checks the name that sqlx connects to, so that the service cannot use an address instead.
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_full_goes_by_name_and_says_which_addresses_are_silent() {
+async fn verify_full_connects_by_name_and_reports_silent_addresses() {
     if !can_lay() {
         return;
     }
-    let site = AppState::lay().await;
+    let site = Site::lay().await;
     site.line.loses(site.addresses[0]);
     let (mut program, client) = site.serves("verify-full");
-    let said: Value = serde_json::from_str(&program.line_with("\"database\":\"unreachable\"")).unwrap();
-    let cause = said["cause"].as_str().unwrap();
+    let line: Value = serde_json::from_str(&program.line_with("\"database\":\"unreachable\"")).unwrap();
+    let cause = line["cause"].as_str().unwrap();
     assert_eq!(
         cause, "no answer in time, while connecting to a name with 2 addresses, 1 of them silent",
-        "{said}"
+        "{line}"
     );
     program.line_with("connections may wait for it");
     assert!(metric(program.metrics_address(), SILENT).await > 0.5);
     site.line.finds(site.addresses[0]);
-    until("the database", async || database_of(&client).await == "ok").await;
+    until("the database", async || database_state(&client).await == "ok").await;
     program.line_with("every address of PostgreSQL's name answers again");
 }
 
-/// The workaround of docs/operate/high-availability.md: a proxy on this machine listens on a socket and knows which
-/// address answers. TLS still checks the name of the URL.
+/// The workaround of docs/operate/high-availability.md: a local proxy listens on a socket and knows
+/// the address that answers. TLS still checks the name in the URL.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_on_this_machine_keeps_the_check_of_the_name() {
+async fn a_local_socket_keeps_the_check_of_the_name() {
     let server = Encrypted::start_at(NAME, "127.0.0.1").await;
     let folder = std::env::temp_dir().join(format!("vos-auth-way-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -187,8 +186,8 @@ async fn a_socket_on_this_machine_keeps_the_check_of_the_name() {
     let listed = lists(url.clone()).await;
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     let other = lists(url.replace(NAME, "other.test")).await;
-    let said = String::from_utf8(other.stderr).unwrap();
-    assert!(!other.status.success() && said.contains("not valid for name"), "{said}");
+    let line = String::from_utf8(other.stderr).unwrap();
+    assert!(!other.status.success() && line.contains("not valid for name"), "{line}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! The operator of the service is told what is wrong with its database: by the log, by `/readyz` and by the metrics.
+//! The log, `/readyz` and the metrics tell the operator what is wrong with the database.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ use crate::harness::relay::Relay;
 use crate::harness::small_disk::SmallDisk;
 use crate::harness::{PATIENCE, Service, database, metric, needs, pooler};
 
-/// The program before a database, and what it says about it.
-struct Operated {
+/// The program with a database, and a client of it.
+struct Running {
     program: Program,
     client: Client,
     _relay: Relay,
 }
 
-impl Operated {
+impl Running {
     async fn start(database_url: &str) -> Self {
         Self::start_with(database_url, &[]).await
     }
@@ -36,7 +36,7 @@ impl Operated {
         Self { program, client, _relay: relay }
     }
 
-    /// Waits for the line of the log that names a state whose name begins so.
+    /// Waits for the log line that names a state with this prefix.
     fn says(&mut self, state: &str) -> Value {
         let line = self.program.line_with(&format!("\"database\":\"{state}"));
         serde_json::from_str(&line).unwrap()
@@ -56,25 +56,25 @@ impl Operated {
         metric(self.program.metrics_address(), line_start).await
     }
 
-    /// Ends it: everything it wrote.
+    /// Stops the program, and gives its whole log.
     fn log(self) -> Vec<String> {
         self.program.signal("-TERM");
-        let (log, well) = self.program.ends();
-        assert!(well, "{log:?}");
+        let (log, clean) = self.program.ends();
+        assert!(clean, "{log:?}");
         log
     }
 }
 
-async fn runs(connection: &mut PgConnection, sql: &str) {
+async fn executes(connection: &mut PgConnection, sql: &str) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
 }
 
-/// Each is said once, with its reason, within seconds of the start; `/readyz` and the metrics name the same state.
+/// The log names each state once, with its reason, within seconds; `/readyz` and metrics agree.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
     let server = Encrypted::start().await;
     let mut administrator = server.pool.acquire().await.unwrap();
-    runs(
+    executes(
         &mut administrator,
         "CREATE ROLE no_grants LOGIN PASSWORD 'first';
          CREATE ROLE most_grants LOGIN PASSWORD 'first';
@@ -91,16 +91,17 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
          ALTER ROLE reader SET default_transaction_read_only = on;",
     )
     .await;
-    let well = server.url();
+    let correct = server.url();
     let (stranger, closed) = (server.makes_next_certificate(), closed_port());
-    let as_role = |role: &str| well.replace("vos_auth_1", role);
+    let as_role = |role: &str| correct.replace("vos_auth_1", role);
     let at = |place: &str| {
-        let (before, after) = (well.split_once('@').unwrap().0, well.split_once("/postgres?").unwrap().1);
+        let (before, after) =
+            (correct.split_once('@').unwrap().0, correct.split_once("/postgres?").unwrap().1);
         format!("{before}@{place}/postgres?{after}")
     };
     let cases = [
-        ("wrong password", well.replace("first", "not-the-password"), "refused", "SQLSTATE 28P01"),
-        ("wrong database", well.replace("/postgres?", "/elsewhere?"), "refused", "SQLSTATE 3D000"),
+        ("wrong password", correct.replace("first", "not-the-password"), "refused", "SQLSTATE 28P01"),
+        ("wrong database", correct.replace("/postgres?", "/elsewhere?"), "refused", "SQLSTATE 3D000"),
         ("no grants", as_role("no_grants"), "refused", "SQLSTATE 42501"),
         (
             "two grants missing",
@@ -124,7 +125,7 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
     let mut wrong = Vec::new();
     for (case, url, state, cause) in cases {
         let began = Instant::now();
-        let mut service = Operated::start(&url).await;
+        let mut service = Running::start(&url).await;
         let line = service.says("");
         let said_at = began.elapsed();
         let mut ready = Vec::new();
@@ -157,21 +158,21 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let service = Operated::start(&well).await;
+    let service = Running::start(&correct).await;
     service.until_ready().await;
-    assert!(!service.log().iter().any(|line| line.contains("\"database\":\"")), "nothing is wrong");
+    assert!(!service.log().iter().any(|line| line.contains("\"database\":\"")), "no state is reported");
 }
 
-/// A port that nobody listens at: it is bound, and closed at the end of the test's process.
+/// A closed port: the socket is bound but not listening, until the test's process ends.
 fn closed_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
 }
 
-/// The disk with the tables is full: they are read as ever, and nothing can be stored. The service says so, with or without
-/// a request; it does not say it for each; and it goes on by itself when there is room.
+/// The disk of the tables is full: reads work, writes fail. The service reports it even without
+/// requests, not once per request, and recovers when there is room.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_turns_readyz_red_and_does_not_flood_the_log() {
+async fn a_full_disk_fails_readyz_and_does_not_flood_the_log() {
     if !needs::has_root("a disk of its own") {
         return;
     }
@@ -185,18 +186,18 @@ async fn a_full_disk_turns_readyz_red_and_does_not_flood_the_log() {
     let cluster = Cluster::start().await;
     let mut administrator = cluster.connect().await;
     let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path().display());
-    runs(&mut administrator, &tablespace).await;
-    runs(&mut administrator, "CREATE DATABASE vos TABLESPACE small").await;
+    executes(&mut administrator, &tablespace).await;
+    executes(&mut administrator, "CREATE DATABASE vos TABLESPACE small").await;
     let mut inside = PgConnection::connect_with(&cluster.options().database("vos")).await.unwrap();
     MIGRATOR.run(&mut inside).await.unwrap();
     let url = cluster.url_for("vos_auth", "none").replace("/postgres?", "/vos?");
-    let mut service = Operated::start_with(&url, &[("NETWORK_BURST", "100000")]).await;
+    let mut service = Running::start_with(&url, &[("NETWORK_BURST", "100000")]).await;
     has_relay(&service.client).await;
     service.until_ready().await;
     assert!(service.client.starts_recovery("before@example.com").await.is_code_sent());
 
     disk.fills();
-    // The pages that there are have room for some more.
+    // The existing pages have room for a few more rows.
     let mut tried = 0..2000;
     let refused = loop {
         let n = tried.next().expect("the disk is full");
@@ -214,14 +215,14 @@ async fn a_full_disk_turns_readyz_red_and_does_not_flood_the_log() {
         assert_eq!(answer.status, 502, "{n}");
     }
 
-    // Another replica, which nobody asks for anything, finds it out by itself.
-    let mut quiet = Operated::start(&url).await;
-    let line = quiet.says("full");
+    // A replica without requests finds it out by itself.
+    let mut idle = Running::start(&url).await;
+    let line = idle.says("full");
     assert!(line["cause"].as_str().unwrap().contains("SQLSTATE 53100"), "{line}");
-    assert!(quiet.metric("vos_auth_database_up").await < 0.5);
+    assert!(idle.metric("vos_auth_database_up").await < 0.5);
 
     disk.has_room_again();
-    for service in [&mut service, &mut quiet] {
+    for service in [&mut service, &mut idle] {
         assert_eq!(service.says("ok")["level"], "INFO");
         service.until_ready().await;
     }
@@ -232,12 +233,12 @@ async fn a_full_disk_turns_readyz_red_and_does_not_flood_the_log() {
     drop(cluster);
 }
 
-/// What PostgreSQL writes may quote a row, whether it is a notice, a warning, or a failure and its detail.
+/// A notice, warning, failure or detail of PostgreSQL may quote a row.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_databases_own_words_never_reach_the_log() {
+async fn messages_of_postgresql_never_reach_the_log() {
     let cluster = Cluster::start().await;
     let mut administrator = cluster.connect().await;
-    runs(
+    executes(
         &mut administrator,
         "CREATE FUNCTION talks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             RAISE NOTICE 'verbatim notice %', NEW;
@@ -254,14 +255,14 @@ async fn the_databases_own_words_never_reach_the_log() {
     let pool = sqlx::PgPool::connect_with(cluster.options()).await.unwrap();
     Service::has_trader_at(&pool, "trader@example.com", "morning boat on a green river").await;
     let url = cluster.url_for("vos_auth", "none");
-    let mut service = Operated::start_with(&url, &[("LOG_LEVEL", "trace")]).await;
+    let mut service = Running::start_with(&url, &[("LOG_LEVEL", "trace")]).await;
     has_relay(&service.client).await;
     assert!(service.client.starts_recovery("trader@example.com").await.is_code_sent());
     let mut client = service.client.clone();
     let logs_in = client.logs_in("trader@example.com", "morning boat on a green river").await;
     assert_eq!(logs_in.error(), (502, "storage_unavailable"));
-    // An idle connection of a pool learns why it was ended when it is next used.
-    runs(
+    // A pool learns why an idle connection was ended only when it uses it again.
+    executes(
         &mut administrator,
         "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = 'vos-auth'",
     )
@@ -275,14 +276,14 @@ async fn the_databases_own_words_never_reach_the_log() {
     }
 }
 
-/// A pooler gives a session without the settings that the service asks for: the service says which are missing, and the
-/// statements that it names make it well.
+/// A pooler drops the settings that the service asks for. The service names the missing ones, and
+/// the statements that it logs fix them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_without_our_settings_is_named_and_what_the_log_says_fixes_it() {
+async fn missing_session_settings_are_named_and_the_logged_statements_fix_them() {
     let cluster = Cluster::start().await;
     let address = pooler::drops_settings_before(Server::Socket(cluster.socket())).await;
     let url = format!("postgres://vos_auth@{address}/postgres?sslmode=disable");
-    let mut service = Operated::start(&url).await;
+    let mut service = Running::start(&url).await;
     let line = service.says("settings");
     assert_eq!(line["level"], "WARN");
     let names = line["cause"].as_str().unwrap();
@@ -300,13 +301,13 @@ async fn a_session_without_our_settings_is_named_and_what_the_log_says_fixes_it(
     let fix = line["fix"].as_str().unwrap();
     assert_eq!(fix.matches("ALTER ROLE vos_auth SET ").count(), 6, "{fix}");
     let mut administrator = cluster.connect().await;
-    runs(&mut administrator, fix).await;
+    executes(&mut administrator, fix).await;
     administrator.close().await.unwrap();
     service.until_ready().await;
     assert_eq!(service.says("ok")["level"], "INFO");
 }
 
-/// Every version that this program has must be applied, whatever the newest is: another release may have applied that.
+/// Every version of this program must be applied: a newer one may be of another release.
 #[sqlx::test]
 async fn a_version_that_is_missing_below_the_newest_is_named(pool: PgPool) {
     let version = MIGRATOR.iter().next_back().unwrap().version;
@@ -315,7 +316,7 @@ async fn a_version_that_is_missing_below_the_newest_is_named(pool: PgPool) {
     sqlx::query(newer).execute(&pool).await.unwrap();
     let moved = "UPDATE _sqlx_migrations SET version = -version WHERE abs(version) = $1";
     sqlx::query(moved).bind(version).execute(&pool).await.unwrap();
-    let mut service = Operated::start(&database::service_url(&pool)).await;
+    let mut service = Running::start(&database::service_url(&pool)).await;
     let line = service.says("migrations_missing");
     assert!(line["cause"].as_str().unwrap().ends_with(&format!("migration {version}")), "{line}");
     let missing = (503, "migrations_missing".to_owned());

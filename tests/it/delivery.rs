@@ -1,4 +1,4 @@
-//! The courier: who gets a mail, what is tried again, what is given up.
+//! The courier: who gets an email, what it retries, and when it gives up.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, Service, Setup};
 
 #[sqlx::test]
-async fn only_an_active_account_gets_a_mail(pool: PgPool) {
+async fn only_an_active_account_gets_an_email(pool: PgPool) {
     let service = Service::start(&pool).await;
     for email in ["active@example.com", "disabled@example.com", "later@example.com"] {
         service.has_account(email).await;
@@ -26,7 +26,7 @@ async fn only_an_active_account_gets_a_mail(pool: PgPool) {
     assert_eq!(recipients, ["active@example.com"]);
     assert!((service.metric("vos_auth_mails_total{outcome=\"no_recipient\"").await - 2.0).abs() < 0.1);
 
-    // Looked up when the mail goes out, not when it was asked for.
+    // The courier looks the account up when it sends the email, not when the client asks.
     service.relay.goes_down().await;
     service.until_mail_is("unavailable").await;
     service.relay.comes_back().await;
@@ -43,13 +43,13 @@ async fn only_an_active_account_gets_a_mail(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_mail_that_is_put_off_is_tried_again_with_the_same_message_id_and_code(pool: PgPool) {
+async fn a_deferred_email_is_retried_with_the_same_message_id_and_code(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     for (n, mood) in [
         Mood::RefusesRecipient("450 4.2.0 greylisted"),
         Mood::RefusesMessage("451 4.3.0 disk full"),
-        // A permanent refusal of anything but the recipient may be the relay's fault or ours.
+        // Any other permanent refusal may be the fault of the relay or the service.
         Mood::RefusesMessage("554 5.7.1 spam"),
     ]
     .into_iter()
@@ -76,7 +76,7 @@ async fn a_mail_that_is_put_off_is_tried_again_with_the_same_message_id_and_code
 }
 
 #[sqlx::test]
-async fn a_recipient_that_is_refused_for_good_is_given_up(pool: PgPool) {
+async fn a_permanently_refused_recipient_is_given_up(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("gone@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user gone@example.com"));
@@ -86,13 +86,13 @@ async fn a_recipient_that_is_refused_for_good_is_given_up(pool: PgPool) {
     assert!(
         (service.metric("vos_auth_mails_total{outcome=\"given_up\",stage=\"rcpt\"}").await - 1.0).abs() < 0.1
     );
-    // A send that failed changes nothing that `start` can see.
+    // A failed send changes nothing that `start` can see.
     assert!(service.client().starts_recovery("other@example.com").await.is_code_sent());
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_mail_whose_answer_was_lost_is_sent_again_recognisably(pool: PgPool) {
+async fn an_email_whose_answer_was_lost_is_sent_again_with_the_same_message_id(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::DropsAfterData);
@@ -124,7 +124,7 @@ async fn a_stalled_conversation_ends_at_its_deadline_and_its_connection_is_not_u
     service.client().starts_recovery("second@example.com").await;
     let mail = service.relay.mail(1).await;
     assert_eq!(mail.recipients, ["second@example.com"]);
-    // The slot is free before the failure is written down.
+    // The slot is free before the failure is stored.
     service
         .until("the deadline is noted", async || {
             service.count("outbox WHERE last_error = 'deadline'").await == 1
@@ -136,18 +136,18 @@ async fn a_stalled_conversation_ends_at_its_deadline_and_its_connection_is_not_u
 }
 
 #[sqlx::test]
-async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
+async fn s9_no_email_is_sent_with_an_expired_code(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
     service.client().starts_recovery("trader@example.com").await;
     service.relay.until_asked(1).await;
-    // Under a minute of life on arrival is as good as dead.
+    // A code with less than a minute left counts as expired.
     service.relay.is_in_mood(Mood::Takes);
     service.clock.advance(Duration::from_secs(9 * 60 + 1));
     service.until_outbox_has(0).await;
     service
-        .until("it is counted", async || {
+        .until("the expired email is counted", async || {
             service.metric("vos_auth_mails_total{outcome=\"expired\"").await > 0.9
         })
         .await;
@@ -155,16 +155,16 @@ async fn s9_no_mail_goes_out_with_a_dead_code(pool: PgPool) {
     service.stops().await;
 }
 
-/// The other way for a code to die: five wrong ones.
+/// The other way for a code to become useless: five wrong attempts.
 #[sqlx::test]
-async fn s9_no_mail_goes_out_whose_session_has_no_attempt_left(pool: PgPool) {
+async fn s9_no_email_is_sent_for_a_session_without_attempts(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
     let mut client = service.client();
     client.starts_recovery("trader@example.com").await;
-    let put_off = "outbox WHERE last_error = 'rcpt 450'";
-    service.until("it is put off", async || service.count(put_off).await == 1).await;
+    let deferred = "outbox WHERE last_error = 'rcpt 450'";
+    service.until("the email is deferred", async || service.count(deferred).await == 1).await;
     for left in (0..5).rev() {
         assert_eq!(client.verifies("00000000").await.attempts_left(), left);
     }
@@ -176,13 +176,13 @@ async fn s9_no_mail_goes_out_whose_session_has_no_attempt_left(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn what_a_dead_process_claimed_is_sent_by_another_when_the_lease_ends(pool: PgPool) {
+async fn emails_claimed_by_a_dead_process_are_sent_by_another_when_the_lease_ends(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--smtp-connections=1"]).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::StallsAtRecipient);
     service.client().starts_recovery("trader@example.com").await;
     service.relay.until_asked(1).await;
-    // A process of its own with another relay. The first one's only sender still holds the row.
+    // A second process with its own relay. The first process's only sender still holds the row.
     let other = Setup {
         relay: Some(Relay::start().await),
         keys: Some(service.keys.clone()),
@@ -196,14 +196,14 @@ async fn what_a_dead_process_claimed_is_sent_by_another_when_the_lease_ends(pool
     service.clock.advance(Duration::from_secs(61));
     other.relay.mail(1).await;
     other.until_outbox_has(0).await;
-    // The first one's late end must not touch what the other did.
+    // The first process ends late, and must not touch the second one's result.
     service.relay.goes_down().await;
     other.stops().await;
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn two_replicas_send_each_mail_once(pool: PgPool) {
+async fn two_replicas_send_each_email_once(pool: PgPool) {
     let settings = vec!["--network-burst=1000".to_owned()];
     let one = Service::start_with(&pool, Setup { settings: settings.clone(), ..Setup::default() }).await;
     let two = Service::start_with(
@@ -235,9 +235,9 @@ async fn two_replicas_send_each_mail_once(pool: PgPool) {
     one.stops().await;
 }
 
-/// Each commit says from which row on mails may be owed now: none waits until all rows are looked through.
+/// A commit names its first due row, so that the courier does not wait for its full scan.
 #[sqlx::test]
-async fn what_was_just_committed_waits_for_no_poll(pool: PgPool) {
+async fn a_committed_email_waits_for_no_poll(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--outbox-poll-interval=1min"]).await;
     let email = "trader@example.com";
     service.has_trader(email, "a first password of hers").await;
@@ -258,9 +258,9 @@ async fn what_was_just_committed_waits_for_no_poll(pool: PgPool) {
     service.stops().await;
 }
 
-/// SIGTERM while a mail is under way and another waits for its sender: both go out before the end.
+/// SIGTERM while one email is in progress and another waits for a slot: both are sent first.
 #[sqlx::test]
-async fn stopping_sends_what_was_accepted(pool: PgPool) {
+async fn stopping_sends_the_accepted_emails(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--smtp-connections=1"]).await;
     let relay = service.relay.clone();
     relay.is_in_mood(Mood::HoldsAtRecipient);
@@ -275,9 +275,9 @@ async fn stopping_sends_what_was_accepted(pool: PgPool) {
     assert_eq!(relay.mails().len(), 2);
 }
 
-/// A relay that stalls cannot hold the stop beyond its limit: nothing goes on after it, and the mail is still owed.
+/// A stalled relay cannot delay the stop beyond its limit, and the email stays pending.
 #[sqlx::test]
-async fn stopping_ends_at_its_timeout_and_keeps_the_mail(pool: PgPool) {
+async fn stopping_ends_at_its_timeout_and_keeps_the_email(pool: PgPool) {
     let service =
         Service::start_with_settings(&pool, &["--stop-timeout=100ms", "--smtp-deadline=1min"]).await;
     service.has_account("trader@example.com").await;
@@ -292,9 +292,9 @@ async fn stopping_ends_at_its_timeout_and_keeps_the_mail(pool: PgPool) {
     assert_eq!((count().await, relay.mails().len()), (1, 0));
 }
 
-/// As many mails are under way at once as there are connections.
+/// As many emails are in progress at once as there are connections.
 #[sqlx::test]
-async fn mails_wait_for_no_other_mail(pool: PgPool) {
+async fn emails_do_not_wait_for_each_other(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--smtp-connections=8", "--network-burst=100"]).await;
     service.relay.is_in_mood(Mood::HoldsAtRecipient);
     for n in 0..20 {
@@ -310,9 +310,9 @@ async fn mails_wait_for_no_other_mail(pool: PgPool) {
     service.stops().await;
 }
 
-/// Sent means 250 after the final dot, and nothing else does.
+/// Only 250 after the final dot means sent.
 #[sqlx::test]
-async fn another_answer_than_250_is_not_sent(pool: PgPool) {
+async fn any_answer_but_250_means_not_sent(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::SaysMoreAfterData);
@@ -329,9 +329,9 @@ async fn another_answer_than_250_is_not_sent(pool: PgPool) {
     service.stops().await;
 }
 
-/// In the middle of a rotation another replica may know the secret that this one lacks: the mail waits for it.
+/// During a rotation another replica may know the missing secret: the email stays for it.
 #[sqlx::test]
-async fn a_mail_whose_secret_is_unknown_here_is_left_for_another_replica(pool: PgPool) {
+async fn an_email_with_an_unknown_secret_is_left_for_another_replica(pool: PgPool) {
     let one = Service::start(&pool).await;
     one.has_account("trader@example.com").await;
     one.relay.is_in_mood(Mood::RefusesRecipient("450 later"));

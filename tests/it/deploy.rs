@@ -1,4 +1,4 @@
-//! What stands in `deploy/`: nginx before two replicas, and alerts and dashboard beside the figures that there are.
+//! The files of `deploy/`: nginx with two replicas; alerts and dashboard with the real metrics.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,16 +20,14 @@ use crate::harness::{Service, Setup, database, now};
 
 const TRADER: &str = "trader@example.com";
 
-/// Two replicas of the built program behind nginx, before a relay.
+/// Two replicas of the built program behind nginx, with a relay.
 async fn start(pool: &PgPool) -> (Host, Relay) {
     let relay = Relay::start().await;
     (Host::start(&database::service_url(pool), &relay.url(), &[]).await, relay)
 }
 
 #[sqlx::test]
-async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_themselves_is_dropped(
-    pool: PgPool,
-) {
+async fn the_recovery_flow_works_through_nginx_which_drops_forwarding_headers_of_clients(pool: PgPool) {
     if !is_installed() {
         return;
     }
@@ -41,7 +39,7 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url.as_str())];
     let mut host = Host::start(&database::service_url(&pool), &relay.url(), &traced).await;
     let nginx = Arc::clone(&host.nginx);
-    let said = [
+    let headers = [
         "Host: evil.example",
         "X-Forwarded-For: 6.6.6.6",
         "X-Forwarded-For: 127.0.0.1",
@@ -52,7 +50,8 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     ];
     let asks = async |path: &str, body: Option<Value>, token: &str| {
         let (body, token) = (body.map(|body| body.to_string()), format!("X-Session-Token: {token}"));
-        let mut more: Vec<_> = said.iter().chain([&token.as_str()]).flat_map(|line| ["-H", line]).collect();
+        let mut more: Vec<_> =
+            headers.iter().chain([&token.as_str()]).flat_map(|line| ["-H", line]).collect();
         more.extend(body.iter().flat_map(|body| ["--json", body.as_str()]));
         nginx.asks("browser", path, &more).await
     };
@@ -83,11 +82,11 @@ async fn the_whole_way_back_in_leads_through_nginx_and_what_clients_say_of_thems
     }
     let spans = traces.spans();
     let started = spans.iter().find(|span| span.name() == "POST /api/auth/recovery/start").expect("its span");
-    assert_eq!(started.parent(), "", "a client says in which trace it is");
+    assert_eq!(started.parent(), "", "nginx drops the client's trace context");
 }
 
 #[sqlx::test]
-async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(pool: PgPool) {
+async fn nginx_exposes_only_public_paths_and_answers_in_the_services_error_shape(pool: PgPool) {
     if !is_installed() {
         return;
     }
@@ -119,7 +118,7 @@ async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(po
         let (status, body) = nginx.asks("any", "/api/auth/recovery/start", &["--json", &body]).await;
         assert_eq!((status, &body["error"]), (400, &json!("body_too_large")), "{octets}");
     }
-    // The cookies of sibling hosts pass.
+    // Cookies of sibling hosts reach the service.
     let asks_with = async |octets: usize, path: &str, method: &str| {
         let cookies = format!("Cookie: sibling={}", "a".repeat(octets));
         nginx.asks("any", path, &["-H", &cookies, "-X", method]).await
@@ -145,9 +144,9 @@ async fn nginx_shows_the_public_paths_alone_and_answers_in_the_services_shape(po
     assert_eq!((status, &body["status"]), (502, &json!(502)), "{body}");
 }
 
-/// Each accepted start is one row, so that a request that was lost or sent twice would show.
+/// Each accepted start is one row, so that a lost or repeated request would show.
 #[sqlx::test]
-async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_is_sent_twice(pool: PgPool) {
+async fn a_replica_that_stops_under_load_behind_nginx_loses_and_repeats_no_request(pool: PgPool) {
     if !is_installed() {
         return;
     }
@@ -168,8 +167,8 @@ async fn a_replica_that_stops_under_load_behind_nginx_loses_no_request_and_none_
         send().await;
     }
     send().await;
-    let (log, well) = ending.join().unwrap();
-    assert!(well);
+    let (log, clean) = ending.join().unwrap();
+    assert!(clean);
     let draining = log.iter().skip_while(|line| !line.contains("\"stopping\""));
     assert!(draining.filter(|line| line.contains("\"answered\"")).count() > 10, "it served while it drained");
     let rows: i64 =
@@ -182,7 +181,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Every expression of the dashboard's panels.
+/// The expressions of all panels of the dashboard.
 fn expressions(value: &Value) -> Vec<&str> {
     match value {
         Value::Object(members) => {
@@ -194,7 +193,7 @@ fn expressions(value: &Value) -> Vec<&str> {
     }
 }
 
-/// What is asked of the label `outcome`.
+/// The values of the label `outcome` in a query.
 fn outcomes(text: &str) -> impl Iterator<Item = &str> {
     let matchers = text.split("outcome=").skip(1);
     let values =
@@ -203,7 +202,7 @@ fn outcomes(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[sqlx::test]
-async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
+async fn alerts_and_dashboard_use_existing_metrics(pool: PgPool) {
     let second = Relay::start().await;
     let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
     let service = Service::start_with(&pool, setup).await;
@@ -216,12 +215,12 @@ async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
         }
         assert!(service.client().starts_recovery(email).await.is_code_sent());
         let line = format!("vos_auth_mails_total{{outcome=\"{outcome}\"");
-        service.until("a mail's end", async || service.metric(&line).await > 0.5).await;
+        service.until("an outcome is counted", async || service.metric(&line).await > 0.5).await;
     }
-    // The outbox is counted every few seconds.
+    // The service counts the outbox every few seconds.
     let page = format!("http://{}/metrics", service.metrics_address);
     let page = async || reqwest::get(&page).await.unwrap().text().await.unwrap();
-    service.until("figures of the outbox", async || page().await.contains("vos_auth_outbox_owed{")).await;
+    service.until("metrics of the outbox", async || page().await.contains("vos_auth_outbox_owed{")).await;
     let page = page().await;
     let samples: BTreeSet<_> = page.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
 
@@ -232,16 +231,16 @@ async fn alerts_and_dashboard_ask_for_figures_that_there_are(pool: PgPool) {
     for text in panels.into_iter().chain([rules.as_str()]) {
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         for name in words.filter(|word| word.starts_with("vos_auth_")) {
-            assert!(samples.contains(name), "{name} is no figure");
+            assert!(samples.contains(name), "{name} is not a metric");
         }
         for outcome in outcomes(text) {
-            assert!(page.contains(&format!("outcome=\"{outcome}\"")), "{outcome} is no outcome");
+            assert!(page.contains(&format!("outcome=\"{outcome}\"")), "{outcome} is not an outcome");
         }
     }
 }
 
 #[test]
-fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
+fn alerts_and_sections_of_the_runbook_match() {
     let (rules, runbook) = (read("deploy/prometheus-rules.yml"), read("docs/operate/runbook.md"));
     let after = |text: &'static str| move |line: &str| line.trim().strip_prefix(text).map(str::to_owned);
     let alerts: Vec<_> = rules.lines().filter_map(after("- alert: ")).collect();
@@ -253,10 +252,10 @@ fn every_alert_has_its_section_in_the_runbook_and_the_other_way_round() {
     assert_eq!(links, alerts.iter().map(|alert| alert.to_lowercase()).collect::<Vec<_>>());
 }
 
-/// What the service takes beside hashing: 122 MiB with 10,200 connections (docs/security.md).
+/// The service's memory besides hashing: 122 MiB with 10,200 connections (docs/security.md).
 const SERVICE_KIB: u64 = 128 * 1024;
 
-/// The sum that stands beside the limit, and no more than a quarter above it.
+/// The limit covers the sum that the manifest states, and exceeds it by at most a quarter.
 #[test]
 fn the_memory_limit_in_kubernetes_follows_from_the_hashing_settings() {
     let manifest = read("deploy/kubernetes.yaml");
@@ -271,7 +270,7 @@ fn the_memory_limit_in_kubernetes_follows_from_the_hashing_settings() {
     assert!((needed..=needed * 5 / 4).contains(&limit), "{needed} KiB are needed, {limit} KiB given");
 }
 
-/// Each alert is made to fire, and not to, by the series in `prometheus-rules.test.yml`.
+/// The series in `prometheus-rules.test.yml` make each alert fire, and not fire.
 #[test]
 fn promtool_accepts_the_rules_and_each_fires_when_it_should() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");

@@ -1,4 +1,4 @@
-//! Mails signed by DKIM, as they come over the wire, before a verifier that we did not write: dkimpy.
+//! DKIM signatures as sent over the wire, checked by an independent verifier: dkimpy.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use vos_auth::locale::Locale;
 use crate::harness::program::{run, serve_environment};
 use crate::harness::{Service, Setup, needs, now};
 
-/// The keys that the commands of the documentation make: RSA, then Ed25519.
+/// The keys that the documented commands make: RSA, then Ed25519.
 fn documented_keys(test: &str) -> [PathBuf; 2] {
     let page =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/install.md")).unwrap();
@@ -33,7 +33,7 @@ fn openssl(arguments: &str) {
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
-/// What `mail dkim-record` prints: the name and the joined strings.
+/// The output of `mail dkim-record`: the name, and the joined strings.
 fn record(key: &str) -> (String, String) {
     let environment = [("DKIM_KEY_FILE", key), ("DKIM_SELECTOR", "2026-11"), ("DKIM_DOMAIN", "verolabs.co")];
     let ended = run(&["mail", "dkim-record"], &environment);
@@ -44,7 +44,7 @@ fn record(key: &str) -> (String, String) {
     (name.to_owned(), strings.concat())
 }
 
-/// Whether dkimpy takes each message for one that the key of the record has signed.
+/// For each message, whether dkimpy accepts its signature with the key of the record.
 fn verified((name, value): &(String, String), messages: &[String]) -> Vec<bool> {
     let script = "
 import dkim, json, sys
@@ -52,7 +52,7 @@ record, messages = json.load(sys.stdin)
 txt = lambda name, timeout=5: record[1].encode() if name.decode() == record[0] else None
 print(json.dumps([dkim.verify(message.encode(), dnsfunc=txt) for message in messages]))
 ";
-    // Debian's own Python, where its package of dkimpy is.
+    // Debian's own Python has the package of dkimpy.
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", script])
         .stdin(Stdio::piped())
@@ -66,7 +66,7 @@ print(json.dumps([dkim.verify(message.encode(), dnsfunc=txt) for message in mess
 }
 
 #[sqlx::test]
-async fn a_verifier_that_is_not_ours_takes_what_we_sign_and_nothing_that_was_changed(pool: PgPool) {
+async fn an_independent_verifier_accepts_our_signatures_and_refuses_changed_emails(pool: PgPool) {
     if !needs::has_program("/usr/lib/python3/dist-packages/dkim") {
         return;
     }
@@ -79,7 +79,7 @@ async fn a_verifier_that_is_not_ours_takes_what_we_sign_and_nothing_that_was_cha
         let setup = Setup { settings, clock: Some(clock.clone()), ..Setup::default() };
         let service = Service::start_with(&pool, setup).await;
         let email = format!("{algorithm}@example.com");
-        // In English the text needs no encoding, and begins a line with the dot.
+        // The English text needs no encoding, so that the line begins with the dot.
         service.has_account_in(&email, Some(Locale::En)).await;
         service.client().starts_recovery(&email).await;
         let good = service.relay.mail_to(&email, 1).await.raw;
@@ -116,9 +116,9 @@ async fn a_verifier_that_is_not_ours_takes_what_we_sign_and_nothing_that_was_cha
     }
 }
 
-/// `mail test` and `mail preview` sign as `serve` does; without the settings nothing is signed.
+/// `mail test` and `mail preview` sign as `serve` does; without the settings they do not sign.
 #[test]
-fn a_preview_is_signed_if_mails_are() {
+fn a_preview_is_signed_if_emails_are() {
     let [_, key] = documented_keys("preview").map(|key| key.display().to_string());
     let preview = |environment: &[(&str, &str)]| {
         String::from_utf8(run(&["mail", "preview"], environment).stdout).unwrap()
@@ -165,6 +165,6 @@ fn a_key_that_cannot_sign_stops_the_start_in_one_sentence() {
         assert!(!ended.status.success() && said.starts_with(&format!("vos-auth: {variable} ")), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     }
-    // What older tools write is the same key.
+    // Older tools write the same key in another format.
     assert_eq!(record(&pkcs1), record(&rsa));
 }

@@ -1,5 +1,5 @@
-//! Requests that are refused before they have been read to their end. The answer arrives whole, and no proxy takes the end
-//! of the connection for a failed replica.
+//! Requests that are refused before they are read. The client gets the whole answer, and no proxy
+//! mistakes the closed connection for a failed replica.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use crate::harness::program::{Program, serve_environment};
 use crate::harness::raw::Raw;
 use crate::harness::{Service, database, needs};
 
-/// Requests of one client, at 20 a second.
+/// Requests of one client.
 const REQUESTS: usize = 100;
-const A_SECOND: usize = 20;
+const REQUESTS_PER_SECOND: usize = 20;
 
-/// A replica at the near end of a line, behind a proxy at its far end. No mail is sent, so any relay will do.
+/// A replica at the near end of a line, behind a proxy at its far end. It sends no email.
 fn replica(line: &Line, database_url: &str) -> (Program, SocketAddr) {
     let (address, proxy) = (format!("{}:0", line.near), format!("{}/32", line.far));
     let changes = [
@@ -31,13 +31,13 @@ fn replica(line: &Line, database_url: &str) -> (Program, SocketAddr) {
     (program, address)
 }
 
-/// 63 KiB of headers in four lines and a body of 32 KiB, in the words of curl's configuration.
+/// 63 KiB of headers in four lines and a body of 32 KiB, as configuration of curl.
 fn oversized() -> String {
     let lines = (0..4).map(|number| format!("header = \"X-{number}: {}\"\n", "a".repeat(16_100)));
     format!("{}data = \"{}\"\n", lines.collect::<String>(), "b".repeat(32 * 1024))
 }
 
-/// One client sends large requests while another asks for its session.
+/// One client sends oversized requests while another asks for its session.
 async fn attack(pool: &PgPool, changes: &[(&str, &str)], refusals: &[u16]) {
     if !(can_lay() && is_installed() && needs::has_program("/usr/bin/curl")) {
         return;
@@ -48,8 +48,8 @@ async fn attack(pool: &PgPool, changes: &[(&str, &str)], refusals: &[u16]) {
     let nginx = Nginx::start([first, second], &setup);
     let large = oversized();
     let (attacker, victim) = tokio::join!(
-        nginx.asks_at_a_rate("/api/auth/login", REQUESTS, A_SECOND, &large),
-        nginx.asks_at_a_rate("/api/auth/session", REQUESTS, A_SECOND, ""),
+        nginx.asks_at_a_rate("/api/auth/login", REQUESTS, REQUESTS_PER_SECOND, &large),
+        nginx.asks_at_a_rate("/api/auth/session", REQUESTS, REQUESTS_PER_SECOND, ""),
     );
     let failed = victim.iter().filter(|status| **status != 401).count();
     assert_eq!((failed, victim.len()), (0, REQUESTS), "{}", nginx.log());
@@ -58,21 +58,21 @@ async fn attack(pool: &PgPool, changes: &[(&str, &str)], refusals: &[u16]) {
 }
 
 #[sqlx::test]
-async fn early_refusals_take_no_replica_out_behind_the_shipped_nginx(pool: PgPool) {
+async fn early_refusals_mark_no_replica_failed_behind_the_shipped_nginx(pool: PgPool) {
     attack(&pool, &[], &[400]).await;
 }
 
-/// A proxy that passes on more than a replica accepts: the replica refuses, and lets it read why.
+/// The proxy passes on more than a replica accepts: the replica refuses, and the proxy reads why.
 #[sqlx::test]
-async fn early_refusals_take_no_replica_out_behind_a_generous_proxy(pool: PgPool) {
-    let generous = [
+async fn early_refusals_mark_no_replica_failed_behind_a_permissive_proxy(pool: PgPool) {
+    let permissive = [
         ("large_client_header_buffers 1 14k", "large_client_header_buffers 4 16k"),
         ("client_max_body_size 16k", "client_max_body_size 32k"),
     ];
-    attack(&pool, &generous, &[431]).await;
+    attack(&pool, &permissive, &[431]).await;
 }
 
-/// Whatever the lines of a request's head are, as its octets are the replica's bound.
+/// However the head is split into lines, the replica bounds its octets.
 #[sqlx::test]
 async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
     if !is_installed() {
@@ -87,16 +87,16 @@ async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
     for lines in [1, 2, 16, 90] {
         let mut passed = 0;
         for octets in (13_000..16_500).step_by(100) {
-            // nginx writes a space and a CR into each line.
+            // nginx adds a space and a CR to each line.
             let line = format!("x:{}\n", "a".repeat((octets - request.len() - 1) / lines - 3));
             let head = format!("{request}{}\n", line.repeat(lines));
-            let heard = Raw::says(address, &head).await.hears_all().await;
-            match &heard[..12] {
+            let answer = Raw::says(address, &head).await.hears_all().await;
+            match &answer[..12] {
                 "HTTP/1.1 200" => passed = head.len(),
                 "HTTP/1.1 400" => {
-                    assert!(heard.contains("request_malformed"), "{octets} in {lines}: {heard}");
+                    assert!(answer.contains("request_malformed"), "{octets} in {lines}: {answer}");
                 }
-                _ => panic!("{octets} in {lines}: {heard}"),
+                _ => panic!("{octets} in {lines}: {answer}"),
             }
         }
         assert!((13_900..=15_360).contains(&passed), "{passed} in {lines}");
@@ -107,13 +107,13 @@ async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
             "POST /api/auth/recovery/start HTTP/1.1\r\nHost: platform.verolabs.co\r\nConnection: close\r\n";
         let head =
             format!("{request}Content-Type: application/json\r\nContent-Length: {octets}\r\n\r\n{body}");
-        let heard = Raw::says(address, head).await.hears_all().await;
-        assert!(heard.starts_with("HTTP/1.1 400") && heard.contains(problem), "{octets}: {heard}");
+        let answer = Raw::says(address, head).await.hears_all().await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(problem), "{octets}: {answer}");
     }
     service.stops().await;
 }
 
-/// Who is still sending when the answer comes is not reset: that may take the answer with it.
+/// A reset could discard the answer while the client is still sending.
 #[sqlx::test]
 async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--body-timeout=300ms"]).await;
@@ -131,16 +131,16 @@ async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
         (format!("{post} 100\r\n\r\n{{"), 400),
     ] {
         let mut raw = Raw::says(service.address, &request).await;
-        let heard = raw.hears_until_the_end().await;
-        assert!(heard.starts_with(&format!("HTTP/1.1 {status}")), "{}: {heard}", &request[..40]);
+        let answer = raw.hears_until_the_end().await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{}: {answer}", &request[..40]);
         assert!(raw.drips_on(b"z", 10).await, "{}: reset", &request[..40]);
     }
     service.stops().await;
 }
 
-/// Who goes on sending, or only stays, is cut off; sooner if others need the place.
+/// A client that goes on sending, or stays, is disconnected; earlier if others need the place.
 #[sqlx::test]
-async fn one_who_was_refused_early_holds_no_place_for_long(pool: PgPool) {
+async fn a_client_that_was_refused_early_does_not_keep_its_place(pool: PgPool) {
     let settings = ["--max-connections=4", "--header-timeout=1h", "--network-burst=1000000"];
     let service = Service::start_with_settings(&pool, &settings).await;
     let refused = format!("GET /{} HTTP/1.1\r\n", "a".repeat(20_000));
@@ -153,7 +153,7 @@ async fn one_who_was_refused_early_holds_no_place_for_long(pool: PgPool) {
         raw.hears("HTTP/1.1 431").await;
         staying.push(raw);
     }
-    // Long before any of them would leave by itself.
+    // Long before any of them would be disconnected anyway.
     let began = Instant::now();
     assert_eq!(service.client().get("/healthz").await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());

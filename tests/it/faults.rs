@@ -1,5 +1,5 @@
-//! A reset that is broken off at every step: by kill -9 of the service, and of PostgreSQL. What is left is the old
-//! password with all sessions, or the new one with the others revoked and the notice owed or sent; never a mixture.
+//! Kills the service or PostgreSQL at every step of a reset. Either the old password remains with
+//! all sessions, or the new one with the others revoked and the notice pending or sent.
 
 use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use tokio::task::JoinHandle;
@@ -16,15 +16,15 @@ use crate::harness::{PATIENCE, now};
 const OLD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// What a broken reset left.
+/// The state after an interrupted reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+enum State {
     Old,
     New,
 }
 
-/// Puts a trader with a password and two sessions there.
-async fn settle(connection: &mut PgConnection, email: &str) {
+/// Inserts an account with a password.
+async fn insert_account(connection: &mut PgConnection, email: &str) {
     let cheap = Cost { memory_kib: 7168, passes: 1, lanes: 1 };
     sqlx::query(
         "INSERT INTO account (id, email, password_hash, traits, created_at, updated_at)
@@ -38,8 +38,8 @@ async fn settle(connection: &mut PgConnection, email: &str) {
     .unwrap();
 }
 
-/// Reads what is left, all of it, and refuses a mixture. Waits for whatever still holds the account.
-async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Left {
+/// Reads the whole state and refuses a mixture.
+async fn state_after(connection: &mut PgConnection, email: &str, old_hash: &str) -> State {
     let row = sqlx::query(
         "WITH a AS MATERIALIZED (SELECT * FROM account WHERE email = $1)
          SELECT a.password_hash = $2 AS old,
@@ -55,7 +55,7 @@ async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Lef
             (SELECT count(*) FROM audit_event e WHERE e.account_id = a.id AND what = 'password_reset') AS events
          FROM a",
     );
-    // A reset that went on after the break may be at work: the row's lock is held, and what is read is in a second look.
+    // A reset may still run after the break: lock the row, then read in a second statement.
     let mut transaction = connection.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM account WHERE email = $1 FOR UPDATE")
         .bind(email)
@@ -67,8 +67,8 @@ async fn left(connection: &mut PgConnection, email: &str, old_hash: &str) -> Lef
     let counts = ["live", "revoked", "verified", "consumed", "pending", "notices", "events"];
     let counts = counts.map(|name| row.get::<i64, _>(name));
     match (row.get::<bool, _>("old"), counts) {
-        (true, [2, 0, 1, 0, 1, 0, 0]) => Left::Old,
-        (false, [1, 2, 0, 1, 0, 1, 1]) => Left::New,
+        (true, [2, 0, 1, 0, 1, 0, 0]) => State::Old,
+        (false, [1, 2, 0, 1, 0, 1, 1]) => State::New,
         mixture => panic!("a mixture: {mixture:?}"),
     }
 }
@@ -96,13 +96,13 @@ impl Stage {
             ("NETWORK_BURST", "100000"),
             ("ARGON2_MEMORY_KIB", "7168"),
             ("ARGON2_PASSES", "1"),
-            // So that hardly anything but the reset speaks to PostgreSQL while the wire is armed.
+            // So that hardly anything but the reset uses PostgreSQL while the tripwire is armed.
             ("OUTBOX_POLL_INTERVAL", "1min"),
         ];
         Program::start(&["serve"], &serve_environment(&url, &relay, &changes))
     }
 
-    /// A client with a verified recovery, beside two sessions and a recovery that waits for its code.
+    /// A client with a verified recovery, besides two sessions and a pending recovery.
     async fn trader(&self, program: &mut Program, email: &str) -> Client {
         let address = program.address();
         for _ in 0..2 {
@@ -117,7 +117,7 @@ impl Stage {
         client
     }
 
-    /// Resets until done or broken; what waits for its answer if it was broken.
+    /// Resets until done or interrupted; gives the task that waits for the answer if interrupted.
     async fn reset_breaks(&self, client: &Client, at: Break) -> Option<JoinHandle<u16>> {
         self.wire.is_armed(at);
         let mut client = client.clone();
@@ -143,7 +143,7 @@ async fn r3_a_service_killed_at_any_step_of_a_reset_leaves_no_mixture(pool: PgPo
     'steps: for pair in breaks() {
         for at in pair {
             let email = format!("trader{}@example.com", seen.len());
-            settle(&mut connection, &email).await;
+            insert_account(&mut connection, &email).await;
             let mut program = stage.program();
             let client = stage.trader(&mut program, &email).await;
             let old = hash_of(&mut connection, &email).await;
@@ -153,15 +153,15 @@ async fn r3_a_service_killed_at_any_step_of_a_reset_leaves_no_mixture(pool: PgPo
                 waiting.abort();
             }
             stage.wire.is_mended();
-            seen.push(left(&mut connection, &email, &old).await);
+            seen.push(state_after(&mut connection, &email, &old).await);
             if broken.is_none() {
                 break 'steps;
             }
         }
         steps += 1;
     }
-    eprintln!("{steps} steps; left after each break: {seen:?}");
-    assert!(steps >= 10 && seen.contains(&Left::Old) && seen.contains(&Left::New), "{steps}: {seen:?}");
+    eprintln!("{steps} steps; state after each break: {seen:?}");
+    assert!(steps >= 10 && seen.contains(&State::Old) && seen.contains(&State::New), "{steps}: {seen:?}");
 }
 
 #[tokio::test]
@@ -174,25 +174,25 @@ async fn r3_a_postgres_killed_at_any_step_of_a_reset_leaves_no_mixture() {
         for at in pair {
             let email = format!("trader{}@example.com", seen.len());
             let mut connection = cluster.connect().await;
-            settle(&mut connection, &email).await;
+            insert_account(&mut connection, &email).await;
             let client = stage.trader(&mut program, &email).await;
             let old = hash_of(&mut connection, &email).await;
             let broken = stage.reset_breaks(&client, at).await;
             if broken.is_none() {
-                seen.push(left(&mut connection, &email, &old).await);
+                seen.push(state_after(&mut connection, &email, &old).await);
                 break 'steps;
             }
             cluster.is_killed_and_restarted();
             stage.wire.is_mended();
             let mut connection = cluster.connect().await;
-            seen.push(left(&mut connection, &email, &old).await);
-            // The service recovers by itself.
+            seen.push(state_after(&mut connection, &email, &old).await);
+            // The service reconnects by itself.
             let address = program.address();
             let ready = async { while Client::new(address).get("/readyz").await.status != 200 {} };
-            tokio::time::timeout(PATIENCE, ready).await.expect("it recovers");
+            tokio::time::timeout(PATIENCE, ready).await.expect("the service is ready again");
         }
         steps += 1;
     }
-    eprintln!("{steps} steps; left after each break: {seen:?}");
-    assert!(steps >= 8 && seen.contains(&Left::Old) && seen.contains(&Left::New), "{steps}: {seen:?}");
+    eprintln!("{steps} steps; state after each break: {seen:?}");
+    assert!(steps >= 8 && seen.contains(&State::Old) && seen.contains(&State::New), "{steps}: {seen:?}");
 }

@@ -1,5 +1,4 @@
-//! Hashes of another system: they tell nobody who has an account, hold nobody else's login up, and take no more memory than
-//! they may.
+//! Imported hashes: they reveal no account, block no other login, and stay within the memory limit.
 
 use std::time::{Duration, Instant};
 
@@ -19,26 +18,27 @@ const PASSWORD: &str = "morning boat on a green river";
 const WRONG: &str = "some other phrase of words";
 const BUSY: [&str; 2] = ["--network-burst=1000000", "--network-per-minute=1000000"];
 
-/// A hash that no password is known of, such as an import brings.
+/// A hash of no known password, as an import stores it.
 const BCRYPT_12: &str = "$2b$12$.....................................................";
 
 async fn counts_hashes(service: &Service) {
     Census::new(service.app.clone()).round(Duration::ZERO).await;
 }
 
-/// Accounts in every state beside an address that nobody owns, of which those that have a hash have this one.
-async fn arms(service: &Service, hash: &str) -> [&'static str; 4] {
-    let arms = ["unknown@example.com", "imported@example.com", "disabled@example.com", "nohash@example.com"];
-    for email in &arms[1..] {
+/// Accounts in every state and an unknown address. Those that have a hash have this one.
+async fn addresses(service: &Service, hash: &str) -> [&'static str; 4] {
+    let addresses =
+        ["unknown@example.com", "imported@example.com", "disabled@example.com", "nohash@example.com"];
+    for email in &addresses[1..] {
         service.has_account(email).await;
     }
-    for email in &arms[1..3] {
+    for email in &addresses[1..3] {
         service.has_hash(email, hash).await;
     }
     let disable = sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'");
     disable.execute(&service.pool).await.unwrap();
     counts_hashes(service).await;
-    arms
+    addresses
 }
 
 async fn at_once(service: &Service, email: &'static str, count: usize) -> Vec<Answer> {
@@ -50,17 +50,17 @@ async fn at_once(service: &Service, email: &'static str, count: usize) -> Vec<An
     logins.join_all().await
 }
 
-/// Of logins of one address at the same moment one is verified, whoever owns it; the next has its turn at the failure time,
-/// and those who have waited until theirs are refused without having drawn on anything.
+/// Simultaneous logins for one address are verified one by one, whether or not it has an account.
+/// The next has its turn at the failure time; the others are refused and draw on no rate limit.
 #[sqlx::test]
 async fn logins_of_one_address_are_verified_one_by_one(pool: PgPool) {
     let mut settings = BUSY.to_vec();
     settings.push("--login-failure-time=1s");
     let service = Service::start_with_settings(&pool, &settings).await;
-    for email in arms(&service, &BCRYPT_12.replace("$12$", "$04$")).await {
+    for email in addresses(&service, &BCRYPT_12.replace("$12$", "$04$")).await {
         let answers = at_once(&service, email, 10).await;
         let failed = answers.iter().filter(|answer| answer.status == 401).count();
-        // The second of them may be refused at the very moment at which it would have its turn.
+        // The second may be refused at the very moment when its turn would begin.
         assert!((1..=2).contains(&failed), "{email}: {failed} at once");
         for refused in answers.iter().filter(|answer| answer.status != 401) {
             assert_eq!((refused.error(), refused.retry_after()), ((429, "login_throttled"), 1), "{email}");
@@ -71,37 +71,36 @@ async fn logins_of_one_address_are_verified_one_by_one(pool: PgPool) {
         assert_eq!(drawn, i64::try_from(failed).unwrap(), "{email}");
         sqlx::query("TRUNCATE throttle").execute(&pool).await.unwrap();
     }
-    assert!(service.app.login_turns.is_empty(), "nothing of it is left in memory");
+    assert!(service.app.login_turns.is_empty(), "no turn is left in memory");
     assert!(service.metric("vos_auth_logins_total{outcome=\"concurrent\"}").await >= 32.0);
     service.stops().await;
 }
 
-/// Whatever an address is verified against, it is a hash that takes as long as the imported ones: it is answered when that is
-/// done, which is after the failure time here.
+/// Every address is verified against a hash as slow as the imported ones.
 #[sqlx::test]
-async fn an_address_without_a_hash_is_verified_against_one_as_slow_as_those_that_are_stored(pool: PgPool) {
+async fn an_address_without_a_hash_is_verified_against_one_as_slow_as_the_stored_ones(pool: PgPool) {
     let mut settings = BUSY.to_vec();
     settings.push("--login-failure-time=10ms");
     let service = Service::start_with_settings(&pool, &settings).await;
-    for email in arms(&service, BCRYPT_12).await {
+    for email in addresses(&service, BCRYPT_12).await {
         let began = Instant::now();
         assert_eq!(service.client().logs_in(email, WRONG).await.error(), (401, "credentials_invalid"));
-        // Of cost 12 the fastest machines take a tenth of a second; ours takes 5 ms in these tests.
+        // Cost 12 takes fast machines a tenth of a second; our hash takes 5 ms in these tests.
         assert!(began.elapsed() > Duration::from_millis(100), "{email}: {:?}", began.elapsed());
     }
     service.stops().await;
 }
 
-/// The database tells the service of the kinds of hashes alone, and of every kind there is one to verify against.
+/// The database reports only kinds of hashes. Each kind has a decoy to verify against.
 #[sqlx::test]
-async fn every_kind_of_hash_has_a_decoy_that_is_none_of_the_stored_ones(pool: PgPool) {
+async fn every_kind_of_hash_has_a_decoy_that_is_no_stored_hash(pool: PgPool) {
     let service = Service::start(&pool).await;
     let mut hashes: Vec<_> = include_str!("../hashes.tsv")
         .lines()
         .map(|line| line.split_once('\t').unwrap().1.to_owned())
         .collect();
     hashes.extend((0..10).map(|_| bcrypt::hash(PASSWORD, 5).unwrap()));
-    // A salt that looks like a number is a salt.
+    // A salt that looks like a number is still a salt.
     hashes
         .extend([("5", 43), ("sha512-crypt", 86)].map(|(id, n)| format!("${id}$20261129${}", ".".repeat(n))));
     for (n, hash) in hashes.iter().enumerate() {
@@ -129,8 +128,7 @@ async fn every_kind_of_hash_has_a_decoy_that_is_none_of_the_stored_ones(pool: Pg
     service.stops().await;
 }
 
-/// What decoys are made of is kept: a replica that starts when owners have signed in has those of the others but for the ones
-/// that have become ours, and none is of another foreign kind than before.
+/// A replica that starts later moves decoys only to our own kind, not to another foreign one.
 #[sqlx::test]
 async fn a_replica_that_starts_later_moves_no_decoy_from_one_foreign_kind_to_another(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -153,8 +151,8 @@ async fn a_replica_that_starts_later_moves_no_decoy_from_one_foreign_kind_to_ano
     let before = decoys_of(&service);
     let ours = service.app.hasher.own_kind();
     assert!(!before.contains(&ours));
-    let anew = "UPDATE account SET password_hash = $1 WHERE email ~ 'trader[0-9]@' OR password_hash = $2";
-    sqlx::query(anew).bind(&ours).bind(&foreign[1]).execute(&pool).await.unwrap();
+    let rehash = "UPDATE account SET password_hash = $1 WHERE email ~ 'trader[0-9]@' OR password_hash = $2";
+    sqlx::query(rehash).bind(&ours).bind(&foreign[1]).execute(&pool).await.unwrap();
     let later = service.replica(&[]).await;
     let after = decoys_of(&later);
     let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
@@ -164,10 +162,9 @@ async fn a_replica_that_starts_later_moves_no_decoy_from_one_foreign_kind_to_ano
     service.stops().await;
 }
 
-/// A client that goes away does not get the address's turn back before its time, or it could have as many passwords verified
-/// at once as it likes.
+/// Otherwise a client could have many passwords verified at once.
 #[sqlx::test]
-async fn a_client_that_goes_away_ends_no_turn(pool: PgPool) {
+async fn a_client_that_disconnects_frees_no_turn(pool: PgPool) {
     let mut settings = BUSY.to_vec();
     settings.push("--login-failure-time=3s");
     let service = Service::start_with_settings(&pool, &settings).await;
@@ -176,27 +173,27 @@ async fn a_client_that_goes_away_ends_no_turn(pool: PgPool) {
     let mut client = service.client();
     let began = Instant::now();
     let gone = tokio::spawn(async move { client.logs_in(email, WRONG).await });
-    service.until("it is counted", async || service.count("throttle").await == 1).await;
+    service.until("the failure is counted", async || service.count("throttle").await == 1).await;
     gone.abort();
     assert!(gone.await.is_err());
     assert!(service.client().logs_in(email, PASSWORD).await.is_signed_in());
     assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
-    // And it is known to have failed.
+    // The failure is recorded all the same.
     assert_eq!(service.count("audit_event WHERE what = 'sign_in_failed'").await, 1);
     service.stops().await;
 }
 
-/// A failed login costs its network as much as the slowest hash, whoever owns its address; one that succeeds gets it back.
+/// A failed login costs its network the slowest hash, for every address. A success refunds it.
 #[sqlx::test]
-async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_address(pool: PgPool) {
+async fn a_failed_login_costs_its_network_the_slowest_hash_for_every_address(pool: PgPool) {
     let settings = ["--trusted-proxies=127.0.0.1/32", "--network-burst=40"];
     let service = Service::start_with_settings(&pool, &settings).await;
-    let arms = arms(&service, &BCRYPT_12.replace("$12$", "$10$")).await;
+    let addresses = addresses(&service, &BCRYPT_12.replace("$12$", "$10$")).await;
     service.has_trader("own@example.com", PASSWORD).await;
     let price = service.metric("vos_auth_login_price ").await;
     assert!((2.0..=20.0).contains(&price), "{price}");
     let passing = (40.0 / price).floor();
-    for (n, email) in arms.iter().chain(["own@example.com"].iter()).enumerate() {
+    for (n, email) in addresses.iter().chain(["own@example.com"].iter()).enumerate() {
         let mut client = service.client().with("x-forwarded-for", &format!("203.0.113.{n}"));
         let mut failed = 0.0;
         let refused = loop {
@@ -211,7 +208,7 @@ async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_addr
         assert_eq!(refused.error(), (429, "network_throttled"), "{email}");
         assert!((failed - passing).abs() < 0.5, "{email}: {failed} failed, {passing} would pass");
     }
-    // A password that is not NFC is tried in two spellings, and pays for both.
+    // A password that is not NFC is tried in two spellings, and costs twice.
     let mut composed = service.client().with("x-forwarded-for", "203.0.113.98");
     let mut failed = 0.0;
     while composed.logs_in("unknown@example.com", "nguye\u{302}\u{303}n").await.status == 401 {
@@ -221,23 +218,23 @@ async fn a_failed_login_costs_its_network_the_slowest_hash_whoever_owns_the_addr
     assert!((failed - (40.0 / (2.0 * price)).floor()).abs() < 0.5, "{failed}, {price}");
     let mut right = service.client().with("x-forwarded-for", "203.0.113.99");
     let mut signed_in = 0.0;
-    // Each keeps the one unit of any request; this clock stands still.
+    // Each keeps the one unit that any request costs; the test's clock does not move.
     while signed_in + price <= 40.0 {
         right.device = None;
         assert!(right.logs_in("own@example.com", PASSWORD).await.is_signed_in(), "{signed_in}");
         signed_in += 1.0;
     }
-    assert!(signed_in > passing, "success gives the price back");
+    assert!(signed_in > passing, "a success refunds the price");
     service.stops().await;
 }
 
-/// A login with a hash of ours is verified while hashes of another scheme take every thread that they may.
+/// Imported hashes take all their threads; a login with our own hash is verified meanwhile.
 #[sqlx::test]
 async fn a_login_with_a_hash_of_ours_does_not_wait_for_imported_ones(pool: PgPool) {
     let mut settings = BUSY.to_vec();
     settings.push("--hashing-threads=1");
     let service = Service::start_with_settings(&pool, &settings).await;
-    // Seconds each; they are not counted, which would take three times as long.
+    // They take seconds each. They are not counted: that would take three times as long.
     for email in ["one@example.com", "other@example.com"] {
         service.has_account(email).await;
         service.has_hash(email, &BCRYPT_12.replace("$12$", "$15$")).await;
@@ -250,26 +247,26 @@ async fn a_login_with_a_hash_of_ours_does_not_wait_for_imported_ones(pool: PgPoo
     }
     service.until("one is verified", async || service.metric("vos_auth_hashing_running ").await > 0.5).await;
     assert!(service.client().logs_in("own@example.com", PASSWORD).await.is_signed_in());
-    assert!(slow.try_join_next().is_none(), "it came before the first of them");
+    assert!(slow.try_join_next().is_none(), "it was answered before the slow ones");
     assert_eq!(slow.join_all().await, [401, 401]);
     service.stops().await;
 }
 
-/// The end of a password that bcrypt did not see is not made permanent by a slip in it.
+/// bcrypt ignores the end of a long password, so that a typo there must not become permanent.
 #[sqlx::test]
-async fn a_slip_behind_what_a_hash_sees_leaves_the_true_password_right(pool: PgPool) {
+async fn a_typo_beyond_what_bcrypt_reads_keeps_the_true_password_valid(pool: PgPool) {
     let service = Service::start(&pool).await;
     let (email, password) = ("trader@example.com", format!("{} and the rest", "a".repeat(72)));
     service.has_account(email).await;
     service.has_hash(email, &bcrypt::hash(&password, 4).unwrap()).await;
-    assert!(service.client().logs_in(email, &password.replace("rest", "slip")).await.is_signed_in());
+    assert!(service.client().logs_in(email, &password.replace("rest", "typo")).await.is_signed_in());
     assert!(service.client().logs_in(email, &password).await.is_signed_in());
     service.stops().await;
 }
 
-/// Hashes that take more memory than there is for them are of no password, and what an expensive one took is given back.
+/// A hash above the memory limit matches no password, and the memory of an expensive hash is freed.
 #[sqlx::test]
-async fn imported_hashes_take_no_more_memory_than_they_may(pool: PgPool) {
+async fn imported_hashes_stay_within_their_memory_limit(pool: PgPool) {
     let (relay, url) = (Relay::start().await, database::url(&pool));
     let relay_url = relay.url();
     let changes = [
@@ -296,8 +293,8 @@ async fn imported_hashes_take_no_more_memory_than_they_may(pool: PgPool) {
     assert_eq!(logins.join_all().await, [401; 5]);
     let peak = memory(&program, "VmHWM:");
     assert!(peak < before + 128 + 4 * 7 + 40, "{before} -> {peak} MiB");
-    // Asked for something else it has given it back.
-    let given_back = async {
+    // The service frees the memory when it handles other requests.
+    let freed = async {
         loop {
             let client = Client::new(address);
             assert_eq!(client.get("/healthz").await.status, 200);
@@ -306,5 +303,5 @@ async fn imported_hashes_take_no_more_memory_than_they_may(pool: PgPool) {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("it is given back");
+    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("the memory is freed");
 }

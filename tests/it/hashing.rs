@@ -1,4 +1,4 @@
-//! 200 parallel resets at the built program: everybody gets in, memory stays bounded, and /healthz answers meanwhile.
+//! 200 parallel resets: clients sign in, memory stays bounded, and /healthz answers.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,12 @@ const RESETS: usize = 200;
 /// One Argon2id hash of the default cost.
 const HASH_MIB: usize = 19;
 
-/// The most memory that the process ever had resident, in MiB.
+/// The peak of the process's resident memory, in MiB.
 fn peak_memory(program: &Program) -> usize {
     memory(program, "VmHWM:")
 }
 
-/// What the kernel says of the process's memory, in MiB.
+/// A value of the process's memory in `/proc`, in MiB.
 pub fn memory(program: &Program, line: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
     let found = status.lines().find_map(|said| said.strip_prefix(line)).unwrap();
@@ -79,7 +79,7 @@ async fn r10_200_parallel_resets_leave_healthz_answering_and_memory_bounded(pool
         at(99),
         waits.last()
     );
-    // While all cores hash, PostgreSQL may miss the 2 s that a request waits for it.
+    // While hashing takes all cores, PostgreSQL may not answer within 2 s, a request's limit.
     let signed_in = answers.iter().filter(|answer| answer.is_signed_in()).count();
     let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
     assert!(

@@ -1,5 +1,5 @@
-//! Requests that are no HTTP, or HTTP that two readers could take for different things (RFC 9112 §6.3 and §11.2): one
-//! answer, never a 500, and nothing of what follows is taken for a request.
+//! Invalid HTTP, and HTTP that two parsers could read differently (RFC 9112 §6.3 and §11.2). The
+//! service answers once, never with 500, and takes nothing that follows for a request.
 
 use sqlx::PgPool;
 
@@ -8,7 +8,7 @@ use crate::harness::raw::Raw;
 
 const START: &str = "POST /api/auth/recovery/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
 const BODY: &str = r#"{"email":"trader@example.com"}"#;
-/// What an attacker would have taken for a request of somebody else.
+/// What an attacker would want to pass as another client's request.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
 
 async fn patient(pool: &PgPool) -> Service {
@@ -17,22 +17,22 @@ async fn patient(pool: &PgPool) -> Service {
     Service::start_with_settings(pool, &patience).await
 }
 
-/// The statuses of all answers until the service closes.
+/// The statuses of all answers until the service closes the connection.
 async fn statuses(service: &Service, request: impl AsRef<[u8]>) -> Vec<u16> {
     let mut raw = Raw::connect(service.address).await;
     raw.sends(request).await;
-    let heard = raw.hears_all().await;
-    let lines = heard.split("HTTP/1.").skip(1);
-    lines.map(|answer| answer[2..5].parse().unwrap_or_else(|_| panic!("{heard}"))).collect()
+    let answers = raw.hears_all().await;
+    let lines = answers.split("HTTP/1.").skip(1);
+    lines.map(|answer| answer[2..5].parse().unwrap_or_else(|_| panic!("{answers}"))).collect()
 }
 
-async fn is_there_for_others(service: Service) {
-    assert!(service.client().starts_recovery("somebody.else@example.com").await.is_code_sent());
+async fn serves_others(service: Service) {
+    assert!(service.client().starts_recovery("another@example.com").await.is_code_sent());
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn what_is_no_http_is_refused_and_closed(pool: PgPool) {
+async fn invalid_http_is_refused_and_the_connection_closed(pool: PgPool) {
     let service = patient(&pool).await;
     let get = |headers: &str| format!("GET /healthz HTTP/1.1\r\nhost: x\r\n{headers}\r\n{SMUGGLED}");
     let line = |line: &str| format!("{line}\r\nhost: x\r\n\r\n{SMUGGLED}");
@@ -58,13 +58,13 @@ async fn what_is_no_http_is_refused_and_closed(pool: PgPool) {
         let seen = statuses(&service, &request).await;
         assert_eq!(seen, [status], "{:?}", &request[..request.len().min(80)]);
     }
-    // HTTP/2 without having been asked whether we speak it.
+    // HTTP/2 without negotiation.
     assert!(statuses(&service, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.is_empty());
-    is_there_for_others(service).await;
+    serves_others(service).await;
 }
 
 #[sqlx::test]
-async fn a_body_of_two_lengths_hides_no_request(pool: PgPool) {
+async fn an_ambiguous_body_length_smuggles_no_request(pool: PgPool) {
     let service = patient(&pool).await;
     for (lengths, status) in [
         ("content-length: 3\r\ncontent-length: 4\r\n", 400),
@@ -84,7 +84,7 @@ async fn a_body_of_two_lengths_hides_no_request(pool: PgPool) {
         ("transfer-encoding: chunked, identity\r\n", 400),
         ("transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n", 400),
         ("transfer-encoding:\u{b}chunked\r\n", 400),
-        // Transfer-Encoding overrides, and the connection ends: RFC 9112 §6.3 (3).
+        // Transfer-Encoding overrides Content-Length, and the connection ends: RFC 9112 §6.3 (3).
         ("content-length: 5\r\ntransfer-encoding: chunked\r\n", 404),
         ("transfer-encoding: chunked\r\ncontent-length: 5\r\n", 404),
     ] {
@@ -93,11 +93,11 @@ async fn a_body_of_two_lengths_hides_no_request(pool: PgPool) {
     }
     let old = format!("POST /nowhere HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}");
     assert_eq!(statuses(&service, old).await, [400]);
-    is_there_for_others(service).await;
+    serves_others(service).await;
 }
 
 #[sqlx::test]
-async fn chunks_are_taken_and_their_abuse_is_not(pool: PgPool) {
+async fn valid_chunks_are_read_and_invalid_ones_refused(pool: PgPool) {
     let service = patient(&pool).await;
     let close = "connection: close\r\n";
     let of_one: String = BODY.chars().flat_map(|c| ["1\r\n".into(), c.to_string(), "\r\n".into()]).collect();
@@ -122,11 +122,11 @@ async fn chunks_are_taken_and_their_abuse_is_not(pool: PgPool) {
         assert_eq!(seen, [status], "{:?}", &chunks[..chunks.len().min(80)]);
         service.clock.advance(std::time::Duration::from_hours(1));
     }
-    is_there_for_others(service).await;
+    serves_others(service).await;
 }
 
 #[sqlx::test]
-async fn unusual_requests_are_answered_as_usual(pool: PgPool) {
+async fn unusual_requests_get_ordinary_answers(pool: PgPool) {
     let service = patient(&pool).await;
     for (line, status) in [
         ("GET /healthz HTTP/1.0", 200),
@@ -146,22 +146,22 @@ async fn unusual_requests_are_answered_as_usual(pool: PgPool) {
     let upgrade =
         "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n";
     assert_eq!(statuses(&service, upgrade).await, [200]);
-    is_there_for_others(service).await;
+    serves_others(service).await;
 }
 
-/// One after the other, each answered, however many come at once.
+/// The service answers pipelined requests one by one, in order.
 #[sqlx::test]
-async fn pipelined_requests_are_answered_in_their_order(pool: PgPool) {
+async fn pipelined_requests_are_answered_in_order(pool: PgPool) {
     let service = patient(&pool).await;
     let two = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n";
     let last = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let expected: Vec<u16> = [200, 404].repeat(100).into_iter().chain([200]).collect();
     assert_eq!(statuses(&service, two.repeat(100) + last).await, expected);
-    is_there_for_others(service).await;
+    serves_others(service).await;
 }
 
 #[sqlx::test]
-async fn who_asks_before_a_body_is_told_to_go_on_only_if_it_is_wanted(pool: PgPool) {
+async fn expect_100_continue_is_granted_only_if_the_body_is_wanted(pool: PgPool) {
     let service = patient(&pool).await;
     let expect = "content-length: 30\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
     let mut wanted = Raw::says(service.address, format!("{START}{expect}")).await;
@@ -170,7 +170,7 @@ async fn who_asks_before_a_body_is_told_to_go_on_only_if_it_is_wanted(pool: PgPo
     assert!(wanted.hears_all().await.contains("HTTP/1.1 200"));
     let form = START.replace("application/json", "text/plain");
     let unwanted = Raw::says(service.address, format!("{form}{expect}")).await;
-    let heard = unwanted.hears_all().await;
-    assert!(heard.starts_with("HTTP/1.1 400") && heard.contains("content_type_unsupported"), "{heard}");
-    is_there_for_others(service).await;
+    let answers = unwanted.hears_all().await;
+    assert!(answers.starts_with("HTTP/1.1 400") && answers.contains("content_type_unsupported"), "{answers}");
+    serves_others(service).await;
 }

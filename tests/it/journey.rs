@@ -1,4 +1,4 @@
-//! The whole journey with the built program, as `make versions` runs it on each major version of PostgreSQL.
+//! The whole user journey; `make versions` runs it on each PostgreSQL version.
 
 use sqlx::PgPool;
 
@@ -9,7 +9,7 @@ use crate::harness::{Service, database, journey};
 
 const TRADER: &str = "trader@example.com";
 
-/// From an empty database: `migrate`, `serve`, every request, SIGTERM; and the log has no warning in it.
+/// From an empty database: `migrate`, `serve`, every request, SIGTERM. The log has no warning.
 #[sqlx::test(migrations = false)]
 async fn the_program_migrates_and_serves_the_whole_journey_without_a_warning(pool: PgPool) {
     let relay = Relay::start().await;
@@ -23,7 +23,7 @@ async fn the_program_migrates_and_serves_the_whole_journey_without_a_warning(poo
     assert_eq!(client.get("/readyz").await.status, 200);
     journey::is_walked_by(&client, &relay, TRADER).await;
     program.signal("-TERM");
-    let (lines, well) = program.ends();
-    let loud: Vec<_> = lines.iter().filter(|line| !line.contains(r#""level":"INFO""#)).collect();
-    assert!(well && loud.is_empty(), "{loud:#?}");
+    let (lines, clean) = program.ends();
+    let warnings: Vec<_> = lines.iter().filter(|line| !line.contains(r#""level":"INFO""#)).collect();
+    assert!(clean && warnings.is_empty(), "{warnings:#?}");
 }

@@ -1,5 +1,5 @@
-//! JWTs: what they say, and what is refused, by our verifier and by one that is not ours. Requirement ids are those of
-//! the published list.
+//! JWTs: their claims, and which forgeries our verifier and an independent one refuse. The
+//! requirement ids are those of docs/catalogue.md.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -43,7 +43,7 @@ fn claims(now: OffsetDateTime) -> Claims {
     Claims { iss: ISSUER.into(), sub, aud: AUDIENCE.into(), iat, exp: iat + 600, jti, sid }
 }
 
-/// Tokens that look right and are not, by what is wrong with each. `jwk` is a published key.
+/// Tokens that look valid, each with what is wrong with it. `jwk` is a published key.
 fn forgeries(good: &str, jwk: &Value) -> Vec<(&'static str, String)> {
     let (header, body) = parts(good);
     let signature = good.rsplit_once('.').unwrap().1;
@@ -64,7 +64,7 @@ fn forgeries(good: &str, jwk: &Value) -> Vec<(&'static str, String)> {
     let message = format!("{}.{}", text(&hs256), text(&body));
     let mac = Hmac::<Sha256>::new_from_slice(&public).unwrap().chain_update(&message).finalize().into_bytes();
     let point = mallory.verifying_key().to_sec1_point(false);
-    let own = json!({ "kty": "EC", "crv": "P-256", "alg": "ES256",
+    let own_key = json!({ "kty": "EC", "crv": "P-256", "alg": "ES256",
         "x": URL_SAFE_NO_PAD.encode(point.x().unwrap()), "y": URL_SAFE_NO_PAD.encode(point.y().unwrap()) });
     let mut other = body.clone();
     other["sub"] = json!(Uuid::from_u128(7));
@@ -79,7 +79,7 @@ fn forgeries(good: &str, jwk: &Value) -> Vec<(&'static str, String)> {
         ("an unknown kid", signed(&changed("kid", json!("20200101T000000Z")))),
         ("kid as a path", signed(&changed("kid", json!("../../etc/passwd")))),
         ("no kid", signed(&changed("kid", Value::Null))),
-        ("its own jwk", signed(&changed("jwk", own))),
+        ("its own jwk", signed(&changed("jwk", own_key))),
         ("its own jku", signed(&changed("jku", json!("https://mallory.example/jwks.json")))),
         ("another typ", signed(&changed("typ", json!("at+jwt")))),
         ("another body", format!("{}.{}.{signature}", text(&header), text(&other))),
@@ -87,7 +87,7 @@ fn forgeries(good: &str, jwk: &Value) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The verifier of the documentation, by PyJWT: the claims, or nothing for a token that it refuses.
+/// Runs the documented verifier, with PyJWT. Gives the claims, or nothing for a refused token.
 fn python(jwks_url: &str, tokens: &[String]) -> Vec<Option<Value>> {
     let page = include_str!("../../docs/verify-jwt.md");
     let snippet = page.split("```python").nth(1).unwrap().split("```").next().unwrap();
@@ -100,7 +100,7 @@ for token in json.load(sys.stdin):
     except jwt.PyJWTError as error:
         print(json.dumps(None))
 ";
-    // Debian's own Python, where its package of PyJWT is.
+    // Debian's own Python has the package of PyJWT.
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", &format!("{snippet}\n{driver}")])
         .stdin(Stdio::piped())
@@ -116,9 +116,9 @@ for token in json.load(sys.stdin):
     verdicts
 }
 
-/// PyJWT accepts what we sign and refuses every forgery, with the served JWKS and the lines of the documentation.
+/// PyJWT accepts our JWTs and refuses every forgery, with the served JWKS and the documented code.
 #[sqlx::test]
-async fn l6_a_library_that_is_not_ours_verifies_our_jwts_and_refuses_forgeries(pool: PgPool) {
+async fn l6_an_independent_library_verifies_our_jwts_and_refuses_forgeries(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = service.client();
@@ -137,7 +137,7 @@ async fn l6_a_library_that_is_not_ours_verifies_our_jwts_and_refuses_forgeries(p
     tokens.extend(forgeries.iter().map(|(_, token)| token.clone()));
     let url = format!("http://{}/.well-known/jwks.json", service.address);
     let verdicts = tokio::task::spawn_blocking(move || python(&url, &tokens)).await.unwrap();
-    assert_eq!(verdicts[0].as_ref().expect("ours is accepted"), &parts(&good).1);
+    assert_eq!(verdicts[0].as_ref().expect("our JWT is accepted"), &parts(&good).1);
     assert_eq!(verdicts[1].as_ref().expect("clocks may differ by half a minute"), &parts(&ahead).1);
     assert_eq!(verdicts[2], None, "clocks differ by a minute and a half");
     for ((what, _), verdict) in forgeries.iter().zip(&verdicts[3..]) {
@@ -146,7 +146,7 @@ async fn l6_a_library_that_is_not_ours_verifies_our_jwts_and_refuses_forgeries(p
     service.stops().await;
 }
 
-/// Our own verifier: the algorithm is ES256, and the key is found by a published id alone.
+/// Our own verifier accepts only ES256, and finds the key by its published id.
 #[test]
 fn l6_our_verifier_refuses_every_forgery() {
     let (keys, now) = (KeyRing::ephemeral(), now());
@@ -162,7 +162,7 @@ fn l6_our_verifier_refuses_every_forgery() {
     assert_eq!(KeyRing::ephemeral().verify(&good, ISSUER, AUDIENCE, now), Err(InvalidJwt::Signature));
 }
 
-/// Every claim is there and right, and a wrong, missing or mistyped one is refused.
+/// Every claim is present and right; the verifier refuses a wrong, missing or mistyped one.
 #[sqlx::test]
 async fn l7_every_claim_is_present_and_checked(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -190,7 +190,7 @@ async fn l7_every_claim_is_present_and_checked(pool: PgPool) {
     assert_eq!(verdict(&|claims| claims.aud = ISSUER.into()), Err(InvalidJwt::Audience));
     assert_eq!(verdict(&|claims| claims.exp = claims.iat - 61), Err(InvalidJwt::Time));
     assert_eq!(verdict(&|claims| claims.iat += 120), Err(InvalidJwt::Time));
-    // Signed by a real key, yet without a claim or with one of another type.
+    // Signed by a real key, but without a claim or with one of another type.
     let folder = tempfolder("l7");
     let key = jwt::generate(&folder, now).unwrap();
     let pem = std::fs::read_to_string(folder.join(&key).with_extension("pem")).unwrap();
@@ -236,87 +236,87 @@ fn tempfolder(name: &str) -> std::path::PathBuf {
     folder.into()
 }
 
-/// A key is published before it signs, and stays until what it signed has died; at no moment is a live JWT refused.
+/// A key is published before it signs, and stays until its JWTs have expired.
 #[test]
 fn keys_are_rotated_without_a_refused_jwt() {
     let (folder, start) = (tempfolder("rotation"), now());
     jwt::generate(&folder, start).unwrap();
     let ring = KeyRing::read(&folder).unwrap();
-    let mut alive: Vec<(OffsetDateTime, String)> = Vec::new();
+    let mut live: Vec<(OffsetDateTime, String)> = Vec::new();
     let mut kids = std::collections::BTreeSet::new();
     let mut published = Vec::new();
     for minute in 0..180 {
         let at = start + Duration::from_secs(60 * minute + 1);
         if minute % 30 == 7 {
             assert!(jwt::rotate(&folder, at).unwrap().added.is_some());
-            assert!(jwt::rotate(&folder, at).unwrap().added.is_none(), "one waits at a time");
+            assert!(jwt::rotate(&folder, at).unwrap().added.is_none(), "only one key waits at a time");
         }
         ring.reread().unwrap();
         let token = ring.sign(&claims(at), at);
         let kid = parts(&token).0["kid"].clone();
         published.push(ring.jwks(at));
-        // The folder was rolled out 10 minutes late, read a minute after, and the set kept for 5 more.
+        // The folder is deployed 10 minutes late, read a minute later, and cached for 5 more.
         if let Some(stale) = published.len().checked_sub(17) {
             let known = published[stale]["keys"].as_array().unwrap().iter().any(|key| key["kid"] == kid);
             assert!(known, "published before it signs, at minute {minute}");
         }
         kids.insert(kid.to_string());
-        alive.push((at, token));
-        alive.retain(|(signed, _)| at - *signed < Duration::from_mins(10));
-        for (_, token) in &alive {
+        live.push((at, token));
+        live.retain(|(signed, _)| at - *signed < Duration::from_mins(10));
+        for (_, token) in &live {
             assert!(ring.verify(token, ISSUER, AUDIENCE, at).is_ok(), "minute {minute}");
         }
         assert!(ring.jwks(at)["keys"].as_array().unwrap().len() <= 3);
     }
     assert!(kids.len() >= 5, "{kids:?}");
-    assert!(std::fs::read_dir(&folder).unwrap().count() <= 3, "dead keys are deleted");
+    assert!(std::fs::read_dir(&folder).unwrap().count() <= 3, "expired keys are deleted");
 }
 
 /// The commands, as an operator runs them.
 #[test]
-fn key_commands_say_what_they_did() {
+fn key_commands_print_what_they_did() {
     let folder = tempfolder("commands");
     let path = folder.to_str().unwrap();
     let environment = [("JWT_KEYS", path), ("PUBLIC_ORIGIN", ISSUER)];
-    let say = |arguments: &[&str], input: &str| {
+    let run_key = |arguments: &[&str], input: &str| {
         let output = run_with_input(arguments, &environment, input);
         let said =
             String::from_utf8(output.stdout).unwrap() + String::from_utf8(output.stderr).unwrap().as_str();
         (output.status.success(), said)
     };
-    let (well, said) = say(&["key", "rotate"], "");
+    let (well, said) = run_key(&["key", "rotate"], "");
     assert!(!well && said.contains("JWT_KEYS"), "{said}");
-    let (well, said) = say(&["key", "generate"], "");
+    let (well, said) = run_key(&["key", "generate"], "");
     assert!(well && said.contains("signs from now on"), "{said}");
     let key = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
-    let (well, said) = say(&["key", "generate"], "");
+    let (well, said) = run_key(&["key", "generate"], "");
     assert!(!well && said.contains("key rotate"), "{said}");
-    let (well, said) = say(&["key", "rotate"], "");
+    let (well, said) = run_key(&["key", "rotate"], "");
     assert!(well && said.contains("signs in 20 minutes"), "{said}");
-    let (well, said) = say(&["key", "rotate"], "");
+    let (well, said) = run_key(&["key", "rotate"], "");
     assert!(well && said.contains("already published"), "{said}");
     let ring = KeyRing::read(&folder).unwrap();
     let token = ring.sign(&claims(now()), now());
-    let (well, said) = say(&["key", "verify"], &token);
+    let (well, said) = run_key(&["key", "verify"], &token);
     assert!(well && said.contains(AUDIENCE), "{said}");
-    let (well, said) = say(&["key", "verify"], &token[..token.len() - 2]);
+    let (well, said) = run_key(&["key", "verify"], &token[..token.len() - 2]);
     assert!(!well && said.contains("the JWT is refused"), "{said}");
-    let (well, said) = say(&["key", "verify", "--jwt-issuer=https://elsewhere.example"], &token);
+    let (well, said) = run_key(&["key", "verify", "--jwt-issuer=https://elsewhere.example"], &token);
     assert!(!well && said.contains("the JWT is refused"), "{said}");
-    // An operator's own key by openssl, with the time in its name.
-    let own = tempfolder("openssl");
-    std::fs::create_dir_all(&own).unwrap();
+    // An operator's own key from openssl, with the time in its name.
+    let own_key = tempfolder("openssl");
+    std::fs::create_dir_all(&own_key).unwrap();
     let made = Command::new("openssl")
         .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"])
-        .arg(own.join("20261123T200000Z.pem"))
+        .arg(own_key.join("20261123T200000Z.pem"))
         .output();
     if made.is_ok_and(|made| made.status.success()) {
-        assert!(KeyRing::read(&own).is_ok());
+        assert!(KeyRing::read(&own_key).is_ok());
     }
-    std::fs::write(own.join("main.pem"), "x").unwrap();
-    let why = KeyRing::read(&own).unwrap_err().to_string();
+    std::fs::write(own_key.join("main.pem"), "x").unwrap();
+    let why = KeyRing::read(&own_key).unwrap_err().to_string();
     assert!(why.contains("main.pem") && why.contains("20261123T200000Z.pem"), "{why}");
-    let refused = run(&["key", "rotate", "--jwt-keys", own.to_str().unwrap()], &[]);
+    let refused = run(&["key", "rotate", "--jwt-keys", own_key.to_str().unwrap()], &[]);
     assert!(!refused.status.success());
 }

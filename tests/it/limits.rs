@@ -1,4 +1,4 @@
-//! What one client behind an address may take from others behind it: the limits that a replica keeps in memory.
+//! The limits in a replica's memory: what one client may take from others behind the same address.
 
 use std::time::Duration;
 
@@ -18,55 +18,62 @@ const TRADER: &str = "trader@example.com";
 const OTHER: &str = "other@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 
-/// A token that looks like one and was issued by nobody.
-fn made_up() -> String {
+/// A token in the right form that the service did not issue.
+fn forged_token() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
 }
 
-/// Uses up what the address may ask of verify and reset-password.
-async fn a_neighbour_spends_the_address(service: &Service) {
+/// Exhausts the network's rate limit for verify and reset-password.
+async fn exhaust_network_limit(service: &Service) {
     let mut neighbour = service.client();
     while neighbour.verifies("1234 5678").await.error() != (429, "network_throttled") {
-        neighbour.cookie = Some(format!("__Host-vos_recovery={}", made_up()));
+        neighbour.cookie = Some(format!("__Host-vos_recovery={}", forged_token()));
     }
 }
 
-/// One neighbour behind the same address cuts no recovery off: neither at verify nor at reset-password, nor at start.
+/// Another client behind the same address blocks neither start, verify nor reset-password.
 #[sqlx::test]
-async fn v_a_neighbour_does_not_end_a_recovery(pool: PgPool) {
+async fn v_another_client_behind_the_address_blocks_no_recovery(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
     let mut victim = service.client();
     let code = service.mails_code_to(&mut victim, TRADER).await;
-    a_neighbour_spends_the_address(&service).await;
-    assert!(service.client().starts_recovery("other@example.com").await.is_code_sent(), "start has its own");
+    exhaust_network_limit(&service).await;
+    assert!(
+        service.client().starts_recovery("other@example.com").await.is_code_sent(),
+        "start has its own rate limit"
+    );
     assert!(victim.verifies(&code).await.is_verified());
     assert_eq!(victim.resets("short").await.error(), (400, "password_too_short"));
     assert!(victim.resets(PASSWORD).await.is_signed_in());
     service.stops().await;
 }
 
-/// A recovery cookie is good for 12 requests, then it draws on its network; so does a forged one, and one that has expired.
+/// A recovery cookie allows 12 requests. After them, expired or forged, it draws on its network.
 #[sqlx::test]
-async fn v_a_recovery_cookie_is_good_for_twelve_requests(pool: PgPool) {
+async fn v_a_recovery_cookie_allows_twelve_requests(pool: PgPool) {
     let service = Service::start(&pool).await;
     let mut client = service.client();
     assert!(client.starts_recovery(TRADER).await.is_code_sent());
     let mut late = service.client();
     assert!(late.starts_recovery(TRADER).await.is_code_sent());
-    a_neighbour_spends_the_address(&service).await;
+    exhaust_network_limit(&service).await;
     for _ in 0..12 {
         assert_eq!(client.verifies("no code").await.error(), (400, "code_malformed"));
     }
     let refused = client.verifies("no code").await;
     assert_eq!((refused.error(), refused.retry_after()), ((429, "network_throttled"), 1));
     service.clock.advance(Duration::from_mins(16));
-    a_neighbour_spends_the_address(&service).await;
-    assert_eq!(late.verifies("no code").await.error(), (429, "network_throttled"), "its time is over");
+    exhaust_network_limit(&service).await;
+    assert_eq!(
+        late.verifies("no code").await.error(),
+        (429, "network_throttled"),
+        "an expired cookie draws on its network"
+    );
     service.stops().await;
 }
 
-/// Collected recovery cookies gain nothing: a network may begin to use so many a minute as it may send requests.
+/// A network may start using only as many cookies a minute as its rate limit allows requests.
 #[sqlx::test]
 async fn v_collected_recovery_cookies_are_bounded_by_network(pool: PgPool) {
     let service =
@@ -77,13 +84,13 @@ async fn v_collected_recovery_cookies_are_bounded_by_network(pool: PgPool) {
         assert!(client.starts_recovery(&format!("nobody{n}@example.com")).await.is_code_sent());
         collected.push(client);
     }
-    a_neighbour_spends_the_address(&service).await;
+    exhaust_network_limit(&service).await;
     let mut answered = 0;
     for client in &mut collected {
         answered += usize::from(client.verifies("no code").await.status == 400);
     }
     assert_eq!(answered, 10);
-    assert_eq!(collected[0].verifies("no code").await.status, 400, "one that has begun goes on");
+    assert_eq!(collected[0].verifies("no code").await.status, 400, "a cookie in use keeps working");
     service.stops().await;
 }
 
@@ -93,16 +100,16 @@ async fn signed_in(service: &Service) -> Client {
     client
 }
 
-/// Made-up session tokens are bounded for each network; a good one pays nothing and is not held up, nor is a login.
+/// Forged session tokens are limited per network. Valid tokens and logins are not affected.
 #[sqlx::test]
-async fn l_made_up_session_tokens_are_bounded_by_network(pool: PgPool) {
+async fn l_forged_session_tokens_are_bounded_by_network(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let client = signed_in(&service).await;
     let mut stranger = service.client();
     let mut refused = 0;
     for n in 0..45 {
-        stranger.token = Some(made_up());
+        stranger.token = Some(forged_token());
         let answer = match n % 3 {
             0 => stranger.refreshes().await,
             1 => stranger.get("/api/auth/sessions").await,
@@ -114,18 +121,22 @@ async fn l_made_up_session_tokens_are_bounded_by_network(pool: PgPool) {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(refused, 15, "30 are looked up");
+    assert_eq!(refused, 15, "30 tokens are looked up");
     for _ in 0..40 {
-        assert!(client.refreshes().await.is_signed_in(), "a good token pays nothing");
+        assert!(client.refreshes().await.is_signed_in(), "a valid token draws on no rate limit");
     }
-    assert_eq!(service.client().refreshes().await.error(), (401, "session_invalid"), "nor does none");
+    assert_eq!(
+        service.client().refreshes().await.error(),
+        (401, "session_invalid"),
+        "nor does a request without a token"
+    );
     signed_in(&service).await;
     service.stops().await;
 }
 
-/// A token that was good and has ended is looked up three times more for nothing, then as a made-up one.
+/// An ended token is looked up three times for free, then counts as a forged one.
 #[sqlx::test]
-async fn l_an_ended_session_token_counts_as_made_up_in_the_end(pool: PgPool) {
+async fn l_an_ended_session_token_counts_as_forged_after_three_lookups(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let client = signed_in(&service).await;
@@ -139,9 +150,9 @@ async fn l_an_ended_session_token_counts_as_made_up_in_the_end(pool: PgPool) {
     service.stops().await;
 }
 
-/// A token of a release before does not say that it was issued here, and pays nothing either, as it is good.
+/// A token of an earlier release carries no mark of its issuer; a valid one is still free.
 #[sqlx::test]
-async fn l_a_good_token_of_the_form_before_pays_nothing(pool: PgPool) {
+async fn l_a_valid_token_of_the_former_format_draws_on_no_limit(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = signed_in(&service).await;
@@ -155,9 +166,9 @@ async fn l_a_good_token_of_the_form_before_pays_nothing(pool: PgPool) {
     service.stops().await;
 }
 
-/// Requests that end sessions of one account wait for its row one at a time: they take no connection from others.
+/// Requests that end sessions of one account wait in turn, so that others still get connections.
 #[sqlx::test]
-async fn l_ending_sessions_of_one_account_holds_nobody_up(pool: PgPool) {
+async fn l_ending_sessions_of_one_account_blocks_no_other(pool: PgPool) {
     let service = Service::start(&pool).await;
     for email in [TRADER, OTHER] {
         service.has_trader(email, PASSWORD).await;
@@ -177,13 +188,13 @@ async fn l_ending_sessions_of_one_account_holds_nobody_up(pool: PgPool) {
     let ending: Vec<_> = ending.collect();
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let waiting = async || sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap() > 0;
-    service.until("one waits for the row", waiting).await;
+    service.until("one request waits for the row", waiting).await;
     assert!(other.refreshes().await.is_signed_in());
     assert!(service.client().logs_in(OTHER, PASSWORD).await.is_signed_in());
     assert_eq!(
         sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap(),
         1,
-        "the others wait outside"
+        "the others hold no connection"
     );
     holding.rollback().await.unwrap();
     for ended in ending {
@@ -192,24 +203,24 @@ async fn l_ending_sessions_of_one_account_holds_nobody_up(pool: PgPool) {
     service.stops().await;
 }
 
-/// A failure of PostgreSQL's gives a made-up token nothing back.
+/// A failure of PostgreSQL refunds nothing to a forged token.
 #[sqlx::test]
-async fn l_an_outage_lifts_no_limit_of_made_up_tokens(pool: PgPool) {
-    let way = Proxy::before(&pool).await;
+async fn l_an_outage_lifts_no_limit_of_forged_tokens(pool: PgPool) {
+    let proxy = Proxy::before(&pool).await;
     let settings = vec!["--network-burst=2".to_owned()];
-    let setup = Setup { settings, database_url: Some(way.url(&pool)), ..Setup::default() };
+    let setup = Setup { settings, database_url: Some(proxy.url(&pool)), ..Setup::default() };
     let service = Service::start_with(&pool, setup).await;
-    way.is(Way::Cut);
+    proxy.is(Way::Cut);
     let mut stranger = service.client();
-    stranger.token = Some(made_up());
+    stranger.token = Some(forged_token());
     for status in [502, 502, 429] {
         assert_eq!(stranger.refreshes().await.status, status);
     }
-    way.is(Way::Open);
+    proxy.is(Way::Open);
     service.stops().await;
 }
 
-/// A page of a sibling host sends a trader's cookies along, and uses none of their requests up.
+/// A sibling host's page sends the recovery cookie along, and uses up none of its requests.
 #[sqlx::test]
 async fn v_another_origin_uses_up_no_recovery_cookie(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -219,12 +230,12 @@ async fn v_another_origin_uses_up_no_recovery_cookie(pool: PgPool) {
     for _ in 0..12 {
         assert_eq!(sibling.verifies("no code").await.error(), (400, "origin_refused"));
     }
-    a_neighbour_spends_the_address(&service).await;
+    exhaust_network_limit(&service).await;
     assert_eq!(client.verifies("no code").await.error(), (400, "code_malformed"));
     service.stops().await;
 }
 
-/// A page of another site, open in one browser of an office, uses up nothing of what its network may ask.
+/// A page of another site, open in a browser, uses up no rate limit of that browser's network.
 #[sqlx::test]
 async fn l_another_origin_uses_up_no_limit_of_a_network(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -239,7 +250,7 @@ async fn l_another_origin_uses_up_no_limit_of_a_network(pool: PgPool) {
     service.stops().await;
 }
 
-/// Ten browsers of one account share a bucket: cookies do not multiply what one may ask.
+/// Ten browsers of one account share a bucket: more cookies do not allow more requests.
 #[sqlx::test]
 async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -262,7 +273,7 @@ async fn l_device_cookies_of_one_account_share_a_bucket(pool: PgPool) {
     service.stops().await;
 }
 
-/// Who has a device cookie of the account, as of long ago, uses up nothing of its owner's from elsewhere.
+/// An old device cookie of the account uses up no bucket of the owner's network.
 #[sqlx::test]
 async fn l_a_device_cookie_uses_up_no_bucket_of_another_network(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--trusted-proxies=127.0.0.1/32"]).await;
@@ -284,7 +295,7 @@ async fn l_a_device_cookie_uses_up_no_bucket_of_another_network(pool: PgPool) {
     service.stops().await;
 }
 
-/// Wrong logins of a neighbour keep nobody behind the same address from a recovery, nor starts anybody from a login.
+/// Failed logins behind an address block no recovery there, and starts block no login.
 #[sqlx::test]
 async fn l_logins_and_starts_of_a_network_have_buckets_of_their_own(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -310,9 +321,9 @@ fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String>
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
 }
 
-/// An operator's help tells a stranger nothing: it is there for any address, and bounded.
+/// `unblock` works for any address, with or without an account, and is limited.
 #[sqlx::test]
-async fn s_unblock_is_there_for_any_address_and_bounded(pool: PgPool) {
+async fn s_unblock_works_for_any_address_and_is_bounded(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
     for email in [TRADER, "nobody@example.com"] {
@@ -330,7 +341,7 @@ async fn s_unblock_is_there_for_any_address_and_bounded(pool: PgPool) {
     service.stops().await;
 }
 
-/// The buckets of an erased address stay until they are full: a stranger who used them up sees no difference.
+/// The buckets of an erased address stay until they are full, so that its erasure does not show.
 #[sqlx::test]
 async fn s_an_erased_address_keeps_its_buckets(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -1,4 +1,4 @@
-//! Nobody locks a trader out: what is left to the owner of an address whose budgets strangers spend, and to an operator.
+//! Attackers cannot lock an account out: what its owner and an operator can still do.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::harness::{Service, Setup, database, now};
 const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 
-/// A service with the secrets that [`recover`] gives to the program.
+/// A service with the secrets that [`operator`] gives to the program.
 async fn service(pool: &PgPool, settings: &[&str]) -> Service {
     let keys: Keys = SECRET.parse().unwrap();
     let settings = settings.iter().map(ToString::to_string).collect();
@@ -28,7 +28,7 @@ async fn service(pool: &PgPool, settings: &[&str]) -> Service {
     service
 }
 
-/// What an operator's `vos-auth account COMMAND EMAIL` prints.
+/// The output of the operator's `vos-auth account COMMAND EMAIL`.
 fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String> {
     let url = database::operator_url(pool);
     let ended = run(&["account", command, email], &[("DATABASE_URL", &url), ("DEVICE_SECRETS", SECRET)]);
@@ -36,31 +36,31 @@ fn operator(pool: &PgPool, command: &str, email: &str) -> Result<String, String>
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
 }
 
-async fn strangers_spend_the_budget(service: &Service) {
+async fn exhaust_address_limit(service: &Service) {
     while service.client().starts_recovery(TRADER).await.is_code_sent() {}
     service.until_outbox_has(0).await;
 }
 
 #[sqlx::test]
-async fn l2_an_operators_ticket_is_good_for_one_recovery(pool: PgPool) {
+async fn l2_an_operators_ticket_allows_one_recovery(pool: PgPool) {
     let service = service(&pool, &[]).await;
     let ticket = operator(&pool, "recover", TRADER).unwrap();
     assert_eq!(service.count("audit_event WHERE what = 'recovery_ticket_issued'").await, 1);
     let mut victim = service.client().with("x-recovery-ticket", &ticket);
-    // While there is a budget the ticket is kept.
+    // While the address's bucket is not empty, the ticket is kept.
     assert!(victim.starts_recovery(TRADER).await.is_code_sent());
     victim.cookie = None;
-    strangers_spend_the_budget(&service).await;
+    exhaust_address_limit(&service).await;
     while service.client().starts_recovery("other@example.com").await.is_code_sent() {}
     let other =
         service.client().with("x-recovery-ticket", &ticket).starts_recovery("other@example.com").await;
-    assert_eq!(other.error(), (429, "address_throttled"), "it is for one address");
+    assert_eq!(other.error(), (429, "address_throttled"), "a ticket is for one address");
 
     service.verifies_from(&mut victim, TRADER).await;
     assert!(victim.resets(PASSWORD).await.is_signed_in());
     let again = service.client().with("x-recovery-ticket", &ticket).starts_recovery(TRADER).await;
-    assert_eq!(again.error(), (429, "address_throttled"), "one time");
-    assert!((1..=300).contains(&again.retry_after()), "when the address has a budget again");
+    assert_eq!(again.error(), (429, "address_throttled"), "a ticket works once");
+    assert!((1..=300).contains(&again.retry_after()), "until the address's bucket has a unit again");
 
     let second = operator(&pool, "recover", TRADER).unwrap();
     let forged = format!("{}AAAA", &second[..second.len() - 4]);
@@ -69,23 +69,23 @@ async fn l2_an_operators_ticket_is_good_for_one_recovery(pool: PgPool) {
         assert_eq!(answer.error(), (429, "address_throttled"), "{bad:?}");
     }
     service.clock.advance(Duration::from_mins(16));
-    strangers_spend_the_budget(&service).await;
+    exhaust_address_limit(&service).await;
     let late = service.client().with("x-recovery-ticket", &second).starts_recovery(TRADER).await;
-    assert_eq!(late.error(), (429, "address_throttled"), "15 minutes");
+    assert_eq!(late.error(), (429, "address_throttled"), "a ticket expires after 15 minutes");
     let why = operator(&pool, "recover", "nobody@example.com").unwrap_err();
     assert!(why.contains("there is no active account"), "{why}");
     service.stops().await;
 }
 
-/// Its holder did not get what it was spent for, and tries again.
+/// The holder did not get a recovery for the ticket, and tries again.
 #[sqlx::test]
-async fn a_ticket_whose_start_could_not_be_stored_is_good_still(pool: PgPool) {
+async fn a_ticket_whose_start_could_not_be_stored_stays_valid(pool: PgPool) {
     let service = service(&pool, &[]).await;
-    strangers_spend_the_budget(&service).await;
+    exhaust_address_limit(&service).await;
     let (id, address) = (DeviceId::new(now()), EmailAddress::parse(TRADER).unwrap());
     let ticket = issue(&TICKET, &service.keys.clone().into(), id, &address);
     let mut victim = service.client().with("x-recovery-ticket", &ticket);
-    // The budget that the ticket opens cannot be written for longer than a start waits.
+    // The ticket's bucket is locked for longer than a start waits.
     let mut holding = pool.begin().await.unwrap();
     let hold = "INSERT INTO throttle (key, short_at, long_at, admitted) VALUES ($1, $2, $2, 0)";
     let key = throttle::recovery_key(&address, Some(id));
@@ -94,7 +94,7 @@ async fn a_ticket_whose_start_could_not_be_stored_is_good_still(pool: PgPool) {
     holding.rollback().await.unwrap();
     let ticket = throttle::ticket_key(id);
     service
-        .until("the ticket is given back", async || {
+        .until("the ticket is refunded", async || {
             let is_full = "SELECT short_at <= $2 FROM throttle WHERE key = $1";
             let is_full = sqlx::query_scalar(is_full).bind(&ticket[..]).bind(now());
             is_full.fetch_one(&pool).await.unwrap()
@@ -104,12 +104,12 @@ async fn a_ticket_whose_start_could_not_be_stored_is_good_still(pool: PgPool) {
     service.stops().await;
 }
 
-/// A ticket passes the network's budget, as a device cookie does: a victim may sit behind an attacker's address.
+/// A ticket has its own network bucket: the owner may share an attacker's network.
 #[sqlx::test]
-async fn l2_a_ticket_draws_on_a_network_budget_of_its_own(pool: PgPool) {
+async fn l2_a_ticket_has_its_own_network_bucket(pool: PgPool) {
     let service = service(&pool, &["--network-burst=8"]).await;
     let ticket = operator(&pool, "recover", TRADER).unwrap();
-    strangers_spend_the_budget(&service).await;
+    exhaust_address_limit(&service).await;
     while service.client().starts_recovery("x@example.com").await.body["error"] != "network_throttled" {}
     let mut victim = service.client().with("x-recovery-ticket", &ticket);
     service.verifies_from(&mut victim, TRADER).await;
@@ -117,9 +117,9 @@ async fn l2_a_ticket_draws_on_a_network_budget_of_its_own(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn l2_an_operator_fills_the_budgets_again(pool: PgPool) {
+async fn l2_an_operator_refills_the_buckets(pool: PgPool) {
     let service = service(&pool, &[]).await;
-    strangers_spend_the_budget(&service).await;
+    exhaust_address_limit(&service).await;
     while service.client().logs_in(TRADER, "a guess").await.status != 429 {}
     let said = operator(&pool, "unblock", TRADER).unwrap();
     assert_eq!(said, "2 rate limits of this address are reset");
@@ -129,9 +129,8 @@ async fn l2_an_operator_fills_the_budgets_again(pool: PgPool) {
     service.stops().await;
 }
 
-/// 30 days in which 1,000 networks take every recovery of one address as soon as there is one, and guess all that they
-/// are given. What they evaluate is bounded; a browser that has signed in before and an operator's ticket always get
-/// through; a stranger's browser is what the attack costs (docs/security.md has the figures).
+/// For 30 days, 1,000 networks take every recovery of one address and guess as often as they may.
+/// docs/security.md has the results for unknown browsers.
 #[sqlx::test]
 async fn v1_thirty_days_of_attack_by_1000_networks(pool: PgPool) {
     const EVERY: Duration = Duration::from_mins(10);
@@ -181,8 +180,8 @@ async fn v1_thirty_days_of_attack_by_1000_networks(pool: PgPool) {
         service.clock.advance(EVERY.mul_f64(1.0 - moment));
     }
     println!("evaluated {guesses} in 30 days, {busiest} in the busiest 24 hours");
-    println!("a stranger's browser got in {got_in} of {tries} times");
+    println!("an unknown browser got in {got_in} of {tries} times");
     assert!(busiest <= 95, "{busiest}");
-    assert!(guesses > 30 * 40, "the attack was one: {guesses}");
+    assert!(guesses > 30 * 40, "the attack used its guesses: {guesses}");
     service.stops().await;
 }

@@ -1,4 +1,4 @@
-//! Login, sessions, logout, the known device. Requirement ids are those of the published list.
+//! Login, sessions, logout, known browsers. The ids are those of docs/catalogue.md.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -22,14 +22,14 @@ fn new_token() -> String {
     Token::issue(&Key::random("test"), "test/1", now()).expose()
 }
 
-/// What an attacker can compare: everything but the request's id.
-fn seen(answer: &Answer) -> (u16, String, Vec<(String, String)>) {
+/// What an attacker can compare: everything but the request id and the date.
+fn comparable(answer: &Answer) -> (u16, String, Vec<(String, String)>) {
     let kept = answer.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
     let headers = kept.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
     (answer.status, answer.text.clone(), headers)
 }
 
-/// Unknown, wrong, disabled, without a password: one failure, at a fixed time after its arrival. Also in the onset of 429.
+/// All causes give the same failure at a fixed time, and the same onset of 429.
 #[sqlx::test]
 async fn l1_one_failure_for_every_cause(pool: PgPool) {
     let mut settings = BUSY.to_vec();
@@ -39,7 +39,7 @@ async fn l1_one_failure_for_every_cause(pool: PgPool) {
         service.has_trader(email, PASSWORD).await;
     }
     service.has_account("passwordless@example.com").await;
-    // A dear foreign hash must not show either.
+    // A slow foreign hash must not show either.
     service.has_trader("foreign@example.com", PASSWORD).await;
     service.has_hash("foreign@example.com", &bcrypt::hash(PASSWORD, 8).unwrap()).await;
     sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'")
@@ -58,9 +58,12 @@ async fn l1_one_failure_for_every_cause(pool: PgPool) {
                 let answer = client.logs_in(&email, password).await;
                 if n < 10 {
                     assert_eq!(answer.error(), (401, "credentials_invalid"), "{email}");
-                    assert!(began.elapsed() >= Duration::from_millis(500), "{email}: the time is fixed");
+                    assert!(
+                        began.elapsed() >= Duration::from_millis(500),
+                        "{email}: the failure time is fixed"
+                    );
                 }
-                transcript.push(seen(&answer));
+                transcript.push(comparable(&answer));
             }
             assert_eq!((transcript[9].0, transcript[10].0), (401, 429), "{email}");
             transcript
@@ -75,17 +78,16 @@ async fn l1_one_failure_for_every_cause(pool: PgPool) {
     service.stops().await;
 }
 
-/// Failures are counted per identifier, from wherever and in parallel; right passwords are not; the owner gets in from a
-/// browser that they signed in on before.
+/// Failures count per address, from any network; successes do not.
 #[sqlx::test]
-async fn l2_failures_are_throttled_and_a_known_browser_gets_in(pool: PgPool) {
+async fn l2_failures_are_throttled_and_a_known_browser_can_sign_in(pool: PgPool) {
     let mut settings = BUSY.to_vec();
     settings.push("--trusted-proxies=127.0.0.1/32");
     let service = Service::start_with_settings(&pool, &settings).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut known = service.client();
     for _ in 0..30 {
-        assert!(known.logs_in(TRADER, PASSWORD).await.is_signed_in(), "success is not counted");
+        assert!(known.logs_in(TRADER, PASSWORD).await.is_signed_in(), "successes are not counted");
     }
     let mut guesses = tokio::task::JoinSet::new();
     for n in 0..60 {
@@ -97,25 +99,25 @@ async fn l2_failures_are_throttled_and_a_known_browser_gets_in(pool: PgPool) {
     let statuses = guesses.join_all().await;
     let count = |status| statuses.iter().filter(|found| **found == status).count();
     assert!(count(401) <= 10 && count(401) + count(429) == 60, "{statuses:?}");
-    // Those that waited for another one in vain were not counted.
+    // Logins that waited for their turn in vain did not count.
     let mut evaluated = count(401);
     while service.client().logs_in(TRADER, "one more guess of many").await.status == 401 {
         evaluated += 1;
     }
     assert_eq!(evaluated, 10);
-    // The right password is refused like any other now, from an unknown browser.
+    // From an unknown browser, now even the right password is refused.
     let refused = service.client().logs_in(TRADER, PASSWORD).await;
     assert_eq!(refused.error(), (429, "login_throttled"));
     assert_eq!(refused.retry_after(), 300);
-    assert!(known.logs_in(TRADER, PASSWORD).await.is_signed_in(), "no lock-out weapon");
-    // The known browser has a budget too, and it is for that address alone.
+    assert!(known.logs_in(TRADER, PASSWORD).await.is_signed_in(), "the owner is not locked out");
+    // The known browser has a bucket too, for that address only.
     for _ in 0..10 {
         assert_eq!(known.logs_in(TRADER, "not the password at all").await.status, 401);
     }
     assert_eq!(known.logs_in(TRADER, PASSWORD).await.status, 429);
     service.clock.advance(Duration::from_mins(5));
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
-    // Spray: in the long run 100 failures a day, and a day's burst at most twice that.
+    // Password spraying: 100 failures a day in the long run, and a burst of at most twice that.
     let mut evaluated = 0;
     for _ in 0..24 * 12 {
         for _ in 0..2 {
@@ -128,9 +130,9 @@ async fn l2_failures_are_throttled_and_a_known_browser_gets_in(pool: PgPool) {
     service.stops().await;
 }
 
-/// A known browser starts a recovery while strangers have spent the address's budget, and is not held by its network's.
+/// A known browser can start a recovery while the buckets of address and network are empty.
 #[sqlx::test]
-async fn l2_a_known_browser_recovers_while_strangers_spend_the_budget(pool: PgPool) {
+async fn l2_a_known_browser_recovers_while_the_buckets_are_empty(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=8"]).await;
     for email in [TRADER, "other@example.com"] {
         service.has_trader(email, PASSWORD).await;
@@ -150,7 +152,7 @@ async fn l2_a_known_browser_recovers_while_strangers_spend_the_budget(pool: PgPo
     let code = service.mails_code_to(&mut known, TRADER).await;
     assert!(known.verifies(&code).await.is_verified());
     assert!(known.resets(NEW).await.is_signed_in());
-    // For another address the cookie is worth nothing but its own network budget.
+    // For another address, the cookie gives only a network bucket of its own.
     let mut stranger = service.client();
     stranger.device.clone_from(&known.device);
     for _ in 0..3 {
@@ -159,7 +161,7 @@ async fn l2_a_known_browser_recovers_while_strangers_spend_the_budget(pool: PgPo
     assert_eq!(stranger.starts_recovery("other@example.com").await.error(), (429, "address_throttled"));
     service.clock.advance(Duration::from_secs(10));
     let without = service.client().starts_recovery("other@example.com").await;
-    assert_eq!(without.error(), (429, "address_throttled"), "it was the address's budget");
+    assert_eq!(without.error(), (429, "address_throttled"), "the address's bucket was empty");
     service.clock.advance(Duration::from_secs(1));
     while service.client().starts_recovery("nobody@example.com").await.error().1 != "network_throttled" {}
     let mut forged = service.client();
@@ -168,7 +170,7 @@ async fn l2_a_known_browser_recovers_while_strangers_spend_the_budget(pool: PgPo
     service.stops().await;
 }
 
-/// A new token at each step up; a planted one is never adopted, and the old one dies.
+/// Each sign-in gives a new token. A planted one is never adopted, and the old one ends.
 #[sqlx::test]
 async fn l3_every_sign_in_has_a_new_token(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -189,7 +191,7 @@ async fn l3_every_sign_in_has_a_new_token(pool: PgPool) {
     service.stops().await;
 }
 
-/// Tokens have 128 random bits, are opaque, never repeat, and are stored as hashes alone.
+/// Tokens have 128 random bits, are opaque, never repeat, and only their hashes are stored.
 #[sqlx::test]
 async fn l8_tokens_are_random_and_stored_hashed(pool: PgPool) {
     let tokens: HashSet<_> = (0..100_000).map(|_| new_token()).collect();
@@ -208,7 +210,7 @@ async fn l8_tokens_are_random_and_stored_hashed(pool: PgPool) {
     service.stops().await;
 }
 
-/// Every Set-Cookie of the flow, deletions included.
+/// Every Set-Cookie of the flow, including deletions.
 #[sqlx::test]
 async fn l9_every_cookie_has_every_attribute(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -238,14 +240,13 @@ async fn l9_every_cookie_has_every_attribute(pool: PgPool) {
     service.stops().await;
 }
 
-/// A hash of another system is verified, and made anew on use; a login that was verified before a reset cannot bring the
-/// old password back.
+/// A foreign hash is verified, then rehashed on use.
 #[sqlx::test]
 async fn foreign_hashes_are_rehashed_on_use(pool: PgPool) {
     let service = Service::start(&pool).await;
     let hashes = [
         bcrypt::hash(PASSWORD, 4).unwrap(),
-        // By Python's hashlib: pbkdf2-sha256 and scrypt (N as the incumbent writes it) of `con meo treo cay cau`.
+        // From Python's hashlib, of `con meo treo cay cau`, in the incumbent's format.
         "$pbkdf2-sha256$i=1000,l=32$AAECAwQFBgcICQoLDA0ODw$1ais+Zz5CUXaRLw2+GrgweO3OApy5eAfNTy6HdYbqYA"
             .to_owned(),
         "$scrypt$ln=1024,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$cPsJpRNXzsFVdD6TOvXUn8kwnoJjd5+ZO9B5w3HALG4"
@@ -273,7 +274,7 @@ async fn foreign_hashes_are_rehashed_on_use(pool: PgPool) {
     service.stops().await;
 }
 
-/// Holds the row of TRADER's account while `call` comes to wait for it, does `meanwhile`, and lets go.
+/// Holds the row of the account until `call` waits for it, runs `meanwhile`, and commits.
 async fn while_waiting(
     service: &Service,
     call: impl Future<Output = Answer> + Send + 'static,
@@ -283,7 +284,7 @@ async fn while_waiting(
     sqlx::query("SELECT 1 FROM account FOR UPDATE").execute(&mut *holding).await.unwrap();
     let calling = tokio::spawn(call);
     service
-        .until("it waits for the row", async || {
+        .until("the request waits for the row", async || {
             let waiting = "pg_locks WHERE NOT granted AND pid IN
                 (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
             service.count(waiting).await > 0
@@ -294,8 +295,7 @@ async fn while_waiting(
     calling.await.unwrap()
 }
 
-/// A login whose password was verified before another was set opens no session, and its rehash does not bring the old
-/// password back.
+/// The password was changed after the login verified it.
 #[sqlx::test]
 async fn a_login_that_was_verified_before_a_reset_fails_after_it(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -313,11 +313,11 @@ async fn a_login_that_was_verified_before_a_reset_fails_after_it(pool: PgPool) {
     service.stops().await;
 }
 
-/// Two right logins at once on a hash that is made anew: the second finds another hash stored, and gets in.
+/// Parallel right logins on a hash that is rehashed: the later ones find another hash, and succeed.
 #[sqlx::test]
-async fn parallel_logins_on_a_foreign_hash_all_get_in(pool: PgPool) {
+async fn parallel_logins_on_a_foreign_hash_all_succeed(pool: PgPool) {
     let mut settings = BUSY.to_vec();
-    // They wait for one another as long.
+    // The logins wait for each other up to the failure time.
     settings.push("--login-failure-time=10s");
     let service = Service::start_with_settings(&pool, &settings).await;
     service.has_account(TRADER).await;
@@ -333,7 +333,7 @@ async fn parallel_logins_on_a_foreign_hash_all_get_in(pool: PgPool) {
     service.stops().await;
 }
 
-/// A known browser is forgotten a year after it was named; one that is used gets a new name in time.
+/// A device cookie expires after a year, and is renewed while it is used.
 #[sqlx::test]
 async fn a_known_browser_stays_known_while_it_is_used(pool: PgPool) {
     let service = Service::start_with_settings(&pool, BUSY).await;
@@ -344,7 +344,7 @@ async fn a_known_browser_stays_known_while_it_is_used(pool: PgPool) {
     }
     for month in 0..14 {
         service.clock.advance(Duration::from_hours(30 * 24));
-        // Under attack all the time: an unknown browser would not get in.
+        // Under constant attack an unknown browser could not sign in.
         for _ in 0..10 {
             assert_eq!(service.client().logs_in(TRADER, "not the password at all").await.status, 401);
         }
@@ -354,7 +354,7 @@ async fn a_known_browser_stays_known_while_it_is_used(pool: PgPool) {
     service.stops().await;
 }
 
-/// A session that ends while its password is being changed gets no new one.
+/// A session that ends during its change of password gets no new one.
 #[sqlx::test]
 async fn a_session_that_ended_meanwhile_changes_no_password(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -369,9 +369,9 @@ async fn a_session_that_ended_meanwhile_changes_no_password(pool: PgPool) {
     service.stops().await;
 }
 
-/// A device cookie speaks for the address that signed in with it, and for no other.
+/// A device cookie is valid only for the address that signed in with it.
 #[sqlx::test]
-async fn l2_a_cookie_for_another_address_draws_on_no_budget_of_its_own(pool: PgPool) {
+async fn l2_a_cookie_of_another_address_gives_no_bucket_of_its_own(pool: PgPool) {
     let service = Service::start_with_settings(&pool, BUSY).await;
     for email in [TRADER, "other@example.com"] {
         service.has_trader(email, PASSWORD).await;

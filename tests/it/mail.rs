@@ -1,4 +1,4 @@
-//! The mail itself: both languages, both parts, every header.
+//! The email itself: both languages, both parts, every header.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn at_a_known_time(pool: &PgPool) -> Service {
     Service::start_with(pool, Setup { clock: Some(clock), ..Setup::default() }).await
 }
 
-/// An email as its reader sees it, without what is random in it.
+/// An email as its reader sees it, without its random parts.
 fn readable(mail: &Mail) -> String {
     let parsed = mail.parsed();
     let header = |name| parsed.header_raw(name).unwrap_or_default().trim().to_owned();
@@ -48,7 +48,7 @@ fn readable(mail: &Mail) -> String {
     .join("\n")
 }
 
-/// Both kinds of email in one language: the codes of a recovery, and the notice of the password that it set.
+/// Both kinds of email in one language: the code, and the notice of the changed password.
 async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
     let service = at_a_known_time(pool).await;
     service.has_account_in("trader@example.com", Some(language)).await;
@@ -68,17 +68,17 @@ async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
 }
 
 #[sqlx::test]
-async fn a_vietnamese_mail_says_all_that_it_has_to(pool: PgPool) {
+async fn a_vietnamese_email_is_complete(pool: PgPool) {
     emails_are_as_in_their_snapshots(&pool, Locale::Vi).await;
 }
 
 #[sqlx::test]
-async fn an_english_mail_says_the_same(pool: PgPool) {
+async fn an_english_email_is_complete(pool: PgPool) {
     emails_are_as_in_their_snapshots(&pool, Locale::En).await;
 }
 
 #[sqlx::test]
-async fn the_language_is_the_accounts_then_the_requests(pool: PgPool) {
+async fn the_language_is_the_accounts_else_the_requests(pool: PgPool) {
     let service = Service::start(&pool).await;
     for (n, (account, request, expected)) in [
         (Some(Locale::En), "vi", "Your Vero OMS recovery code"),
@@ -98,7 +98,7 @@ async fn the_language_is_the_accounts_then_the_requests(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn the_code_stands_once_in_each_part_and_never_in_the_subject(pool: PgPool) {
+async fn the_code_is_once_in_each_part_and_never_in_the_subject(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.client().starts_recovery("trader@example.com").await;
@@ -108,7 +108,7 @@ async fn the_code_stands_once_in_each_part_and_never_in_the_subject(pool: PgPool
 
     for part in [mail.text(), mail.html()] {
         assert_eq!(part.matches(&grouped).count(), 1);
-        // Whatever else looks like 4+4 digits must not come before the code: phones offer the first.
+        // Nothing before the code may look like 8 digits: phones offer the first match.
         let digits: String = part[..part.find(&grouped).unwrap()]
             .chars()
             .map(|c| if c.is_ascii_digit() { '9' } else { c })
@@ -119,7 +119,7 @@ async fn the_code_stands_once_in_each_part_and_never_in_the_subject(pool: PgPool
                 && !part.contains("https://")
                 && !part.contains("<a ")
                 && !part.contains("<img"),
-            "no link"
+            "an email has no link"
         );
     }
     let headers = mail.raw.split("\r\n\r\n").next().unwrap();
@@ -128,9 +128,9 @@ async fn the_code_stands_once_in_each_part_and_never_in_the_subject(pool: PgPool
     service.stops().await;
 }
 
-/// E9: automated mail says so, and is in the form that every relay takes.
+/// E9: automated email is marked as such, in the form that every relay accepts.
 #[sqlx::test]
-async fn e9_the_mail_is_plain_ascii_multipart_with_encoded_headers(pool: PgPool) {
+async fn e9_the_email_is_plain_ascii_multipart_with_encoded_headers(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account_in("trader@example.com", Some(Locale::Vi)).await;
     service.client().starts_recovery("trader@example.com").await;
@@ -154,7 +154,7 @@ async fn e9_the_mail_is_plain_ascii_multipart_with_encoded_headers(pool: PgPool)
 }
 
 #[sqlx::test]
-async fn settings_shape_the_mail_and_are_escaped(pool: PgPool) {
+async fn settings_appear_escaped_in_the_email(pool: PgPool) {
     let settings = [
         "--mail-brand=Tiger & <Sons>",
         "--mail-from=\"Tiger, Sons\" <codes@tiger.example>",
@@ -179,7 +179,7 @@ async fn settings_shape_the_mail_and_are_escaped(pool: PgPool) {
     service.stops().await;
 }
 
-/// No relay has to take more than ASCII (RFC 6531 §3.2): neither in the envelope nor in a header.
+/// A relay need not support more than ASCII (RFC 6531 §3.2), in the envelope or in headers.
 #[sqlx::test]
 async fn a_sender_with_an_internationalised_domain_is_ascii_on_the_wire(pool: PgPool) {
     let settings = [
@@ -201,7 +201,7 @@ async fn a_sender_with_an_internationalised_domain_is_ascii_on_the_wire(pool: Pg
     service.stops().await;
 }
 
-/// V5, V6, as far as the mail goes: one code a session, well spread.
+/// V5 and V6 for emails: one code per session, spread evenly.
 #[sqlx::test]
 async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
@@ -221,9 +221,9 @@ async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
     service.stops().await;
 }
 
-/// Without a domain for bounces the sender is the address of the setting.
+/// Without a domain for bounces, the sender is the configured address.
 #[sqlx::test]
-async fn bounces_go_to_the_address_of_the_setting(pool: PgPool) {
+async fn bounces_go_to_the_configured_address(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--mail-bounces=bounces@example.com"]).await;
     service.has_account("trader@example.com").await;
     assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());

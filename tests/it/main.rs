@@ -1,5 +1,5 @@
-//! The integration tests: one binary, so that the suite links once. Real PostgreSQL (a database per test), real SMTP,
-//! real HTTP, the built program where the program matters. Time is moved, never waited for.
+//! The integration tests: one binary, so that the suite links once. Real PostgreSQL (a database per
+//! test), SMTP and HTTP. Tests move the clock and never wait for time to pass.
 
 mod abuse;
 mod accounts;

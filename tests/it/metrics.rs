@@ -1,4 +1,4 @@
-//! `/metrics`: where it is, and in which formats.
+//! `/metrics`: on which address, and in which formats.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use crate::harness::client::Client;
 use crate::harness::{Service, needs};
 
-/// The page as curl gets it, with its head.
+/// The head and body of the page, as curl gets them.
 async fn curl(service: &Service, accept: &str) -> (String, String) {
     let (url, accept) = (format!("http://{}/metrics", service.metrics_address), format!("Accept: {accept}"));
     let asking = tokio::task::spawn_blocking(move || {
@@ -23,7 +23,7 @@ async fn curl(service: &Service, accept: &str) -> (String, String) {
 }
 
 #[sqlx::test]
-async fn metrics_are_on_the_private_address_alone(pool: PgPool) {
+async fn metrics_are_on_the_private_address_only(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.client().starts_recovery("trader@example.com").await;
     for accept in ["*/*", "application/openmetrics-text"] {
@@ -44,9 +44,9 @@ async fn metrics_are_on_the_private_address_alone(pool: PgPool) {
     service.stops().await;
 }
 
-/// What Prometheus asks for first, a client that accepts anything, and one that knows the text format alone.
+/// Prometheus's own Accept header, a client that accepts anything, and one that knows only text.
 #[sqlx::test]
-async fn metrics_are_openmetrics_for_whoever_accepts_it_and_else_text_that_promtool_accepts(pool: PgPool) {
+async fn metrics_are_openmetrics_if_accepted_and_else_text_that_promtool_accepts(pool: PgPool) {
     if !needs::has_program("/usr/bin/promtool") {
         return;
     }

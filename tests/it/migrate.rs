@@ -1,5 +1,5 @@
-//! `vos-auth migrate` and schemas of other ages, while the service is at work. The release has one step, so tests that need a
-//! next one append their own.
+//! `vos-auth migrate`, older and newer schemas, while the service runs. The release has one step:
+//! tests that need another append it.
 
 use std::cell::RefCell;
 use std::process::Command;
@@ -26,34 +26,34 @@ fn steps_and(sql: &'static str) -> Vec<Migration> {
     steps
 }
 
-/// Migrates to the last of the steps. When a line with `part` is said, `then` is done. Gives every line.
-async fn migrates(
+/// Migrates through all steps, and runs `then` at a line with `part`. Gives every line.
+async fn migrate_through(
     pool: &PgPool,
     steps: &[Migration],
     part: &str,
     then: impl Future<Output = ()>,
 ) -> Vec<String> {
     let lines = RefCell::new(Vec::new());
-    let said = tokio::sync::Notify::new();
+    let found = tokio::sync::Notify::new();
     let options = vos_auth::database::options(&database::url(pool)).unwrap();
     let migrating = vos_auth::database::migrate(&options, steps, |line| {
         lines.borrow_mut().push(line.to_owned());
         if line.contains(part) {
-            said.notify_one();
+            found.notify_one();
         }
     });
-    let told = async {
-        said.notified().await;
+    let reacted = async {
+        found.notified().await;
         then.await;
         Ok(())
     };
-    let both = async { tokio::try_join!(migrating, told) };
+    let both = async { tokio::try_join!(migrating, reacted) };
     tokio::time::timeout(PATIENCE, both).await.expect(part).unwrap();
     lines.into_inner()
 }
 
 #[sqlx::test(migrations = false)]
-async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
+async fn migrate_can_be_repeated_and_prints_what_it_did(pool: PgPool) {
     let url = database::url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
     let first = String::from_utf8(run(&["migrate"], &environment).stdout).unwrap();
@@ -64,24 +64,24 @@ async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn migrate_applies_the_steps_that_are_missing_alone(pool: PgPool) {
+async fn migrate_applies_only_the_missing_steps(pool: PgPool) {
     let all = MIGRATOR.iter().count();
-    let lines = migrates(&pool, &steps_and(ADDS_A_COLUMN), "up to date", async {}).await;
+    let lines = migrate_through(&pool, &steps_and(ADDS_A_COLUMN), "up to date", async {}).await;
     assert_eq!(lines, [&*format!("{all} migrations are applied, 1 to go"), "the schema is up to date"]);
     sqlx::query("SELECT of_the_next_release FROM account").execute(&pool).await.unwrap();
 }
 
-/// The URL that an operator's shell has is of a role that changes no schema.
+/// An operator's shell usually has the URL of a role that cannot change the schema.
 #[sqlx::test]
-async fn migrate_says_that_it_wants_the_owners_url(pool: PgPool) {
+async fn migrate_asks_for_the_owners_url(pool: PgPool) {
     let migrated = run(&["migrate"], &[("DATABASE_URL", &database::operator_url(&pool))]);
-    let said = String::from_utf8(migrated.stderr).unwrap();
-    assert!(!migrated.status.success() && said.contains("the URL of the database's owner"), "{said}");
+    let output = String::from_utf8(migrated.stderr).unwrap();
+    assert!(!migrated.status.success() && output.contains("the URL of the database's owner"), "{output}");
 }
 
-/// The role may have the settings of the service, as docs/operate/poolers.md gives them.
+/// The role may have the service's settings, from docs/operate/poolers.md.
 #[sqlx::test(migrations = false)]
-async fn migrate_takes_its_time_whatever_the_timeout_of_its_role(pool: PgPool) {
+async fn migrate_ignores_the_statement_timeout_of_its_role(pool: PgPool) {
     let database = pool.connect_options().get_database().unwrap().to_owned();
     let timeout = format!("ALTER DATABASE \"{database}\" SET statement_timeout = '1ms'");
     sqlx::raw_sql(sqlx::AssertSqlSafe(timeout)).execute(&pool).await.unwrap();
@@ -89,20 +89,20 @@ async fn migrate_takes_its_time_whatever_the_timeout_of_its_role(pool: PgPool) {
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
 }
 
-/// A step that waited on would have every request on that table wait behind it.
+/// A step that waits for its lock would block every request on that table.
 #[sqlx::test]
-async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
+async fn migrate_releases_a_table_that_is_in_use_and_retries(pool: PgPool) {
     let mut reader = pool.begin().await.unwrap();
     sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
     let reads = async { reader.commit().await.unwrap() };
-    let said = migrates(&pool, &steps_and(ADDS_A_COLUMN), "trying again", reads).await;
-    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let output = migrate_through(&pool, &steps_and(ADDS_A_COLUMN), "trying again", reads).await;
+    assert!(output.iter().any(|line| line.contains("up to date")), "{output:?}");
     sqlx::query("SELECT of_the_next_release FROM account").execute(&pool).await.unwrap();
 }
 
-/// The program does the same.
+/// The same with the program.
 #[sqlx::test(migrations = false)]
-async fn the_program_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
+async fn the_program_releases_a_table_that_is_in_use_and_retries(pool: PgPool) {
     Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();
     let mut reader = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE _sqlx_migrations IN SHARE MODE").execute(&mut *reader).await.unwrap();
@@ -110,41 +110,41 @@ async fn the_program_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgP
     let mut program = Program::start(&["migrate"], &[("DATABASE_URL", &url)]);
     program.line_with("trying again");
     reader.commit().await.unwrap();
-    let (said, well) = program.ends();
-    assert!(well && said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let (output, ok) = program.ends();
+    assert!(ok && output.iter().any(|line| line.contains("up to date")), "{output:?}");
     sqlx::query("SELECT FROM account").execute(&pool).await.unwrap();
 }
 
-/// One that waits for the transactions that are older than it, and is interrupted or gets no lock, is left half built.
+/// An index build that is interrupted or gets no lock leaves an invalid index.
 #[sqlx::test]
-async fn migrate_builds_an_index_that_was_not_finished_anew(pool: PgPool) {
+async fn migrate_rebuilds_an_unfinished_index(pool: PgPool) {
     let mut reader = pool.begin().await.unwrap();
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *reader).await.unwrap();
     sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
     let reads = async { reader.commit().await.unwrap() };
     let unfinished = "audit_event_account_id_idx was not finished";
-    let said = migrates(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, reads).await;
-    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let output = migrate_through(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, reads).await;
+    assert!(output.iter().any(|line| line.contains("up to date")), "{output:?}");
     let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'audit_event_account_id_idx'::regclass";
     assert!(sqlx::query_scalar::<_, bool>(valid).fetch_one(&pool).await.unwrap());
     let unfinished = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_index WHERE NOT indisvalid");
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
-/// PostgreSQL builds on when `migrate` is killed, and nothing notes that the step is done.
+/// PostgreSQL continues when `migrate` is killed, and the step is not recorded as done.
 #[sqlx::test]
-async fn migrate_goes_on_when_an_index_was_finished_after_its_end(pool: PgPool) {
+async fn migrate_continues_when_an_index_was_finished_after_it_was_killed(pool: PgPool) {
     sqlx::raw_sql(BUILDS_AN_INDEX).execute(&pool).await.unwrap();
     let unfinished = "audit_event_account_id_idx was not finished";
-    let said = migrates(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, async {}).await;
-    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let output = migrate_through(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, async {}).await;
+    assert!(output.iter().any(|line| line.contains("up to date")), "{output:?}");
     let applied = "SELECT success FROM _sqlx_migrations ORDER BY version DESC LIMIT 1";
     assert!(sqlx::query_scalar::<_, bool>(applied).fetch_one(&pool).await.unwrap());
 }
 
 #[sqlx::test]
-async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: PgPool) {
-    has_version(&pool, 9999).await;
+async fn the_program_works_on_a_newer_schema_and_leaves_it_unchanged(pool: PgPool) {
+    record_version(&pool, 9999).await;
     let url = database::url(&pool);
     let migrated = run(&["migrate"], &[("DATABASE_URL", &url)]);
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
@@ -157,32 +157,32 @@ async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: Pg
 #[sqlx::test(migrations = false)]
 async fn migrate_and_dev_refuse_a_database_from_before_the_baseline(pool: PgPool) {
     Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();
-    has_version(&pool, MIGRATOR.iter().next().unwrap().version - 1).await;
+    record_version(&pool, MIGRATOR.iter().next().unwrap().version - 1).await;
     let url = database::url(&pool);
     for command in ["migrate", "dev"] {
         let refused = run(&[command], &[("DATABASE_URL", &url), ("PORT", "0")]);
-        let said = String::from_utf8(refused.stderr).unwrap();
+        let output = String::from_utf8(refused.stderr).unwrap();
         assert!(!refused.status.success(), "{command}");
         for part in ["from before 0.1.0", "`vos-auth account export`", "a new database", "drop"] {
-            assert!(said.contains(part), "{command}: {part} in {said}");
+            assert!(output.contains(part), "{command}: {part} in {output}");
         }
-        assert_eq!(said.lines().count(), 1, "{command}: {said}");
+        assert_eq!(output.lines().count(), 1, "{command}: {output}");
     }
     let tables =
         "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
     assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&pool).await.unwrap(), 1, "nothing is made");
 }
 
-/// Notes that a version is applied.
-async fn has_version(pool: &PgPool, version: i64) {
+/// Records a version as applied.
+async fn record_version(pool: &PgPool, version: i64) {
     let applied = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
         VALUES ($1, 'of another release', true, '', 0)";
     sqlx::query(applied).bind(version).execute(pool).await.unwrap();
 }
 
-/// `make run` and `make test` keep their clusters, except one that has versions from before the baseline.
+/// `make run` and `make test` keep their clusters, except those from before the baseline.
 #[test]
-fn with_postgres_makes_a_cluster_from_before_the_baseline_anew() {
+fn with_postgres_recreates_a_cluster_from_before_the_baseline() {
     let name = format!("old-{}", std::process::id());
     let with_postgres = |lines: &str| {
         let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/with-postgres"))
@@ -196,16 +196,16 @@ fn with_postgres_makes_a_cluster_from_before_the_baseline_anew() {
     let (home, _) = with_postgres("createdb kept && printf %s \"$PGHOST\"");
     let ready = format!("{home}/ready");
     let has_kept = "psql -d postgres -Atc \"SELECT count(*) FROM pg_database WHERE datname = 'kept'\"";
-    let (kept, said) = with_postgres(has_kept);
-    assert_eq!((kept.trim(), said.as_str()), ("1", ""), "it is kept");
+    let (kept, output) = with_postgres(has_kept);
+    assert_eq!((kept.trim(), output.as_str()), ("1", ""), "the cluster is kept");
     // As it was made before the baseline, and before another one.
     for stamp in ["", "0001"] {
         std::fs::write(&ready, stamp).unwrap();
-        let (kept, said) = with_postgres(&format!("{has_kept}; createdb kept"));
-        assert_eq!(kept.trim(), "0", "{said}");
-        assert!(said.contains("0017_baseline.sql") && said.contains("made anew"), "{said}");
+        let (kept, output) = with_postgres(&format!("{has_kept}; createdb kept"));
+        assert_eq!(kept.trim(), "0", "{output}");
+        assert!(output.contains("0017_baseline.sql") && output.contains("made anew"), "{output}");
     }
-    let (kept, said) = with_postgres(has_kept);
-    assert_eq!((kept.trim(), said.as_str()), ("1", ""), "it is kept");
+    let (kept, output) = with_postgres(has_kept);
+    assert_eq!((kept.trim(), output.as_str()), ("1", ""), "the cluster is kept");
     std::fs::remove_dir_all(home).unwrap();
 }

@@ -1,4 +1,4 @@
-//! What an operator does at three in the morning: the outbox and the relays, seen with the built program.
+//! An operator looks at the outbox and the relays, with the built program.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::harness::program::run;
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{Service, database, now};
 
-/// The program's two outputs, and whether it ended well.
+/// The program's stdout and stderr, and whether it succeeded.
 fn vos_auth(arguments: &[&str], environment: &[(&str, &str)]) -> (String, String, bool) {
     let ended = run(arguments, environment);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (text(ended.stdout), text(ended.stderr), ended.status.success())
 }
 
-async fn owes_notice(service: &Service, email: &str) -> Uuid {
+async fn enqueue_notice(service: &Service, email: &str) -> Uuid {
     let account: Uuid = sqlx::query_scalar("SELECT id FROM account WHERE email = $1")
         .bind(email)
         .fetch_one(&service.pool)
@@ -33,7 +33,7 @@ async fn owes_notice(service: &Service, email: &str) -> Uuid {
 }
 
 #[sqlx::test]
-async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
+async fn a_notice_that_was_given_up_is_listed_and_can_be_retried(pool: PgPool) {
     let service = Service::start(&pool).await;
     let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
@@ -41,10 +41,10 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     assert_eq!(list().trim(), "no email is pending");
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user"));
-    let id = owes_notice(&service, "trader@example.com").await;
+    let id = enqueue_notice(&service, "trader@example.com").await;
     service.clock.advance(Duration::from_mins(1));
     service
-        .until("it is given up", async || {
+        .until("the notice is given up", async || {
             service.count("outbox WHERE last_error = 'rcpt 550 5.1.1'").await == 1
         })
         .await;
@@ -54,7 +54,7 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     for part in ["password_changed", "given up", "rcpt 550 5.1.1"] {
         assert!(row.contains(part), "{row}");
     }
-    assert!(!listed.contains("example.com"), "a list is pasted into chats: {listed}");
+    assert!(!listed.contains("example.com"), "a list may be shared, so it has no address: {listed}");
     let shown = vos_auth(&["outbox", "show", &id.to_string()], &environment).0;
     for part in ["trader@example.com", "given up", "rcpt 550 5.1.1"] {
         assert!(shown.contains(part), "{shown}");
@@ -63,21 +63,21 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     service.until("the metric", async || service.metric(given_up).await > 0.5).await;
 
     service.relay.is_in_mood(Mood::Takes);
-    let (said, _, well) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
-    assert!(well && said.starts_with("1 email is sent again"), "{said}");
+    let (said, _, ok) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
+    assert!(ok && said.starts_with("1 email is sent again"), "{said}");
     service.clock.advance(Duration::from_mins(1));
     service.relay.mail(1).await;
     service.until_outbox_has(0).await;
     let (said, _, _) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
     assert!(said.starts_with("0 mails"), "{said}");
-    let (_, why, well) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
-    assert!(!well && why.contains("was sent"), "{why}");
+    let (_, why, ok) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
+    assert!(!ok && why.contains("was sent"), "{why}");
     service.stops().await;
 }
 
-/// A code lives for minutes and is retried by itself: an operator's hand would only send it when it is dead.
+/// A code is short-lived and retried by itself: an operator could only send it expired.
 #[sqlx::test]
-async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
+async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
     let service = Service::start(&pool).await;
     let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
@@ -89,15 +89,15 @@ async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
             service.count("outbox WHERE last_error = 'rcpt 450 4.2.0'").await == 1
         })
         .await;
-    let owed = "vos_auth_outbox_owed{kind=\"recovery_code\"}";
-    service.until("the metric", async || service.metric(owed).await > 0.5).await;
+    let pending = "vos_auth_outbox_owed{kind=\"recovery_code\"}";
+    service.until("the metric", async || service.metric(pending).await > 0.5).await;
     let id: Uuid = sqlx::query_scalar("SELECT id FROM outbox").fetch_one(&pool).await.unwrap();
     let listed = vos_auth(&["outbox", "list"], &environment).0;
     assert!(listed.contains(&id.to_string()) && listed.contains("recovery_code"), "{listed}");
     let before: (i32, time::OffsetDateTime) =
         sqlx::query_as("SELECT attempts, next_attempt_at FROM outbox").fetch_one(&pool).await.unwrap();
-    let (_, why, well) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
-    assert!(!well && why.contains("this is a code"), "{why}");
+    let (_, why, ok) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
+    assert!(!ok && why.contains("this is a code"), "{why}");
     let after: (i32, time::OffsetDateTime) =
         sqlx::query_as("SELECT attempts, next_attempt_at FROM outbox").fetch_one(&pool).await.unwrap();
     assert_eq!(before, after);
@@ -109,12 +109,12 @@ async fn a_code_is_listed_and_not_sent_again(pool: PgPool) {
     for command in ["disable", "enable"] {
         assert!(vos_auth(&["account", command, "trader@example.com"], &environment).2);
     }
-    assert!(to().contains("nobody"), "its recovery has ended: {}", to());
+    assert!(to().contains("nobody"), "the recovery has ended: {}", to());
     service.stops().await;
 }
 
 #[tokio::test]
-async fn mail_test_says_which_relay_took_it_and_which_did_not() {
+async fn mail_test_prints_which_relays_accepted_the_email() {
     let (good, bad) = (Relay::start().await, Relay::start().await);
     bad.is_in_mood(Mood::RefusesRecipient("550 5.7.1 trader@example.com may not"));
     let gone = Relay::start().await;
@@ -126,7 +126,7 @@ async fn mail_test_says_which_relay_took_it_and_which_did_not() {
             &[("SMTP_RELAYS", relays.as_str())],
         )
     });
-    let (said, why, well) = test.await.unwrap();
+    let (said, why, ok) = test.await.unwrap();
     let lines: Vec<_> = said.lines().collect();
     assert!(
         lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("accepted the email"),
@@ -134,15 +134,15 @@ async fn mail_test_says_which_relay_took_it_and_which_did_not() {
     );
     assert!(lines[1].contains("did not accept it: rcpt 550 5.7.1"), "{said}");
     assert!(lines[2].contains("did not accept it: connect (") && lines[2].contains("refused"), "{said}");
-    assert!(!well && why.contains("2 of 3 relays"), "{why}");
+    assert!(!ok && why.contains("2 of 3 relays"), "{why}");
     let mail = good.mail(1).await;
     assert_eq!(mail.recipients, ["trader@example.com"]);
     assert!(mail.text().contains("There is nothing to do"));
 }
 
-/// No database, no relay, no secret: the mail as a relay would get it.
+/// Without database, relay or secret: the email as a relay would get it.
 #[test]
-fn mail_preview_writes_the_exact_mail() {
+fn mail_preview_writes_the_exact_email() {
     for (kind, locale, words) in [
         ("recovery_code", "vi", "Mã khôi phục"),
         ("recovery_code", "en", "recovery code"),
@@ -153,8 +153,8 @@ fn mail_preview_writes_the_exact_mail() {
     ] {
         let file = format!("{}/preview-{kind}-{locale}.eml", env!("CARGO_TARGET_TMPDIR"));
         let arguments = ["mail", "preview", "--kind", kind, "--locale", locale];
-        let (said, why, well) = vos_auth(&[&arguments[..], &["--out", &file]].concat(), &[]);
-        assert!(well && said.is_empty(), "{why}");
+        let (said, why, ok) = vos_auth(&[&arguments[..], &["--out", &file]].concat(), &[]);
+        assert!(ok && said.is_empty(), "{why}");
         let written = std::fs::read(&file).unwrap();
         let mail = MessageParser::default().parse(&written).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Relay and PostgreSQL go away and come back; the service needs no restart.
+//! Relay and PostgreSQL fail and recover; the service needs no restart.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::harness::relay::Relay;
 use crate::harness::{Service, Setup};
 
 #[sqlx::test]
-async fn s9_without_a_relay_502_for_any_address_and_back(pool: PgPool) {
+async fn s9_without_a_relay_any_address_gets_502_until_it_returns(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.goes_down().await;
@@ -23,7 +23,7 @@ async fn s9_without_a_relay_502_for_any_address_and_back(pool: PgPool) {
         assert_eq!(answer.set_cookie(), None);
     }
     assert_eq!(service.count("recovery_session").await, 0);
-    assert_eq!(service.count("throttle").await, 0, "a refusal costs no budget");
+    assert_eq!(service.count("throttle").await, 0, "a refusal draws on no rate limit");
     service.relay.comes_back().await;
     service.until_mail_is("ok").await;
     assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
@@ -38,7 +38,7 @@ async fn behind_a_proxy(pool: &PgPool) -> (Service, Proxy) {
 }
 
 #[sqlx::test]
-async fn without_postgresql_502_at_once_and_back(pool: PgPool) {
+async fn without_postgresql_starts_get_502_at_once_until_it_returns(pool: PgPool) {
     let (service, proxy) = behind_a_proxy(&pool).await;
     service.has_account("trader@example.com").await;
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
@@ -57,9 +57,9 @@ async fn without_postgresql_502_at_once_and_back(pool: PgPool) {
     service.stops().await;
 }
 
-/// PostgreSQL that stands and says nothing, as behind a failed network: an answer within 2.5 s.
+/// PostgreSQL accepts packets and stays silent, as behind a failed network: an answer within 2.5 s.
 #[sqlx::test]
-async fn a_silent_postgresql_is_502_within_two_and_a_half_seconds(pool: PgPool) {
+async fn with_a_silent_postgresql_starts_get_502_within_two_and_a_half_seconds(pool: PgPool) {
     let (service, proxy) = behind_a_proxy(&pool).await;
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
     proxy.is(Way::Stalled);
@@ -69,17 +69,17 @@ async fn a_silent_postgresql_is_502_within_two_and_a_half_seconds(pool: PgPool) 
     assert!(asked.elapsed() < Duration::from_millis(2500), "{:?}", asked.elapsed());
     proxy.is(Way::Open);
     service
-        .until("PostgreSQL is back", async || {
+        .until("PostgreSQL answers again", async || {
             service.client().starts_recovery("later@example.com").await.status != 502
         })
         .await;
     service.stops().await;
 }
 
-/// The machine of PostgreSQL is gone without a word while statements are under way, and another has taken its place: no
-/// connection of the pools is lost for good, no row stays locked, and mails go out again.
+/// PostgreSQL's machine disappears during statements, and another replaces it. The pools recover
+/// every connection, no row stays locked, and emails are sent again.
 #[sqlx::test]
-async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
+async fn connections_to_a_lost_postgresql_are_replaced(pool: PgPool) {
     let proxy = Proxy::before(&pool).await;
     let setup = Setup {
         database_url: Some(proxy.url(&pool)),
@@ -87,7 +87,7 @@ async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
         ..Setup::default()
     };
     let service = Service::start_with(&pool, setup).await;
-    // Each its own: a login that was cut off has spent one of its account's failures.
+    // One account each: an interrupted login counts as a failure of its account.
     for n in 0..5 {
         service.has_trader(&format!("trader{n}@example.com"), "morning boat on a green river").await;
     }
@@ -116,15 +116,15 @@ async fn connections_to_a_lost_postgresql_are_given_up(pool: PgPool) {
     service.stops().await;
 }
 
-/// PostgreSQL was restarted while nobody asked: the next trader must not be the one who finds out.
+/// PostgreSQL restarted while there were no requests: the next start must not fail.
 #[sqlx::test]
-async fn a_restart_between_two_starts_is_not_noticed(pool: PgPool) {
+async fn a_restart_of_postgresql_between_two_starts_fails_neither(pool: PgPool) {
     let service = Service::start(&pool).await;
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
-    // Each is waited for: one that still ends could be asked, and answer, before it does.
+    // Waits for the end of each backend: one that is still ending could answer a check.
     let ended = "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     sqlx::query(ended).execute(&pool).await.unwrap();
-    // A connection is trusted for 20 ms after its last use; then it is asked first.
+    // A connection is trusted for 20 ms after its last use; after that it is checked first.
     tokio::time::pause();
     tokio::time::advance(Duration::from_millis(20)).await;
     tokio::time::resume();
@@ -134,19 +134,19 @@ async fn a_restart_between_two_starts_is_not_noticed(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn readyz_names_missing_migrations(pool: PgPool) {
-    // There is nothing yet that rights could be granted on.
+    // Before any migration there are no tables to grant rights on.
     let database_url = Some(database::url(&pool));
     let service = Service::start_with(&pool, Setup { database_url, ..Setup::default() }).await;
     let ready = service.client().get("/readyz").await;
     assert_eq!(ready.error(), (503, "not_ready"));
     assert_eq!(ready.body["parts"]["database"], "migrations_missing");
-    // A start cannot work, and says so in the contract's words.
+    // A start fails with the contract's error.
     assert_eq!(service.client().starts_recovery("a@example.com").await.error(), (502, "storage_unavailable"));
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn readyz_names_a_clock_that_is_off(pool: PgPool) {
+async fn readyz_names_a_wrong_clock(pool: PgPool) {
     let service = Service::start(&pool).await;
     assert_eq!(service.client().get("/readyz").await.body["status"], "ready");
     service.clock.advance(Duration::from_secs(3));
@@ -157,13 +157,13 @@ async fn readyz_names_a_clock_that_is_off(pool: PgPool) {
     service.stops().await;
 }
 
-/// The database refuses one row of a batch; the others of the same batch must not notice.
+/// PostgreSQL refuses one row of a batch; the other rows must not be affected.
 #[sqlx::test]
 async fn one_bad_row_fails_no_other_start_of_its_batch(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     let poison = "ALTER TABLE recovery_session ADD CHECK (email <> 'poison@example.com')";
     sqlx::query(poison).execute(&pool).await.unwrap();
-    // A lock makes them wait, so that they are committed together.
+    // The lock makes the starts wait, so that they are committed together.
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     let mut starts = tokio::task::JoinSet::new();
@@ -185,13 +185,13 @@ async fn one_bad_row_fails_no_other_start_of_its_batch(pool: PgPool) {
     service.stops().await;
 }
 
-/// More starts than may wait: refused at once with 502, and the queue stays bounded. So is one more when there is room
-/// again, but not for what is committed in 100 ms by the pace of the last batch.
+/// More starts than may wait get 502 at once, and the queue stays bounded. With room again, one
+/// more is refused if the last batch was too slow to commit it in 100 ms.
 #[sqlx::test]
-async fn a_full_or_slow_queue_is_502_at_once(pool: PgPool) {
+async fn a_full_or_slow_queue_refuses_starts_at_once(pool: PgPool) {
     let settings = ["--network-burst=1000", "--start-queue=4", "--start-batch=1"];
     let service = Service::start_with_settings(&pool, &settings).await;
-    // It prepares the statement: that waits for the lock, too, and lets go of it again.
+    // The first start prepares the statement, which would also wait for the lock.
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
     let locks = "LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE";
     let mut lock = pool.begin().await.unwrap();
@@ -230,9 +230,9 @@ async fn a_full_or_slow_queue_is_502_at_once(pool: PgPool) {
     service.stops().await;
 }
 
-/// Stopping: new connections are not taken, the request under way is answered, and the service lasts until it is.
+/// A stopping service takes no new connections, and waits until the current request is answered.
 #[sqlx::test]
-async fn stopping_finishes_requests_under_way(pool: PgPool) {
+async fn stopping_finishes_requests_in_progress(pool: PgPool) {
     let service = Service::start(&pool).await;
     let (address, body) = (service.address, r#"{"email":"trader@example.com"}"#);
     let head = format!(
@@ -250,28 +250,28 @@ async fn stopping_finishes_requests_under_way(pool: PgPool) {
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, refused).await.expect("no new connections");
-    // As many ways to PostgreSQL and back, while its timers run ahead, as it takes to stop several times.
+    // Enough round trips to PostgreSQL, with timers running ahead, to stop several times.
     for _ in 0..200 {
         tokio::time::pause();
         tokio::time::advance(Duration::from_millis(5)).await;
         tokio::time::resume();
         sqlx::query("SELECT 1").execute(&pool).await.unwrap();
     }
-    assert!(!stopped.is_finished(), "it waits for the request");
+    assert!(!stopped.is_finished(), "the service waits for the request");
     assert!(start.sends(body).await);
     let answer = start.hears_all().await;
     assert!(answer.contains("200 OK") && answer.contains("code_sent"), "{answer}");
     stopped.await.unwrap();
 }
 
-/// For the drain delay everything still works, and readiness says that it will not for long.
+/// During the drain delay everything still works, and readiness reports the coming stop.
 #[sqlx::test]
-async fn readyz_is_red_while_draining(pool: PgPool) {
+async fn readyz_fails_while_draining(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--drain-delay=1s"]).await;
     assert_eq!(service.client().get("/readyz").await.body["parts"]["server"], "ok");
     service.is_told_to_stop();
     service
-        .until("readiness is red", async || {
+        .until("readiness fails", async || {
             let ready = service.client().get("/readyz").await;
             ready.status == 503 && ready.body["parts"]["server"] == "stopping"
         })
@@ -280,40 +280,42 @@ async fn readyz_is_red_while_draining(pool: PgPool) {
     service.stops().await;
 }
 
-/// A former primary, or a standby: it answers, but takes nothing.
+/// A former primary or a standby: it answers, but accepts no writes.
 #[sqlx::test]
-async fn a_postgresql_that_only_reads_is_502_and_back(pool: PgPool) {
+async fn with_a_read_only_postgresql_starts_get_502_until_it_accepts_writes(pool: PgPool) {
     let service = Service::start(&pool).await;
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
     let database = pool.connect_options().get_database().unwrap().to_owned();
-    let only_reads = async |value: &str| {
+    let set_read_only = async |value: &str| {
         let others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
         let sql = format!("ALTER DATABASE \"{database}\" SET default_transaction_read_only = {value}");
         let mut connection = pool.acquire().await.unwrap();
         sqlx::query("SET default_transaction_read_only = off").execute(&mut *connection).await.unwrap();
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await.unwrap();
-        // Connections of before go when it begins to only read; those that only read must not outlive it by themselves.
+        // Older connections can still write, so they are ended; read-only ones must end themselves.
         if value == "on" {
             sqlx::query(others).execute(&mut *connection).await.unwrap();
         }
     };
-    only_reads("on").await;
+    set_read_only("on").await;
     let reads = async || service.client().get("/readyz").await.body["parts"]["database"] == "read_only";
-    service.until("readiness names it", reads).await;
+    service.until("readiness reports read_only", reads).await;
     let answer = service.client().starts_recovery("second@example.com").await;
     assert_eq!(answer.error(), (502, "storage_unavailable"));
-    only_reads("off").await;
+    set_read_only("off").await;
     service
         .until("a start is accepted", async || {
             service.client().starts_recovery("third@example.com").await.is_code_sent()
         })
         .await;
-    // Sooner than connections end by themselves, that is: none to a server that only read is kept.
-    service.until("readiness is back", async || service.client().get("/readyz").await.status == 200).await;
+    // Earlier than connections expire: the service keeps none to a read-only server.
+    service
+        .until("the service is ready again", async || service.client().get("/readyz").await.status == 200)
+        .await;
     service.stops().await;
 }
 
-/// STARTTLS is required: a relay that does not offer it gets no mail, and its absence is an outage.
+/// STARTTLS is required: a relay without it gets no email, and counts as unavailable.
 #[sqlx::test]
 async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
     let plain = Relay::start().await;
@@ -330,7 +332,7 @@ async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
     service.stops().await;
 }
 
-/// Starts are stored by one connection for as long as the service runs: it has to meet a new certificate, too.
+/// One connection stores all starts while the service runs. It has to meet new certificates, too.
 #[sqlx::test]
 async fn the_connection_of_starts_is_renewed_by_age(pool: PgPool) {
     let mut kept =

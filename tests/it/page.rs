@@ -1,4 +1,4 @@
-//! The recovery page in a real browser: the whole way, and everything that a person does on it.
+//! The recovery page in a real browser: the whole flow, and what a person does on it.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -10,7 +10,7 @@ use crate::harness::browser::Browser;
 const EMAIL: &str = "trader@example.com";
 const PASSWORD: &str = "chuyen tau dem mua thu";
 
-/// A service that a browser may call, and where its page is.
+/// A service that a browser may call, and the URL of its page.
 pub async fn page_of(pool: &PgPool, settings: &[&str]) -> (Service, String) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, origin) = (free.local_addr().unwrap(), format!("http://{}", free.local_addr().unwrap()));
@@ -23,7 +23,7 @@ pub async fn page_of(pool: &PgPool, settings: &[&str]) -> (Service, String) {
     (service, format!("{origin}/recovery"))
 }
 
-/// Takes a browser to the field of the code.
+/// Brings a browser to the field of the code.
 pub async fn asks_for_a_code(browser: &Browser, page: &str) {
     browser.goes_to(page).await;
     browser.sees("#email").await;
@@ -32,7 +32,7 @@ pub async fn asks_for_a_code(browser: &Browser, page: &str) {
     browser.sees("#code").await;
 }
 
-/// Takes a browser to the field of the password.
+/// Brings a browser to the field of the password.
 async fn enters_the_code(browser: &Browser, service: &Service) {
     let code = service.relay.mail(1).await.code();
     browser.types("#digits", &code).await;
@@ -40,7 +40,7 @@ async fn enters_the_code(browser: &Browser, service: &Service) {
     browser.sees("#password").await;
 }
 
-/// Every step and every error that it can show, judged by axe in both colour schemes.
+/// Every step and error of the page, checked by axe in both colour schemes.
 async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     let [forgot, not_an_address, enter, wrong, left, guessable, signed_in] = words;
     let (service, page) = page_of(pool, &[]).await;
@@ -53,14 +53,14 @@ async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     inspect("1-email").await;
     browser.clicks("#start button").await;
     assert!(browser.reads("#start-error").await.starts_with(not_an_address));
-    assert_eq!(browser.focus().await, "address", "the field that is wrong");
+    assert_eq!(browser.focus().await, "address", "the invalid field has the focus");
     assert_eq!(browser.value("document.activeElement.ariaInvalid").await, "true");
     inspect("1-email-refused").await;
 
     browser.types("#address", EMAIL).await;
     browser.clicks("#start button").await;
     assert_eq!(browser.reads("#code h1").await, enter);
-    assert_eq!(browser.focus().await, "digits", "the next step's field");
+    assert_eq!(browser.focus().await, "digits", "the next step's field has the focus");
     assert!(browser.reads("#code .address").await.contains(EMAIL));
     inspect("2-code").await;
     browser.types("#digits", "0000 0000").await;
@@ -87,7 +87,7 @@ async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     inspect("4-done").await;
     let mut owner = service.client();
     owner.token = Some(browser.value("sessionStorage.vos_session_token").await);
-    assert!(owner.refreshes().await.is_signed_in(), "the sign-in page is handed a session");
+    assert!(owner.refreshes().await.is_signed_in(), "the sign-in page gets a session");
     assert!(service.client().logs_in(EMAIL, PASSWORD).await.is_signed_in());
     let kept =
         browser.value("JSON.stringify(sessionStorage) + JSON.stringify(localStorage) + location").await;
@@ -125,7 +125,7 @@ async fn the_whole_journey_in_english(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn e10_a_code_is_pasted_as_it_stands_in_the_mail(pool: PgPool) {
+async fn e10_a_code_can_be_pasted_as_written_in_the_email(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
@@ -140,7 +140,7 @@ async fn e10_a_code_is_pasted_as_it_stands_in_the_mail(pool: PgPool) {
     service.stops().await;
 }
 
-/// The marks that browsers and password managers go by (WHATWG, "Autofill").
+/// The attributes that browsers and password managers use (WHATWG, "Autofill").
 #[sqlx::test]
 async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) {
     let (service, page) = page_of(&pool, &["--password-min-chars=20"]).await;
@@ -174,10 +174,10 @@ async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) 
 }
 
 #[sqlx::test]
-async fn a_reload_or_the_back_button_resumes_where_one_was(pool: PgPool) {
+async fn a_reload_or_the_back_button_keeps_the_step(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
-    // The clock of this browser's machine is wrong by decades; the times left are right nevertheless.
+    // The browser's clock is wrong by decades; the remaining times are right all the same.
     let wrong = json!({ "source": "Date.now = () => 0" });
     browser.devtools("Page.addScriptToEvaluateOnNewDocument", wrong).await;
     browser.goes_to(&page).await;
@@ -190,7 +190,7 @@ async fn a_reload_or_the_back_button_resumes_where_one_was(pool: PgPool) {
     asks_for_a_code(&browser, &page).await;
     browser.driver.refresh().await.unwrap();
     browser.sees("#code").await;
-    // The service's clock stands still, so its time of before the reload is that of after it, too.
+    // The service's clock does not move, so that the time is the same after the reload.
     let left = browser.reads("#code-life time").await;
     assert!(left.starts_with("9:") || left.starts_with("10:"), "{left}");
     browser.driver.back().await.unwrap();
@@ -222,7 +222,7 @@ async fn a_reload_or_the_back_button_resumes_where_one_was(pool: PgPool) {
     service.stops().await;
 }
 
-/// With the keys alone, from the first to the last.
+/// With the keyboard only.
 #[sqlx::test]
 async fn the_whole_journey_by_keyboard(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -252,7 +252,7 @@ async fn the_whole_journey_by_keyboard(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_chosen_language_stays(pool: PgPool) {
+async fn a_chosen_language_is_kept(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("vi").await;
     asks_for_a_code(&browser, &page).await;
@@ -269,7 +269,7 @@ async fn a_chosen_language_stays(pool: PgPool) {
     service.stops().await;
 }
 
-/// Small enough for a phone on a bad network, and kept by the browser for as long as it is the same.
+/// Small enough for a phone on a slow network, and cached while its version is the same.
 #[sqlx::test]
 async fn the_page_is_small_strict_and_can_be_turned_off(pool: PgPool) {
     let (service, _) =
@@ -297,7 +297,7 @@ async fn the_page_is_small_strict_and_can_be_turned_off(pool: PgPool) {
         assert_eq!(
             (other.status, other.header("cache-control")),
             (200, Some("no-store")),
-            "of another version"
+            "another version is not cached"
         );
         size += file.text.len();
     }
@@ -313,9 +313,9 @@ async fn the_page_is_small_strict_and_can_be_turned_off(pool: PgPool) {
     service.stops().await;
 }
 
-/// A sign-in page of another host could not read the session: it is ended, and the new password is asked for there.
+/// The sign-in page of another host could not read the session, so the page ends it.
 #[sqlx::test]
-async fn a_session_that_nobody_can_take_over_is_ended(pool: PgPool) {
+async fn a_session_that_the_sign_in_page_cannot_read_is_ended(pool: PgPool) {
     let (service, page) = page_of(&pool, &["--sign-in-url=https://oms.verolabs.co/login"]).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;

@@ -1,4 +1,4 @@
-//! Several tabs of one browser share the cookie: each shows what the service knows, and acts on nothing else.
+//! Tabs of one browser share the cookie: each acts only on the recovery that it shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,16 +13,16 @@ use crate::harness::Service;
 use crate::harness::browser::Browser;
 use crate::page::page_of;
 
-/// Random sequences, unless `TABS_CASES` says how many; each has so many presses.
+/// The number of random sequences, unless `TABS_CASES` sets it, and the actions in each.
 const CASES: u64 = 4;
-const PRESSES: usize = 18;
+const ACTIONS: usize = 18;
 const BEFORE: &str = "morning boat on a green river";
 const PASSWORDS: [&str; 2] = ["night train in autumn rain", "slow lamps over misty rice fields"];
 const BUSY: &[&str] = &["--network-burst=1000000", "--network-per-minute=1000000"];
 
-/// Does what a person who looks at the screen does next, in one turn of the page's script, and gives the address that the
-/// screen shows: an address is typed, or the code that was mailed to the one that is shown, or a password for it.
-const PRESS: &str = "
+/// Does what a person would do next on the screen: types an address, the code that was mailed to
+/// the shown address, or a password for it. Gives the shown address.
+const ACT: &str = "
     const [what, email, codes, passwords] = ARGUMENTS;
     const seen = (id) => document.getElementById(id).checkVisibility();
     const press = (form, field, text) => {
@@ -53,8 +53,8 @@ const PRESS: &str = "
     }
     return null;";
 
-/// What the cookie's recovery is of, by the service itself, and which address the screen shows, if any.
-const TRUTH: &str = "
+/// The address of the cookie's recovery, from the service, and the address on the screen, if any.
+const SHOWN_AND_STORED: &str = "
     const done = arguments[0];
     const seen = (id) => document.getElementById(id).checkVisibility();
     const shown = seen('code') ? document.querySelector('#code .address').textContent
@@ -64,11 +64,11 @@ const TRUTH: &str = "
 
 const ADDRESS: &str = "document.querySelector('#code .address').textContent";
 const IS_IDLE: &str = "document.readyState === 'complete' && !document.querySelector('[aria-busy=true]')";
-/// Two windows side by side: none is told by the browser that somebody looks at it, unless a test says so.
+/// Two windows side by side: the browser reports no change of visibility, unless a test does.
 const SIDE_BY_SIDE: &str = "document.addEventListener('visibilitychange', (event) => event.isTrusted && event.stopImmediatePropagation(), true)";
-const COMES_BACK: &str = "document.dispatchEvent(new Event('visibilitychange'))";
+const RETURN: &str = "document.dispatchEvent(new Event('visibilitychange'))";
 
-/// Two tabs at the page.
+/// Two tabs with the page.
 struct Tabs {
     browser: Browser,
     handles: Vec<WindowHandle>,
@@ -81,19 +81,19 @@ impl Tabs {
         let handles = vec![browser.driver.window().await.unwrap(), browser.driver.new_tab().await.unwrap()];
         let tabs = Self { browser, handles, page: page.to_owned() };
         for tab in 0..2 {
-            tabs.are_at(tab).await;
+            tabs.switch_to(tab).await;
             let script = json!({ "source": SIDE_BY_SIDE });
             tabs.browser.devtools("Page.addScriptToEvaluateOnNewDocument", script).await;
         }
-        tabs.begin_anew().await;
+        tabs.reset().await;
         tabs
     }
 
-    /// As a browser that was never here.
-    async fn begin_anew(&self) {
+    /// Resets the browser to that of a new visitor.
+    async fn reset(&self) {
         self.browser.devtools("Network.clearBrowserCookies", json!({})).await;
         for tab in 0..self.handles.len() {
-            self.are_at(tab).await;
+            self.switch_to(tab).await;
             self.browser.goes_to(&self.page).await;
             self.browser.script("sessionStorage.clear(); history.replaceState(null, '')").await;
             self.browser.goes_to(&self.page).await;
@@ -101,37 +101,37 @@ impl Tabs {
         }
     }
 
-    /// Looks at a tab.
-    async fn are_at(&self, tab: usize) {
+    /// Switches to a tab.
+    async fn switch_to(&self, tab: usize) {
         self.browser.driver.switch_to_window(self.handles[tab].clone()).await.unwrap();
     }
 
-    async fn comes_back_to(&self, tab: usize) {
-        self.are_at(tab).await;
-        self.browser.script(COMES_BACK).await;
+    async fn return_to(&self, tab: usize) {
+        self.switch_to(tab).await;
+        self.browser.script(RETURN).await;
     }
 }
 
-/// One random sequence on two addresses of its own, and what it was.
+/// One random sequence on two addresses of its own, and its record.
 struct Case<'a> {
     tabs: &'a Tabs,
     service: &'a Service,
     emails: [String; 2],
-    /// Presses that spend an attempt at most, by the address on the screen.
+    /// The code entries for each address on the screen. Each may spend one attempt.
     verified: BTreeMap<String, i64>,
-    /// Addresses that were on the screen when a password was sent.
+    /// The addresses that were on the screen when a password was sent.
     reset: BTreeSet<String>,
-    /// The address that a tab showed when it sent its last password.
+    /// The address that each tab showed when it last sent a password.
     last_reset: [Option<String>; 2],
-    /// Addresses whose password a tab said to be changed.
+    /// The addresses for which a tab reported a changed password.
     signed_in: BTreeSet<String>,
-    /// Tabs in which an answer may still be awaited.
+    /// The tabs that may still wait for an answer.
     busy: [bool; 2],
 }
 
 impl Case<'_> {
     async fn runs(&mut self, random: &mut SmallRng) {
-        for _ in 0..PRESSES {
+        for _ in 0..ACTIONS {
             let (tab, waits) = (random.random_range(0..2), random.random_bool(0.8));
             let actions =
                 ["next", "next", "next", "guess", "guess", "start", "start", "return", "reload", "back"];
@@ -140,12 +140,12 @@ impl Case<'_> {
             println!("  tab {tab}: {action} ({email}){}", if waits { "" } else { ", and goes on at once" });
             let (email, before, was_busy) = (email.clone(), self.spent().await, self.busy);
             let shown = self.acts(tab, action, &email).await;
-            // What a reload has cut off may still be done by the service.
+            // The service may still process a request that a reload interrupted.
             self.busy[tab] = !waits || (action == &"reload" && was_busy[tab]);
             if waits {
                 self.tabs.browser.until(IS_IDLE).await;
                 self.service.until_outbox_has(0).await;
-                self.looks_at(tab).await;
+                self.observe(tab).await;
             }
             if self.busy == [false; 2] && was_busy == [false; 2] {
                 let after = self.spent().await;
@@ -160,8 +160,8 @@ impl Case<'_> {
         }
     }
 
-    /// Notes whose account a tab says that it is signed in to. The rate limit of addresses is another test's.
-    async fn looks_at(&mut self, tab: usize) {
+    /// Records the account that a tab says it signed in to. Also clears the addresses' rate limits.
+    async fn observe(&mut self, tab: usize) {
         let step = "document.querySelector('#done').checkVisibility()";
         if self.tabs.browser.value(step).await == "true" {
             self.signed_in.extend(self.last_reset[tab].take());
@@ -169,7 +169,7 @@ impl Case<'_> {
         sqlx::query("DELETE FROM throttle").execute(&self.service.pool).await.unwrap();
     }
 
-    /// Attempts that were spent, of every recovery of each address.
+    /// The attempts spent on each address, over all its recoveries.
     async fn spent(&self) -> [i64; 2] {
         let of = async |email: &String| {
             let spent =
@@ -179,13 +179,13 @@ impl Case<'_> {
         [of(&self.emails[0]).await, of(&self.emails[1]).await]
     }
 
-    /// Gives the address that was on the screen, if a code or a password was sent.
+    /// Gives the address on the screen if a code or a password was sent.
     async fn acts(&mut self, tab: usize, action: &str, email: &str) -> Option<String> {
         let browser = &self.tabs.browser;
-        self.tabs.are_at(tab).await;
+        self.tabs.switch_to(tab).await;
         match action {
             "return" => {
-                browser.script(COMES_BACK).await;
+                browser.script(RETURN).await;
             }
             "reload" => browser.driver.refresh().await.unwrap(),
             "back" => {
@@ -197,7 +197,7 @@ impl Case<'_> {
                 let codes: BTreeMap<_, _> = codes.collect();
                 let passwords: BTreeMap<_, _> = self.emails.iter().zip(PASSWORDS).collect();
                 let arguments = json!([action, email, codes, passwords]).to_string();
-                let pressed = browser.script(&PRESS.replace("ARGUMENTS", &arguments)).await;
+                let pressed = browser.script(&ACT.replace("ARGUMENTS", &arguments)).await;
                 let shown = pressed[1].as_str()?.to_owned();
                 match pressed[0].as_str()? {
                     "verify" => *self.verified.entry(shown.clone()).or_default() += 1,
@@ -213,21 +213,22 @@ impl Case<'_> {
         None
     }
 
-    /// Gives how many tabs are signed in, after checking that nothing happened to what was not on a screen.
-    async fn ends(&mut self) -> usize {
+    /// Checks that only what was on a screen was changed. Gives the number of signed-in tabs.
+    async fn check(&mut self) -> usize {
         for tab in 0..2 {
-            self.tabs.are_at(tab).await;
+            self.tabs.switch_to(tab).await;
             self.tabs.browser.until(IS_IDLE).await;
-            self.tabs.browser.script(COMES_BACK).await;
-            let truth =
-                async || self.tabs.browser.driver.execute_async(TRUTH, vec![]).await.unwrap().json().clone();
+            self.tabs.browser.script(RETURN).await;
+            let state = async || {
+                self.tabs.browser.driver.execute_async(SHOWN_AND_STORED, vec![]).await.unwrap().json().clone()
+            };
             self.service
-                .until("the screen that shows the truth", async || {
-                    let truth = truth().await;
-                    truth[0].is_null() || truth[0] == truth[1]
+                .until("the screen shows the service's state", async || {
+                    let state = state().await;
+                    state[0].is_null() || state[0] == state[1]
                 })
                 .await;
-            self.looks_at(tab).await;
+            self.observe(tab).await;
         }
         let spent = self.spent().await;
         for (n, email) in self.emails.iter().enumerate() {
@@ -235,9 +236,12 @@ impl Case<'_> {
                 async |password| self.service.client().logs_in(email, password).await.is_signed_in();
             let is_new = logs_in(PASSWORDS[n]).await;
             assert!(!logs_in(PASSWORDS[1 - n]).await, "{email} has the password of the other");
-            assert!(is_new || logs_in(BEFORE).await, "{email} has a password that nobody sent for it");
+            assert!(is_new || logs_in(BEFORE).await, "{email} has a password that no tab sent for it");
             assert!(!is_new || self.reset.contains(email), "{email} was not on the screen");
-            assert!(is_new || !self.signed_in.contains(email), "{email} was said to be changed");
+            assert!(
+                is_new || !self.signed_in.contains(email),
+                "a tab reported a changed password for {email}"
+            );
             let pressed = self.verified.get(email).copied().unwrap_or_default();
             assert!(spent[n] <= pressed, "{} attempts of {email} were spent by {pressed} presses", spent[n]);
         }
@@ -245,8 +249,8 @@ impl Case<'_> {
     }
 }
 
-/// Whatever the order of the presses in two tabs with two addresses: the password that is set is that of the account on
-/// the screen, no attempt of the other recovery is spent, and in the end both show the truth. `TABS_SEED` repeats a run.
+/// Two tabs, two addresses, any order: a password goes to the account on the screen, and so does
+/// each attempt; both tabs end with the service's state. `TABS_SEED` repeats a run.
 #[sqlx::test]
 async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     let of_environment = |name: &str| std::env::var(name).ok().map(|value| value.parse().unwrap());
@@ -255,14 +259,14 @@ async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     let (service, page) = page_of(&pool, BUSY).await;
     let tabs = Tabs::open(&page).await;
     let (mut seed, mut signed_in, mut refused) = (first, 0, 0.0);
-    // Until both has happened, a run would show nothing.
+    // A run without both would show nothing.
     while seed < first + cases || signed_in == 0 || refused == 0.0 {
         println!("TABS_SEED={seed}");
         let emails = ["left", "right"].map(|name| format!("{name}{seed}@example.com"));
         for email in &emails {
             service.has_trader(email, BEFORE).await;
         }
-        tabs.begin_anew().await;
+        tabs.reset().await;
         let mut case = Case {
             tabs: &tabs,
             service: &service,
@@ -274,7 +278,7 @@ async fn two_tabs_act_on_what_they_show(pool: PgPool) {
             busy: [false; 2],
         };
         case.runs(&mut SmallRng::seed_from_u64(seed)).await;
-        signed_in += case.ends().await;
+        signed_in += case.check().await;
         refused = answers_401(&service).await;
         seed += 1;
     }
@@ -282,7 +286,7 @@ async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     service.stops().await;
 }
 
-/// How many codes and passwords were refused because there was no such recovery, or another one.
+/// The codes and passwords that were refused for a missing or another recovery.
 async fn answers_401(service: &Service) -> f64 {
     let of = async |step: &str| {
         let route = format!("/api/auth/recovery/{step}");
@@ -291,9 +295,9 @@ async fn answers_401(service: &Service) -> f64 {
     of("verify").await + of("reset-password").await
 }
 
-/// Goes on in one tab until it shows the field of the password.
+/// Continues in one tab until it shows the field of the password.
 async fn verifies_in(tabs: &Tabs, service: &Service, tab: usize, email: &str, mail: usize) {
-    tabs.are_at(tab).await;
+    tabs.switch_to(tab).await;
     tabs.browser.types("#address", email).await;
     tabs.browser.clicks("#start button").await;
     tabs.browser.sees("#code").await;
@@ -302,7 +306,7 @@ async fn verifies_in(tabs: &Tabs, service: &Service, tab: usize, email: &str, ma
     tabs.browser.sees("#password").await;
 }
 
-/// What once set the password of another account than the one on the screen.
+/// A former defect set the password of another account than the one on the screen.
 #[sqlx::test]
 async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -314,15 +318,19 @@ async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: 
     let (browser, account) = (&tabs.browser, "document.querySelector('#account').value");
     verifies_in(&tabs, &service, 0, left, 1).await;
     verifies_in(&tabs, &service, 1, right, 2).await;
-    tabs.are_at(0).await;
+    tabs.switch_to(0).await;
     assert_eq!(browser.value(account).await, left);
     browser.types("#secret", PASSWORDS[0]).await;
     browser.clicks("#reset button").await;
     browser.until(&format!("{account} === '{right}'")).await;
     assert!(browser.reads("#network").await.starts_with("Another recovery was started in this browser"));
-    assert_eq!(browser.value("document.querySelector('#secret').value").await, "", "it was for the other");
-    assert!(service.client().logs_in(right, BEFORE).await.is_signed_in(), "nothing was changed");
-    // A new tab and a reload show the same; then the right one is set.
+    assert_eq!(
+        browser.value("document.querySelector('#secret').value").await,
+        "",
+        "the password was for the other account"
+    );
+    assert!(service.client().logs_in(right, BEFORE).await.is_signed_in(), "the password is unchanged");
+    // A reload shows the same; then the password of the right account is set.
     browser.driver.refresh().await.unwrap();
     browser.sees("#password").await;
     assert_eq!(browser.value(account).await, right);
@@ -331,8 +339,8 @@ async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: 
     browser.sees("#done").await;
     assert!(service.client().logs_in(right, PASSWORDS[1]).await.is_signed_in());
     assert!(service.client().logs_in(left, BEFORE).await.is_signed_in());
-    // The other tab is told that its recovery is over.
-    tabs.comes_back_to(1).await;
+    // The other tab reports that its recovery has ended.
+    tabs.return_to(1).await;
     browser.sees("#email").await;
     assert!(
         browser
@@ -344,12 +352,12 @@ async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: 
     service.stops().await;
 }
 
-/// The answer never comes, but its cookie does: the page asks what has become of it.
+/// The answer is lost but its cookie is set: the page asks the service for the state.
 #[sqlx::test]
-async fn after_a_lost_answer_the_page_shows_where_things_are(pool: PgPool) {
+async fn after_a_lost_answer_the_page_shows_the_current_step(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
-    let is_lost = async |path: &str| {
+    let lose_answer_of = async |path: &str| {
         let script = format!(
             "const real = window.fetch;
              window.fetch = async (...call) => {{
@@ -363,28 +371,28 @@ async fn after_a_lost_answer_the_page_shows_where_things_are(pool: PgPool) {
     };
     browser.goes_to(&page).await;
     browser.sees("#email").await;
-    // The start is answered, and the question after it is not: what is known of it is shown.
+    // The start is answered, the next request is not: the page shows what it knows.
     browser.types("#address", "trader@example.com").await;
-    is_lost("/recovery").await;
+    lose_answer_of("/recovery").await;
     browser.clicks("#start button").await;
     browser.sees("#code").await;
     assert_eq!(browser.value(ADDRESS).await, "trader@example.com");
     assert_eq!(browser.value("document.querySelector('#code-life').innerText").await, "");
     browser.clicks("#other-email").await;
-    is_lost("/start").await;
+    lose_answer_of("/start").await;
     browser.clicks("#start button").await;
     browser.sees("#code").await;
     assert_eq!(browser.value(ADDRESS).await, "trader@example.com");
     browser.types("#digits", "00000000").await;
-    is_lost("/verify").await;
+    lose_answer_of("/verify").await;
     browser.clicks("#verify button").await;
     assert!(browser.reads("#network").await.starts_with("The server has not answered."));
     assert_eq!(browser.reads("#attempts").await, "Attempts left: 4");
     browser.types("#digits", &service.relay.mail(1).await.code()).await;
-    is_lost("/verify").await;
+    lose_answer_of("/verify").await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
-    // A tab that is opened now is at the same place.
+    // A new tab shows the same step.
     let tab = browser.driver.new_tab().await.unwrap();
     browser.driver.switch_to_window(tab).await.unwrap();
     browser.goes_to(&page).await;

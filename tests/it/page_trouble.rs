@@ -1,4 +1,4 @@
-//! The recovery page on bad days: codes that have expired, mails that do not come, budgets that are spent, no network.
+//! The recovery page in trouble: expired codes, missing emails, exhausted rate limits, no network.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const EMAIL: &str = "trader@example.com";
 const IS_REFUSED: &str = "document.querySelector('#start button').ariaDisabled === 'true'";
 
 #[sqlx::test]
-async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
+async fn an_expired_code_returns_to_the_start_with_the_address_kept(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
@@ -34,7 +34,7 @@ async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
     browser.types("#digits", &service.relay.mail(2).await.code()).await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
-    // The time to choose a password ends, too.
+    // The time to choose a password expires, too.
     service.clock.advance(Duration::from_secs(901));
     browser.types("#secret", "chuyen tau dem mua thu").await;
     browser.clicks("#reset button").await;
@@ -45,7 +45,7 @@ async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_session_without_attempts_leads_back(pool: PgPool) {
+async fn a_session_without_attempts_returns_to_the_start(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("vi").await;
     asks_for_a_code(&browser, &page).await;
@@ -56,7 +56,7 @@ async fn a_session_without_attempts_leads_back(pool: PgPool) {
         browser.until(&format!("document.querySelector('#attempts b').textContent === '{left}'")).await;
     }
     assert_eq!(browser.reads("#attempts").await, "Số lần thử còn lại: 0");
-    // A reload gives none back.
+    // A reload gives no attempts back.
     browser.driver.refresh().await.unwrap();
     browser.sees("#start-error p").await;
     assert!(browser.reads("#start-error").await.starts_with("Bạn đã nhập sai mã quá nhiều lần."));
@@ -65,7 +65,7 @@ async fn a_session_without_attempts_leads_back(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
+async fn a_resend_is_delayed_and_sends_the_same_code(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
@@ -73,7 +73,7 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
     service.until_outbox_has(0).await;
     assert!(browser.reads("#resend-wait").await.starts_with("You can send it again in 0:"));
     browser.clicks("#resend button").await;
-    assert_eq!(service.count("outbox").await, 0, "not before its time");
+    assert_eq!(service.count("outbox").await, 0, "no email is enqueued before the resend is allowed");
     service.clock.advance(Duration::from_mins(2));
     browser.driver.refresh().await.unwrap();
     browser.sees("#resend button").await;
@@ -83,7 +83,10 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
     let second = service.relay.mail(2).await;
     assert_eq!(first.code(), second.code());
     let left = browser.reads("#code-life time").await;
-    assert!(left.starts_with("7:") || left.starts_with("8:"), "a resend extends nothing: {left}");
+    assert!(
+        left.starts_with("7:") || left.starts_with("8:"),
+        "a resend does not extend the code's life: {left}"
+    );
     browser.types("#digits", &second.code()).await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
@@ -92,7 +95,7 @@ async fn a_resend_waits_its_time_and_sends_the_same_code(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_relay_that_is_down_says_when_to_try_again(pool: PgPool) {
+async fn without_a_relay_the_page_says_when_to_try_again(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
     service.relay.goes_down().await;
@@ -117,7 +120,7 @@ async fn a_relay_that_is_down_says_when_to_try_again(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) {
+async fn an_empty_bucket_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) {
     let (service, page) = page_of(&pool, &["--address-burst=1"]).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
@@ -130,7 +133,7 @@ async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) 
     assert!(wait.starts_with("You can try again in 4:") || wait.contains("5:00"), "{wait}");
     browser.until(IS_REFUSED).await;
     browser.sees("#have-code").await;
-    // Another address need not wait.
+    // Another address can be tried at once.
     browser.types("#address", "other@example.com").await;
     browser.until(&format!("!({IS_REFUSED})")).await;
     browser.clicks("#start button").await;
@@ -140,7 +143,7 @@ async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) 
     let ticket = known_device::issue(&TICKET, &service.keys.clone().into(), DeviceId::new(now()), &email);
     browser.goes_to(&format!("{page}#t={ticket}")).await;
     browser.sees("#ticket").await;
-    assert_eq!(browser.value("location.href").await, page, "it leaves the address bar");
+    assert_eq!(browser.value("location.href").await, page, "the ticket leaves the address bar");
     let kept = browser.value("JSON.stringify([sessionStorage, localStorage, history.state])").await;
     assert!(!kept.contains(&ticket), "{kept}");
     browser.clicks("#language").await;
@@ -154,7 +157,7 @@ async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) 
     service.stops().await;
 }
 
-/// Two clicks at once are one request; without a network it says so, and goes on when there is one.
+/// A double click sends one request; without a network the page says so, and works again with it.
 #[sqlx::test]
 async fn a_double_click_and_a_lost_network_are_harmless(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -180,7 +183,7 @@ async fn a_double_click_and_a_lost_network_are_harmless(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn without_scripts_it_says_what_to_do(pool: PgPool) {
+async fn without_scripts_the_page_says_what_to_do(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("vi").await;
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({ "value": true })).await;
@@ -192,7 +195,7 @@ async fn without_scripts_it_says_what_to_do(pool: PgPool) {
     service.stops().await;
 }
 
-/// What a newcomer sees first: the page, the mailbox with the code, and the mailbox again as the page to sign in on.
+/// A newcomer sees the page, the mailbox with the code, and the mailbox as the sign-in page.
 #[sqlx::test(migrations = false)]
 async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
     let (url, port) = (database::url(&pool), crate::dev::free_port());
@@ -224,7 +227,11 @@ async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
 
     browser.goes_to(&format!("http://localhost:{port}/recovery")).await;
     browser.sees("#code").await;
-    assert_eq!(browser.value("document.documentElement.lang").await, "vi", "one choice for both pages");
+    assert_eq!(
+        browser.value("document.documentElement.lang").await,
+        "vi",
+        "both pages use the same chosen language"
+    );
     browser.types("#digits", &code).await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
@@ -233,7 +240,7 @@ async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
     browser.sees("#done").await;
     browser.clicks("#go-on").await;
     assert_eq!(browser.reads("#session b").await, "trader.vi@example.com");
-    assert_eq!(browser.value("sessionStorage.length").await, "0", "the token is taken out");
+    assert_eq!(browser.value("sessionStorage.length").await, "0", "the mailbox removes the token");
     browser.closes().await;
     program.signal("-TERM");
     assert!(program.ends().1);

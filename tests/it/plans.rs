@@ -1,5 +1,5 @@
-//! The plan of every statement in `.sqlx`, as the connections of the service have it made: by index, while every table is
-//! empty (docs/decisions/0001). `make versions` asks each major version of PostgreSQL.
+//! The plan of every statement in `.sqlx`, on the service's connections: by index, even while every
+//! table is empty (docs/decisions/0001). `make versions` checks it on each PostgreSQL version.
 
 use std::fs;
 
@@ -7,8 +7,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use vos_auth::database::with_deadline;
 
-/// The statements that read a whole table, by how they begin: an operator's commands, `dev`, and the count of pending mails
-/// for the metrics.
+/// Statements that read a whole table: operator's commands, `dev`, and the count of pending emails.
 const READ_A_WHOLE_TABLE: [&str; 10] = [
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
@@ -23,7 +22,7 @@ const READ_A_WHOLE_TABLE: [&str; 10] = [
     "UPDATE session SET revoked_at = $1 WHERE revoked_at IS NULL AND expires_at > $1",
 ];
 
-/// The statements that were checked at compile time, and how many parameters each has.
+/// The statements checked at compile time, with their number of parameters.
 fn statements() -> Vec<(String, usize)> {
     let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx")).unwrap();
     let checked = files.map(|file| {
@@ -35,8 +34,8 @@ fn statements() -> Vec<(String, usize)> {
     checked.collect()
 }
 
-/// The plan that is kept for a statement, whatever is bound to it.
-async fn kept_plan(connection: &mut PgConnection, statement: &str, parameters: usize) -> Value {
+/// The generic plan of a statement, which does not depend on its parameters.
+async fn generic_plan(connection: &mut PgConnection, statement: &str, parameters: usize) -> Value {
     let bound =
         if parameters == 0 { String::new() } else { format!("({})", vec!["NULL"; parameters].join(", ")) };
     let prepare = format!("DEALLOCATE ALL; PREPARE statement AS {statement}");
@@ -50,8 +49,8 @@ async fn kept_plan(connection: &mut PgConnection, statement: &str, parameters: u
     plan[0]["Plan"].clone()
 }
 
-/// Whether a step of a plan reads a whole table, or an index from its one end towards the other with nothing to stop it.
-/// A bitmap counts, as one is only made where no index alone will do.
+/// Whether a step reads a whole table, or a whole index without a limit. A bitmap counts: it is
+/// used only where no single index suffices.
 fn reads_a_whole_table(step: &Value, limited: bool) -> bool {
     let kind = step["Node Type"].as_str().unwrap();
     let limited = limited || kind == "Limit";
@@ -64,19 +63,19 @@ fn reads_a_whole_table(step: &Value, limited: bool) -> bool {
 }
 
 #[sqlx::test]
-async fn every_statement_has_an_index_to_go_by(pool: PgPool) {
+async fn every_statement_uses_an_index(pool: PgPool) {
     let mut connection = PgConnection::connect_with(&with_deadline(&pool.connect_options())).await.unwrap();
-    let (mut whole, mut wrong) = (0, Vec::new());
+    let (mut whole_table_reads, mut wrong) = (0, Vec::new());
     for (statement, parameters) in statements() {
-        let plan = kept_plan(&mut connection, &statement, parameters).await;
+        let plan = generic_plan(&mut connection, &statement, parameters).await;
         let on_one_line = statement.split_whitespace().collect::<Vec<_>>().join(" ");
         let expected = READ_A_WHOLE_TABLE.iter().any(|begins| on_one_line.starts_with(begins));
-        whole += usize::from(expected);
+        whole_table_reads += usize::from(expected);
         if reads_a_whole_table(&plan, false) != expected {
             wrong.push(format!("{statement}\n{plan:#}"));
         }
     }
     connection.close().await.unwrap();
     assert!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
-    assert_eq!(whole, READ_A_WHOLE_TABLE.len(), "each is the beginning of one statement");
+    assert_eq!(whole_table_reads, READ_A_WHOLE_TABLE.len(), "each entry matches one statement");
 }

@@ -1,5 +1,5 @@
-//! PgBouncer between the program and PostgreSQL, as docs/operate/poolers.md says: `deploy/pgbouncer.ini` and its ALTER ROLE
-//! statements. `make test` uses Debian's version, `make pooler` that of Debian 13.
+//! PgBouncer between the program and PostgreSQL, as in docs/operate/poolers.md. `make test` uses
+//! Debian's version, `make pooler` that of Debian 13.
 
 use serde_json::Value;
 use sqlx::PgPool;
@@ -11,7 +11,7 @@ use crate::harness::relay::Relay;
 use crate::harness::{PATIENCE, Service, journey};
 
 const TRADER: &str = "trader@example.com";
-/// What the service relies on.
+/// The settings that the service relies on.
 const SETTINGS: [&str; 6] = [
     "statement_timeout",
     "enable_seqscan",
@@ -21,7 +21,7 @@ const SETTINGS: [&str; 6] = [
     "plan_cache_mode",
 ];
 
-/// The program behind a pooler, with a relay that it has found.
+/// The program behind a pooler, with a usable relay.
 async fn serves_behind(pgbouncer: &PgBouncer, relay: &Relay) -> (Program, Client) {
     let (url, relay_url) = (pgbouncer.url(), relay.url());
     let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &[]));
@@ -35,15 +35,15 @@ async fn database_is(client: &Client, state: &str) {
     tokio::time::timeout(PATIENCE, said).await.unwrap_or_else(|_| panic!("/readyz never said {state}"));
 }
 
-/// Ends it, and gives the lines of its log that are no INFO.
-fn loud_lines(program: Program) -> Vec<String> {
+/// Stops the program. Gives its log lines above INFO.
+fn warnings_of(program: Program) -> Vec<String> {
     program.signal("-TERM");
-    let (lines, well) = program.ends();
-    assert!(well, "{lines:#?}");
+    let (lines, clean) = program.ends();
+    assert!(clean, "{lines:#?}");
     lines.into_iter().filter(|line| !line.contains(r#""level":"INFO""#)).collect()
 }
 
-/// The whole journey, twice as many clients at once as there are connections to PostgreSQL.
+/// The whole user journey, then twice as many parallel clients as connections to PostgreSQL.
 async fn serves_the_whole_journey(pool: &PgPool, mode: Mode, server_connections: usize) {
     pgbouncer::has_the_settings_of_the_document(pool).await;
     let (pgbouncer, relay) = (PgBouncer::before(pool, mode, server_connections).await, Relay::start().await);
@@ -51,14 +51,14 @@ async fn serves_the_whole_journey(pool: &PgPool, mode: Mode, server_connections:
     let (program, client) = serves_behind(&pgbouncer, &relay).await;
     database_is(&client, "ok").await;
     journey::is_walked_by(&client, &relay, TRADER).await;
-    let mut looks = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let client = client.clone();
-        looks.spawn(async move { client.get("/api/auth/session").await.status });
+        requests.spawn(async move { client.get("/api/auth/session").await.status });
     }
-    assert_eq!(looks.join_all().await, [401; 8]);
-    let loud = loud_lines(program);
-    assert!(loud.is_empty(), "{loud:#?}\n{}", pgbouncer.log());
+    assert_eq!(requests.join_all().await, [401; 8]);
+    let warnings = warnings_of(program);
+    assert!(warnings.is_empty(), "{warnings:#?}\n{}", pgbouncer.log());
 }
 
 #[sqlx::test]
@@ -68,7 +68,7 @@ async fn session_mode_serves_the_whole_journey(pool: PgPool) {
     }
 }
 
-/// The service answers, and says what is missing; with that done, it is ready again without a restart.
+/// The service answers and names the missing settings; with them it is ready without a restart.
 #[sqlx::test]
 async fn settings_that_a_pooler_drops_are_named_until_the_role_has_them(pool: PgPool) {
     if !pgbouncer::is_installed() {
@@ -90,14 +90,14 @@ async fn settings_that_a_pooler_drops_are_named_until_the_role_has_them(pool: Pg
     pgbouncer::has_the_settings_of_the_document(&pool).await;
     pgbouncer::ends_sessions(&pool).await;
     database_is(&client, "ok").await;
-    let warnings = loud_lines(program).into_iter().filter(|line| line.contains(r#""database":"settings""#));
+    let warnings = warnings_of(program).into_iter().filter(|line| line.contains(r#""database":"settings""#));
     assert_eq!(warnings.count(), 1);
 }
 
-/// From 1.21 on PgBouncer knows prepared statements. Before, one connection to PostgreSQL has statements of another
-/// client's, as docs/operate/poolers.md says.
+/// PgBouncer supports prepared statements from 1.21 on. With an older one, a connection has another
+/// client's statements, as docs/operate/poolers.md says.
 #[sqlx::test]
-async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_knows_prepared_statements(pool: PgPool) {
+async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_supports_prepared_statements(pool: PgPool) {
     if !pgbouncer::is_installed() {
         return;
     }
@@ -107,18 +107,18 @@ async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_knows_prepared_s
     pgbouncer::has_the_settings_of_the_document(&pool).await;
     let (pgbouncer, relay) = (PgBouncer::before(&pool, Mode::Transaction, 1).await, Relay::start().await);
     let (mut program, client) = serves_behind(&pgbouncer, &relay).await;
-    // Whose statements the one connection has first is a matter of chance: the service's or its health check's.
+    // By chance the connection first has the statements of the service, or of its health check.
     let refused = async {
         for n in 0.. {
             let started = client.clone().starts_recovery(&format!("nobody{n}@example.com")).await;
-            let entered = client.clone().logs_in("nobody@example.com", "not the password").await;
-            if let Some(refused) = [started, entered].into_iter().find(|answer| answer.status == 502) {
+            let logged_in = client.clone().logs_in("nobody@example.com", "not the password").await;
+            if let Some(refused) = [started, logged_in].into_iter().find(|answer| answer.status == 502) {
                 return refused;
             }
         }
-        unreachable!("it is asked without an end")
+        unreachable!("the loop does not end")
     };
-    let refused = tokio::time::timeout(PATIENCE, refused).await.expect("one is refused");
+    let refused = tokio::time::timeout(PATIENCE, refused).await.expect("a request is refused");
     assert_eq!(refused.error(), (502, "storage_unavailable"));
     program.line_with("SQLSTATE ");
 }

@@ -1,4 +1,4 @@
-//! The courier and a real Postfix, with SASL and a certificate of its own authority.
+//! The courier and a real Postfix, with SASL and a certificate of a private CA.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::harness::{PATIENCE, database, metric, now};
 
 pub const TRADER: &str = "trader@example.com";
 
-/// The built program before a relay.
+/// The built program, and a client of it.
 pub struct Host {
     pub program: Program,
     pub client: Client,
@@ -25,7 +25,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// `relay` is its URL.
+    /// Starts the program with the relay at the URL `relay`.
     pub async fn start(pool: &PgPool, relay: &str, settings: &[(&str, &str)]) -> Self {
         let email = EmailAddress::parse(TRADER).unwrap();
         let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
@@ -52,22 +52,22 @@ impl Host {
         metric(self.metrics, "vos_auth_mails_total{outcome=\"retried\"").await
     }
 
-    /// Ends it, and gives what it has logged.
+    /// Stops the program, and gives its log.
     pub fn log(self) -> String {
         self.program.signal("-TERM");
         self.program.ends().0.join("\n")
     }
 }
 
-/// `vos-auth mail test`: its two outputs, and whether it ended well.
+/// The output of `vos-auth mail test`, and whether it succeeded.
 pub fn mail_test(relay: &str, settings: &[(&str, &str)]) -> (String, bool) {
     let environment = [&[("SMTP_RELAYS", relay)], settings].concat();
     let ended = run(&["mail", "test", "--to", TRADER], &environment);
-    let said = [ended.stdout, ended.stderr].concat();
-    (String::from_utf8(said).unwrap(), ended.status.success())
+    let output = [ended.stdout, ended.stderr].concat();
+    (String::from_utf8(output).unwrap(), ended.status.success())
 }
 
-/// STARTTLS or TLS from the first byte, a private CA, AUTH PLAIN or LOGIN: whatever the relay offers.
+/// STARTTLS or TLS from the first byte, a private CA, AUTH PLAIN or LOGIN: whatever Postfix offers.
 #[sqlx::test]
 async fn tls_and_auth_of_every_kind(pool: PgPool) {
     if !can_run() {
@@ -83,15 +83,15 @@ async fn tls_and_auth_of_every_kind(pool: PgPool) {
         assert!(mail.contains("Authenticated sender: courier"), "{mechanisms} {implicit}: {mail}");
         assert!(mail.contains("(using TLSv1.3"), "{mechanisms} {implicit}: {mail}");
         assert!(mail.contains(&format!("X-Original-To: {TRADER}")));
-        let (said, well) = mail_test(&relay, &[("SMTP_CA_FILE", &ca)]);
-        assert!(well, "{mechanisms} {implicit}: {said}");
+        let (output, ok) = mail_test(&relay, &[("SMTP_CA_FILE", &ca)]);
+        assert!(ok, "{mechanisms} {implicit}: {output}");
         postfix.mails(2);
         assert!(host.retried().await < 0.5);
     }
 }
 
 #[sqlx::test]
-async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
+async fn a_wrong_password_is_reported_and_never_shown(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -102,9 +102,9 @@ async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
     host.program.line_with("relay is not usable");
     host.until_mail_is("unavailable").await;
     assert_eq!(host.client.starts_recovery(TRADER).await.error(), (502, "mail_unavailable"));
-    let (said, well) = mail_test(&relay, &[("SMTP_CA_FILE", &ca)]);
-    assert!(!well && said.contains("auth 535"), "{said}");
-    // A relay may shut out clients that try a wrong password often: the probe does so every 10 s, not every second.
+    let (output, ok) = mail_test(&relay, &[("SMTP_CA_FILE", &ca)]);
+    assert!(!ok && output.contains("auth 535"), "{output}");
+    // A relay may block clients after many wrong passwords: the probe tries every 10 s only.
     while began.elapsed() < Duration::from_secs(4) {
         host.until_mail_is("unavailable").await;
     }
@@ -113,15 +113,15 @@ async fn a_wrong_password_is_said_and_shown_to_nobody(pool: PgPool) {
     assert!((2..4).contains(&refused) || began.elapsed() > Duration::from_secs(10), "{refused}");
     let log = host.log();
     assert!(log.contains("auth 535"), "{log}");
-    for text in [said, log] {
+    for text in [output, log] {
         assert!(!text.contains("not the password") && !text.contains("not%20the"), "{text}");
     }
 }
 
-/// A certificate by nobody we know, one for another host, and none at all: an error that says so, and not a word in the
-/// clear after STARTTLS.
+/// A certificate of an unknown CA, one for another host, and no TLS: the error names the cause, and
+/// nothing is sent unencrypted after STARTTLS.
 #[sqlx::test]
-async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
+async fn a_refused_certificate_is_named_and_nothing_is_sent_unencrypted(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -140,24 +140,24 @@ async fn a_refused_certificate_and_nothing_in_the_clear(pool: PgPool) {
         let line = host.program.line_with(why);
         assert!(line.contains("relay is not usable"), "{line}");
         assert_eq!(host.client.starts_recovery(TRADER).await.error(), (502, "mail_unavailable"));
-        // It tries to send, whatever the probe has found.
-        let (said, well) = mail_test(&relay, settings);
-        assert!(!well && said.contains(why), "{said}");
+        // `mail test` sends whatever the probe's result.
+        let (output, ok) = mail_test(&relay, settings);
+        assert!(!ok && output.contains(why), "{output}");
         if !implicit {
             postfix.until_it_logs("< localhost[127.0.0.1]: EHLO");
         }
         let log = postfix.log();
         for word in ["MAIL FROM", "RCPT TO", "AUTH ", "DATA", TRADER] {
-            let heard = log.lines().find(|line| line.contains("]: < ") && line.contains(word));
-            assert_eq!(heard, None, "{name} {why}");
+            let received = log.lines().find(|line| line.contains("]: < ") && line.contains(word));
+            assert_eq!(received, None, "{name} {why}");
         }
         drop(host.log());
     }
 }
 
-/// RFC 6647: what is put off with a 450 is sent again, and arrives once.
+/// RFC 6647: an email deferred with 450 is retried, and arrives once.
 #[sqlx::test]
-async fn greylisting_delays_a_mail_and_loses_none(pool: PgPool) {
+async fn greylisting_delays_an_email_and_loses_none(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -175,7 +175,7 @@ async fn greylisting_delays_a_mail_and_loses_none(pool: PgPool) {
     assert!((retried - 1.0).abs() < 0.5, "{retried}");
 }
 
-/// Speaks Postfix's policy protocol, with each of its processes: puts off the first recipient, and lets all others pass.
+/// Speaks Postfix's policy protocol: defers the first recipient, and accepts all later ones.
 fn greylist(listener: &TcpListener) {
     let known = Arc::<AtomicBool>::default();
     for stream in listener.incoming() {
@@ -195,9 +195,9 @@ fn greylist(listener: &TcpListener) {
     }
 }
 
-/// A relay closes an idle connection and says nothing to us; the next mail costs no attempt.
+/// The relay closes an idle connection without a word; the next email costs no attempt.
 #[sqlx::test]
-async fn a_kept_connection_that_the_relay_closes_costs_nothing(pool: PgPool) {
+async fn an_idle_connection_that_the_relay_closes_costs_no_attempt(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -215,8 +215,8 @@ async fn a_kept_connection_that_the_relay_closes_costs_nothing(pool: PgPool) {
     assert!(host.retried().await < 0.5);
 }
 
-/// RFC 5321 §4.1.1.10: the probe, a mail that was taken and one that was put off, a connection that idled, and `mail test` end
-/// their conversations with QUIT.
+/// RFC 5321 §4.1.1.10: QUIT ends every conversation: of the probe, of a delivered and a deferred
+/// email, of an idle connection, and of `mail test`.
 #[sqlx::test]
 async fn every_conversation_ends_with_quit(pool: PgPool) {
     if !can_run() {
@@ -238,25 +238,25 @@ async fn every_conversation_ends_with_quit(pool: PgPool) {
             postfix.mails(mails);
         }
         drop(host.log());
-        let (said, well) = mail_test(&relay, &settings);
-        assert!(well, "{said}");
+        let (output, ok) = mail_test(&relay, &settings);
+        assert!(ok, "{output}");
         let lines = |log: &str, part: &str| -> Vec<_> {
             log.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
         };
-        postfix.until_log("all have ended", |log| {
+        postfix.until_log("all conversations have ended", |log| {
             lines(log, ": connect from ").len() == lines(log, ": disconnect from ").len()
         });
         let ended = lines(&postfix.log(), ": disconnect from ");
         let (quit, other): (Vec<_>, Vec<_>) = ended.into_iter().partition(|line| line.contains(" quit=1 "));
-        // The harness looks whether it is up, and says nothing.
+        // The harness checks that Postfix is up, and sends no command.
         assert!(other.len() == 1 && other[0].ends_with("commands=0/0"), "{other:#?}");
         assert!(quit.len() >= 2 + starts, "{quit:#?}");
     }
 }
 
-/// What was accepted while nobody had noticed that the relay was gone goes out when it is back.
+/// An email that was accepted before the outage was noticed is sent when the relay is back.
 #[sqlx::test]
-async fn a_mail_waits_until_the_relay_is_back(pool: PgPool) {
+async fn an_email_waits_until_the_relay_is_back(pool: PgPool) {
     if !can_run() {
         return;
     }
@@ -268,7 +268,7 @@ async fn a_mail_waits_until_the_relay_is_back(pool: PgPool) {
     postfix.is_killed();
     host.starts().await;
     let tried = async { while host.retried().await < 0.5 {} };
-    tokio::time::timeout(PATIENCE, tried).await.expect("it is tried");
+    tokio::time::timeout(PATIENCE, tried).await.expect("the courier tries to send it");
     postfix.starts_again();
     assert!(postfix.mails(1)[0].contains(&format!("X-Original-To: {TRADER}")));
     assert!(!host.log().contains(PASSWORD));

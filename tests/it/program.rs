@@ -81,25 +81,31 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("METRICS_ADDR", "9090"),
     ] {
         let environment = serve_environment(local, "smtp://127.0.0.1:9?tls=none", &[(variable, value)]);
-        let output = run(&["serve"], &environment);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success(), "{variable}={value:?} was taken");
-        assert!(said.starts_with("vos-auth: ") && said.contains(variable), "{variable}={value:?}: {said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-        assert!(!said.contains("hunter2") || variable == "LOG_LEVEL", "{said}");
-        assert!(!said.contains(weak) && !said.contains(repeated), "{said}");
+        let ended = run(&["serve"], &environment);
+        let output = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success(), "{variable}={value:?} was accepted");
+        assert!(
+            output.starts_with("vos-auth: ") && output.contains(variable),
+            "{variable}={value:?}: {output}"
+        );
+        assert_eq!(output.trim_end().lines().count(), 1, "{output}");
+        assert!(!output.contains("hunter2") || variable == "LOG_LEVEL", "{output}");
+        assert!(!output.contains(weak) && !output.contains(repeated), "{output}");
     }
-    let dear = [("ARGON2_MEMORY_KIB", "1048576"), ("ARGON2_PASSES", "5")];
-    let dear = serve_environment(local, "smtp://127.0.0.1:9?tls=none", &dear);
-    let said = String::from_utf8(run(&["serve"], &dear).stderr).unwrap();
-    assert!(said.starts_with("vos-auth: ARGON2_PASSES times ARGON2_MEMORY_KIB is over 4194304"), "{said}");
+    let expensive = [("ARGON2_MEMORY_KIB", "1048576"), ("ARGON2_PASSES", "5")];
+    let expensive = serve_environment(local, "smtp://127.0.0.1:9?tls=none", &expensive);
+    let output = String::from_utf8(run(&["serve"], &expensive).stderr).unwrap();
+    assert!(
+        output.starts_with("vos-auth: ARGON2_PASSES times ARGON2_MEMORY_KIB is over 4194304"),
+        "{output}"
+    );
     let twice =
         serve_environment(local, "smtp://127.0.0.1:9?tls=none", &[("DATABASE_URL_FILE", "/etc/hostname")]);
-    let said = String::from_utf8(run(&["serve"], &twice).stderr).unwrap();
-    assert!(said.contains("DATABASE_URL is given twice"), "{said}");
+    let output = String::from_utf8(run(&["serve"], &twice).stderr).unwrap();
+    assert!(output.contains("DATABASE_URL is given twice"), "{output}");
 }
 
-/// Promise 3, and E7: the code is nowhere at rest, and no log holds it, the cookie or the address, not even at trace.
+/// Promise 3 and E7: the code is never stored, and no log has it, the cookie or the address.
 #[sqlx::test]
 async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPool) {
     let relay = Relay::start().await;
@@ -122,13 +128,13 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     let journey = whole_journey(program.address(), &operator_url, &relay).await;
     let outbox =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool).await.unwrap();
-    let struck_off = async {
+    let deleted = async {
         while outbox().await > 0 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, struck_off).await.expect("the sent mail is struck off");
-    // A mail that stalls leaves its row in place while everything is looked through.
+    tokio::time::timeout(PATIENCE, deleted).await.expect("the delivered email is deleted");
+    // A stalled email keeps its row while the tables are searched.
     relay.is_in_mood(crate::harness::relay::Mood::StallsAtRecipient);
     assert!(client.starts_recovery("trader.secret@example.com").await.is_code_sent());
     relay.until_asked(relay.mails().len() + 1).await;
@@ -144,19 +150,19 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
         }
     }
     assert!(dump.contains("code_sent") && dump.contains("recovery_code") && dump.contains("$argon2id$"));
-    // bytea stands in hexadecimal there.
+    // There, bytea is in hexadecimal.
     let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
     let raw = bytes.iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str());
     for secret in [code.as_str(), grouped.as_str(), token, raw.as_str(), "a password of one's own"] {
-        assert!(!dump.contains(secret), "at rest");
+        assert!(!dump.contains(secret), "a secret is stored");
     }
     for secret in &journey {
-        assert!(!dump.contains(secret), "at rest: {secret}");
+        assert!(!dump.contains(secret), "stored: {secret}");
     }
     relay.goes_down().await;
     program.signal("-TERM");
-    let (log, well) = program.ends();
-    assert!(well);
+    let (log, clean) = program.ends();
+    assert!(clean);
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\"") && log.contains("\"answered\""), "the log was at trace level");
     let own = [code.as_str(), grouped.as_str(), token, ".secret@", "trader.secret", "AAECAwQFBgcICQ"];
@@ -165,7 +171,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     }
 }
 
-/// Another trader's whole way, right and wrong: every secret that was sent or answered on it.
+/// Another user's journey, right and wrong. Gives every secret that was sent or answered.
 async fn whole_journey(address: std::net::SocketAddr, operator_url: &str, relay: &Relay) -> Vec<String> {
     let email = "second.secret@example.com";
     let passwords =
@@ -221,8 +227,8 @@ async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
         for path in ["/dev/mailbox", "/dev/mailbox.json", "/metrics"] {
             assert_eq!(client.get(path).await.error(), (404, "not_found"));
         }
-        let asked = address.to_string();
-        let environment = [("HTTP_ADDR", asked.as_str())];
+        let listening = address.to_string();
+        let environment = [("HTTP_ADDR", listening.as_str())];
         assert!(run(&["healthcheck"], &environment).status.success());
         program.signal(signal);
         assert!(program.ends().1);
@@ -231,9 +237,9 @@ async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
     }
 }
 
-/// Compose files and manifests leave a variable out by making it empty.
+/// Compose files and manifests unset a variable by making it empty.
 #[sqlx::test]
-async fn an_empty_variable_counts_as_none(pool: PgPool) {
+async fn an_empty_variable_counts_as_unset(pool: PgPool) {
     let relay = Relay::start().await;
     let (url, relay_url) = (database::service_url(&pool), relay.url());
     let mut environment = serve_environment(&url, &relay_url, &[]);
@@ -275,17 +281,17 @@ async fn account_create_makes_an_account_once(pool: PgPool) {
         (vec!["account", "create", "b@example.com", "--traits", "[]"], "--traits"),
     ] {
         let refused = run(&arguments, &environment);
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert!(!refused.status.success() && said.contains(why), "{said}");
+        let output = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && output.contains(why), "{output}");
     }
-    // What a reset would refuse.
+    // Passwords that a reset would refuse.
     for (password, why) in
         [("", "no password"), ("13 characters", "too short"), ("trader.b@example.com", "guess")]
     {
         let arguments = ["account", "create", "trader.b@example.com", "--password-stdin"];
         let refused = run_with_input(&arguments, &environment, &format!("{password}\n"));
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert!(!refused.status.success() && said.contains(why), "{said}");
+        let output = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && output.contains(why), "{output}");
     }
 }
 
@@ -302,7 +308,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
         assert!(flag.contains('<'), "{flag}");
     }
     assert!(settings > 25, "{settings}");
-    assert_eq!(settings, variables, "each has a variable");
+    assert_eq!(settings, variables, "each setting has a variable");
     let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
     assert_eq!(version.trim(), concat!("vos-auth ", env!("CARGO_PKG_VERSION")));
 }
@@ -330,17 +336,17 @@ fn append_help(command: &Command, path: &[&str], help: &mut String) {
     }
 }
 
-/// Arguments may be the names of files that somebody else chose.
+/// Arguments may be names of files that another person chose.
 #[test]
-fn a_refused_argument_steers_no_terminal() {
+fn a_refused_argument_does_not_control_the_terminal() {
     for arguments in [
         &["account", "import", "a", "\u{1b}]0;title\u{7}"][..],
         &["\u{1b}[31m"],
         &["account", "show", "--\u{9b}"],
     ] {
         let ended = run(arguments, &[]);
-        let said = String::from_utf8(ended.stderr).unwrap();
-        assert!(!ended.status.success() && said.starts_with("error: "), "{said}");
-        assert!(said.chars().all(|letter| letter == '\n' || !letter.is_control()), "{said:?}");
+        let output = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success() && output.starts_with("error: "), "{output}");
+        assert!(output.chars().all(|letter| letter == '\n' || !letter.is_control()), "{output:?}");
     }
 }

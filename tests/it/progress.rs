@@ -1,4 +1,4 @@
-//! `GET /api/auth/recovery` and `X-Recovery-Id`: what a recovery is waiting for, and which recovery a request means.
+//! `GET /api/auth/recovery`, and `X-Recovery-Id`, which names the recovery that a request means.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const OTHER: &str = "other@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// What a client is told, after checking its form.
-async fn told(client: &Client) -> Value {
+/// The recovery in the answer, after checking the answer's form.
+async fn progress_of(client: &Client) -> Value {
     let answer = client.get(PATH).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -30,7 +30,7 @@ fn time_in(recovery: &Value, member: &str) -> OffsetDateTime {
     OffsetDateTime::parse(recovery[member].as_str().unwrap(), &Rfc3339).unwrap()
 }
 
-/// Whether it expires in so many seconds.
+/// Whether the recovery expires in `seconds`.
 fn is_about(service: &Service, recovery: &Value, seconds: i64) -> bool {
     let life = time_in(recovery, "expires_at") - service.app.clock.now();
     (life - time::Duration::seconds(seconds)).abs() < time::Duration::seconds(1)
@@ -46,14 +46,14 @@ async fn attempts(pool: &PgPool, email: &str) -> i64 {
 }
 
 #[sqlx::test]
-async fn it_says_what_the_recovery_is_waiting_for(pool: PgPool) {
+async fn progress_shows_the_state_of_the_recovery(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = service.client();
     let started = client.starts_recovery(" Trader@Example.COM ").await;
     let id = id_of(&started);
     assert!(id.len() == 22 && !client.cookie.as_ref().unwrap().contains(&id));
-    let first = told(&client).await;
+    let first = progress_of(&client).await;
     let members: Vec<_> = first.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(members, ["id", "email", "state", "expires_at", "attempts_left", "resend_at"]);
     assert_eq!((&first["id"], &first["email"]), (&id.clone().into(), &TRADER.into()));
@@ -62,30 +62,30 @@ async fn it_says_what_the_recovery_is_waiting_for(pool: PgPool) {
 
     let code = service.relay.mail(1).await.code();
     client.verifies(&wrong(&code)).await;
-    assert_eq!(told(&client).await["attempts_left"], 4);
+    assert_eq!(progress_of(&client).await["attempts_left"], 4);
     service.clock.advance(Duration::from_mins(1));
-    assert_eq!(id_of(&client.starts_recovery(TRADER).await), id, "a resend goes on");
+    assert_eq!(id_of(&client.starts_recovery(TRADER).await), id, "a resend keeps the recovery");
     let before = client.clone();
     let verified = client.verifies(&code).await;
     assert_eq!(id_of(&verified), id, "the token changes, the id does not");
-    let last = told(&client).await;
+    let last = progress_of(&client).await;
     assert_eq!((&last["id"], &last["state"]), (&id.into(), &"verified".into()));
     assert!(is_about(&service, &last, 900));
-    assert_eq!(before.get(PATH).await.error(), (401, "recovery_session_missing"), "the old token is dead");
+    assert_eq!(before.get(PATH).await.error(), (401, "recovery_session_missing"), "the old token is invalid");
 
     let consumed = client.clone();
     assert!(client.resets(NEW).await.is_signed_in());
     assert_eq!(consumed.get(PATH).await.error(), (401, "recovery_session_used"));
-    assert_eq!(client.get(PATH).await.error(), (401, "recovery_session_missing"), "its cookie is gone");
+    assert_eq!(client.get(PATH).await.error(), (401, "recovery_session_missing"), "its cookie is cleared");
     let mut next = service.client();
     next.starts_recovery("a@Việt.vn").await;
-    assert_eq!(told(&next).await["email"], "a@việt.vn");
+    assert_eq!(progress_of(&next).await["email"], "a@việt.vn");
     service.stops().await;
 }
 
-/// Each is refused as `verify` refuses it, and a verified one that another reset has ended as `reset-password` does.
+/// Each is refused as `verify` does; one that another reset has ended, as `reset-password` does.
 #[sqlx::test]
-async fn what_cannot_be_continued_is_401(pool: PgPool) {
+async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     assert_eq!(service.client().get(PATH).await.error(), (401, "recovery_session_missing"));
@@ -106,29 +106,29 @@ async fn what_cannot_be_continued_is_401(pool: PgPool) {
     service.stops().await;
 }
 
-/// Promise 1: until a right code was entered, it reads nothing of `account`, nor whether an email waits.
+/// Promise 1: before a right code, it reads neither `account` nor the outbox.
 #[sqlx::test]
-async fn s2_it_answers_while_account_and_outbox_are_locked(pool: PgPool) {
+async fn s2_progress_answers_while_account_and_outbox_are_locked(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
-    let mut told_of = Vec::new();
+    let mut seen = Vec::new();
     for email in [TRADER, "nobod@example.com"] {
         let mut client = service.client();
         assert!(client.starts_recovery(email).await.is_code_sent());
         let mut lock = pool.begin().await.unwrap();
         sqlx::query("LOCK TABLE account, outbox IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
-        let mut recovery = told(&client).await;
+        let mut recovery = progress_of(&client).await;
         lock.rollback().await.unwrap();
         for own in ["id", "email"] {
             recovery[own] = recovery[own].as_str().unwrap().len().into();
         }
-        told_of.push(recovery);
+        seen.push(recovery);
     }
-    assert_eq!(told_of[0].as_object().unwrap().len(), 6);
+    assert_eq!(seen[0].as_object().unwrap().len(), 6);
     service.stops().await;
 }
 
-/// `resend_at` is the moment from which `start` sends another code, by the bucket that this browser draws on.
+/// `resend_at` is the time from which `start` sends again, by this browser's bucket.
 #[sqlx::test]
 async fn resend_at_is_when_start_is_admitted(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--address-burst=2", "--address-per-day=4"]).await;
@@ -137,10 +137,13 @@ async fn resend_at_is_when_start_is_admitted(pool: PgPool) {
     assert!(known.logs_in(TRADER, PASSWORD).await.is_signed_in());
     let mut client = service.client();
     client.starts_recovery(TRADER).await;
-    assert!(time_in(&told(&client).await, "resend_at") <= service.app.clock.now(), "one is left");
+    assert!(
+        time_in(&progress_of(&client).await, "resend_at") <= service.app.clock.now(),
+        "one start is left"
+    );
     for _ in 0..3 {
         assert!(client.starts_recovery(TRADER).await.is_code_sent());
-        let wait = time_in(&told(&client).await, "resend_at") - service.app.clock.now();
+        let wait = time_in(&progress_of(&client).await, "resend_at") - service.app.clock.now();
         assert!(wait > time::Duration::minutes(4), "{wait}");
         service.clock.advance((wait - time::Duration::milliseconds(1)).try_into().unwrap());
         let mut early = client.clone();
@@ -150,15 +153,15 @@ async fn resend_at_is_when_start_is_admitted(pool: PgPool) {
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     known.starts_recovery(TRADER).await;
     assert!(
-        time_in(&told(&known).await, "resend_at") <= service.app.clock.now(),
-        "it has a bucket of its own"
+        time_in(&progress_of(&known).await, "resend_at") <= service.app.clock.now(),
+        "a known browser has its own bucket"
     );
     service.stops().await;
 }
 
-/// The cookie's own requests first, then the network's; an unknown cookie draws on the network's at once.
+/// First the cookie's bucket, then the network's. An unknown cookie has no bucket.
 #[sqlx::test]
-async fn it_draws_on_the_cookies_bucket_and_then_on_the_networks(pool: PgPool) {
+async fn progress_draws_on_the_cookies_bucket_and_then_on_the_networks(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=3"]).await;
     let mut client = service.client();
     client.starts_recovery(TRADER).await;
@@ -169,7 +172,7 @@ async fn it_draws_on_the_cookies_bucket_and_then_on_the_networks(pool: PgPool) {
     }
     assert_eq!(stranger.get(PATH).await.error(), (429, "network_throttled"));
     for _ in 0..12 {
-        told(&client).await;
+        progress_of(&client).await;
     }
     assert_eq!(client.get(PATH).await.error(), (429, "network_throttled"));
     let foreign = service.client().with("origin", "https://evil.example");
@@ -177,9 +180,9 @@ async fn it_draws_on_the_cookies_bucket_and_then_on_the_networks(pool: PgPool) {
     service.stops().await;
 }
 
-/// A page that shows one recovery changes nothing in another, whatever the cookie is by then.
+/// A page that shows one recovery changes nothing in another, whatever the current cookie.
 #[sqlx::test]
-async fn a_request_that_means_another_recovery_is_refused_before_it_costs_anything(pool: PgPool) {
+async fn a_request_for_another_recovery_is_refused_and_costs_nothing(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     for email in [TRADER, OTHER] {
         service.has_trader(email, PASSWORD).await;
@@ -188,13 +191,13 @@ async fn a_request_that_means_another_recovery_is_refused_before_it_costs_anythi
     let shown = id_of(&client.starts_recovery(TRADER).await);
     let code_of_trader = service.relay.mail(1).await.code();
     let code = service.mails_code_to(&mut client, OTHER).await;
-    let own = told(&client).await["id"].as_str().unwrap().to_owned();
+    let own = progress_of(&client).await["id"].as_str().unwrap().to_owned();
     assert_ne!(own, shown);
     let twice = client.clone().with("x-recovery-id", &own).with("x-recovery-id", &own);
-    let meaning = |client: &Client, id: &str| client.clone().with("x-recovery-id", id);
+    let naming = |client: &Client, id: &str| client.clone().with("x-recovery-id", id);
     let mut others = vec![twice];
     let malformed = ["", "x", &own[1..], &format!("{own}="), &format!("{own}{own}"), "é", &"x".repeat(5000)];
-    others.extend(malformed.iter().chain([&shown.as_str()]).map(|id| meaning(&client, id)));
+    others.extend(malformed.iter().chain([&shown.as_str()]).map(|id| naming(&client, id)));
     for other in &mut others {
         let before = other.cookie.clone();
         for typed in [code.as_str(), code_of_trader.as_str(), "no code"] {
@@ -207,23 +210,23 @@ async fn a_request_that_means_another_recovery_is_refused_before_it_costs_anythi
     }
     assert_eq!(attempts(&pool, OTHER).await + attempts(&pool, TRADER).await, 0, "no attempt was spent");
     let without = service.client().with("x-recovery-id", &own).verifies(&code).await;
-    assert_eq!(without.error(), (401, "recovery_session_missing"), "no cookie at all");
+    assert_eq!(without.error(), (401, "recovery_session_missing"), "there is no cookie");
 
-    let mut right = meaning(&client, &own);
+    let mut right = naming(&client, &own);
     assert_eq!(right.verifies(&wrong(&code)).await.attempts_left(), 4);
     assert!(right.verifies(&code).await.is_verified());
     let mut other = right.clone();
-    other.headers = meaning(&service.client(), &shown).headers;
+    other.headers = naming(&service.client(), &shown).headers;
     assert_eq!(other.resets(NEW).await.error(), (401, "recovery_id_mismatch"));
-    assert!(service.client().logs_in(OTHER, PASSWORD).await.is_signed_in(), "the password is as it was");
+    assert!(service.client().logs_in(OTHER, PASSWORD).await.is_signed_in(), "the password is unchanged");
     assert!(right.resets(NEW).await.is_signed_in());
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     service.stops().await;
 }
 
-/// The public id opens nothing and tells neither the session's id nor its age.
+/// The public id gives no access, and reveals neither the session's id nor its age.
 #[sqlx::test]
-async fn the_id_is_no_secret_and_tells_nothing(pool: PgPool) {
+async fn the_public_id_gives_no_access_and_reveals_nothing(pool: PgPool) {
     let service = Service::start(&pool).await;
     let mut client = service.client();
     let id = id_of(&client.starts_recovery(TRADER).await);

@@ -1,4 +1,4 @@
-//! Parallel guesses and resets at two processes of the built program on one database. RACES=20 runs each 20 times.
+//! Parallel guesses and resets on two processes of the program. RACES=20 repeats each 20 times.
 
 use sqlx::PgPool;
 use tokio::task::JoinSet;
@@ -35,7 +35,7 @@ impl Pair {
         Self { programs, relay, pool: pool.clone() }
     }
 
-    /// A new account, and a client that has just been mailed its code.
+    /// A new account, and a client with a mailed code for it.
     async fn trader(&mut self, email: &str) -> (Client, String) {
         let cheap = Cost { memory_kib: 7168, passes: 1, lanes: 1 };
         sqlx::query(
@@ -54,7 +54,7 @@ impl Pair {
         (client, code)
     }
 
-    /// The same request so many times at once, every other one at the other process.
+    /// Sends a request `count` times in parallel, alternating between the processes.
     async fn at_once(
         &mut self,
         client: &Client,
@@ -126,7 +126,7 @@ async fn r3_of_20_parallel_resets_one_sets_the_password(pool: PgPool) {
         assert_eq!(count(&answers, 200) + count(&answers, 401), 20);
         let mut logins = Vec::new();
         for (n, answer) in answers.iter().enumerate() {
-            // Wrong ones would spend the address's budget of failures.
+            // Failed logins would exhaust the address's rate limit.
             sqlx::query("DELETE FROM throttle").execute(&pool).await.unwrap();
             let signed_in = client.clone().logs_in(&email, &password(n)).await.is_signed_in();
             assert_eq!(signed_in, answer.status == 200, "password {n} logs in if it was set");
@@ -138,9 +138,9 @@ async fn r3_of_20_parallel_resets_one_sets_the_password(pool: PgPool) {
     assert!(counts.iter().all(|count| *count == (1, 1)), "{counts:?}");
 }
 
-/// Each waits for the budget with a look at the outbox that is older than what the other owes.
+/// Each waits for the rate limit, with a snapshot of the outbox from before the other's email.
 #[sqlx::test]
-async fn two_resends_of_a_session_at_once_owe_one_mail(pool: PgPool) {
+async fn two_parallel_resends_of_a_session_enqueue_one_email(pool: PgPool) {
     let mut pair = Pair::start(&pool).await;
     let (client, _) = pair.trader("resend@example.com").await;
     let rows = async |of: &str| {
@@ -152,16 +152,16 @@ async fn two_resends_of_a_session_at_once_owe_one_mail(pool: PgPool) {
         tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("not {count} of {of}"));
     };
     until(0, "outbox").await;
-    let (mut budget, mut accounts) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
-    sqlx::query("SELECT FROM throttle FOR UPDATE").execute(&mut *budget).await.unwrap();
-    // What is owed stays: the courier cannot look anybody up.
+    let (mut throttle, mut accounts) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    sqlx::query("SELECT FROM throttle FOR UPDATE").execute(&mut *throttle).await.unwrap();
+    // Without reading accounts, the courier leaves the emails pending.
     sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *accounts).await.unwrap();
     let resend = async |mut client: Client, _| client.starts_recovery("resend@example.com").await;
     let both_wait = async {
         let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
             AND query LIKE '%INSERT INTO throttle%'";
         until(2, waits).await;
-        budget.rollback().await.unwrap();
+        throttle.rollback().await.unwrap();
     };
     let (answers, ()) = tokio::join!(pair.at_once(&client, 2, resend), both_wait);
     assert_eq!(count(&answers, 200), 2);

@@ -1,4 +1,4 @@
-//! `serve` where nothing can be written: every file system read-only, no HOME, no TMPDIR.
+//! `serve` without a writable place: every file system read-only, no HOME, no TMPDIR.
 
 use sqlx::PgPool;
 
@@ -9,7 +9,7 @@ use crate::harness::needs;
 use crate::harness::program::{Program, has_relay, run_under, serve_environment};
 use crate::harness::relay::Relay;
 
-/// Runs what follows in a view of the file systems in which each is read-only, and ends badly if one still is not.
+/// Runs a command where every file system is mounted read-only; fails if one still is writable.
 const READ_ONLY: [&str; 7] = [
     "unshare",
     "--mount",
@@ -25,13 +25,13 @@ exec "$@""#,
 ];
 
 #[sqlx::test]
-async fn serve_needs_no_place_to_write_to(pool: PgPool) {
-    let view = run_under(&READ_ONLY, &["--version"], &[]);
-    let why = String::from_utf8_lossy(&view.stderr);
-    assert!(!why.contains("can be written"), "{why}");
+async fn serve_needs_no_writable_file_system(pool: PgPool) {
+    let check = run_under(&READ_ONLY, &["--version"], &[]);
+    let err = String::from_utf8_lossy(&check.stderr);
+    assert!(!err.contains("can be written"), "{err}");
     if !needs::has(
-        view.status.success(),
-        &format!("a read-only view of the file systems needs root: {}", why.trim()),
+        check.status.success(),
+        &format!("a read-only view of the file systems needs root: {}", err.trim()),
     ) {
         return;
     }
@@ -47,6 +47,6 @@ async fn serve_needs_no_place_to_write_to(pool: PgPool) {
     assert!(client.verifies(&code).await.is_verified());
     assert!(client.resets("sao hom tren doi thong gio").await.is_signed_in());
     program.signal("-TERM");
-    let (log, well) = program.ends();
-    assert!(well && !log.iter().any(|line| line.contains("Read-only")), "{log:?}");
+    let (log, clean) = program.ends();
+    assert!(clean && !log.iter().any(|line| line.contains("Read-only")), "{log:?}");
 }

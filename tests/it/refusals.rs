@@ -1,4 +1,4 @@
-//! What `start` refuses, by name; one error shape everywhere; what every answer carries.
+//! What `start` refuses, by name; one error shape everywhere; the headers of every answer.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -48,9 +48,9 @@ async fn each_fault_of_a_body_is_named(pool: PgPool) {
     service.stops().await;
 }
 
-/// S4 of the published requirements: exactly one address, a string.
+/// S4 of docs/catalogue.md: exactly one address, a string.
 #[sqlx::test]
-async fn s4_several_addresses_reach_nobody(pool: PgPool) {
+async fn s4_several_addresses_are_refused(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     service.has_account("victim@example.com").await;
     for body in [
@@ -174,7 +174,7 @@ async fn e2_cors_is_for_exact_origins_on_every_status(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn e3_the_networks_budget_is_counted_before_anything_is_parsed(pool: PgPool) {
+async fn e3_the_networks_rate_limit_comes_before_any_parsing(pool: PgPool) {
     let service = Service::start(&pool).await;
     for _ in 0..30 {
         assert_eq!(service.client().post_json(START, "{").await.status, 400);
@@ -183,7 +183,7 @@ async fn e3_the_networks_budget_is_counted_before_anything_is_parsed(pool: PgPoo
     assert_eq!(refused.error(), (429, "network_throttled"));
     assert_eq!(refused.retry_after(), 1);
     assert_eq!(refused.header("cache-control"), Some("no-store"));
-    // What is not of the contract is not counted.
+    // Paths outside the contract draw on no rate limit.
     assert_eq!(service.client().get("/healthz").await.status, 200);
     service.clock.advance(std::time::Duration::from_secs(2));
     assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());
@@ -191,7 +191,7 @@ async fn e3_the_networks_budget_is_counted_before_anything_is_parsed(pool: PgPoo
 }
 
 #[sqlx::test]
-async fn e4_only_a_trusted_proxy_says_who_the_client_is(pool: PgPool) {
+async fn e4_only_a_trusted_proxy_sets_the_clients_address(pool: PgPool) {
     let service = Service::start(&pool).await;
     let refused = async |service: &Service| {
         let mut refused = 0;
@@ -216,9 +216,9 @@ async fn e4_only_a_trusted_proxy_says_who_the_client_is(pool: PgPool) {
     behind.stops().await;
 }
 
-/// E5: one error shape, in the language of the request, whatever is asked.
+/// E5: one error shape, in the language of the request, for every request.
 #[sqlx::test]
-async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
+async fn e5_one_error_shape_in_two_languages_everywhere(pool: PgPool) {
     let service = Service::start(&pool).await;
     for path in [
         "/",
@@ -255,7 +255,7 @@ async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
         let answer = service.client().with("accept-language", language).get("/nowhere").await;
         assert!(answer.body["message"].as_str().unwrap().starts_with(expected), "{language}");
     }
-    // Headers that would upset a careless parser.
+    // Header values that could break a careless parser.
     for value in ["vi;q=nan,en;q=inf", ";;;;", "\u{fc}\u{fc}", &"en,".repeat(2000)] {
         assert_eq!(service.client().with("accept-language", value).get("/nowhere").await.error().0, 404);
     }
@@ -263,7 +263,7 @@ async fn e5_one_shape_in_two_languages_everywhere(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn e6_nothing_is_cached_sniffed_or_referred(pool: PgPool) {
+async fn e6_no_answer_is_cached_sniffed_or_sent_as_referrer(pool: PgPool) {
     let service = Service::start(&pool).await;
     let mut client = service.client();
     for answer in [
@@ -288,7 +288,7 @@ async fn e6_nothing_is_cached_sniffed_or_referred(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_body_that_does_not_come_is_a_400_and_a_broken_one_too(pool: PgPool) {
+async fn an_incomplete_body_is_a_400(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--body-timeout=50ms"]).await;
     let address = service.address;
     let answer = tokio::task::spawn_blocking(move || {

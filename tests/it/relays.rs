@@ -1,4 +1,4 @@
-//! Several relays: which takes a mail, and how much each is asked to bear.
+//! Several relays: which one gets an email, and the limits of each.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use crate::harness::program::{Program, serve_environment};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{Service, Setup, database};
 
-/// Relays are used in order of preference, and the next one when the first is away.
+/// The courier uses relays in order of preference, and the next one when the first is down.
 #[sqlx::test]
 async fn the_second_relay_takes_over(pool: PgPool) {
     let second = Relay::start().await;
@@ -39,9 +39,9 @@ async fn the_second_relay_takes_over(pool: PgPool) {
     service.stops().await;
 }
 
-/// A relay that greets the probe and refuses every mail is up. The clock stands still, so nothing was tried again.
+/// A relay that greets the probe and refuses every email is up. The clock is still: no retry.
 #[sqlx::test]
-async fn a_mail_that_one_relay_puts_off_goes_to_the_next_at_once(pool: PgPool) {
+async fn an_email_that_one_relay_defers_is_sent_by_the_next_at_once(pool: PgPool) {
     let second = Relay::start().await;
     let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
     let service = Service::start_with(&pool, setup).await;
@@ -55,9 +55,9 @@ async fn a_mail_that_one_relay_puts_off_goes_to_the_next_at_once(pool: PgPool) {
     service.stops().await;
 }
 
-/// Sixteen that stall for 200 ms each would take 3.2 s. The lease bears conversations that begin within 2.2 s of the claim.
+/// Sixteen stalls of 200 ms take 3.2 s. The lease allows conversations that begin within 2.2 s.
 #[sqlx::test]
-async fn relays_that_stall_hold_a_mail_no_longer_than_its_lease_bears(pool: PgPool) {
+async fn stalled_relays_delay_an_email_no_longer_than_its_lease(pool: PgPool) {
     let relay = Relay::start().await;
     let setup = Setup {
         settings: vec!["--smtp-deadline=200ms".to_owned()],
@@ -82,9 +82,9 @@ async fn relays_that_stall_hold_a_mail_no_longer_than_its_lease_bears(pool: PgPo
     service.stops().await;
 }
 
-/// Mails beyond what the preferred relay bears at once do not wait for it.
+/// Emails above the preferred relay's limit of connections do not wait for it.
 #[sqlx::test]
-async fn a_relay_has_no_more_connections_than_it_bears_and_the_next_takes_the_rest(pool: PgPool) {
+async fn a_relay_has_no_more_connections_than_its_limit_and_the_next_takes_the_rest(pool: PgPool) {
     let (narrow, wide) = (Relay::start().await, Relay::start().await);
     let further_relays = vec![format!("{}&connections=2", narrow.url()), wide.url()];
     let setup = Setup { further_relays, ..Setup::default() };
@@ -108,9 +108,9 @@ async fn a_relay_has_no_more_connections_than_it_bears_and_the_next_takes_the_re
     service.stops().await;
 }
 
-/// Four mails at 10 a second are at least 300 ms apart in all, however fast the relay is.
+/// Four emails at 10 a second take at least 300 ms, however fast the relay is.
 #[sqlx::test]
-async fn a_relay_is_sent_no_more_mails_a_second_than_it_bears(pool: PgPool) {
+async fn a_relay_gets_no_more_emails_a_second_than_its_limit(pool: PgPool) {
     let slow = Relay::start().await;
     let further_relays = vec![format!("{}&per_second=10", slow.url())];
     let setup = Setup { further_relays, ..Setup::default() };
@@ -131,7 +131,7 @@ async fn a_relay_is_sent_no_more_mails_a_second_than_it_bears(pool: PgPool) {
     service.stops().await;
 }
 
-/// A mail that waits for the rate longer than a conversation may take is put off, not held.
+/// An email that would wait for the rate longer than a conversation may take is deferred.
 #[sqlx::test]
 async fn the_wait_for_a_rate_is_bounded(pool: PgPool) {
     let slow = Relay::start().await;
@@ -154,9 +154,9 @@ async fn the_wait_for_a_rate_is_bounded(pool: PgPool) {
     service.stops().await;
 }
 
-/// A mail that its relay's rate held until its code was too old is not sent any more.
+/// An email is not sent if its code became too old while the relay's rate delayed it.
 #[sqlx::test]
-async fn no_mail_begins_whose_code_grew_too_old_while_it_waited_for_a_rate(pool: PgPool) {
+async fn an_email_whose_code_expires_while_it_waits_for_a_rate_is_not_sent(pool: PgPool) {
     let slow = Relay::start().await;
     let further_relays = vec![format!("{}&per_second=1", slow.url())];
     let service = Service::start_with(&pool, Setup { further_relays, ..Setup::default() }).await;
@@ -166,10 +166,10 @@ async fn no_mail_begins_whose_code_grew_too_old_while_it_waited_for_a_rate(pool:
     service.has_account("trader@example.com").await;
     slow.is_in_mood(Mood::RefusesRecipient("450 later"));
     service.client().starts_recovery("trader@example.com").await;
-    let put_off = "outbox WHERE last_error = 'rcpt 450'";
-    service.until("it is put off", async || service.count(put_off).await == 1).await;
+    let deferred = "outbox WHERE last_error = 'rcpt 450'";
+    service.until("the email is deferred", async || service.count(deferred).await == 1).await;
     slow.is_in_mood(Mood::Takes);
-    // The next may begin a second after the first, and has 50 ms.
+    // The next email may begin a second after the first; the code has 50 ms.
     service.clock.advance(Duration::from_mins(9) - Duration::from_millis(50));
     service.until_outbox_has(0).await;
     assert_eq!(slow.mails().len(), 0);
@@ -178,14 +178,14 @@ async fn no_mail_begins_whose_code_grew_too_old_while_it_waited_for_a_rate(pool:
     service.stops().await;
 }
 
-/// A connection that a balancer forgot says nothing of the relay behind it.
+/// A connection that a load balancer dropped says nothing about the relay.
 #[sqlx::test]
-async fn a_relay_whose_kept_connection_fell_silent_stays_usable(pool: PgPool) {
+async fn a_relay_with_a_silent_idle_connection_stays_usable(pool: PgPool) {
     let service = Service::start(&pool).await;
     let connected = service.relay.connected();
     service.relay.loses_its_connections();
     service
-        .until("it is connected to anew", async || {
+        .until("the service connects again", async || {
             assert!(service.metric("vos_auth_relay_up{relay=\"0\"}").await > 0.5);
             service.relay.connected() > connected
         })
@@ -193,9 +193,9 @@ async fn a_relay_whose_kept_connection_fell_silent_stays_usable(pool: PgPool) {
     service.stops().await;
 }
 
-/// A relay that is not usable is logged when the reason changes, and not at every probe; `/readyz` says where the probe ended.
+/// A relay's failure is logged when its reason changes, not at every probe.
 #[sqlx::test]
-async fn a_relay_is_named_again_when_the_reason_changes(pool: PgPool) {
+async fn a_relays_failure_is_logged_again_when_the_reason_changes(pool: PgPool) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("smtp://{}?tls=none", listener.local_addr().unwrap());
     let greeting = Arc::new(Mutex::new("554 5.3.2 not today"));
@@ -224,7 +224,7 @@ async fn a_relay_is_named_again_when_the_reason_changes(pool: PgPool) {
     program.line_with("ehlo 421");
     program.signal("-TERM");
     let (log, _) = program.ends();
-    let said: Vec<_> = log.iter().filter(|line| line.contains("relay is not usable")).collect();
-    assert_eq!(said.len(), 2, "{said:#?}");
+    let warnings: Vec<_> = log.iter().filter(|line| line.contains("relay is not usable")).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
     assert!(!log.iter().any(|line| line.contains("not today")), "{log:#?}");
 }

@@ -1,4 +1,4 @@
-//! `reset-password` over HTTP. Requirement ids are those of the published list.
+//! `reset-password` over HTTP. The ids are those of docs/catalogue.md.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn a_reset_signs_in_and_clears_the_cookie(pool: PgPool) {
     service.stops().await;
 }
 
-/// The state is the server's: no step can be skipped.
+/// The server keeps the state: no step can be skipped.
 #[sqlx::test]
 async fn r1_no_reset_without_a_verified_session(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -83,13 +83,13 @@ async fn r2_a_reset_ends_every_other_session_and_recovery(pool: PgPool) {
     service.stops().await;
 }
 
-/// Of parallel resets one sets the password, over two replicas; and only that one logs in.
+/// One of several parallel resets on two replicas sets the password; only that password works.
 #[sqlx::test]
 async fn r3_parallel_resets_set_one_password(pool: PgPool) {
     let one = Service::start_with_settings(&pool, &["--network-burst=10000"]).await;
     let two = one.replica(&["--network-burst=10000"]).await;
     one.has_trader(TRADER, OLD).await;
-    // Of two recoveries: one ends the other, too.
+    // From two recoveries: one also ends the other.
     let verified = [one.verified(TRADER).await, one.verified(TRADER).await];
     let mut resets = tokio::task::JoinSet::new();
     for n in 0..20 {
@@ -105,7 +105,7 @@ async fn r3_parallel_resets_set_one_password(pool: PgPool) {
     one.until_outbox_has(0).await;
     for (status, password) in &answers {
         let mut client = one.client();
-        // A known device's budget, so that the wrong ones do not spend the address's.
+        // Advancing the clock refills the address's bucket after each wrong password.
         client.device = None;
         one.clock.advance(Duration::from_mins(5));
         assert_eq!(client.logs_in(TRADER, password).await.is_signed_in(), *status == 200, "{password}");
@@ -116,7 +116,7 @@ async fn r3_parallel_resets_set_one_password(pool: PgPool) {
     one.stops().await;
 }
 
-/// The target comes from the session alone.
+/// The account comes from the session only.
 #[sqlx::test]
 async fn r4_nothing_in_the_body_names_another_account(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -127,13 +127,13 @@ async fn r4_nothing_in_the_body_names_another_account(pool: PgPool) {
         let answer = client.post_json("/api/auth/recovery/reset-password", &body).await;
         assert_eq!(answer.error(), (400, "field_unknown"));
     }
-    assert!(client.resets(NEW).await.is_signed_in(), "and the session goes on");
+    assert!(client.resets(NEW).await.is_signed_in(), "the session stays valid");
     service.stops().await;
 }
 
-/// The owner is told, at the stored address and in their language, with time, device and what to do.
+/// The owner gets an email at the stored address, in their language, with time, device and advice.
 #[sqlx::test]
-async fn r5_the_owner_is_told_and_the_mail_is_kept_until_it_is_taken(pool: PgPool) {
+async fn r5_the_owner_is_notified_and_the_email_is_kept_until_it_is_accepted(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, OLD).await;
     let agent = "Mozilla/5.0 (Windows NT 10.0) Firefox/140.0";
@@ -169,7 +169,7 @@ async fn r5_the_owner_is_told_and_the_mail_is_kept_until_it_is_taken(pool: PgPoo
         assert_eq!(parsed.subject(), Some(subject));
         for part in [mail.text(), mail.html()] {
             assert!(part.contains(device) && part.contains(support) && part.contains("UTC+7"), "{part}");
-            assert!(!part.contains("http"), "no link: {part}");
+            assert!(!part.contains("http"), "a link in {part}");
         }
         assert!(mail.raw.contains("Auto-Submitted: auto-generated"));
     }
@@ -178,9 +178,9 @@ async fn r5_the_owner_is_told_and_the_mail_is_kept_until_it_is_taken(pool: PgPoo
     service.stops().await;
 }
 
-/// The courier is woken by the commit: a notice does not wait for its next look.
+/// The commit wakes the courier: a notice does not wait for the next poll.
 #[sqlx::test]
-async fn a_notice_leaves_at_once(pool: PgPool) {
+async fn a_notice_is_sent_at_once(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--outbox-poll-interval=1min"]).await;
     service.has_trader(TRADER, OLD).await;
     let mut client = service.verified(TRADER).await;
@@ -219,7 +219,7 @@ async fn r6_length_is_counted_in_code_points_and_a_refusal_costs_nothing(pool: P
     service.stops().await;
 }
 
-/// One password is one string whichever keyboard composed it, and every character of it counts.
+/// A password is the same string from any keyboard, and every character counts.
 #[sqlx::test]
 async fn r7_passwords_are_normalised_and_never_truncated(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -240,7 +240,7 @@ async fn r7_passwords_are_normalised_and_never_truncated(pool: PgPool) {
     service.stops().await;
 }
 
-/// Common, guessable and context passwords are refused, with the reason and with advice in the client's language.
+/// Common, guessable and contextual passwords are refused, with advice in the client's language.
 #[sqlx::test]
 async fn r8_guessable_passwords_are_refused_with_advice(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
@@ -275,7 +275,7 @@ async fn r8_guessable_passwords_are_refused_with_advice(pool: PgPool) {
     service.stops().await;
 }
 
-/// No rules of composition: a long phrase of small letters and spaces passes. No expiry: it works years later.
+/// A phrase of small letters and spaces is accepted, and works for years.
 #[sqlx::test]
 async fn r9_no_composition_rules_and_no_expiry(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -287,15 +287,15 @@ async fn r9_no_composition_rules_and_no_expiry(pool: PgPool) {
     service.stops().await;
 }
 
-/// A password of 1 MB is refused unread. With the queue full, further requests are told to come back, spend nothing, and
-/// /healthz goes on answering.
+/// A password of 1 MB is refused unread. With a full queue, further requests are told to retry and
+/// cost nothing, and /healthz still answers.
 #[sqlx::test]
 async fn r10_hashing_is_bounded(pool: PgPool) {
     let settings = [
         "--network-burst=10000",
         "--hashing-threads=1",
         "--hashing-queue=4",
-        // Dear enough that requests meet in the queue.
+        // Slow enough that requests meet in the queue.
         "--argon2-memory-kib=65536",
         "--argon2-passes=8",
     ];
@@ -326,7 +326,7 @@ async fn r10_hashing_is_bounded(pool: PgPool) {
         assert_eq!(answer.error(), (503, "hashing_busy"));
         assert!(answer.retry_after() >= 1);
     }
-    // Nothing was spent: the same sessions may try again.
+    // Nothing was consumed: the same sessions can try again.
     let mut done = 0;
     for client in &mut clients {
         match client.resets(NEW).await {

@@ -1,4 +1,4 @@
-//! How long what is over is kept, and that it goes then.
+//! How long expired rows are kept, and that they are deleted then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const TRADER: &str = "trader@example.com";
 const OLD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// Rows that have just been written stay for `age`, and are gone a second later.
+/// Asserts that rows just written stay for `age`, and are deleted a second later.
 async fn are_kept_for(service: &Service, rows: &str, age: Duration) {
     let mut sweeper = Sweeper::new(Arc::clone(&service.app));
     let before = service.count(rows).await;
@@ -27,16 +27,16 @@ async fn are_kept_for(service: &Service, rows: &str, age: Duration) {
 }
 
 #[sqlx::test]
-async fn a_recovery_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+async fn a_recovery_is_kept_for_its_retention(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--recovery-retention=3h"]).await;
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
-    // A code, and the choice of a password after it.
+    // The life of a code, then the time to choose a password.
     are_kept_for(&service, "recovery_session", Duration::from_mins(3 * 60 + 10 + 15)).await;
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_session_is_kept_for_as_long_as_its_settings_say(pool: PgPool) {
+async fn a_session_is_kept_for_its_retention(pool: PgPool) {
     let settings = ["--session-retention=2h", "--session-lifetime=50min"];
     let service = Service::start_with_settings(&pool, &settings).await;
     service.has_trader(TRADER, OLD).await;
@@ -46,7 +46,7 @@ async fn a_session_is_kept_for_as_long_as_its_settings_say(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn an_event_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+async fn an_event_is_kept_for_its_retention(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--audit-retention=400days"]).await;
     service.has_trader(TRADER, OLD).await;
     assert!(service.client().logs_in(TRADER, OLD).await.is_signed_in());
@@ -54,15 +54,15 @@ async fn an_event_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
     service.stops().await;
 }
 
-/// A notice whose recipient is refused for good is kept for an operator, and goes when it expires.
+/// A notice that was given up stays for the operator until it expires.
 #[sqlx::test]
-async fn a_notice_that_is_given_up_is_kept_for_as_long_as_its_setting_says(pool: PgPool) {
+async fn a_notice_that_is_given_up_is_kept_for_its_retention(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--notice-retention=2days"]).await;
     service.has_trader(TRADER, OLD).await;
     let mut client = service.verified(TRADER).await;
     is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
     service.clock.advance(Duration::from_hours(2 * 24 - 1));
-    // The courier has looked through everything when it has sent a mail that is younger.
+    // When the courier has sent a younger email, it has looked through all rows.
     service.has_account("other@example.com").await;
     service.client().starts_recovery("other@example.com").await;
     service.relay.mail(2).await;
@@ -73,24 +73,23 @@ async fn a_notice_that_is_given_up_is_kept_for_as_long_as_its_setting_says(pool:
     service.stops().await;
 }
 
-/// By one statement after the other, as the table has more pages than one looks through, and without waiting for whoever
-/// draws on a budget meanwhile.
+/// The table has more pages than one statement reads. The sweeper does not wait for locked rows.
 #[sqlx::test]
-async fn budgets_are_looked_through_page_by_page(pool: PgPool) {
+async fn rate_limits_are_swept_page_by_page(pool: PgPool) {
     let service = Service::start(&pool).await;
     let now = service.app.clock.now();
-    // Every second one is full again.
-    let budgets = "INSERT INTO throttle (key, short_at, long_at, admitted)
+    // Every second row is full again.
+    let rows = "INSERT INTO throttle (key, short_at, long_at, admitted)
         SELECT sha256(n::text::bytea), $1, $1 + (n % 2) * interval '1 hour', 1 FROM generate_series(1, 20000) AS n";
-    sqlx::query(budgets).bind(now).execute(&pool).await.unwrap();
-    let mut drawing = pool.begin().await.unwrap();
+    sqlx::query(rows).bind(now).execute(&pool).await.unwrap();
+    let mut holding = pool.begin().await.unwrap();
     let locked = "SELECT 1 FROM throttle WHERE key = sha256('2') FOR UPDATE";
-    sqlx::query(locked).execute(&mut *drawing).await.unwrap();
+    sqlx::query(locked).execute(&mut *holding).await.unwrap();
     let mut sweeper = Sweeper::new(Arc::clone(&service.app));
     sweeper.sweep().await;
     assert_eq!(service.count("throttle").await, 10_001);
     assert_eq!(service.count("throttle WHERE key = sha256('2')").await, 1);
-    drawing.rollback().await.unwrap();
+    holding.rollback().await.unwrap();
     sweeper.sweep().await;
     assert_eq!(service.count("throttle").await, 10_000);
     service.clock.advance(Duration::from_hours(1));
@@ -99,16 +98,16 @@ async fn budgets_are_looked_through_page_by_page(pool: PgPool) {
     service.stops().await;
 }
 
-/// Nothing grows without bound: this finds the table that somebody adds and nobody sweeps, too.
+/// No table grows without bound. A new table that no sweeper deletes from fails this test.
 #[sqlx::test]
-async fn when_all_is_over_accounts_alone_are_left(pool: PgPool) {
+async fn only_accounts_are_kept_without_end(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, OLD).await;
     service.client().starts_recovery("nobody@example.com").await;
     assert_eq!(service.client().logs_in(TRADER, "not the password").await.status, 401);
     let mut client = service.verified(TRADER).await;
     is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
-    // hash_census has one row, of counts alone.
+    // hash_census has one row, with counts only.
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
          AND relname NOT IN ('account', 'hash_census', '_sqlx_migrations')",
@@ -130,11 +129,11 @@ async fn when_all_is_over_accounts_alone_are_left(pool: PgPool) {
     service.stops().await;
 }
 
-/// Refuses the recipient of the notice that `change` owes, for good, and no other's.
+/// Refuses, permanently, the recipient of the notice that `change` enqueues.
 async fn is_given_up(service: &Service, change: impl AsyncFnOnce()) {
     service.relay.is_in_mood(Mood::RefusesRecipient("550 no such user"));
     change().await;
     let given_up = "outbox WHERE last_error = 'rcpt 550' AND lease_until IS NULL";
-    service.until("given up", async || service.count(given_up).await == 1).await;
+    service.until("the notice is given up", async || service.count(given_up).await == 1).await;
     service.relay.is_in_mood(Mood::Takes);
 }

@@ -1,5 +1,5 @@
-//! What the two roles of `deploy/grants.sql` may do. Every other test that starts the service or runs a command shows that
-//! the rights suffice; this one shows that there are no others.
+//! The rights of the two roles of `deploy/grants.sql`. Other tests show that the rights suffice;
+//! this one, that there are no others.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 
 use crate::harness::database::{self, OPERATOR, SERVE};
 
-/// By table or sequence: the rights of `serve`, and those of an operator's commands. A migration that adds a table adds its
-/// row here and its rights in `deploy/grants.sql`; "" is none.
+/// By table or sequence: the rights of `serve`, and of the operator's commands; "" is none. A
+/// migration that adds a table adds a row here, and grants in `deploy/grants.sql`.
 const RIGHTS: [(&str, &str, &str); 9] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
@@ -25,7 +25,7 @@ const RIGHTS: [(&str, &str, &str); 9] = [
     ("throttle", "DELETE, INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, UPDATE"),
 ];
 
-/// The effective rights of a role, those of PUBLIC included, on every table and sequence of the schema.
+/// A role's effective rights on every table and sequence of the schema, including those of PUBLIC.
 async fn rights_of(role: &str, pool: &PgPool) -> BTreeMap<String, String> {
     let rights = "SELECT c.relname::text, coalesce(string_agg(p.granted, ', ' ORDER BY p.granted), '')
         FROM pg_class c
@@ -52,7 +52,7 @@ async fn rights_of(role: &str, pool: &PgPool) -> BTreeMap<String, String> {
 #[sqlx::test]
 async fn each_role_has_the_rights_of_its_row_and_no_other(pool: PgPool) {
     database::grant(&database::url(&pool));
-    // What somebody granted by hand is gone when the grants are run again.
+    // Running the grants again revokes what was granted by hand.
     for stray in ["GRANT ALL ON ALL TABLES IN SCHEMA public TO", "GRANT UPDATE (email) ON account TO"] {
         let stray = format!("{stray} {SERVE}, {OPERATOR}");
         sqlx::query(sqlx::AssertSqlSafe(stray)).execute(&pool).await.unwrap();
@@ -64,17 +64,20 @@ async fn each_role_has_the_rights_of_its_row_and_no_other(pool: PgPool) {
     assert_eq!(rights_of(SERVE, &pool).await, expected(|row| row.1));
     assert_eq!(rights_of(OPERATOR, &pool).await, expected(|row| row.2));
     for role in [SERVE, OPERATOR] {
-        let makes = "SELECT has_database_privilege($1, current_database(), 'CREATE')
+        let can_create = "SELECT has_database_privilege($1, current_database(), 'CREATE')
             OR has_database_privilege($1, current_database(), 'TEMPORARY')
             OR has_schema_privilege($1, 'public', 'CREATE')
             OR (SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls FROM pg_roles WHERE rolname = $1)";
-        assert!(!sqlx::query_scalar::<_, bool>(makes).bind(role).fetch_one(&pool).await.unwrap(), "{role}");
+        assert!(
+            !sqlx::query_scalar::<_, bool>(can_create).bind(role).fetch_one(&pool).await.unwrap(),
+            "{role}"
+        );
     }
 }
 
-/// A stolen URL of the service rewrites no record of what happened, and makes itself no account.
+/// A stolen URL of the service can rewrite no audit event and create no account.
 #[sqlx::test]
-async fn the_services_role_changes_no_audit_event_and_makes_no_account(pool: PgPool) {
+async fn the_services_role_cannot_change_audit_events_or_create_accounts(pool: PgPool) {
     let mut service = PgConnection::connect(&database::service_url(&pool)).await.unwrap();
     for refused in [
         "UPDATE audit_event SET what = 'logged_in'",
@@ -93,9 +96,9 @@ async fn the_services_role_changes_no_audit_event_and_makes_no_account(pool: PgP
     service.close().await.unwrap();
 }
 
-/// The database is closed to roles that nothing was granted to.
+/// A role without grants cannot connect.
 #[sqlx::test]
-async fn a_role_without_grants_does_not_connect(pool: PgPool) {
+async fn a_role_without_grants_cannot_connect(pool: PgPool) {
     let url = database::service_url(&pool);
     let stranger = format!("stranger_{}", std::process::id());
     let run = async |sql: String| sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();

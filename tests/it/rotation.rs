@@ -1,4 +1,4 @@
-//! Whatever is secret is replaced while people get back in through nginx: no request fails, and no live code is refused.
+//! Every secret is rotated while users recover through nginx: no request or live code is refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use crate::harness::{PATIENCE, database, now, program};
 /// 32 bytes each.
 const OLD: &str = "2026-01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW: &str = "2026-11:IB8eHRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgE=";
-/// People whose code is mailed before a roll-out and entered during it.
+/// Users whose code is mailed before a rollout and entered during it.
 const HELD: usize = 6;
-/// How long a connection of a pool lives at most.
+/// The longest life of a pooled connection.
 const POOLED: Duration = Duration::from_mins(1);
 
 struct Stage {
@@ -42,15 +42,15 @@ impl Stage {
         Self { host, load }
     }
 
-    /// Before a relay that is a task of the test.
-    async fn usual(pool: &PgPool, changes: &[(&str, &str)]) -> Self {
+    /// With a relay inside the test.
+    async fn with_relay(pool: &PgPool, changes: &[(&str, &str)]) -> Self {
         let relay = Relay::start().await;
         Self::start(pool, &database::service_url(pool), &relay.url(), Mailbox::Relay(relay.clone()), changes)
             .await
     }
 
-    /// Rolls new settings out. Codes that were mailed before are entered while the two replicas differ, and after.
-    async fn rolls_out(&mut self, changes: &[(&str, &str)]) {
+    /// Rolls out new settings. Users enter older codes while the two replicas differ, and after.
+    async fn roll_out(&mut self, changes: &[(&str, &str)]) {
         let held = self.load.have_codes(HELD).await;
         self.host.has(changes);
         let (first, rest) = held.split_at(held.len() / 2);
@@ -62,31 +62,31 @@ impl Stage {
         }
     }
 
-    fn lost_nothing(self, what: &str) {
+    fn check(self, what: &str) {
         let counts = self.load.counts();
         let (requests, people, refused) = (counts.requests, counts.people, counts.codes_refused);
         eprintln!(
             "{what}: {requests} requests of {people} people, {refused} codes refused, failed: {:?}",
             counts.failures
         );
-        assert!(people > 20, "a load");
+        assert!(people > 20, "too few people for a load");
         assert_eq!((counts.codes_refused, counts.failures.len()), (0, 0));
     }
 }
 
 #[sqlx::test]
-async fn recovery_and_device_secrets_rotate_and_every_code_and_known_browser_is_still_known(pool: PgPool) {
+async fn recovery_and_device_secrets_rotate_without_refusing_codes_or_known_browsers(pool: PgPool) {
     if !is_installed() {
         return;
     }
-    let mut stage = Stage::usual(&pool, &[("RECOVERY_SECRETS", OLD), ("DEVICE_SECRETS", OLD)]).await;
+    let mut stage = Stage::with_relay(&pool, &[("RECOVERY_SECRETS", OLD), ("DEVICE_SECRETS", OLD)]).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         for secrets in [format!("{OLD},{NEW}"), format!("{NEW},{OLD}"), NEW.to_owned()] {
             let known = load.has_code().await.unwrap();
             load.gets_in(&known).await;
-            stage.rolls_out(&[("RECOVERY_SECRETS", &secrets), ("DEVICE_SECRETS", &secrets)]).await;
-            // Strangers have spent the address's budget; a known browser has its own.
+            stage.roll_out(&[("RECOVERY_SECRETS", &secrets), ("DEVICE_SECRETS", &secrets)]).await;
+            // Attackers empty the address's bucket; a known browser has its own.
             let email = known.email();
             while load.starts_from("stranger", &email).await == 200 {}
             assert_eq!(load.starts_from("stranger", &email).await, 429);
@@ -94,12 +94,12 @@ async fn recovery_and_device_secrets_rotate_and_every_code_and_known_browser_is_
         }
     };
     load.during(rotation).await;
-    stage.lost_nothing("recovery and device secrets");
+    stage.check("recovery and device secrets");
 }
 
-/// At a thirtieth of the times: a key is published 40 s before it signs, and the REST API keeps the JWKS for 10 s.
+/// Times divided by 30: a key is published 40 s before it signs; JWKS are cached for 10 s.
 #[sqlx::test]
-async fn jwt_keys_rotate_and_a_verifier_with_a_kept_jwks_never_meets_an_unknown_one(pool: PgPool) {
+async fn jwt_keys_rotate_without_a_key_unknown_to_a_cached_jwks(pool: PgPool) {
     if !is_installed() {
         return;
     }
@@ -107,12 +107,12 @@ async fn jwt_keys_rotate_and_a_verifier_with_a_kept_jwks_never_meets_an_unknown_
     let folder =
         std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rotated-{}", std::process::id()));
     jwt::generate(&folder, now() - Duration::from_hours(1)).unwrap();
-    let mut stage = Stage::usual(&pool, &[("JWT_KEYS", folder.to_str().unwrap())]).await;
+    let mut stage = Stage::with_relay(&pool, &[("JWT_KEYS", folder.to_str().unwrap())]).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         let then = now() + published_before_use - jwt::PUBLISHED_BEFORE_USE;
         assert!(jwt::rotate(&folder, then).unwrap().added.is_some());
-        stage.rolls_out(&[]).await;
+        stage.roll_out(&[]).await;
         let signs = async {
             while load.keys() < 2 {
                 load.person().await;
@@ -123,12 +123,12 @@ async fn jwt_keys_rotate_and_a_verifier_with_a_kept_jwks_never_meets_an_unknown_
     load.during(rotation).await;
     load.takes_old_jwts().await;
     assert_eq!(load.keys(), 2);
-    stage.lost_nothing("JWT keys");
+    stage.check("JWT keys");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Two roles in turn: a changed password of the one in use would be refused to every connection until the roll-out ends. The
-/// first rotation: the role that holds the service's rights has logged in itself so far, and does no more.
+/// Two roles, alternating: a changed password of the current role would refuse its new connections
+/// until the rollout ends. Before this first rotation, the group role was the login.
 #[tokio::test]
 async fn the_database_password_rotates_by_a_second_role() {
     if !is_installed() {
@@ -138,48 +138,48 @@ async fn the_database_password_rotates_by_a_second_role() {
     let root = PgPool::connect_with(cluster.options()).await.unwrap();
     let run = async |sql: &'static str| sqlx::query(sql).execute(&root).await.unwrap();
     let url = |user: &str, password: &str| cluster.url_for(user, password).replace("/postgres?", "/auth?");
-    // As docs/operate/install.md has it, but for the owner's name: vos_auth is this cluster's superuser.
+    // As in docs/operate/install.md, but vos_auth is this cluster's superuser, not the owner.
     run("CREATE ROLE owner LOGIN PASSWORD 'first'").await;
     run("CREATE DATABASE auth OWNER owner").await;
-    migrates(&url("owner", "first"));
+    migrate(&url("owner", "first"));
     database::grant(&url("vos_auth", ""));
     run("ALTER ROLE vos_auth_serve PASSWORD 'first'").await;
     cluster.asks_for_passwords().await;
     let first = url("vos_auth_serve", "first");
-    assert!(PgPool::connect(&url("vos_auth_serve", "other")).await.is_err(), "passwords are asked for");
+    assert!(PgPool::connect(&url("vos_auth_serve", "other")).await.is_err(), "the cluster checks passwords");
     let pool = PgPool::connect_with(cluster.options().database("auth")).await.unwrap();
     let relay = Relay::start().await;
     let mut stage = Stage::start(&pool, &first, &relay.url(), Mailbox::Relay(relay.clone()), &[]).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         run("CREATE ROLE vos_auth_serve_2 LOGIN PASSWORD 'second' IN ROLE vos_auth_serve").await;
-        stage.rolls_out(&[("DATABASE_URL", &url("vos_auth_serve_2", "second"))]).await;
+        stage.roll_out(&[("DATABASE_URL", &url("vos_auth_serve_2", "second"))]).await;
         let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'vos_auth_serve'";
         let gone = async { while sqlx::query_scalar::<_, i64>(left).fetch_one(&root).await.unwrap() > 0 {} };
-        tokio::time::timeout(PATIENCE, gone).await.expect("no connection of the first is left");
+        tokio::time::timeout(PATIENCE, gone).await.expect("no connection of the first role is left");
         run("ALTER ROLE vos_auth_serve NOLOGIN PASSWORD NULL").await;
         load.person().await;
     };
     load.during(rotation).await;
-    stage.lost_nothing("the database password");
-    assert!(PgPool::connect(&first).await.is_err(), "the old password leads nowhere");
+    stage.check("the database password");
+    assert!(PgPool::connect(&first).await.is_err(), "the old password is refused");
     // No replica connects as the owner.
     run("ALTER ROLE owner PASSWORD 'second'").await;
-    migrates(&url("owner", "second"));
+    migrate(&url("owner", "second"));
     for pool in [pool, root] {
         pool.close().await;
     }
 }
 
-fn migrates(database_url: &str) {
+fn migrate(database_url: &str) {
     let ended = program::run(&["migrate"], &[("DATABASE_URL", database_url)]);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
-/// What `sslrootcert` names is read for each new connection, so that changed authorities need no restart. PostgreSQL shows one
-/// certificate at a time; connections that stand outlive it, for a minute at most in a pool.
+/// `sslrootcert` is read for each new connection, so that a new CA needs no restart. PostgreSQL has
+/// one certificate at a time; pooled connections outlive it by a minute at most.
 #[tokio::test]
-async fn the_databases_certificate_and_its_authority_rotate() {
+async fn the_databases_certificate_and_its_ca_rotate() {
     if !is_installed() {
         return;
     }
@@ -196,30 +196,30 @@ async fn the_databases_certificate_and_its_authority_rotate() {
         database.service_trusts(&next.both);
         assert!(database.is_trusted_by(&old).await && !database.is_trusted_by(&next.ca).await);
         database.takes(&next).await;
-        let shown = async { while !database.is_trusted_by(&next.ca).await {} };
-        tokio::time::timeout(PATIENCE, shown).await.expect("the new certificate is shown");
+        let in_use = async { while !database.is_trusted_by(&next.ca).await {} };
+        tokio::time::timeout(PATIENCE, in_use).await.expect("the new certificate is in use");
         assert!(!database.is_trusted_by(&old).await);
         let renewed = async {
-            // Those by which a replica stores starts and holds its courier's lock are no pool's.
+            // The connections for starts and for the courier's lock are in no pool.
             while database.older_connections().await > 4 {
                 load.person().await;
             }
         };
-        // A pool looks for connections that are too old as often as one may live.
+        // A pool closes old connections at an interval as long as their life.
         tokio::time::timeout(2 * POOLED + PATIENCE, renewed).await.expect("the pools have new connections");
         database.service_trusts(&next.ca);
-        stage.rolls_out(&[]).await;
+        stage.roll_out(&[]).await;
         assert_eq!(database.older_connections().await, 0);
     };
     load.during(rotation).await;
-    stage.lost_nothing("the database's certificate and authority");
+    stage.check("the database's certificate and authority");
     database.pool.close().await;
 }
 
-/// The relay knows one password and shows one certificate at a time. The URL stands twice meanwhile, with the old password
-/// and with the new one, and the file of authorities holds both.
+/// The relay accepts one password and has one certificate at a time. Meanwhile SMTP_RELAYS has the
+/// URL twice, with each password, and the CA file has both CAs.
 #[sqlx::test]
-async fn the_relays_password_and_its_authority_rotate(pool: PgPool) {
+async fn the_relays_password_and_its_ca_rotate(pool: PgPool) {
     if !is_installed() || !can_run() {
         return;
     }
@@ -227,18 +227,18 @@ async fn the_relays_password_and_its_authority_rotate(pool: PgPool) {
     let (old, new) = (postfix.url(), postfix.url_with("another"));
     let mailbox = Mailbox::Postfix(Arc::clone(&postfix));
     let ca = postfix.ca();
-    // Between Postfix's change and the next probe a mail finds no relay, and waits.
+    // Between Postfix's change and the next probe an email finds no relay, and waits.
     let settings = [("SMTP_CA_FILE", ca.as_str()), ("SMTP_PROBE_INTERVAL", "1s")];
     let mut stage = Stage::start(&pool, &database::service_url(&pool), &old, mailbox, &settings).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         let next = postfix.makes_next_certificate();
-        stage.rolls_out(&[("SMTP_RELAYS", &format!("{old},{new}")), ("SMTP_CA_FILE", &next.both)]).await;
+        stage.roll_out(&[("SMTP_RELAYS", &format!("{old},{new}")), ("SMTP_CA_FILE", &next.both)]).await;
         postfix.takes(&next, "another");
-        stage.rolls_out(&[("SMTP_RELAYS", &new), ("SMTP_CA_FILE", &next.ca)]).await;
+        stage.roll_out(&[("SMTP_RELAYS", &new), ("SMTP_CA_FILE", &next.ca)]).await;
     };
     load.during(rotation).await;
-    stage.lost_nothing("the relay's password and authority");
+    stage.check("the relay's password and authority");
 }
 
 #[sqlx::test]
@@ -246,7 +246,7 @@ async fn nginxs_certificate_rotates(pool: PgPool) {
     if !is_installed() {
         return;
     }
-    let stage = Stage::usual(&pool, &[]).await;
+    let stage = Stage::with_relay(&pool, &[]).await;
     let load = Arc::clone(&stage.load);
     let rotation = async {
         for _ in 0..3 {
@@ -257,5 +257,5 @@ async fn nginxs_certificate_rotates(pool: PgPool) {
         }
     };
     load.during(rotation).await;
-    stage.lost_nothing("nginx's certificate");
+    stage.check("nginx's certificate");
 }

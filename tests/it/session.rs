@@ -1,4 +1,4 @@
-//! Sessions: refresh, logout, the list, a changed password. Requirement ids are those of the published list.
+//! Sessions: refresh, logout, list, change of password. The ids are those of docs/catalogue.md.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// Logout is the server's, and takes any body.
+/// The server ends the session, whatever the body.
 #[sqlx::test]
-async fn l4_a_token_is_dead_after_logout(pool: PgPool) {
+async fn l4_a_token_is_invalid_after_logout(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = service.client();
@@ -31,9 +31,9 @@ async fn l4_a_token_is_dead_after_logout(pool: PgPool) {
     service.stops().await;
 }
 
-/// Idle 30 minutes, absolute 12 hours: refreshing slides the one and never passes the other.
+/// 30 minutes idle, 12 hours in all: a refresh extends the idle time, never the total.
 #[sqlx::test]
-async fn l5_sessions_end_when_idle_and_in_any_case(pool: PgPool) {
+async fn l5_sessions_end_when_idle_and_at_their_absolute_limit(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut idle = service.client();
@@ -62,7 +62,7 @@ async fn l5_sessions_end_when_idle_and_in_any_case(pool: PgPool) {
         );
         last = answer.body;
     }
-    // The last JWT dies with the session.
+    // The last JWT expires with the session.
     service.clock.advance(Duration::from_mins(15));
     last = Some(busy.refreshes().await.body).filter(|body| body["jwt"].is_string()).unwrap_or(last);
     let claims = last["jwt"].as_str().unwrap().split('.').nth(1).unwrap().to_owned();
@@ -74,12 +74,12 @@ async fn l5_sessions_end_when_idle_and_in_any_case(pool: PgPool) {
     assert_eq!(service.count("session").await, 2);
     service.clock.advance(Duration::from_hours(37));
     Sweeper::new(std::sync::Arc::clone(&service.app)).sweep().await;
-    assert_eq!(service.count("session").await, 0, "and what is over is swept");
+    assert_eq!(service.count("session").await, 0, "expired sessions are deleted");
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_session_is_found_by_either_header(pool: PgPool) {
+async fn a_session_token_is_read_from_either_header(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = service.client();
@@ -105,7 +105,7 @@ async fn a_session_is_found_by_either_header(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_trader_sees_where_they_are_signed_in_and_ends_it(pool: PgPool) {
+async fn a_user_lists_and_ends_their_sessions(pool: PgPool) {
     let service = Service::start(&pool).await;
     for email in [TRADER, "other@example.com"] {
         service.has_trader(email, PASSWORD).await;
@@ -131,7 +131,11 @@ async fn a_trader_sees_where_they_are_signed_in_and_ends_it(pool: PgPool) {
     assert_eq!(clients[0].delete(&path(&listed[0]["id"])).await.status, 200);
     assert_eq!(clients[3].refreshes().await.status, 401);
     assert_eq!(clients[0].delete(&path(&listed[0]["id"])).await.error(), (404, "not_found"));
-    assert_eq!(clients[0].delete(&path(&others)).await.error(), (404, "not_found"), "not theirs");
+    assert_eq!(
+        clients[0].delete(&path(&others)).await.error(),
+        (404, "not_found"),
+        "a session of another account"
+    );
     for bad in ["x", "%ff", "00000000-0000-0000-0000-000000000000"] {
         assert_eq!(clients[0].delete(&format!("/api/auth/sessions/{bad}")).await.error(), (404, "not_found"));
         assert_eq!(service.client().delete(&format!("/api/auth/sessions/{bad}")).await.status, 401);
@@ -142,12 +146,16 @@ async fn a_trader_sees_where_they_are_signed_in_and_ends_it(pool: PgPool) {
     }
     assert!(other.refreshes().await.is_signed_in());
     sqlx::query("UPDATE account SET state = 'disabled'").execute(&pool).await.unwrap();
-    assert_eq!(other.refreshes().await.error(), (401, "session_invalid"), "a disabled account is signed out");
+    assert_eq!(
+        other.refreshes().await.error(),
+        (401, "session_invalid"),
+        "a disabled account has no session"
+    );
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_password_is_changed_by_whoever_knows_the_current_one(pool: PgPool) {
+async fn a_password_change_needs_the_current_password(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     service.has_trader(TRADER, PASSWORD).await;
     let (mut client, mut elsewhere) = (service.client(), service.client());
@@ -159,7 +167,7 @@ async fn a_password_is_changed_by_whoever_knows_the_current_one(pool: PgPool) {
     assert_eq!(
         service.client().post_json("/api/auth/password", "{").await.status,
         401,
-        "the session comes first"
+        "the session is checked first"
     );
     let refused = client.changes_password(PASSWORD, "short").await;
     assert_eq!(
@@ -174,7 +182,7 @@ async fn a_password_is_changed_by_whoever_knows_the_current_one(pool: PgPool) {
         );
     }
     assert_eq!(client.changes_password(PASSWORD, NEW).await.error(), (429, "password_throttled"));
-    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in(), "login is another budget");
+    assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in(), "login has its own rate limit");
     service.clock.advance(Duration::from_mins(5));
     assert!(client.changes_password(PASSWORD, NEW).await.is_signed_in());
     assert!(client.refreshes().await.is_signed_in());
@@ -187,7 +195,7 @@ async fn a_password_is_changed_by_whoever_knows_the_current_one(pool: PgPool) {
     service.stops().await;
 }
 
-/// Whoever knows a password once can make neither sessions nor known browsers without end.
+/// A client that learned a password cannot create sessions and known browsers without limit.
 #[sqlx::test]
 async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
@@ -205,7 +213,7 @@ async fn sessions_and_known_browsers_of_an_account_are_bounded(pool: PgPool) {
     assert_eq!(known, 10);
     assert_eq!(service.count("session").await, 100);
     assert_eq!(last.get("/api/auth/sessions").await.body["sessions"].as_array().unwrap().len(), 100);
-    // One that has ended takes no place from one that goes on: it was logged out, or nobody used it.
+    // An ended session, logged out or idle, does not count against the limit.
     assert_eq!(last.logs_out().await.status, 200);
     assert!(last.logs_in(TRADER, PASSWORD).await.is_signed_in());
     assert_eq!(service.count("session").await, 100);

@@ -1,4 +1,4 @@
-//! Clients that are slow at nginx: the shipped file and the workers of docs/operate/install.md leave room for others.
+//! Slow clients at nginx: the shipped file, with the documented workers, leaves room for others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use crate::harness::nginx::{Nginx, Setup, is_installed};
 use crate::harness::raw::Raw;
 use crate::harness::{Service, needs};
 
-/// Slow headers, on the port without TLS, too: 3,000 clients that never finish theirs keep nobody out of the shipped nginx
-/// with the workers of docs/operate/install.md.
+/// 3,000 clients that never finish their headers block no other, even on the port without TLS.
+/// nginx has the shipped file and the workers of docs/operate/install.md.
 #[sqlx::test]
-async fn unfinished_headers_at_nginx_keep_nobody_out(pool: PgPool) {
+async fn unfinished_headers_at_nginx_block_no_other_client(pool: PgPool) {
     if !(is_installed() && needs::has_program("/usr/bin/curl")) {
         return;
     }
@@ -30,9 +30,9 @@ async fn unfinished_headers_at_nginx_keep_nobody_out(pool: PgPool) {
     service.stops().await;
 }
 
-/// Debian's nginx has a site of its own on port 80, whose rules hold until a host is known.
+/// Debian's nginx has its own site on port 80, whose settings apply until the host is known.
 #[sqlx::test]
-async fn unfinished_headers_end_whatever_the_default_server_is(pool: PgPool) {
+async fn unfinished_headers_time_out_whatever_the_default_server_is(pool: PgPool) {
     if !is_installed() {
         return;
     }
@@ -51,9 +51,9 @@ async fn unfinished_headers_end_whatever_the_default_server_is(pool: PgPool) {
     service.stops().await;
 }
 
-/// One address has so many requests under way; the next is told to come again, in the service's shape.
+/// An address has a limit of parallel requests; above it nginx answers 429 in the service's shape.
 #[sqlx::test]
-async fn one_address_has_so_many_requests_under_way_at_nginx(pool: PgPool) {
+async fn nginx_limits_the_parallel_requests_of_an_address(pool: PgPool) {
     if !(is_installed() && needs::has_program("/usr/bin/curl")) {
         return;
     }
@@ -65,8 +65,8 @@ async fn one_address_has_so_many_requests_under_way_at_nginx(pool: PgPool) {
     let mut first = Raw::says(address, format!("{request}Expect: 100-continue\r\n\r\n")).await;
     first.hears("100 Continue").await;
     let second = Raw::says(address, format!("{request}Connection: close\r\n\r\n123456789")).await;
-    let heard = second.hears_all().await;
-    assert!(heard.starts_with("HTTP/1.1 429") && heard.contains("network_throttled"), "{heard}");
-    assert!(heard.contains("Retry-After: 5"), "{heard}");
+    let answer = second.hears_all().await;
+    assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("network_throttled"), "{answer}");
+    assert!(answer.contains("Retry-After: 5"), "{answer}");
     service.stops().await;
 }

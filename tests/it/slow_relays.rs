@@ -1,5 +1,4 @@
-//! Relays that take their time, and relays that are back. What is measured here cannot be had by moving the clock: the waits
-//! are the network's.
+//! Slow relays, and relays that come back. The waits are the network's: the clock is real.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use crate::harness::{PATIENCE, Service, Setup, database};
 
 const TRADER: &str = "trader@example.com";
 
-/// Postscreen and tarpits greet after 5 to 20 s. A mail is sent, `mail test` succeeds, and the probe finds the relay usable.
+/// Postscreen and tarpits greet after 5 to 20 s. The courier, `mail test` and the probe all wait.
 #[sqlx::test]
 async fn a_relay_that_greets_late_is_waited_for(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -24,7 +23,7 @@ async fn a_relay_that_greets_late_is_waited_for(pool: PgPool) {
     let test = tokio::task::spawn_blocking(move || {
         run(&["mail", "test", "--to", "another@example.com"], &[("SMTP_RELAYS", relay.as_str())])
     });
-    // Longer than a relay that was usable has; found usable from nothing. Its courier finds no mail that is its to send.
+    // 6 s is too long for a relay that was usable, but not for a first probe.
     let slow = Relay::start().await;
     slow.is_in_mood(Mood::GreetsLate(Duration::from_secs(6)));
     let other = Setup { relay: Some(slow), clock: Some(service.clock.clone()), ..Setup::default() };
@@ -45,7 +44,7 @@ async fn a_relay_that_greets_late_is_waited_for(pool: PgPool) {
     service.stops().await;
 }
 
-/// Asks until a start is accepted; gives when that was, and how many were refused before.
+/// Retries until a start is accepted. Gives the time and the number of refusals.
 async fn refused_until_accepted(client: &mut Client) -> (Duration, usize) {
     let (began, mut refused) = (Instant::now(), 0);
     loop {
@@ -58,7 +57,7 @@ async fn refused_until_accepted(client: &mut Client) -> (Duration, usize) {
     }
 }
 
-/// A program whose relay is away when it starts. Its settings are the usual ones, less or more `changes`.
+/// A program whose relay is down when it starts, with unlimited networks and `changes`.
 async fn without_relay(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -> (Program, Client) {
     let (url, relay) = (database::service_url(pool), relay.url());
     let changes = [&[("NETWORK_BURST", "1000000"), ("NETWORK_PER_MINUTE", "1000000")], changes].concat();
@@ -78,9 +77,9 @@ async fn without_relay(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -
     (program, client)
 }
 
-/// Under default settings: the interval of the probe is 10 s, but not during an outage.
+/// With default settings: the probe's interval is 10 s, but shorter during an outage.
 #[sqlx::test]
-async fn a_relay_that_is_back_is_used_at_once(pool: PgPool) {
+async fn a_relay_that_comes_back_is_used_at_once(pool: PgPool) {
     let relay = Relay::start().await;
     relay.goes_down().await;
     let (_program, mut client) = without_relay(&pool, &relay, &[]).await;
@@ -95,24 +94,24 @@ async fn a_relay_that_is_back_is_used_at_once(pool: PgPool) {
     assert!(after < Duration::from_millis(1500), "{after:?}");
 }
 
-/// S9: a relay that was usable is waited for as little as it takes to know that it is not, however late others may greet.
+/// S9: a relay that was usable gets only a short wait, however late others may greet.
 #[sqlx::test]
-async fn a_relay_that_died_is_found_out_soon(pool: PgPool) {
+async fn a_relay_that_died_is_noticed_soon(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.relay.is_in_mood(Mood::GreetsNobody);
     service.relay.loses_its_connections();
     let began = Instant::now();
     service.until_mail_is("unavailable").await;
     let after = began.elapsed();
-    eprintln!("found out after {after:?}");
+    eprintln!("noticed after {after:?}");
     assert!(after < Duration::from_secs(8), "{after:?}");
     service.stops().await;
 }
 
-/// Connections that are accepted and never answered, as by a balancer whose relay is gone: a probe begins every second though
-/// they go on, no more are under way than the setting says, and the first that is answered counts.
+/// Connections are accepted and never answered, as by a load balancer without its relay. A probe
+/// begins every second meanwhile, up to the configured number, and the first answer counts.
 #[sqlx::test]
-async fn probes_that_are_not_answered_hold_no_other_up(pool: PgPool) {
+async fn unanswered_probes_do_not_delay_others(pool: PgPool) {
     let relay = Relay::start().await;
     relay.is_in_mood(Mood::GreetsNobody);
     let settings = [("SMTP_DEADLINE", "3s"), ("SMTP_PROBES_WHILE_DOWN", "2")];
@@ -123,15 +122,15 @@ async fn probes_that_are_not_answered_hold_no_other_up(pool: PgPool) {
     relay.is_in_mood(Mood::Takes);
     let (after, late) = refused_until_accepted(&mut client).await;
     eprintln!("refused {late} after the outage, the last {after:?} after it");
-    // A second, and what a busy machine takes.
+    // One second, and what a busy machine adds.
     assert!(after < Duration::from_secs(2), "{after:?}");
     assert_eq!(relay.most_open(), 2);
     has_relay(&client).await;
 }
 
-/// For a provider that minds several at once.
+/// For a provider that allows no parallel probes.
 #[sqlx::test]
-async fn a_relay_that_is_down_is_asked_by_one_probe_at_a_time_if_the_setting_says_so(pool: PgPool) {
+async fn a_relay_that_is_down_gets_one_probe_at_a_time_if_so_configured(pool: PgPool) {
     let relay = Relay::start().await;
     relay.is_in_mood(Mood::GreetsNobody);
     let settings = [("SMTP_DEADLINE", "1500ms"), ("SMTP_PROBES_WHILE_DOWN", "1")];

@@ -1,4 +1,4 @@
-//! `start` at its best: what it answers, stores and sends; resend; budgets.
+//! `start`: its answer, stored rows and email; resends; rate limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use vos_auth::sweeper::Sweeper;
 use crate::harness::relay::Mood;
 
 #[sqlx::test]
-async fn a_start_answers_sets_the_cookie_and_mails_a_code(pool: PgPool) {
+async fn a_start_answers_sets_the_cookie_and_sends_a_code(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
 
@@ -28,7 +28,7 @@ async fn a_start_answers_sets_the_cookie_and_mails_a_code(pool: PgPool) {
     service.stops().await;
 }
 
-/// L9 of the published requirements, as far as `start` sets cookies.
+/// L9 of docs/catalogue.md, for the cookies of `start`.
 #[sqlx::test]
 async fn l9_the_cookie_has_every_attribute_and_a_new_token(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -49,7 +49,7 @@ async fn l9_the_cookie_has_every_attribute_and_a_new_token(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn s1_known_unknown_disabled_and_passwordless_are_alike(pool: PgPool) {
+async fn s1_known_unknown_disabled_and_passwordless_look_alike(pool: PgPool) {
     let service = Service::start(&pool).await;
     for email in ["known@example.com", "disabled@example.com", "secret@example.com"] {
         service.has_account(email).await;
@@ -106,7 +106,7 @@ async fn s1_the_same_rows_are_written_for_any_address(pool: PgPool) {
     service.has_account("known@example.com").await;
     let mut shapes = Vec::new();
     for email in ["known@example.com", "other@example.com"] {
-        // With `account` locked the courier can finish nothing.
+        // With `account` locked, the courier can finish nothing.
         let mut courier_waits = pool.begin().await.unwrap();
         sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE")
             .execute(&mut *courier_waits)
@@ -115,18 +115,18 @@ async fn s1_the_same_rows_are_written_for_any_address(pool: PgPool) {
         assert!(service.client().starts_recovery(email).await.is_code_sent());
         let session = "SELECT state, attempts_left, key_id, locale, verified_at IS NULL AS fresh, expires_at - created_at AS life, octet_length(token_hash) AS hash, user_agent FROM recovery_session WHERE email = $1";
         let session = sqlx::query(session).bind(email).fetch_all(&mut *courier_waits).await.unwrap();
-        let owed = "SELECT kind, o.attempts, last_error, lease_until, o.next_attempt_at = o.created_at AS due, o.expires_at = s.expires_at AS together FROM outbox o JOIN recovery_session s ON s.id = o.recovery_session_id WHERE s.email = $1";
-        let owed = sqlx::query(owed).bind(email).fetch_all(&mut *courier_waits).await.unwrap();
-        assert_eq!((session.len(), owed.len()), (1, 1), "{email}");
+        let pending = "SELECT kind, o.attempts, last_error, lease_until, o.next_attempt_at = o.created_at AS due, o.expires_at = s.expires_at AS together FROM outbox o JOIN recovery_session s ON s.id = o.recovery_session_id WHERE s.email = $1";
+        let pending = sqlx::query(pending).bind(email).fetch_all(&mut *courier_waits).await.unwrap();
+        assert_eq!((session.len(), pending.len()), (1, 1), "{email}");
         let shape = (
             session[0].get::<String, _>("state"),
             session[0].get::<i16, _>("attempts_left"),
             session[0].get::<i32, _>("hash"),
             session[0].get::<bool, _>("fresh"),
-            owed[0].get::<String, _>("kind"),
-            owed[0].get::<i32, _>("attempts"),
-            owed[0].get::<bool, _>("due"),
-            owed[0].get::<bool, _>("together"),
+            pending[0].get::<String, _>("kind"),
+            pending[0].get::<i32, _>("attempts"),
+            pending[0].get::<bool, _>("due"),
+            pending[0].get::<bool, _>("together"),
         );
         shapes.push(shape);
         courier_waits.rollback().await.unwrap();
@@ -176,7 +176,7 @@ async fn a_resend_keeps_session_code_and_lifetime(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_start_with_a_cookie_that_does_not_fit_begins_anew(pool: PgPool) {
+async fn a_start_with_an_unusable_cookie_opens_a_new_session(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     let mut client = service.client();
@@ -214,14 +214,14 @@ async fn a_start_with_a_cookie_that_does_not_fit_begins_anew(pool: PgPool) {
     client.starts_recovery("other@example.com").await;
     assert_ne!(client.cookie, third);
 
-    // A token that nobody was given.
+    // A token that was never issued.
     client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
     client.starts_recovery("third@example.com").await;
     assert_ne!(client.cookie, Some(format!("__Host-vos_recovery={}", "A".repeat(43))));
     service.stops().await;
 }
 
-/// V7 of the published requirements, as far as `start` goes: a session that another reset revoked is a decoy.
+/// V7 of docs/catalogue.md, for `start`: a session that another reset revoked is a decoy.
 #[sqlx::test]
 async fn v7_a_revoked_session_resends_like_a_live_one_and_mails_nothing(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -245,7 +245,7 @@ async fn v7_a_revoked_session_resends_like_a_live_one_and_mails_nothing(pool: Pg
 }
 
 #[sqlx::test]
-async fn a_resend_while_a_mail_is_unsent_adds_none_and_writes_as_one_for_nobody(pool: PgPool) {
+async fn a_resend_while_an_email_is_pending_sends_no_second_one_and_writes_the_same_rows(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("450 later"));
@@ -253,14 +253,14 @@ async fn a_resend_while_a_mail_is_unsent_adds_none_and_writes_as_one_for_nobody(
     client.starts_recovery("trader@example.com").await;
     nobody.starts_recovery("nobody@example.com").await;
     service.until_outbox_has(1).await;
-    // What a resend writes stays while the courier cannot read accounts.
-    let mut held = pool.begin().await.unwrap();
-    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    // The rows of a resend stay while the courier cannot read accounts.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
     assert_eq!(service.count("outbox").await, 2);
     assert!(nobody.starts_recovery("nobody@example.com").await.is_code_sent());
     assert_eq!(service.count("outbox").await, 3);
-    held.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     assert!(client.starts_recovery("trader@example.com").await.is_code_sent());
     service.until_outbox_has(1).await;
     service.relay.is_in_mood(Mood::Takes);
@@ -297,7 +297,7 @@ async fn the_bucket_of_an_address_empties_and_refills_with_or_without_an_account
     service.stops().await;
 }
 
-/// Promise 4: at most 19 sessions per address in any 24 hours, however often one asks.
+/// Promise 4: at most 19 sessions per address in any 24 hours, however many requests.
 #[sqlx::test]
 async fn v1_at_most_19_codes_in_any_24_hours(pool: PgPool) {
     let service =
@@ -319,7 +319,7 @@ async fn v1_at_most_19_codes_in_any_24_hours(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn of_many_parallel_starts_for_an_address_exactly_its_budget_is_admitted(pool: PgPool) {
+async fn parallel_starts_for_an_address_are_admitted_up_to_its_limit(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     let other = Service::start_with(
         &pool,
@@ -345,9 +345,9 @@ async fn of_many_parallel_starts_for_an_address_exactly_its_budget_is_admitted(p
     service.stops().await;
 }
 
-/// That a ticket of an operator's leads back in meanwhile, too, is shown beside L2.
+/// That an operator's ticket still works meanwhile is shown by the tests of L2.
 #[sqlx::test]
-async fn s6_a_flood_mails_no_more_than_the_budget(pool: PgPool) {
+async fn s6_a_flood_sends_no_more_emails_than_the_rate_limit(pool: PgPool) {
     let (victim, password) = ("victim@example.com", "morning boat on a green river");
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
     service.has_trader(victim, password).await;
@@ -358,15 +358,15 @@ async fn s6_a_flood_mails_no_more_than_the_budget(pool: PgPool) {
     }
     service.until_outbox_has(0).await;
     assert_eq!(service.relay.mails().len(), 3);
-    assert!(known.refreshes().await.is_signed_in(), "a session of before goes on");
-    assert!(service.client().logs_in(victim, password).await.is_signed_in(), "so does the password");
+    assert!(known.refreshes().await.is_signed_in(), "an open session stays valid");
+    assert!(service.client().logs_in(victim, password).await.is_signed_in(), "the password still works");
     service.verifies_from(&mut known, victim).await;
-    assert!(known.resets("night train in autumn rain").await.is_signed_in(), "a known browser recovers");
+    assert!(known.resets("night train in autumn rain").await.is_signed_in(), "a known browser can recover");
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn what_is_over_is_swept(pool: PgPool) {
+async fn expired_rows_are_deleted(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.client().starts_recovery("trader@example.com").await;
@@ -376,8 +376,8 @@ async fn what_is_over_is_swept(pool: PgPool) {
 
     service.clock.advance(Duration::from_hours(24));
     sweeper.sweep().await;
-    assert_eq!(service.count("recovery_session").await, 1, "kept for a day after its end");
-    assert_eq!(service.count("throttle").await, 0, "a full bucket says nothing");
+    assert_eq!(service.count("recovery_session").await, 1, "a session is kept for a day after its end");
+    assert_eq!(service.count("throttle").await, 0, "a full bucket is deleted");
     service.clock.advance(Duration::from_mins(26));
     sweeper.sweep().await;
     assert_eq!(service.count("recovery_session").await, 0);

@@ -1,4 +1,4 @@
-//! What a courier had claimed that is gone: others send it within seconds, and nobody before.
+//! Other couriers send the emails that a dead courier had claimed, within seconds.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::relay::{Mail, Mood, Relay};
 use crate::harness::{PATIENCE, Service, Setup, metric};
 
-/// Mails that one replica has under way at once, by default.
+/// The default number of parallel emails of a replica.
 const SLOTS: usize = 8;
-/// How soon after the death, or after the restart, everything that was accepted has arrived: 3 to 4 s, and some for a machine
-/// that is busy. A lease lasts for a minute.
+/// The time until all accepted emails have arrived, after a kill or restart: 3 to 4 s, plus noise
+/// of a busy machine. A lease lasts a minute.
 const BOUND: Duration = Duration::from_secs(10);
 const UNBOUNDED: [(&str, &str); 2] = [("NETWORK_BURST", "1000000"), ("NETWORK_PER_MINUTE", "1000000")];
 const LOCKS: &str =
@@ -40,7 +40,7 @@ async fn has_accounts(pool: &PgPool, accounts: i32) {
     sqlx::query(make).bind(accounts).execute(pool).await.unwrap();
 }
 
-/// Every start is accepted, by the replicas alternately.
+/// Every start is accepted; the replicas alternate.
 async fn start(clients: &[&Client], accounts: std::ops::RangeInclusive<i32>) {
     let mut starts = tokio::task::JoinSet::new();
     for (n, client) in accounts.zip(clients.iter().cycle()) {
@@ -59,12 +59,12 @@ async fn until(pool: &PgPool, what: &str, question: &str) {
     tokio::time::timeout(PATIENCE, holds).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
-fn different(mails: &[Mail]) -> usize {
+fn distinct(mails: &[Mail]) -> usize {
     mails.iter().map(Mail::message_id).collect::<HashSet<_>>().len()
 }
 
 #[sqlx::test]
-async fn what_a_killed_courier_had_claimed_arrives_within_seconds(pool: PgPool) {
+async fn emails_claimed_by_a_killed_courier_arrive_within_seconds(pool: PgPool) {
     const STARTS: i32 = 64;
     has_accounts(&pool, STARTS).await;
     let relay = Relay::start().await;
@@ -79,14 +79,14 @@ async fn what_a_killed_courier_had_claimed_arrives_within_seconds(pool: PgPool) 
     relay.is_in_mood(Mood::Takes);
     relay.mail(STARTS as usize).await;
     let took = killed.elapsed();
-    assert!(took < BOUND, "the last arrived after {took:?}");
+    assert!(took < BOUND, "the last email arrived after {took:?}");
     until(&pool, "every mail is deleted", "SELECT count(*) = 0 FROM outbox").await;
-    assert_eq!((relay.mails().len(), different(&relay.mails())), (STARTS as usize, STARTS as usize));
+    assert_eq!((relay.mails().len(), distinct(&relay.mails())), (STARTS as usize, STARTS as usize));
 }
 
-/// A replica that is alone finds what it had claimed itself before it was killed.
+/// A single replica finds what it had claimed itself before it was killed.
 #[sqlx::test]
-async fn what_a_killed_courier_had_claimed_arrives_within_seconds_of_its_restart(pool: PgPool) {
+async fn emails_claimed_by_a_killed_courier_arrive_within_seconds_of_its_restart(pool: PgPool) {
     has_accounts(&pool, 16).await;
     let relay = Relay::start().await;
     relay.is_in_mood(Mood::HoldsAtRecipient);
@@ -99,11 +99,11 @@ async fn what_a_killed_courier_had_claimed_arrives_within_seconds_of_its_restart
     let restarted = Instant::now();
     relay.mail(16).await;
     let took = restarted.elapsed();
-    assert!(took < BOUND, "the last arrived after {took:?}");
-    assert_eq!(different(&relay.mails()), 16);
+    assert!(took < BOUND, "the last email arrived after {took:?}");
+    assert_eq!(distinct(&relay.mails()), 16);
 }
 
-/// The lock's connection is lost, and no other: the courier has the same lock again before anybody takes its mails.
+/// Only the lock's connection is lost: the courier takes the lock again before others act.
 #[sqlx::test]
 async fn a_lock_that_was_lost_is_taken_again_within_a_second(pool: PgPool) {
     let relay = Relay::start().await;
@@ -113,42 +113,42 @@ async fn a_lock_that_was_lost_is_taken_again_within_a_second(pool: PgPool) {
     sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&pool).await.unwrap();
     let lost = Instant::now();
     let another = format!("SELECT count(*) > 0 FROM {LOCKS} AND pid <> {pid}");
-    until(&pool, "it is taken again", &another).await;
+    until(&pool, "the lock is taken again", &another).await;
     assert!(lost.elapsed() < Duration::from_secs(1), "{:?}", lost.elapsed());
     let (again, _): (i64, i32) = sqlx::query_as(AssertSqlSafe(&*lock)).fetch_one(&pool).await.unwrap();
     assert_eq!(again, id);
 }
 
-/// Others may take what it has claimed: it begins no mail that it has not begun, and goes on when it has a lock again.
+/// Others may take its claimed emails: it starts none of them until it has a lock again.
 #[sqlx::test]
-async fn a_courier_without_its_lock_begins_nothing_that_it_has_claimed(pool: PgPool) {
+async fn a_courier_without_its_lock_starts_no_claimed_email(pool: PgPool) {
     has_accounts(&pool, 8).await;
     let relay = Relay::start().await;
     let (mut replica, client) = serves(&pool, &format!("{}&per_second=1", relay.url())).await;
     start(&[&client], 1..=8).await;
     relay.mail(1).await;
     let database = pool.connect_options().get_database().unwrap().to_owned();
-    let mut elsewhere = PgConnection::connect(&std::env::var("DATABASE_URL").unwrap()).await.unwrap();
-    let mut lets_in = async |yes: bool| {
+    let mut server = PgConnection::connect(&std::env::var("DATABASE_URL").unwrap()).await.unwrap();
+    let mut allow_connections = async |yes: bool| {
         let alter = format!("ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS {yes}");
-        sqlx::raw_sql(AssertSqlSafe(alter)).execute(&mut elsewhere).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(alter)).execute(&mut server).await.unwrap();
     };
-    lets_in(false).await;
+    allow_connections(false).await;
     let end = format!("SELECT bool_and(pg_terminate_backend(pid)) FROM {LOCKS}");
     sqlx::query(AssertSqlSafe(&*end)).execute(&pool).await.unwrap();
-    let put_off = "vos_auth_mails_total{outcome=\"retried\",stage=\"rate\"}";
-    let is_put_off = async { while metric(replica.metrics_address(), put_off).await < 1.0 {} };
-    tokio::time::timeout(PATIENCE, is_put_off).await.expect("a mail is put off");
+    let deferred = "vos_auth_mails_total{outcome=\"retried\",stage=\"rate\"}";
+    let is_deferred = async { while metric(replica.metrics_address(), deferred).await < 1.0 {} };
+    tokio::time::timeout(PATIENCE, is_deferred).await.expect("an email is deferred");
     let sent = relay.mails().len();
     assert!(sent <= 4, "{sent} were sent, one a second, without a lock for over 2 s");
-    lets_in(true).await;
+    allow_connections(true).await;
     relay.mail(8).await;
-    assert_eq!(different(&relay.mails()), 8);
+    assert_eq!(distinct(&relay.mails()), 8);
 }
 
-/// A pooler's session may be another client's at the next statement: its lock would say nothing.
+/// A pooler may give the session to another client, so that its lock would mean nothing.
 #[sqlx::test]
-async fn behind_a_pooler_the_lease_alone_counts(pool: PgPool) {
+async fn behind_a_pooler_only_the_lease_counts(pool: PgPool) {
     for pooled in [false, true] {
         let mut url: url::Url = database::service_url(&pool).parse().unwrap();
         if pooled {
@@ -175,9 +175,9 @@ async fn behind_a_pooler_the_lease_alone_counts(pool: PgPool) {
     }
 }
 
-/// A worker whose lease ended while it was away finishes only the claim that it made.
+/// A worker that comes back after its lease ended finishes only its own claim.
 #[sqlx::test]
-async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
+async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::StallsAtRecipient);
@@ -196,7 +196,7 @@ async fn a_late_worker_touches_no_later_claim(pool: PgPool) {
         let mut claim = claims.run(&mut pool.acquire().await.unwrap()).await.unwrap();
         (now, Arc::new(claim.mails.pop().expect("the lease has ended")))
     };
-    // The service's own courier may not take part in what follows.
+    // The service's own courier must not take part from here on.
     service.relay.goes_down().await;
     service.until_mail_is("unavailable").await;
     let (_, first) = claim().await;

@@ -1,5 +1,5 @@
-//! Traces of the built program, as a receiver decodes them: what they say, what they never say, who may ask for them, and
-//! that nobody notices when the receiver is away.
+//! Traces of the built program, as a receiver decodes them: what they contain, what they never
+//! contain, who may request them, and that an unavailable receiver has no effect.
 
 use sqlx::PgPool;
 
@@ -11,7 +11,7 @@ use crate::harness::{PATIENCE, database, metric};
 
 const EMAIL: &str = "trader.traced@example.com";
 const PASSWORD: &str = "night train in autumn rain";
-/// Of the documentation's own network; an X-Forwarded-For of a trusted proxy.
+/// From the network for documentation (RFC 5737), in a trusted proxy's X-Forwarded-For.
 const CLIENT: &str = "203.0.113.77";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -20,7 +20,7 @@ fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{PARENT}-{flags}")
 }
 
-/// `serve` with a database and a relay of its own.
+/// `serve` with its own database and relay.
 async fn serve(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -> (Program, Client) {
     let (url, relay) = (database::service_url(pool), relay.url());
     let mut program = Program::start(&["serve"], &serve_environment(&url, &relay, changes));
@@ -29,15 +29,15 @@ async fn serve(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -> (Progr
     (program, client)
 }
 
-/// The lines of a program that is told to stop, which it does well.
-fn ends(program: Program) -> Vec<String> {
+/// Stops a program, which must succeed. Gives its log lines.
+fn stop(program: Program) -> Vec<String> {
     program.signal("-TERM");
-    let (lines, well) = program.ends();
-    assert!(well, "{}", lines.join("\n"));
+    let (lines, clean) = program.ends();
+    assert!(clean, "{}", lines.join("\n"));
     lines
 }
 
-/// Whether it has the thread that sends spans.
+/// Whether the program has the thread that sends spans.
 fn sends_traces(program: &Program) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
     let mut names =
@@ -45,7 +45,7 @@ fn sends_traces(program: &Program) -> bool {
     names.any(|name| name.starts_with("OpenTelemetry"))
 }
 
-/// A recovery with one wrong code, a login, and a path that there is not.
+/// A recovery with one wrong code, a login, and an unknown path.
 async fn journey(pool: &PgPool, relay: &Relay, client: &mut Client) -> (String, Vec<Answer>) {
     let environment = [("DATABASE_URL", &*database::operator_url(pool))];
     let created = run_with_input(&["account", "create", EMAIL], &environment, "");
@@ -74,16 +74,16 @@ async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_accou
     let mut client = client.with("traceparent", &traceparent("01")).with("x-forwarded-for", CLIENT);
 
     let (code, answers) = journey(&pool, &relay, &mut client).await;
-    // One more that is refused, which a line of the log says.
+    // One more email, which is refused and logged.
     relay.is_in_mood(relay::Mood::RefusesRecipient("550 5.1.1 reqwest is not here"));
     assert!(untraced.starts_recovery(EMAIL).await.is_code_sent());
     let given_up = async {
-        let owed = || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool);
-        while owed().await.unwrap() > 0 {}
+        let pending = || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&pool);
+        while pending().await.unwrap() > 0 {}
     };
-    tokio::time::timeout(PATIENCE, given_up).await.expect("the mail is given up");
+    tokio::time::timeout(PATIENCE, given_up).await.expect("the email is given up");
 
-    let lines = ends(program);
+    let lines = stop(program);
     assert!(lines.iter().any(|line| line.contains("mail was not taken")));
     let spans = receiver.spans();
     let below = |parent: &Traced| {
@@ -106,20 +106,20 @@ async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_accou
     assert_eq!(names(&requests), expected.map(|(name, _)| name));
     for ((request, answer), (name, parts)) in requests.iter().zip(&answers).zip(expected) {
         assert_eq!(request.trace(), TRACE);
-        assert_eq!(request.0.kind, 2, "a server's");
+        assert_eq!(request.0.kind, 2, "a server span");
         assert_eq!(request.attribute("http.request.method").as_deref(), name.split(' ').next());
         assert_eq!(request.attribute("http.route").as_deref(), name.split_once(' ').map(|(_, route)| route));
         assert_eq!(request.attribute("http.response.status_code"), Some(answer.status.to_string()));
         let request_id = request.attribute("request_id").unwrap();
         assert_eq!(Some(request_id.as_str()), answer.header("x-request-id"));
         assert_eq!(names(&below(request)), parts, "{name}");
-        let line = lines.iter().find(|line| line.contains(&request_id)).expect("its line");
+        let line = lines.iter().find(|line| line.contains(&request_id)).expect("its log line");
         assert!(line.contains(&format!("\"trace_id\":\"{TRACE}\"")), "{line}");
     }
     assert_eq!(names(&below(below(requests[0])[0])), ["commit"]);
     assert_eq!(names(&below(below(requests[3])[2])), ["hashing"]);
 
-    // Mails have traces of their own, which lead to nobody.
+    // Emails have their own traces, without links to requests.
     let mails: Vec<_> = spans.iter().filter(|span| span.name() == "send mail").collect();
     let kinds: Vec<_> = mails.iter().map(|mail| mail.attribute("mail.kind").unwrap()).collect();
     assert_eq!(kinds, ["recovery_code", "password_changed", "recovery_code"]);
@@ -131,13 +131,13 @@ async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_accou
     }
     let others = spans.iter().filter(|span| span.trace() == TRACE);
     assert!(others.clone().all(|span| span.links().is_empty() && !span.name().contains("mail")));
-    assert!(spans.iter().all(|span| span.0.events.is_empty()), "log lines are none of a trace");
+    assert!(spans.iter().all(|span| span.0.events.is_empty()), "no log line is in a trace");
     assert_eq!(receiver.resource("service.name"), "vos-auth");
-    says_nothing_of(&receiver.octets(), &code, &answers);
+    assert_no_secrets(&receiver.octets(), &code, &answers);
 }
 
-/// No octet of `traces` is of what only the client, its owner and this service know.
-fn says_nothing_of(traces: &[u8], code: &str, answers: &[Answer]) {
+/// Asserts that `traces` contain nothing that only client, owner and service know.
+fn assert_no_secrets(traces: &[u8], code: &str, answers: &[Answer]) {
     let grouped = format!("{} {}", &code[..4], &code[4..]);
     let known = ["traced@", EMAIL, code, &grouped, PASSWORD, CLIENT, "127.0.0.1", "user-agent", "reqwest"];
     let mut secrets: Vec<_> = known.map(str::to_owned).into();
@@ -162,11 +162,11 @@ fn says_nothing_of(traces: &[u8], code: &str, answers: &[Answer]) {
 }
 
 #[sqlx::test]
-async fn e4_only_a_trusted_proxy_says_whether_and_in_which_trace_a_request_is(pool: PgPool) {
+async fn e4_only_a_trusted_proxy_sets_the_trace_of_a_request(pool: PgPool) {
     let relay = Relay::start().await;
     let trusted = ("TRUSTED_PROXIES", "127.0.0.0/8");
     let (all, none) = (("OTEL_TRACES_SAMPLER_ARG", "1"), ("OTEL_TRACES_SAMPLER_ARG", "0"));
-    // Who asks, the share that is kept, the flags; whether the request is traced.
+    // The proxy, the sampled share, the flags; whether the request is traced.
     for (proxy, share, flags, is_traced) in [
         (trusted, none, "01", true),
         (trusted, all, "00", false),
@@ -179,7 +179,7 @@ async fn e4_only_a_trusted_proxy_says_whether_and_in_which_trace_a_request_is(po
         let (program, client) = serve(&pool, &relay, &settings).await;
         let asking = client.with("traceparent", &traceparent(flags));
         assert_eq!(asking.get("/.well-known/jwks.json").await.status, 200);
-        ends(program);
+        stop(program);
         let spans = receiver.spans();
         let traced = spans.iter().find(|span| span.name() == "GET /.well-known/jwks.json");
         assert_eq!(traced.is_some(), is_traced, "{proxy:?} {share:?} {flags}");
@@ -191,7 +191,7 @@ async fn e4_only_a_trusted_proxy_says_whether_and_in_which_trace_a_request_is(po
 }
 
 #[sqlx::test]
-async fn a_malformed_traceparent_counts_as_none(pool: PgPool) {
+async fn a_malformed_traceparent_is_ignored(pool: PgPool) {
     let (receiver, relay) = (Receiver::start(Mood::Takes), Relay::start().await);
     let endpoint = receiver.url();
     let on = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("TRUSTED_PROXIES", "127.0.0.0/8")];
@@ -212,23 +212,23 @@ async fn a_malformed_traceparent_counts_as_none(pool: PgPool) {
     }
     let twice = client.with("traceparent", &good).with("traceparent", &good);
     assert_eq!(twice.get("/.well-known/jwks.json").await.status, 200);
-    ends(program);
+    stop(program);
     let spans = receiver.spans();
     let asked: Vec<_> = spans.iter().filter(|span| span.name().contains("jwks")).collect();
     assert_eq!(asked.len(), malformed.len() + 1);
     assert!(asked.iter().all(|span| span.parent().is_empty() && span.trace() != TRACE), "{asked:?}");
 }
 
-/// A flush is of many requests: each one's trace has it, or a link to it.
+/// A flush serves many requests: the trace of each contains it, or links to it.
 #[sqlx::test]
-async fn every_start_of_a_batch_leads_to_its_flush(pool: PgPool) {
+async fn every_start_of_a_batch_is_linked_to_its_flush(pool: PgPool) {
     const STARTS: usize = 20;
     let (receiver, relay) = (Receiver::start(Mood::Takes), Relay::start().await);
     let endpoint = receiver.url();
     let on = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
     let (mut program, client) = serve(&pool, &relay, &on).await;
     let metrics = program.metrics_address();
-    // The first flush waits for the table; the others come meanwhile.
+    // The first flush waits for the table; the other starts arrive meanwhile.
     let mut locked = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE").execute(&mut *locked).await.unwrap();
     let starts: Vec<_> = (0..STARTS)
@@ -237,16 +237,16 @@ async fn every_start_of_a_batch_leads_to_its_flush(pool: PgPool) {
             tokio::spawn(async move { client.starts_recovery(&format!("nobody{n}@example.com")).await })
         })
         .collect();
-    let all_came = async {
+    let all_arrived = async {
         #[expect(clippy::cast_precision_loss, reason = "twenty")]
         while metric(metrics, "vos_auth_connections{listener=\"api\"}").await < STARTS as f64 {}
     };
-    tokio::time::timeout(PATIENCE, all_came).await.expect("every start has come");
+    tokio::time::timeout(PATIENCE, all_arrived).await.expect("every start has arrived");
     locked.rollback().await.unwrap();
     for start in starts {
         assert!(start.await.unwrap().is_code_sent());
     }
-    ends(program);
+    stop(program);
     let spans = receiver.spans();
     let flushes: Vec<_> = spans.iter().filter(|span| span.name() == "commit").collect();
     let sizes: Vec<usize> =
@@ -267,26 +267,26 @@ async fn every_start_of_a_batch_leads_to_its_flush(pool: PgPool) {
 async fn without_an_endpoint_nothing_is_traced(pool: PgPool) {
     let (receiver, relay) = (Receiver::start(Mood::Takes), Relay::start().await);
     let endpoint = format!("{}/v1/traces", receiver.url());
-    // The one variable decides: not what else OpenTelemetry's libraries would go by.
+    // Only our variable decides, not the others that OpenTelemetry's libraries read.
     let off = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str()), ("TRUSTED_PROXIES", "127.0.0.0/8")];
     let (program, client) = serve(&pool, &relay, &off).await;
     let mut client = client.with("traceparent", &traceparent("01"));
     journey(&pool, &relay, &mut client).await;
     assert!(!sends_traces(&program));
-    let lines = ends(program);
+    let lines = stop(program);
     assert!(!lines.iter().any(|line| line.contains("trace_id")));
     assert_eq!(receiver.asked(), 0);
 }
 
 #[sqlx::test]
-async fn a_receiver_that_refuses_hangs_or_is_gone_changes_no_answer(pool: PgPool) {
-    let away = "traces cannot be delivered";
+async fn a_receiver_that_refuses_hangs_or_is_down_changes_no_answer(pool: PgPool) {
+    let undelivered = "traces cannot be delivered";
     let refusing = Receiver::start(Mood::Refuses);
     let hanging = Receiver::start(Mood::Hangs);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for endpoint in [refusing.url(), hanging.url(), format!("http://{nobody}")] {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for endpoint in [refusing.url(), hanging.url(), format!("http://{closed}")] {
         let relay = Relay::start().await;
-        // More spans than there is room for, and sent as they come.
+        // More spans than the queue holds, sent as they come.
         let settings = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_BSP_SCHEDULE_DELAY", "10"),
@@ -297,8 +297,8 @@ async fn a_receiver_that_refuses_hangs_or_is_gone_changes_no_answer(pool: PgPool
         if endpoint == hanging.url() {
             assert!(hanging.asked() > 0);
         } else {
-            program.line_with(away);
-            // Whatever goes on failing is not said again, and what goes well then is.
+            program.line_with(undelivered);
+            // A repeated failure is logged once, and so is its end.
             client.get("/healthz").await;
         }
         if endpoint == refusing.url() {
@@ -306,9 +306,9 @@ async fn a_receiver_that_refuses_hangs_or_is_gone_changes_no_answer(pool: PgPool
             client.get("/healthz").await;
             program.line_with("traces are delivered again");
         }
-        let lines = ends(program);
-        let said = lines.iter().filter(|line| line.contains(away)).count();
-        assert!(said == usize::from(endpoint != hanging.url()), "{}", lines.join("\n"));
+        let lines = stop(program);
+        let warnings = lines.iter().filter(|line| line.contains(undelivered)).count();
+        assert!(warnings == usize::from(endpoint != hanging.url()), "{}", lines.join("\n"));
         sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
     }
 }

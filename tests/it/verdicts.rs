@@ -1,4 +1,5 @@
-//! Whose fault an answer of a relay is, and what the courier does then: `docs/operate/mail-verdicts.md`.
+//! Who is at fault for a relay's answer, and what the courier does:
+//! `docs/operate/mail-verdicts.md`.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, Service, Setup, database};
 
-/// The built program before relays, and the database that both sides see.
+/// The built program with relays, and its database.
 struct Host {
     program: Program,
     client: Client,
@@ -28,15 +29,15 @@ impl Host {
         Self { program, client, pool: pool.clone() }
     }
 
-    /// Asks for a code for a new account.
+    /// Requests a code for a new account.
     async fn starts(&mut self, email: &str) {
         Service::has_account_at(&self.pool, email).await;
         self.client.cookie = None;
         assert!(self.client.starts_recovery(email).await.is_code_sent());
     }
 
-    /// The same, for a mail that the relay refuses with `why`: it is given up if that is the recipient's fault, and tried
-    /// again otherwise, as outbox and log say.
+    /// The same for an email that the relay refuses with `why`. It is given up if the recipient is
+    /// at fault, else retried, as the outbox and the log show.
     async fn is_refused(&mut self, email: &str, why: &str, verdict: &str) {
         self.starts(email).await;
         let outcome = if verdict == "recipient" { "given_up" } else { "retried" };
@@ -47,7 +48,7 @@ impl Host {
         assert_eq!(found, (&json!(verdict), &json!(outcome), &json!(0)), "{line}");
     }
 
-    /// Waits until the outbox holds a mail that ended so, or none, and empties it for the next.
+    /// Waits until the outbox has one email with this error, or none, and empties it.
     async fn until_noted(&self, why: Option<&str>) {
         let rows = "SELECT coalesce(last_error, ''), lease_until IS NULL FROM outbox";
         let expected: Vec<_> = why.map(|why| (why.to_owned(), true)).into_iter().collect();
@@ -59,7 +60,7 @@ impl Host {
         sqlx::query("DELETE FROM outbox").execute(&self.pool).await.unwrap();
     }
 
-    /// Ends it, and gives what it has logged.
+    /// Stops the program, and gives its log.
     fn log(self) -> String {
         self.program.signal("-TERM");
         self.program.ends().0.join("\n")
@@ -81,7 +82,7 @@ fn rows() -> Vec<(String, String)> {
     rows
 }
 
-/// Has the relay answer so that `why` comes of it, in two lines and with words that must be forgotten.
+/// Makes the relay answer with `why`, in two lines and with words that must not be kept.
 fn mood(why: &str) -> Mood {
     let (stage, codes) = why.split_once(' ').unwrap();
     let (code, enhanced) = codes.split_once(' ').unwrap_or((codes, ""));
@@ -98,7 +99,7 @@ fn mood(why: &str) -> Mood {
 }
 
 #[sqlx::test]
-async fn each_answer_of_the_table_has_its_verdict_and_leaves_no_word_behind(pool: PgPool) {
+async fn each_answer_of_the_table_has_its_verdict_and_its_text_is_not_kept(pool: PgPool) {
     let relay = Relay::start().await;
     let mut host = Host::start(&pool, &relay.url(), &[]).await;
     let rows = rows();
@@ -107,7 +108,7 @@ async fn each_answer_of_the_table_has_its_verdict_and_leaves_no_word_behind(pool
         relay.is_in_mood(mood(why));
         host.is_refused(&format!("trader{n}@example.com"), why, verdict).await;
     }
-    // What only looks like a code is not shown, and blames nobody.
+    // What only looks like a code is not shown, and blames no party.
     for (n, text) in ["4.1.1", "#5.1.1", "5.1.1:", "192.0.2.1"].into_iter().enumerate() {
         relay.is_in_mood(Mood::RefusesRecipient(format!("553 {text} hears-this").leak()));
         host.starts(&format!("odd{n}@example.com")).await;
@@ -122,14 +123,14 @@ async fn each_answer_of_the_table_has_its_verdict_and_leaves_no_word_behind(pool
     }
 }
 
-/// What a real one says: of its own recipients, of others', by rules of its owner's.
+/// Refusals of a real Postfix: of its own recipients, of others', and by its owner's rules.
 const RULES: &str = "virtual_mailbox_maps = inline:{ {policy@example.com = a/} {quota@example.com = a/} {busy@example.com = a/} {ours@example.com = a/} }
 smtpd_recipient_restrictions = reject_unauth_destination, check_recipient_access inline:{ {policy@example.com = REJECT} {quota@example.com = 550 5.4.5 too many today} {busy@example.com = DEFER} {ours@example.com = sender} }
 smtpd_restriction_classes = sender
 sender = check_sender_access inline:{ {no-reply@verolabs.co = 550 5.1.8 no such domain} }";
 
 #[sqlx::test]
-async fn postfix_refuses_by_policy_and_a_second_relay_takes_all(pool: PgPool) {
+async fn postfix_refuses_by_policy_and_a_second_relay_accepts_all(pool: PgPool) {
     if !postfix::can_run() {
         return;
     }
@@ -147,7 +148,7 @@ async fn postfix_refuses_by_policy_and_a_second_relay_takes_all(pool: PgPool) {
     for (email, why, verdict) in cases {
         host.is_refused(email, why, verdict).await;
     }
-    // Its words for a recipient of others are those of the policy.
+    // For a recipient of another domain its words are those of the policy.
     host.starts("trader@example.net").await;
     host.until_noted(Some("rcpt 554 5.7.1")).await;
     assert!(postfix.log().contains("Relay access denied"));
@@ -165,7 +166,7 @@ async fn postfix_refuses_by_policy_and_a_second_relay_takes_all(pool: PgPool) {
     assert!(!log.contains("retried") && !log.contains("given_up"), "{log}");
 }
 
-/// Two relays that are up, and a service before them.
+/// A service with two usable relays.
 async fn start_with_two(pool: &PgPool) -> (Service, Relay) {
     let second = Relay::start().await;
     let settings = vec!["--network-burst=1000".to_owned()];
@@ -180,11 +181,9 @@ async fn until_relays_are(service: &Service, states: [&str; 2]) {
     service.until("the probe's finding", up).await;
 }
 
-/// The clock stands still: no mail was tried again.
+/// The clock does not move: no email was retried.
 #[sqlx::test]
-async fn with_the_first_relay_refusing_all_by_policy_200_of_200_codes_arrive_through_the_second(
-    pool: PgPool,
-) {
+async fn if_the_first_relay_refuses_all_by_policy_200_of_200_codes_arrive_through_the_second(pool: PgPool) {
     let (service, second) = start_with_two(&pool).await;
     service.relay.is_in_mood(Mood::RefusesRecipient("554 5.7.1 Relay access denied"));
     let emails: Vec<_> = (0..200).map(|n| format!("trader{n}@example{}.com", n % 7)).collect();
@@ -202,35 +201,35 @@ async fn with_the_first_relay_refusing_all_by_policy_200_of_200_codes_arrive_thr
     second.mail(200).await;
     let (arrived, asked) = (began.elapsed(), service.relay.asked());
     println!(
-        "200 starts were accepted in {accepted:?}, and {arrived:?} later all had arrived; {asked} were refused"
+        "200 starts were accepted in {accepted:?}, and all emails had arrived {arrived:?} later; {asked} were refused"
     );
-    // A machine that is busy accepts slowly, too.
+    // A busy machine also accepts slowly.
     assert!(arrived < Duration::from_secs(5).max(5 * accepted), "{arrived:?} after {accepted:?}");
     let mut recipients: Vec<_> = second.mails().into_iter().flat_map(|mail| mail.recipients).collect();
     recipients.sort();
     let mut emails = emails;
     emails.sort();
-    assert_eq!(recipients, emails, "each once");
+    assert_eq!(recipients, emails, "each email once");
     service.until_outbox_has(0).await;
-    // Once three domains were refused it is last; what was under way then, a connection each, was refused as well.
+    // After refusing three domains it is tried last; emails in progress were refused as well.
     assert!(service.relay.asked() <= 3 + 8 * 3, "{}", service.relay.asked());
     service.stops().await;
 }
 
 #[sqlx::test]
-async fn a_recipient_is_given_up_when_every_relay_says_so_and_not_before(pool: PgPool) {
+async fn a_recipient_is_given_up_only_when_every_relay_says_so(pool: PgPool) {
     let (service, second) = start_with_two(&pool).await;
     let unknown = Mood::RefusesRecipient("550 5.1.1 no such user");
     let given_up = "vos_auth_mails_given_up_total{kind=\"recovery_code\",verdict=\"recipient\"}";
 
-    // One says so: the other has its mail.
+    // One relay says so: the other accepts the email.
     service.relay.is_in_mood(unknown);
     service.has_account("one@example.com").await;
     service.client().starts_recovery("one@example.com").await;
     assert_eq!(second.mail(1).await.recipients, ["one@example.com"]);
     service.until_outbox_has(0).await;
 
-    // One says so, and the other may take it later. What is noted is why it is not given up.
+    // One says so, the other may accept it later: the outbox stores the reason of the other.
     for (place, relay) in [&service.relay, &second].into_iter().enumerate() {
         service.relay.is_in_mood(unknown);
         second.is_in_mood(unknown);
@@ -247,7 +246,7 @@ async fn a_recipient_is_given_up_when_every_relay_says_so_and_not_before(pool: P
     }
     assert!(service.metric(given_up).await < 0.5);
 
-    // All say so: one round, each asked once.
+    // Both say so: one round asks each of them once.
     for relay in [&service.relay, &second] {
         relay.is_in_mood(unknown);
     }
@@ -260,9 +259,9 @@ async fn a_recipient_is_given_up_when_every_relay_says_so_and_not_before(pool: P
     service.stops().await;
 }
 
-/// What `start` and `/readyz` say of it, and the probe, do not change.
+/// `start`, `/readyz` and the probe are not affected.
 #[sqlx::test]
-async fn a_relay_that_refuses_three_domains_by_policy_is_asked_last_and_is_up(pool: PgPool) {
+async fn a_relay_that_refuses_three_domains_by_policy_is_tried_last_and_stays_up(pool: PgPool) {
     let (service, second) = start_with_two(&pool).await;
     let last = "vos_auth_relay_last{relay=\"0\"}";
     service.relay.is_in_mood(Mood::RefusesRecipient("554 5.7.1 Relay access denied"));
@@ -281,18 +280,18 @@ async fn a_relay_that_refuses_three_domains_by_policy_is_asked_last_and_is_up(po
     until_relays_are(&service, ["ok", "ok"]).await;
     assert!(service.metric("vos_auth_relay_up{relay=\"0\"}").await > 0.5);
 
-    // Refused by the first in the order, a mail still goes to the last.
+    // When the preferred relay refuses an email, the last one still gets it.
     service.relay.is_in_mood(Mood::Takes);
     second.is_in_mood(Mood::RefusesMessage("451 4.3.0 disk full"));
     starts(5).await;
     service.relay.mail(1).await;
     service.until("the metric", async || service.metric(last).await < 0.5).await;
-    // It has its place again.
+    // The first relay is preferred again.
     starts(6).await;
     service.relay.mail(2).await;
     assert_eq!(second.mails().len(), 5);
 
-    // And put last once more, it is used when no other is up.
+    // Demoted again, it is still used when no other relay is up.
     service.relay.is_in_mood(Mood::RefusesRecipient("554 5.7.1 Relay access denied"));
     second.is_in_mood(Mood::Takes);
     for n in 7..10 {

@@ -1,4 +1,4 @@
-//! `verify` over HTTP, with the code from the mail. Requirement ids are those of the published list.
+//! `verify` over HTTP, with the code from the email. The ids are those of docs/catalogue.md.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn a_right_code_verifies_and_rotates_the_cookie(pool: PgPool) {
     assert!(answer.is_verified(), "{}", answer.text);
     assert_eq!(answer.cookie_life(), 900, "15 minutes to choose a password");
     assert_ne!(client.cookie, before.cookie);
-    // L3: a new token at each step up, and the old one is dead.
+    // L3: each step gives a new token, and the old one is invalid.
     let mut old = before;
     assert_eq!(old.verifies(&code).await.error(), (401, "recovery_session_missing"));
     assert_eq!(old.resets("night train in autumn rain").await.error(), (401, "recovery_session_missing"));
@@ -34,7 +34,7 @@ async fn a_right_code_verifies_and_rotates_the_cookie(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn a_code_is_taken_however_it_is_written(pool: PgPool) {
+async fn a_code_is_accepted_in_every_spelling(pool: PgPool) {
     let service = Service::start(&pool).await;
     for (n, write) in [
         |left: &str, right: &str| format!("{left} {right}"),
@@ -59,7 +59,7 @@ async fn a_code_is_taken_however_it_is_written(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn what_is_not_8_digits_spends_no_attempt(pool: PgPool) {
+async fn anything_but_8_digits_spends_no_attempt(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
     let mut client = service.client();
@@ -78,7 +78,7 @@ async fn what_is_not_8_digits_spends_no_attempt(pool: PgPool) {
     service.stops().await;
 }
 
-/// The session comes first: without a usable one every body is answered 401.
+/// The session is checked first: without a usable one, every body gets 401.
 #[sqlx::test]
 async fn without_a_session_the_answer_is_401_whatever_the_body_says(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -99,7 +99,7 @@ async fn without_a_session_the_answer_is_401_whatever_the_body_says(pool: PgPool
     service.stops().await;
 }
 
-/// Guesses count per address, across sessions, networks and resends; a new code refunds none.
+/// Guesses count per address, over sessions, networks and resends; a new code refunds none.
 #[sqlx::test]
 async fn v1_guesses_are_bounded_per_address(pool: PgPool) {
     let settings =
@@ -125,11 +125,11 @@ async fn v1_guesses_are_bounded_per_address(pool: PgPool) {
         service.clock.advance(Duration::from_mins(5));
     }
     assert!(sessions <= 19 && evaluated <= 95, "{sessions} sessions, {evaluated} guesses");
-    assert!(evaluated >= 50, "the attack was a real one: {evaluated}");
+    assert!(evaluated >= 50, "the attack used its guesses: {evaluated}");
     service.stops().await;
 }
 
-/// 100 parallel wrong codes: exactly 5 are compared. 50 parallel right ones: one verifies.
+/// Of 100 parallel wrong codes, 5 are compared. Of 50 parallel right ones, one verifies.
 #[sqlx::test]
 async fn v2_parallel_codes_are_counted_and_used_once(pool: PgPool) {
     let one = Service::start_with_settings(&pool, &["--network-burst=10000"]).await;
@@ -163,7 +163,7 @@ async fn v2_parallel_codes_are_counted_and_used_once(pool: PgPool) {
     one.stops().await;
 }
 
-/// A code works only with the cookie it was asked with.
+/// A code works only with the cookie of its start.
 #[sqlx::test]
 async fn v3_a_code_is_bound_to_its_session(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -203,7 +203,7 @@ async fn v4_a_code_works_once_and_for_ten_minutes(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn v5_a_resend_mails_the_same_code_and_gives_no_attempt_back(pool: PgPool) {
+async fn v5_a_resend_sends_the_same_code_and_refunds_no_attempt(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
     let mut client = service.client();
@@ -213,7 +213,7 @@ async fn v5_a_resend_mails_the_same_code_and_gives_no_attempt_back(pool: PgPool)
     service.clock.advance(Duration::from_mins(2));
     assert_eq!(service.mails_code_to(&mut client, TRADER).await, code);
     assert_eq!(client.cookie, cookie);
-    // The end is 10 minutes after the first start, not after the resend.
+    // The session ends 10 minutes after the first start, not after the resend.
     service.clock.advance(Duration::from_secs(479));
     assert_eq!(client.verifies(&wrong(&code)).await.attempts_left(), 3);
     service.clock.advance(Duration::from_secs(2));
@@ -221,8 +221,8 @@ async fn v5_a_resend_mails_the_same_code_and_gives_no_attempt_back(pool: PgPool)
     service.stops().await;
 }
 
-/// The digits of 10,000 codes are uniform in every place. They are derived as the courier derives them; that mails carry
-/// just these is checked on the first ones.
+/// The digits of 10,000 codes are uniform in every place. They are derived as the courier does; the
+/// first ones are compared with emails.
 #[sqlx::test]
 async fn v6_codes_are_uniform_and_keep_their_zeros(pool: PgPool) {
     let settings = ["--network-burst=1000000", "--smtp-connections=64"];
@@ -250,7 +250,7 @@ async fn v6_codes_are_uniform_and_keep_their_zeros(pool: PgPool) {
             counts[place][usize::from(digit - b'0')] += 1;
         }
     }
-    // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a place.
+    // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000.
     for place in counts {
         let chi: f64 = place.iter().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
         assert!(chi < 40.0, "{place:?}");
@@ -258,7 +258,7 @@ async fn v6_codes_are_uniform_and_keep_their_zeros(pool: PgPool) {
     service.stops().await;
 }
 
-/// Unknown, disabled, and revoked by another reset: each counts down, resends, is spent and expires just as a live one.
+/// Decoys of all kinds count down, resend, run out of attempts and expire as live sessions do.
 #[sqlx::test]
 async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
@@ -299,7 +299,7 @@ async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
             assert!(other.resets("night train in autumn rain").await.is_signed_in());
             service.until_outbox_has(0).await;
         } else {
-            // The same budget is spent.
+            // Draws on the rate limit as the other reset did.
             service.client().starts_recovery(&email).await;
         }
         service.until_outbox_has(0).await;
@@ -322,13 +322,13 @@ async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
     for (kind, transcript) in kinds.iter().zip(&transcripts) {
         assert_eq!(transcript, &transcripts[0], "{kind}");
     }
-    // Nor does the code that an address without an account would have been mailed.
+    // The code that an unknown address's session derives does not verify either.
     let mut unknown = service.client();
     assert!(unknown.starts_recovery("nobody@example.com").await.is_code_sent());
     let id = sqlx::query_scalar("SELECT id FROM recovery_session WHERE email = 'nobody@example.com'");
     let code = service.keys.code(id.fetch_one(&pool).await.unwrap()).expose_grouped();
     assert_eq!(unknown.verifies(&code).await.attempts_left(), 4);
-    // Not even the code that was mailed before the other reset verifies.
+    // A code that was mailed before another reset does not verify.
     let email = "late@example.com";
     service.has_account(email).await;
     let mut revoked = service.client();
@@ -339,23 +339,23 @@ async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
     service.stops().await;
 }
 
-/// The account is looked at again at each step: one that was disabled meanwhile has no right code and no reset.
+/// Each step checks the account again: a disabled one has no right code and no reset.
 #[sqlx::test]
-async fn v7_an_account_that_is_disabled_after_its_mail_goes_no_further(pool: PgPool) {
+async fn v7_an_account_that_is_disabled_after_its_email_cannot_continue(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account(TRADER).await;
     let mut client = service.client();
     let code = service.mails_code_to(&mut client, TRADER).await;
-    let is_now = async |state: &str| {
+    let set_state = async |state: &str| {
         sqlx::query("UPDATE account SET state = $1").bind(state).execute(&pool).await.unwrap();
     };
-    is_now("disabled").await;
+    set_state("disabled").await;
     assert_eq!(client.verifies(&code).await.attempts_left(), 4);
-    is_now("active").await;
+    set_state("active").await;
     assert!(client.verifies(&code).await.is_verified());
-    is_now("disabled").await;
+    set_state("disabled").await;
     assert_eq!(client.resets("night train in autumn rain").await.error(), (401, "recovery_session_used"));
-    is_now("active").await;
+    set_state("active").await;
     assert!(client.resets("night train in autumn rain").await.is_signed_in());
     service.stops().await;
 }

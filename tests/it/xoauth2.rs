@@ -1,4 +1,4 @@
-//! Relays that are signed in to by an access token (RFC 6749, XOAUTH2): ours, which hears every octet, and aiosmtpd.
+//! Relays with access tokens (RFC 6749, XOAUTH2): the test relay, and aiosmtpd.
 
 use sqlx::PgPool;
 
@@ -13,7 +13,7 @@ const USER: &str = "courier@example.com";
 const OFTEN: (&str, &str) = ("SMTP_PROBE_INTERVAL", "20ms");
 const RARELY: (&str, &str) = ("SMTP_PROBE_INTERVAL", "1m");
 
-/// A relay that wants tokens of that endpoint.
+/// A relay that accepts the tokens of `endpoint`.
 async fn relay(endpoint: &TokenEndpoint) -> Relay {
     let (relay, endpoint) = (Relay::start().await, endpoint.clone());
     relay.wants_tokens(move |token| endpoint.is_good(token));
@@ -24,7 +24,7 @@ fn url(relay: &Relay) -> String {
     relay.url().replace("smtp://", "smtp://courier%40example.com@") + "&auth=xoauth2"
 }
 
-/// As the client itself, and with one more setting.
+/// The settings for client credentials, and one more setting.
 fn settings<'a>(token_url: &'a str, more: (&'a str, &'a str)) -> [(&'a str, &'a str); 5] {
     [
         ("SMTP_OAUTH_TOKEN_URL", token_url),
@@ -39,7 +39,7 @@ async fn is_failing(host: &Host) -> bool {
     metric(host.metrics, "vos_auth_relay_token_failing").await > 0.5
 }
 
-/// RFC 6749 §4.4. One token serves every relay, the probes and the mails, also while the endpoint is away.
+/// RFC 6749 §4.4: one token serves all relays, probes and emails, even while the endpoint is down.
 #[sqlx::test]
 async fn one_token_serves_every_relay_and_mail(pool: PgPool) {
     let endpoint = TokenEndpoint::start(Mood::Holds);
@@ -71,9 +71,9 @@ async fn one_token_serves_every_relay_and_mail(pool: PgPool) {
     }
 }
 
-/// RFC 6749 §6, ahead of a token's end and without any mail; a new refresh token replaces the one before.
+/// RFC 6749 §6: renewal before expiry, without any email. A new refresh token replaces the old one.
 #[sqlx::test]
-async fn a_token_is_renewed_by_itself(pool: PgPool) {
+async fn a_token_is_renewed_before_it_expires(pool: PgPool) {
     let endpoint = TokenEndpoint::start(Mood::Issues(1));
     let (relay, token_url) = (relay(&endpoint).await, endpoint.url());
     let settings = [
@@ -88,7 +88,7 @@ async fn a_token_is_renewed_by_itself(pool: PgPool) {
         let asked = endpoint.asked_for(count).await;
         assert_eq!(asked.form["grant_type"], "refresh_token");
         assert_eq!(asked.form["refresh_token"], refresh_token);
-        // A client without a secret says who it is in the body (RFC 6749 §3.2.1).
+        // A client without a secret sends its id in the body (RFC 6749 §3.2.1).
         assert_eq!((asked.client, asked.form["client_id"].as_str()), (None, CLIENT));
     }
     host.starts().await;
@@ -98,7 +98,7 @@ async fn a_token_is_renewed_by_itself(pool: PgPool) {
     assert!(!host.log().contains("refresh-"));
 }
 
-/// The mail that meets a revoked token goes with a new one at once; a relay that refuses that one, too, is asked no more.
+/// An email that meets a revoked token is retried at once, but only once, with a new token.
 #[sqlx::test]
 async fn a_token_that_is_refused_is_renewed_once(pool: PgPool) {
     let endpoint = TokenEndpoint::start(Mood::Issues(3600));
@@ -107,7 +107,7 @@ async fn a_token_that_is_refused_is_renewed_once(pool: PgPool) {
     let mut host = Host::start(&pool, &url(&relay), &settings).await;
     host.until_mail_is("ok").await;
     endpoint.revokes_every_token();
-    // Such a token does not fit into the line of the command.
+    // A token of this size does not fit into the command's line.
     endpoint.pads_tokens(3_000);
     host.starts().await;
     relay.mail(1).await;
@@ -120,14 +120,14 @@ async fn a_token_that_is_refused_is_renewed_once(pool: PgPool) {
     host.starts().await;
     let at_auth = "vos_auth_mails_total{outcome=\"retried\",stage=\"auth\"";
     let refused = async { while metric(host.metrics, at_auth).await < 0.5 {} };
-    tokio::time::timeout(PATIENCE, refused).await.expect("it is tried again");
+    tokio::time::timeout(PATIENCE, refused).await.expect("the email is retried later");
     assert_eq!(endpoint.asked().len(), 2);
     assert_eq!(relay.mails().len(), 1);
 }
 
-/// The probe shows a refused token again at its interval only, but another one at once.
+/// The probe retries a refused token only at its interval, but a new token at once.
 #[sqlx::test]
-async fn a_relay_that_refused_a_token_is_shown_the_next_one_at_once(pool: PgPool) {
+async fn a_relay_that_refused_a_token_gets_the_next_one_at_once(pool: PgPool) {
     let (endpoint, relay) = (TokenEndpoint::start(Mood::Issues(2)), Relay::start().await);
     relay.wants_tokens(|token| token.starts_with("token-3-"));
     let token_url = endpoint.url();
@@ -137,9 +137,9 @@ async fn a_relay_that_refused_a_token_is_shown_the_next_one_at_once(pool: PgPool
     assert_eq!(endpoint.asked().len(), 3);
 }
 
-/// Of what the endpoint says, only a code of RFC 6749 §5.2 is repeated.
+/// Of the endpoint's answer, the service repeats only a code of RFC 6749 §5.2.
 #[sqlx::test]
-async fn an_endpoint_that_issues_no_token_is_said_and_quoted_nowhere(pool: PgPool) {
+async fn an_endpoint_that_issues_no_token_is_reported_and_never_quoted(pool: PgPool) {
     const INVALID: &str = r#"{"error":"invalid_client","error_description":"hunter2 is wrong"}"#;
     let endpoint = TokenEndpoint::start(Mood::Answers(401, INVALID));
     let (relay, token_url) = (relay(&endpoint).await, endpoint.url());
@@ -154,17 +154,17 @@ async fn an_endpoint_that_issues_no_token_is_said_and_quoted_nowhere(pool: PgPoo
     endpoint.is_in_mood(Mood::Issues(3600));
     host.until_mail_is("ok").await;
     host.program.line_with("the access token for relays is renewed again");
-    let healed = async { while is_failing(&host).await {} };
-    tokio::time::timeout(PATIENCE, healed).await.expect("the metric follows");
-    // A pause between requests, however often the relay is probed.
+    let recovered = async { while is_failing(&host).await {} };
+    tokio::time::timeout(PATIENCE, recovered).await.expect("the metric recovers");
+    // The service pauses between requests, however often the relay is probed.
     assert!(endpoint.asked().len() < 5, "{}", endpoint.asked().len());
     let log = host.log();
     assert!(!log.contains("hunter2"), "{log}");
 }
 
-/// On two threads: the program is waited for, and the relay answers it meanwhile.
+/// Two threads: the test waits for the program, and the relay answers it meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mail_test_says_why_there_is_no_token() {
+async fn mail_test_prints_why_there_is_no_token() {
     let endpoint = TokenEndpoint::start(Mood::Holds);
     let (relay, token_url) = (relay(&endpoint).await, endpoint.url());
     let unreadable = "auth (the token endpoint's answer is not one of RFC 6749)";
@@ -181,25 +181,25 @@ async fn a_mail_test_says_why_there_is_no_token() {
         (302, "hunter2", "auth (the token endpoint answered 302)"),
     ] {
         endpoint.is_in_mood(Mood::Answers(status, answer));
-        let (said, well) = mail_test(&url(&relay), &settings(&token_url, OFTEN));
-        assert!(!well && said.contains(why) && !said.contains("hunter2"), "{answer}: {said}");
+        let (output, ok) = mail_test(&url(&relay), &settings(&token_url, OFTEN));
+        assert!(!ok && output.contains(why) && !output.contains("hunter2"), "{answer}: {output}");
     }
-    let (said, well) = mail_test(&url(&relay), &settings("http://127.0.0.1:1/token", OFTEN));
-    assert!(!well && said.contains("auth (the token endpoint did not answer: "), "{said}");
+    let (output, ok) = mail_test(&url(&relay), &settings("http://127.0.0.1:1/token", OFTEN));
+    assert!(!ok && output.contains("auth (the token endpoint did not answer: "), "{output}");
     assert_eq!(relay.connected(), 0);
-    // Without an end: some endpoints name none.
+    // Some endpoints give no expiry.
     let forever = r#"{"access_token":"ours","token_type":"Bearer"}"#;
     endpoint.is_in_mood(Mood::Answers(200, forever));
     relay.wants_tokens(|token| token == "ours");
-    let (said, well) = mail_test(&url(&relay), &settings(&token_url, OFTEN));
-    assert!(well, "{said}");
-    let (said, well) = mail_test(&url(&Relay::start().await), &settings(&token_url, OFTEN));
-    assert!(!well && said.contains("auth (the relay does not offer XOAUTH2)"), "{said}");
+    let (output, ok) = mail_test(&url(&relay), &settings(&token_url, OFTEN));
+    assert!(ok, "{output}");
+    let (output, ok) = mail_test(&url(&Relay::start().await), &settings(&token_url, OFTEN));
+    assert!(!ok && output.contains("auth (the relay does not offer XOAUTH2)"), "{output}");
 }
 
-/// A server that we did not write, over STARTTLS, with tokens that fit into a command and tokens that do not.
+/// An independent server over STARTTLS, with tokens that fit into a command and tokens that do not.
 #[sqlx::test]
-async fn aiosmtpd_takes_mails_by_token(pool: PgPool) {
+async fn aiosmtpd_accepts_emails_with_a_token(pool: PgPool) {
     if !aiosmtpd::is_installed() {
         return;
     }
@@ -213,23 +213,23 @@ async fn aiosmtpd_takes_mails_by_token(pool: PgPool) {
     for (count, padding) in [(1, 0), (2, 3_000)] {
         endpoint.pads_tokens(padding);
         endpoint.revokes_every_token();
-        let (said, well) = mail_test(&relay.url(), &settings);
-        assert!(well, "{said}");
+        let (output, ok) = mail_test(&relay.url(), &settings);
+        assert!(ok, "{output}");
         let mail = relay.mail();
         assert_eq!((&mail["user"], &mail["to"][0]), (&USER.into(), &TRADER.into()), "{count}");
     }
-    // The running service held a token of before all that, which is revoked.
+    // The running service still has an older token, which was revoked.
     host.starts().await;
     assert_eq!(relay.mail()["user"], USER);
     assert!(host.retried().await < 0.5);
-    // Issued, and good nowhere.
+    // Issued, but valid nowhere.
     endpoint.is_in_mood(Mood::Answers(200, r#"{"access_token":"hunter2","token_type":"bearer"}"#));
-    let (said, well) = mail_test(&relay.url(), &settings);
-    assert!(!well && said.contains("auth 535") && !said.contains("hunter2"), "{said}");
+    let (output, ok) = mail_test(&relay.url(), &settings);
+    assert!(!ok && output.contains("auth 535") && !output.contains("hunter2"), "{output}");
 }
 
 #[test]
-fn settings_that_do_not_go_together_stop_the_start_in_one_sentence() {
+fn contradictory_settings_stop_the_start_in_one_sentence() {
     const URL: (&str, &str) = ("SMTP_OAUTH_TOKEN_URL", "https://login.example/token");
     const ID: (&str, &str) = ("SMTP_OAUTH_CLIENT_ID", "vos-auth");
     const HUNTER: (&str, &str) = ("SMTP_OAUTH_CLIENT_SECRET", "hunter2");
@@ -250,8 +250,8 @@ fn settings_that_do_not_go_together_stop_the_start_in_one_sentence() {
     ] {
         let environment = serve_environment("postgres://nobody@localhost/none", relay, settings);
         let ended = run(&["serve"], &environment);
-        let said = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-        assert!(!ended.status.success() && said.starts_with(&format!("vos-auth: {variable} ")), "{said}");
-        assert!(said.lines().count() == 1 && !said.contains("hunter2"), "{said}");
+        let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+        assert!(!ended.status.success() && output.starts_with(&format!("vos-auth: {variable} ")), "{output}");
+        assert!(output.lines().count() == 1 && !output.contains("hunter2"), "{output}");
     }
 }

@@ -1,4 +1,4 @@
-//! An import that is cut short, done again, or done with a later export; and the way back.
+//! Imports that are interrupted, repeated, or done with a later export; and the export back.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,20 +15,20 @@ use crate::harness::{Service, database};
 
 const NEW: &str = "night train in autumn rain";
 
-/// The rehearsal, the real one, and the one after: a later export changes whom nobody has used here, and nobody else.
+/// A rehearsal, the real import, and a later one: it changes only accounts that were not used here.
 #[sqlx::test]
-async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
+async fn a_repeated_import_changes_no_account_that_was_used_here(pool: PgPool) {
     let mut all = traders(0..5);
-    // Nothing is to be hashed anew when its owner signs in.
+    // A hash at our own cost, so that no sign-in rehashes it.
     let at_our_cost = Password::new(PASSWORD).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });
     all[3]["credentials"]["password"]["config"]["hashed_password"] = at_our_cost.into();
-    assert!(imports(&pool, &lines(&all), &[]).well);
+    assert!(imports(&pool, &lines(&all), &[]).ok);
     let before = accounts(&pool).await;
     let again = imports(&pool, &lines(&all), &[]);
     assert!(
-        again.well && again.said.starts_with("5 records: 0 new, 0 changed, 5 unchanged, 0 kept"),
+        again.ok && again.out.starts_with("5 records: 0 new, 0 changed, 5 unchanged, 0 kept"),
         "{}",
-        again.said
+        again.out
     );
     assert_eq!(accounts(&pool).await, before);
 
@@ -36,19 +36,19 @@ async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
     let mut owner = service.verified("trader-0@example.com").await;
     assert!(owner.resets(NEW).await.is_signed_in());
     assert!(service.client().logs_in("trader-1@example.com", PASSWORD).await.is_signed_in());
-    assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com"]).well);
+    assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com"]).ok);
     assert!(service.client().logs_in("trader-3@example.com", PASSWORD).await.is_signed_in());
     let used = accounts(&pool).await;
-    // The incumbent went on meanwhile.
+    // Meanwhile the accounts change at the incumbent.
     for identity in &mut all {
         identity["credentials"]["password"]["config"]["hashed_password"] = ARGON2ID.into();
         identity["traits"]["desk"] = json!(7);
     }
     let changed = imports(&pool, &lines(&all), &[]);
     assert!(
-        changed.well && changed.said.starts_with("5 records: 0 new, 1 changed, 0 unchanged, 4 kept"),
+        changed.ok && changed.out.starts_with("5 records: 0 new, 1 changed, 0 unchanged, 4 kept"),
         "{}",
-        changed.said
+        changed.out
     );
     let after = accounts(&pool).await;
     assert_eq!(after[..4], used[..4]);
@@ -59,10 +59,10 @@ async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
     service.stops().await;
 }
 
-/// Starts an import of a pipe, writes `content` into it, and waits until `rows` accounts are there. The pipe stays open.
-async fn is_under_way(pool: &PgPool, content: String, rows: i64) -> (Program, std::fs::File) {
+/// Starts an import from a pipe that stays open, and waits until `rows` accounts are stored.
+async fn starts_import(pool: &PgPool, content: String, rows: i64) -> (Program, std::fs::File) {
     let pipe = path_of(pool, "pipe");
-    // What an earlier run left behind.
+    // An earlier run may have left a pipe.
     let _ = std::fs::remove_file(&pipe);
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let url = database::operator_url(pool);
@@ -79,57 +79,56 @@ async fn is_under_way(pool: &PgPool, content: String, rows: i64) -> (Program, st
     (program, pipe)
 }
 
-/// Killed at whatever moment, and run again: the same accounts as of an import in one go.
+/// An import that is killed and repeated stores the same accounts as an uninterrupted one.
 #[sqlx::test]
-async fn killed_in_the_middle_and_run_again_it_ends_the_same(pool: PgPool) {
+async fn a_killed_import_that_is_repeated_ends_the_same(pool: PgPool) {
     let all = lines(&traders(0..5001));
-    assert!(imports(&pool, &all, &[]).well);
-    let in_one_go = accounts(&pool).await;
-    assert_eq!(in_one_go.len(), 5001);
+    assert!(imports(&pool, &all, &[]).ok);
+    let uninterrupted = accounts(&pool).await;
+    assert_eq!(uninterrupted.len(), 5001);
     sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
 
-    let (mut program, _pipe) = is_under_way(&pool, all.clone(), 4000).await;
+    let (mut program, _pipe) = starts_import(&pool, all.clone(), 4000).await;
     program.is_killed();
-    assert_eq!(count(&pool, "account").await, 4000, "in the middle");
+    assert_eq!(count(&pool, "account").await, 4000, "it was killed in the middle");
     let again = imports(&pool, &all, &[]);
     assert!(
-        again.well && again.said.starts_with("5001 records: 1001 new, 0 changed, 4000 unchanged"),
+        again.ok && again.out.starts_with("5001 records: 1001 new, 0 changed, 4000 unchanged"),
         "{}",
-        again.said
+        again.out
     );
-    assert!(accounts(&pool).await == in_one_go);
+    assert!(accounts(&pool).await == uninterrupted);
 }
 
 #[sqlx::test]
-async fn ctrl_c_ends_it_after_the_batch(pool: PgPool) {
-    let (program, _pipe) = is_under_way(&pool, lines(&traders(0..3000)), 2000).await;
+async fn ctrl_c_ends_an_import_after_its_batch(pool: PgPool) {
+    let (program, _pipe) = starts_import(&pool, lines(&traders(0..3000)), 2000).await;
     program.signal("-INT");
-    let (said, well) = program.ends();
+    let (out, ok) = program.ends();
     assert!(
-        !well
-            && said.iter().any(|line| line.contains("stopped after 2000 records; run the same import again")),
-        "{said:?}"
+        !ok && out.iter().any(|line| line.contains("stopped after 2000 records; run the same import again")),
+        "{out:?}"
     );
     assert_eq!(count(&pool, "account").await, 2000);
 }
 
-/// What `export` writes, `import` takes into an empty database, whatever the traits are.
+/// `import` reads into an empty database what `export` wrote, whatever the traits.
 #[sqlx::test]
-async fn an_export_brings_the_same_accounts_back(pool: PgPool) {
+async fn an_export_can_be_imported_as_the_same_accounts(pool: PgPool) {
     let mut all = traders(0..2100);
     all[1]["state"] = "inactive".into();
     all[2]["metadata_public"] = json!({ "locale": "vi" });
     all[3]["credentials"] = json!({});
     all[4]["traits"] = json!({ "mails": ["trader-4@example.com"] });
-    let elsewhere = ["--email-path", "recovery_addresses.0.value"];
-    assert!(imports(&pool, &lines(&all), &elsewhere).well);
+    let email_path = ["--email-path", "recovery_addresses.0.value"];
+    assert!(imports(&pool, &lines(&all), &email_path).ok);
     let before = accounts(&pool).await;
     let file = path_of(&pool, "export.ndjson");
-    // What was there before could be read by everybody.
+    // An older file that everybody could read.
     std::fs::write(&file, "").unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let ended = vos_auth(&pool, &["account", "export", "--out", &file]);
-    assert!(ended.well && ended.why.starts_with("2100 accounts"), "{}", ended.why);
+    assert!(ended.ok && ended.err.starts_with("2100 accounts"), "{}", ended.err);
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(count(&pool, "audit_event WHERE what = 'accounts_exported' AND account_id IS NULL").await, 1);
     let exported = std::fs::read_to_string(&file).unwrap();
@@ -139,26 +138,22 @@ async fn an_export_brings_the_same_accounts_back(pool: PgPool) {
         assert_eq!(first.pointer(pointer), all[0].pointer(pointer), "{pointer}");
     }
     sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
-    let ended = imports(&pool, &exported, &elsewhere);
-    assert!(ended.well, "{}", ended.why);
+    let ended = imports(&pool, &exported, &email_path);
+    assert!(ended.ok, "{}", ended.err);
     assert!(accounts(&pool).await == before);
     sqlx::query("DELETE FROM account WHERE email <> 'trader-0@example.com'").execute(&pool).await.unwrap();
-    let printed: Value = serde_json::from_str(&vos_auth(&pool, &["account", "export"]).said).unwrap();
+    let printed: Value = serde_json::from_str(&vos_auth(&pool, &["account", "export"]).out).unwrap();
     assert_eq!(printed["credentials"], first["credentials"]);
 }
 
-/// Who asked to be erased does not come back with an old file.
+/// An erased account does not come back with an old file.
 #[sqlx::test]
 async fn an_erased_account_is_not_imported_again(pool: PgPool) {
     let all = lines(&traders(0..2));
-    assert!(imports(&pool, &all, &[]).well);
-    assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com"]).well);
+    assert!(imports(&pool, &all, &[]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com"]).ok);
     let ended = imports(&pool, &all, &[]);
-    assert!(
-        !ended.well && ended.said.starts_with("2 records: 0 new, 0 changed, 1 unchanged"),
-        "{}",
-        ended.said
-    );
+    assert!(!ended.ok && ended.out.starts_with("2 records: 0 new, 0 changed, 1 unchanged"), "{}", ended.out);
     assert_eq!(refusals(&pool)[0]["reason"], "the account was erased here");
     assert_eq!(count(&pool, "account").await, 1);
 }

@@ -1,5 +1,4 @@
-//! The move from a running Kratos and back, with the built program, against a counterpart that behaves as Kratos is
-//! documented to.
+//! The move from a running Kratos and back, against a double that follows Kratos's documentation.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -9,14 +8,14 @@ use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    ARGON2ID, BCRYPT, Ended, NEW, PASSWORD, accounts, count, hash_of, imports, lines, path_of, traders,
+    ARGON2ID, BCRYPT, NEW, Outcome, PASSWORD, accounts, count, hash_of, imports, lines, path_of, traders,
     vos_auth,
 };
 use crate::harness::kratos::Kratos;
 use crate::harness::program::{Program, run};
 use crate::harness::{PATIENCE, Service, database, now};
 
-/// Identities with all that a careless PUT would lose.
+/// Identities with everything that a careless PUT would lose.
 fn with_metadata(numbers: std::ops::Range<u32>) -> Vec<Value> {
     let mut all = traders(numbers);
     for (n, one) in (0..).zip(&mut all) {
@@ -30,12 +29,12 @@ fn with_metadata(numbers: std::ops::Range<u32>) -> Vec<Value> {
     all
 }
 
-pub(super) fn takes_over(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Ended {
+pub(super) fn import_from(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Outcome {
     let (url, refused) = (kratos.url(), path_of(pool, "import.refused.ndjson"));
     vos_auth(pool, &[&["account", "import", "--from-kratos", &url, "--refused", &refused], more].concat())
 }
 
-pub(super) fn carries_back(pool: &PgPool, kratos: &Kratos, since: &str, more: &[&str]) -> Ended {
+pub(super) fn export_to(pool: &PgPool, kratos: &Kratos, since: &str, more: &[&str]) -> Outcome {
     let (url, failed) = (kratos.url(), path_of(pool, "failed.ndjson"));
     let arguments = ["account", "export", "--to-kratos", &url, "--since", since, "--failed", &failed];
     vos_auth(pool, &[&arguments, more].concat())
@@ -63,85 +62,80 @@ pub(super) async fn resets(service: &Service, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// 1,201 identities: three requests of 500, not one for each.
+/// 1,201 identities take three requests of 500, not one each.
 #[sqlx::test]
-async fn an_import_asks_for_pages(pool: PgPool) {
+async fn an_import_reads_pages(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..1201));
     kratos.links_to("http://elsewhere.example");
-    let dry = takes_over(&pool, &kratos, &["--dry-run"]);
+    let dry = import_from(&pool, &kratos, &["--dry-run"]);
     assert!(
-        dry.well && dry.said.starts_with("1201 records: dry run, the result would be 1201 new"),
+        dry.ok && dry.out.starts_with("1201 records: dry run, the result would be 1201 new"),
         "{}{}",
-        dry.said,
-        dry.why
+        dry.out,
+        dry.err
     );
     assert_eq!((count(&pool, "account").await, kratos.asked(&Method::GET)), (0, 3));
-    let ended = takes_over(&pool, &kratos, &[]);
-    assert!(ended.well && ended.said.starts_with("1201 records: 1201 new"), "{}{}", ended.said, ended.why);
-    assert!(ended.said.contains("passwords that keep working: bcrypt 1201"), "{}", ended.said);
+    let ended = import_from(&pool, &kratos, &[]);
+    assert!(ended.ok && ended.out.starts_with("1201 records: 1201 new"), "{}{}", ended.out, ended.err);
+    assert!(ended.out.contains("passwords that keep working: bcrypt 1201"), "{}", ended.out);
     assert_eq!(kratos.asked(&Method::GET), 3);
     let here = accounts(&pool).await;
     sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
-    assert!(imports(&pool, &lines(&with_metadata(0..1201)), &[]).well);
-    assert!(accounts(&pool).await == here, "the same accounts as of a file");
-    let again = takes_over(&pool, &kratos, &["--page-size", "400"]);
+    assert!(imports(&pool, &lines(&with_metadata(0..1201)), &[]).ok);
+    assert!(accounts(&pool).await == here, "the same accounts as from a file");
+    let again = import_from(&pool, &kratos, &["--page-size", "400"]);
     assert!(
-        again.well && again.said.starts_with("1201 records: 0 new, 0 changed, 1201 unchanged"),
+        again.ok && again.out.starts_with("1201 records: 0 new, 0 changed, 1201 unchanged"),
         "{}",
-        again.said
+        again.out
     );
     assert_eq!((kratos.asked(&Method::GET), kratos.asked(&Method::PUT)), (4, 0));
 }
 
 #[sqlx::test]
-async fn what_is_to_be_done_before_the_import_comes_first(pool: PgPool) {
+async fn advice_for_before_the_import_is_printed_first(pool: PgPool) {
     let mut all = traders(0..3);
     all[0]["credentials"]["password"]["config"]["hashed_password"] = BCRYPT.replace("$04$", "$12$").into();
     all[1]["traits"]["email"] = "trần@example.com".into();
     let kratos = Kratos::start(&all);
     let list = path_of(&pool, "import.refused.ndjson");
-    // What was there before could be read by everybody.
+    // An older file that everybody could read.
     std::fs::write(&list, "").unwrap();
     std::fs::set_permissions(&list, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let ended = takes_over(&pool, &kratos, &["--dry-run", "--login-failure-time", "10ms"]);
-    let said: Vec<_> = ended.said.lines().collect();
-    assert!(said[0].starts_with("1 emails have non-ASCII characters before the @"), "{}", ended.said);
+    let ended = import_from(&pool, &kratos, &["--dry-run", "--login-failure-time", "10ms"]);
+    let out: Vec<_> = ended.out.lines().collect();
+    assert!(out[0].starts_with("1 emails have non-ASCII characters before the @"), "{}", ended.out);
     let advised =
-        said[1].strip_prefix("set LOGIN_FAILURE_TIME=").and_then(|rest| rest.split_once("ms for `serve`"));
-    assert!(advised.unwrap().0.parse::<u32>().unwrap() >= 100, "Kratos's default cost: {}", ended.said);
-    assert!(said[2].starts_with("3 records: dry run, the result would be 2 new"), "{}", ended.said);
+        out[1].strip_prefix("set LOGIN_FAILURE_TIME=").and_then(|rest| rest.split_once("ms for `serve`"));
+    assert!(advised.unwrap().0.parse::<u32>().unwrap() >= 100, "Kratos's default cost: {}", ended.out);
+    assert!(out[2].starts_with("3 records: dry run, the result would be 2 new"), "{}", ended.out);
     let refused: Value = serde_json::from_str(&std::fs::read_to_string(&list).unwrap()).unwrap();
     assert!(refused["id"] == all[1]["id"] && refused.get("line").is_none(), "{refused}");
     assert_eq!(std::fs::metadata(list).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
-/// The way there and back: nothing of Kratos's changes but the passwords that were changed here.
+/// A round trip changes nothing in Kratos but the passwords that were changed here.
 #[sqlx::test]
 async fn a_round_trip_changes_nothing_but_the_passwords_that_were_changed(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..6));
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let (since, before) = (present(), kratos.identities());
     let service = Service::start(&pool).await;
     resets(&service, 0..2).await;
-    // A sign-in hashes anew, which is no change.
+    // A sign-in rehashes the password, which is no change.
     for n in 2..4 {
         assert!(service.client().logs_in(&trader(n), PASSWORD).await.is_signed_in());
         assert_ne!(hash_of(&pool, &trader(n)).await.as_deref(), Some(BCRYPT));
     }
     service.stops().await;
-    let dry = carries_back(&pool, &kratos, &since, &["--dry-run"]);
+    let dry = export_to(&pool, &kratos, &since, &["--dry-run"]);
     let counts = "2 of 2 accounts that were changed here: dry run, the result would be 2 written, 0 unchanged, 0 failed";
-    assert!(dry.well && dry.said.starts_with(counts), "{}{}", dry.said, dry.why);
+    assert!(dry.ok && dry.out.starts_with(counts), "{}{}", dry.out, dry.err);
     assert_eq!(kratos.asked(&Method::PUT), 0);
     assert_eq!(count(&pool, "audit_event WHERE what = 'accounts_exported'").await, 0);
 
-    let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(
-        ended.well && ended.said.contains("2 written, 0 unchanged, 0 failed"),
-        "{}{}",
-        ended.said,
-        ended.why
-    );
+    let ended = export_to(&pool, &kratos, &since, &[]);
+    assert!(ended.ok && ended.out.contains("2 written, 0 unchanged, 0 failed"), "{}{}", ended.out, ended.err);
     assert_eq!(count(&pool, "audit_event WHERE what = 'accounts_exported'").await, 1);
     assert_eq!(kratos.asked(&Method::PUT), 2);
     let mut after = kratos.identities();
@@ -152,31 +146,31 @@ async fn a_round_trip_changes_nothing_but_the_passwords_that_were_changed(pool: 
         one["updated_at"] = before[n as usize]["updated_at"].clone();
     }
     assert_eq!(after, before);
-    let again = carries_back(&pool, &kratos, &since, &[]);
-    assert!(again.well && again.said.contains("0 written, 2 unchanged, 0 failed"), "{}", again.said);
-    assert_eq!(kratos.asked(&Method::PUT), 0, "what is the same is not written");
+    let again = export_to(&pool, &kratos, &since, &[]);
+    assert!(again.ok && again.out.contains("0 written, 2 unchanged, 0 failed"), "{}", again.out);
+    assert_eq!(kratos.asked(&Method::PUT), 0, "unchanged identities are not written");
 }
 
 #[sqlx::test]
 async fn a_rehash_alone_writes_nothing(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..2));
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let (since, before) = (present(), kratos.identities());
     let service = Service::start(&pool).await;
     assert!(service.client().logs_in(&trader(0), PASSWORD).await.is_signed_in());
     service.stops().await;
     assert!(hash_of(&pool, &trader(0)).await.unwrap().starts_with("$argon2id$"));
     kratos.asked(&Method::GET);
-    let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(ended.well && ended.said.starts_with("0 of 0 accounts"), "{}{}", ended.said, ended.why);
+    let ended = export_to(&pool, &kratos, &since, &[]);
+    assert!(ended.ok && ended.out.starts_with("0 of 0 accounts"), "{}{}", ended.out, ended.err);
     assert_eq!((kratos.identities(), kratos.asked(&Method::PUT)), (before, 0));
 }
 
-/// An address and a state that an operator changed, and what Kratos has changed later, which stays.
+/// An operator's changes are exported; what Kratos changed later stays.
 #[sqlx::test]
-async fn addresses_and_states_come_along_and_later_changes_there_stay(pool: PgPool) {
+async fn addresses_and_states_are_exported_and_later_changes_in_kratos_stay(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..4));
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let since = present();
     for arguments in [
         ["account", "set-email", "trader-0@example.com", "renamed@example.com"].as_slice(),
@@ -184,7 +178,7 @@ async fn addresses_and_states_come_along_and_later_changes_there_stay(pool: PgPo
         &["account", "disable", "trader-2@example.com"],
         &["account", "enable", "trader-2@example.com"],
     ] {
-        assert!(vos_auth(&pool, arguments).well);
+        assert!(vos_auth(&pool, arguments).ok);
     }
     let service = Service::start(&pool).await;
     resets(&service, 2..4).await;
@@ -196,12 +190,12 @@ async fn addresses_and_states_come_along_and_later_changes_there_stay(pool: PgPo
     let later = now() + time::Duration::minutes(1);
     kratos.changes(id(3), &format!("{password}/updated_at"), later.format(&Rfc3339).unwrap().into());
     let before = kratos.identities();
-    let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(ended.well && ended.said.starts_with("4 of 4 accounts"), "{}{}", ended.said, ended.why);
+    let ended = export_to(&pool, &kratos, &since, &[]);
+    assert!(ended.ok && ended.out.starts_with("4 of 4 accounts"), "{}{}", ended.out, ended.err);
     assert!(
-        ended.said.contains("3 written, 0 unchanged, 0 failed\n1 were changed in Kratos later"),
+        ended.out.contains("3 written, 0 unchanged, 0 failed\n1 were changed in Kratos later"),
         "{}",
-        ended.said
+        ended.out
     );
     let list = failed(&pool);
     assert!(list.len() == 1 && list[0]["id"] == all[3]["id"], "{list:?}");
@@ -224,24 +218,24 @@ async fn addresses_and_states_come_along_and_later_changes_there_stay(pool: PgPo
 }
 
 #[sqlx::test]
-async fn one_that_fails_is_listed_and_the_rest_goes_on(pool: PgPool) {
+async fn a_failed_identity_is_listed_and_the_others_are_written(pool: PgPool) {
     let mut all = with_metadata(0..7);
     all[6]["traits"]["email"] = "taken@example.com".into();
     let kratos = Kratos::start(&all);
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let since = present();
     let service = Service::start(&pool).await;
     resets(&service, 0..4).await;
     service.stops().await;
-    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com"]).well);
-    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com"]).well);
-    assert!(vos_auth(&pool, &["account", "set-email", "trader-4@example.com", "taken@example.com"]).well);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "set-email", "trader-4@example.com", "taken@example.com"]).ok);
     let id = |n: usize| all[n]["id"].as_str().unwrap();
     kratos.fails_for(&[id(1)]);
     kratos.loses(id(2));
-    let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(!ended.well && ended.why.contains("5 accounts failed: "), "{}", ended.why);
-    assert!(ended.said.starts_with("7 of 7 accounts that were changed here: 2 written"), "{}", ended.said);
+    let ended = export_to(&pool, &kratos, &since, &[]);
+    assert!(!ended.ok && ended.err.contains("5 accounts failed: "), "{}", ended.err);
+    assert!(ended.out.starts_with("7 of 7 accounts that were changed here: 2 written"), "{}", ended.out);
     let found: Vec<_> =
         failed(&pool).iter().map(|one| (one["id"].clone(), one["reason"].to_string())).collect();
     for ((found, reason), (n, part)) in found.iter().zip([
@@ -261,46 +255,37 @@ async fn one_that_fails_is_listed_and_the_rest_goes_on(pool: PgPool) {
     kratos.fails_for(&[]);
     kratos.loses(id(5));
     kratos.loses(id(6));
-    let again = carries_back(&pool, &kratos, &since, &[]);
-    assert!(!again.well && again.said.contains("2 written, 4 unchanged, 1 failed"), "{}", again.said);
+    let again = export_to(&pool, &kratos, &since, &[]);
+    assert!(!again.ok && again.out.contains("2 written, 4 unchanged, 1 failed"), "{}", again.out);
 }
 
-/// Kratos ends in the middle, and then answers 500 to all: each time it stops, and run again it does the rest, once.
+/// Kratos stops, then answers 500: the export stops, and a repeated one does the rest.
 #[sqlx::test]
-async fn a_kratos_that_is_down_stops_it_and_run_again_it_goes_on(pool: PgPool) {
+async fn an_export_stops_when_kratos_is_down_and_a_repeated_one_continues(pool: PgPool) {
     let all = with_metadata(0..6);
     let kratos = Kratos::start(&all);
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let since = present();
     let service = Service::start(&pool).await;
     resets(&service, 0..6).await;
     service.stops().await;
     kratos.is_gone_after(2, Method::PUT);
-    let ended = carries_back(&pool, &kratos, &since, &[]);
+    let ended = export_to(&pool, &kratos, &since, &[]);
     assert!(
-        !ended.well && ended.why.contains("the request to Kratos failed: it does not answer"),
+        !ended.ok && ended.err.contains("the request to Kratos failed: it does not answer"),
         "{}",
-        ended.why
+        ended.err
     );
-    assert!(ended.why.contains("run the same export again to continue"), "{}", ended.why);
-    assert!(ended.said.starts_with("2 of 6 accounts that were changed here: 2 written"), "{}", ended.said);
+    assert!(ended.err.contains("run the same export again to continue"), "{}", ended.err);
+    assert!(ended.out.starts_with("2 of 6 accounts that were changed here: 2 written"), "{}", ended.out);
     kratos.is_back();
     kratos.fails_for(&all.iter().map(|one| one["id"].as_str().unwrap()).collect::<Vec<_>>());
-    let ended = carries_back(&pool, &kratos, &since, &[]);
-    assert!(
-        !ended.well && ended.said.starts_with("4 of 6 accounts"),
-        "five failures in a row: {}",
-        ended.said
-    );
+    let ended = export_to(&pool, &kratos, &since, &[]);
+    assert!(!ended.ok && ended.out.starts_with("4 of 6 accounts"), "five failures in a row: {}", ended.out);
     kratos.fails_for(&[]);
     kratos.asked(&Method::PUT);
-    let again = carries_back(&pool, &kratos, &since, &[]);
-    assert!(
-        again.well && again.said.contains("4 written, 2 unchanged, 0 failed"),
-        "{}{}",
-        again.said,
-        again.why
-    );
+    let again = export_to(&pool, &kratos, &since, &[]);
+    assert!(again.ok && again.out.contains("4 written, 2 unchanged, 0 failed"), "{}{}", again.out, again.err);
     assert_eq!(kratos.asked(&Method::PUT), 4);
 }
 
@@ -317,19 +302,19 @@ async fn a_url_that_shows_secrets_or_is_not_kratos_is_refused(pool: PgPool) {
     let import = |from: &str, more: &[(&str, &str)]| {
         with(&["import", "--from-kratos", from, "--refused", &list], more)
     };
-    let (why, _) = import("http://admin:hunter2@127.0.0.1:4434", &[]);
-    assert!(why.contains("KRATOS_AUTHORIZATION") && !why.contains("hunter2"), "{why}");
+    let (err, _) = import("http://admin:hunter2@127.0.0.1:4434", &[]);
+    assert!(err.contains("KRATOS_AUTHORIZATION") && !err.contains("hunter2"), "{err}");
     assert!(import("http://kratos.example:4434", &[]).0.contains("--plain-http"));
     assert!(import(&format!("{}/elsewhere", kratos.url()), &[]).0.contains("is this the admin API"));
     assert!(import(&kratos.url(), &[("KRATOS_AUTHORIZATION", "Bearer hunter2")]).1);
     assert_eq!(kratos.authorization().as_deref(), Some("Bearer hunter2"));
-    let back = |since: &str| with(&["export", "--to-kratos", &kratos.url(), "--since", since], &[]).0;
-    assert!(back("yesterday").contains("2026-11-29T12:00:00Z"));
-    assert!(back("2999-01-01T00:00:00Z").contains("in the future"));
-    assert!(back("2020-01-01T00:00:00Z").contains("longer ago than audit events are kept"));
+    let export_since = |since: &str| with(&["export", "--to-kratos", &kratos.url(), "--since", since], &[]).0;
+    assert!(export_since("yesterday").contains("2026-11-29T12:00:00Z"));
+    assert!(export_since("2999-01-01T00:00:00Z").contains("in the future"));
+    assert!(export_since("2020-01-01T00:00:00Z").contains("longer ago than audit events are kept"));
 }
 
-/// A page is written before the next one is answered, and Ctrl-C does not wait for that.
+/// The import writes a page before it asks for the next, and Ctrl-C does not wait for that answer.
 #[sqlx::test]
 async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..700));
@@ -340,37 +325,37 @@ async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
     let written = async { while count(&pool, "account").await < 500 {} };
     tokio::time::timeout(PATIENCE, written).await.expect("the first page is written");
     program.signal("-INT");
-    let (said, well) = program.ends();
-    assert!(!well && said.iter().any(|line| line.contains("stopped after 500 records")), "{said:?}");
+    let (out, ok) = program.ends();
+    assert!(!ok && out.iter().any(|line| line.contains("stopped after 500 records")), "{out:?}");
 }
 
-/// Kratos ends in the middle of its list: what it gave is here, and run again the rest is.
+/// Kratos stops in the middle of its list: a repeated import does the rest.
 #[sqlx::test]
-async fn an_import_whose_kratos_is_down_goes_on_when_it_is_run_again(pool: PgPool) {
+async fn an_import_stops_when_kratos_is_down_and_a_repeated_one_continues(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..700));
     kratos.is_gone_after(1, Method::GET);
-    let ended = takes_over(&pool, &kratos, &[]);
-    let why = "Kratos cannot be read: it does not answer";
+    let ended = import_from(&pool, &kratos, &[]);
+    let reason = "Kratos cannot be read: it does not answer";
     assert!(
-        !ended.well && ended.why.contains(why) && ended.said.starts_with("500 records: 500 new"),
+        !ended.ok && ended.err.contains(reason) && ended.out.starts_with("500 records: 500 new"),
         "{}",
-        ended.why
+        ended.err
     );
-    assert!(ended.why.contains("run the same import again to continue"), "{}", ended.why);
+    assert!(ended.err.contains("run the same import again to continue"), "{}", ended.err);
     kratos.is_back();
-    let again = takes_over(&pool, &kratos, &[]);
+    let again = import_from(&pool, &kratos, &[]);
     assert!(
-        again.well && again.said.starts_with("700 records: 200 new, 0 changed, 500 unchanged"),
+        again.ok && again.out.starts_with("700 records: 200 new, 0 changed, 500 unchanged"),
         "{}",
-        again.said
+        again.out
     );
 }
 
-/// The signal comes while Kratos has a PUT that it has not answered: that one is waited for, and the next is not sent.
+/// Ctrl-C while a PUT is unanswered: the export waits for the answer, and sends no other.
 #[sqlx::test]
 async fn ctrl_c_waits_for_the_put_that_was_sent(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..3));
-    assert!(takes_over(&pool, &kratos, &[]).well);
+    assert!(import_from(&pool, &kratos, &[]).ok);
     let since = present();
     let service = Service::start(&pool).await;
     resets(&service, 0..3).await;
@@ -385,16 +370,11 @@ async fn ctrl_c_waits_for_the_put_that_was_sent(pool: PgPool) {
     program.signal("-INT");
     program.line_with("stopping as soon as Kratos has answered");
     drop(hold);
-    let (said, well) = program.ends();
-    let said = said.join("\n");
-    assert!(!well && said.contains("1 of 3 accounts that were changed here: 1 written"), "{said}");
-    assert!(said.contains("stopped; run the same export again to continue"), "{said}");
+    let (out, ok) = program.ends();
+    let out = out.join("\n");
+    assert!(!ok && out.contains("1 of 3 accounts that were changed here: 1 written"), "{out}");
+    assert!(out.contains("stopped; run the same export again to continue"), "{out}");
     assert_eq!(kratos.asked(&Method::PUT), 0);
-    let again = carries_back(&pool, &kratos, &since, &[]);
-    assert!(
-        again.well && again.said.contains("2 written, 1 unchanged, 0 failed"),
-        "{}{}",
-        again.said,
-        again.why
-    );
+    let again = export_to(&pool, &kratos, &since, &[]);
+    assert!(again.ok && again.out.contains("2 written, 1 unchanged, 0 failed"), "{}{}", again.out, again.err);
 }

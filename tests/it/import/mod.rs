@@ -1,5 +1,5 @@
-//! The move from the incumbent, with the built program: what comes over, what does not, and that it can be cut short and
-//! done again.
+//! The move from the incumbent, with the built program: what is imported, what is not, and that an
+//! import can be interrupted and repeated.
 
 mod again;
 mod hostile;
@@ -18,7 +18,7 @@ const ARGON2ID: &str =
     "$argon2id$v=19$m=1024,t=2,p=1$AAECAwQFBgcICQoLDA0ODw$0o5OID1MxUf2ag4jaVy/3Gcgf7RyJ6Ia3jYFblKkQw0";
 const BCRYPT: &str = "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO";
 
-/// One of each kind, of [`PASSWORD`], as the incumbent spells them: the vectors of `src/password/stored`.
+/// A hash of each kind, of [`PASSWORD`]: the vectors of `src/password/stored`.
 fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     include_str!("../../hashes.tsv").lines().map(|line| line.split_once('\t').unwrap())
 }
@@ -58,27 +58,27 @@ fn lines(identities: &[Value]) -> String {
     identities.iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// A file of this test's own.
+/// The path of a file that only this test uses.
 fn path_of(pool: &PgPool, name: &str) -> String {
     let database = pool.connect_options().get_database().unwrap().to_owned();
     format!("{}/{database}-{name}", env!("CARGO_TARGET_TMPDIR"))
 }
 
-struct Ended {
-    said: String,
-    why: String,
-    well: bool,
+struct Outcome {
+    out: String,
+    err: String,
+    ok: bool,
 }
 
-fn vos_auth(pool: &PgPool, arguments: &[&str]) -> Ended {
+fn vos_auth(pool: &PgPool, arguments: &[&str]) -> Outcome {
     let url = database::operator_url(pool);
     let ended = run(arguments, &[("DATABASE_URL", url.as_str())]);
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended { said: text(ended.stdout), why: text(ended.stderr), well: ended.status.success() }
+    Outcome { out: text(ended.stdout), err: text(ended.stderr), ok: ended.status.success() }
 }
 
 /// Imports a file with this content.
-fn imports(pool: &PgPool, content: &str, more: &[&str]) -> Ended {
+fn imports(pool: &PgPool, content: &str, more: &[&str]) -> Outcome {
     let file = path_of(pool, "import");
     std::fs::write(&file, content).unwrap();
     vos_auth(pool, &[&["account", "import", file.as_str()], more].concat())
@@ -90,7 +90,7 @@ fn refusals(pool: &PgPool) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Everything that an account is, but the time of the import.
+/// Every column of the accounts, but the times of the import.
 async fn accounts(pool: &PgPool) -> Vec<Value> {
     let rows = "SELECT to_jsonb(a) - 'updated_at' - 'imported_at' FROM account a ORDER BY id";
     sqlx::query_scalar(rows).fetch_all(pool).await.unwrap()
@@ -106,37 +106,37 @@ async fn hash_of(pool: &PgPool, email: &str) -> Option<String> {
     hash.bind(email).fetch_one(pool).await.unwrap()
 }
 
-/// What takes more memory than there is for it is left out, and comes over when there is.
+/// A hash above the memory limit is left out, and imported when the limit allows it.
 #[sqlx::test]
-async fn a_hash_that_takes_too_much_memory_is_left_out_with_the_reason(pool: PgPool) {
+async fn a_hash_above_the_memory_limit_is_left_out_with_the_reason(pool: PgPool) {
     let output = "A".repeat(43);
     let argon2 = format!("$argon2id$v=19$m=262145,t=1,p=1$AAECAwQFBgcICQoLDA0ODw${output}");
     let scrypt = format!("$scrypt$ln=18,r=8,p=1$AAECAwQFBgcICQoLDA0ODw${output}");
     let file = lines(&[identity(1, "a@example.com", &argon2), identity(2, "s@example.com", &scrypt)]);
     let ended = imports(&pool, &file, &[]);
-    assert!(ended.well, "{}", ended.why);
-    assert!(ended.said.contains("2 need more memory than HASHING_MEMORY_KIB (262144)"), "{}", ended.said);
+    assert!(ended.ok, "{}", ended.err);
+    assert!(ended.out.contains("2 need more memory than HASHING_MEMORY_KIB (262144)"), "{}", ended.out);
     for email in ["a@example.com", "s@example.com"] {
         assert_eq!(hash_of(&pool, email).await, None);
     }
     let ended = imports(&pool, &file, &["--hashing-memory-kib", "524288"]);
-    assert!(ended.said.contains("0 new, 2 changed"), "{}", ended.said);
+    assert!(ended.out.contains("0 new, 2 changed"), "{}", ended.out);
     assert_eq!(hash_of(&pool, "a@example.com").await, Some(argon2));
 }
 
 #[sqlx::test]
-async fn every_kind_of_password_goes_on_to_work_and_is_hashed_anew(pool: PgPool) {
+async fn every_kind_of_password_keeps_working_and_is_rehashed(pool: PgPool) {
     let identities: Vec<_> = (0..)
         .zip(kinds())
         .map(|(n, (kind, hash))| identity(n, &format!("{kind}@example.com"), hash))
         .collect();
     let ended = imports(&pool, &Value::Array(identities).to_string(), &["--login-failure-time", "10ms"]);
-    assert!(ended.well, "{}", ended.why);
-    assert!(ended.said.contains("13 records: 13 new, 0 changed"), "{}", ended.said);
-    let counted = "passwords that keep working: argon2d 1, argon2i 1, argon2id 1, bcrypt 3, firebase-scrypt 1, pbkdf2-sha1 1, \
+    assert!(ended.ok, "{}", ended.err);
+    assert!(ended.out.contains("13 records: 13 new, 0 changed"), "{}", ended.out);
+    let counted = "passwords that go on to work: argon2d 1, argon2i 1, argon2id 1, bcrypt 3, firebase-scrypt 1, pbkdf2-sha1 1, \
                  pbkdf2-sha256 1, pbkdf2-sha512 1, scrypt 1, sha256-crypt 1, sha512-crypt 1";
-    assert!(ended.said.contains(counted), "{}", ended.said);
-    assert!(ended.said.contains("the slowest hash is "), "{}", ended.said);
+    assert!(ended.out.contains(counted), "{}", ended.out);
+    assert!(ended.out.contains("the slowest hash is "), "{}", ended.out);
     let service = Service::start_with_settings(&pool, &["--network-burst=1000000"]).await;
     for (kind, hash) in kinds() {
         let email = format!("{kind}@example.com");
@@ -152,9 +152,9 @@ async fn every_kind_of_password_goes_on_to_work_and_is_hashed_anew(pool: PgPool)
     service.stops().await;
 }
 
-/// Kinds that fall to guessing, and those nobody can verify: the account comes over, and its owner recovers by mail.
+/// Weak or unverifiable hashes: the account is imported, and its owner recovers by email.
 #[sqlx::test]
-async fn what_is_too_weak_comes_without_a_password(pool: PgPool) {
+async fn an_account_with_a_weak_hash_is_imported_without_a_password(pool: PgPool) {
     let hashes = [
         "$md5$CY9rzUYh03PK3k6DJie09g==",
         "$sha256$pf=e1NBTFR9e1BBU1NXT1JEfQ==$MTIz$oQSrEkuL0sWCuv6yXJ2lPxk0NFQ1WOdWWYaeQmBG7lU=",
@@ -169,11 +169,11 @@ async fn what_is_too_weak_comes_without_a_password(pool: PgPool) {
     let identities: Vec<_> =
         (0..).zip(hashes).map(|(n, hash)| identity(n, &format!("weak-{n}@example.com"), hash)).collect();
     let ended = imports(&pool, &lines(&identities), &[]);
-    assert!(ended.well, "{}", ended.why);
-    let left_out = "6 too weak (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 malformed or too slow to verify, 1 of an \
+    assert!(ended.ok, "{}", ended.err);
+    let left_out = "6 too weak to keep (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 broken or too dear to compute, 1 of an \
                     unknown kind, 1 not in the file";
-    assert!(ended.said.contains(left_out), "{}", ended.said);
-    assert!(ended.said.contains("include_credential=password"), "{}", ended.said);
+    assert!(ended.out.contains(left_out), "{}", ended.out);
+    assert!(ended.out.contains("include_credential=password"), "{}", ended.out);
     assert_eq!(count(&pool, "account WHERE password_hash IS NULL AND state = 'active'").await, 9);
     let service = Service::start(&pool).await;
     let mut owner = service.verified("weak-0@example.com").await;
@@ -182,7 +182,7 @@ async fn what_is_too_weak_comes_without_a_password(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn all_formats_bring_the_same_accounts(pool: PgPool) {
+async fn all_formats_import_the_same_accounts(pool: PgPool) {
     let all = traders(0..3);
     let (first, rest) = all.split_at(1);
     let pretty = |part: &[Value]| serde_json::to_string_pretty(&part).unwrap();
@@ -202,27 +202,30 @@ async fn all_formats_bring_the_same_accounts(pool: PgPool) {
         csv,
     ] {
         let ended = imports(&pool, &content, &[]);
-        assert!(ended.well && ended.said.starts_with("3 records: 3 new"), "{}{}", ended.said, ended.why);
-        let mut now_here = accounts(&pool).await;
-        for account in &mut now_here {
+        assert!(ended.ok && ended.out.starts_with("3 records: 3 new"), "{}{}", ended.out, ended.err);
+        let mut imported = accounts(&pool).await;
+        for account in &mut imported {
             // A CSV has no times.
             account.as_object_mut().unwrap().retain(|name, _| !name.ends_with("_at"));
         }
-        seen.push(now_here);
+        seen.push(imported);
         sqlx::query("DELETE FROM account").execute(&pool).await.unwrap();
     }
     assert_eq!(seen[0].len(), 3);
     assert!(seen.iter().all(|accounts| accounts == &seen[0]), "{seen:#?}");
     for (content, part) in [("", "it is empty"), ("email,passwort\na@b.vn,x\n", "\"passwort\" is unknown")] {
         let ended = imports(&pool, content, &[]);
-        assert!(!ended.well && ended.why.contains(part), "{}", ended.why);
+        assert!(!ended.ok && ended.err.contains(part), "{}", ended.err);
     }
 }
 
 #[sqlx::test]
-async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
-    assert!(imports(&pool, &lines(&traders(0..2)), &[]).well);
-    assert!(!std::fs::exists(path_of(&pool, "import.refused.ndjson")).unwrap(), "nothing refused, no file");
+async fn refused_records_are_listed_with_line_and_reason(pool: PgPool) {
+    assert!(imports(&pool, &lines(&traders(0..2)), &[]).ok);
+    assert!(
+        !std::fs::exists(path_of(&pool, "import.refused.ndjson")).unwrap(),
+        "no file without refused records"
+    );
     let long = json!({ "id": Uuid::nil(), "traits": { "email": "a@example.com", "x": "y".repeat(1 << 20) } });
     let content = [
         traders(2..3)[0].to_string(),
@@ -236,13 +239,13 @@ async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
         identity(7, "trader-7@example.com", BCRYPT).to_string(),
     ];
     let ended = imports(&pool, &content.join("\n"), &[]);
-    assert!(!ended.well && ended.why.contains("6 records were refused"), "{}", ended.why);
+    assert!(!ended.ok && ended.err.contains("6 records were refused"), "{}", ended.err);
     assert!(
-        ended.said.starts_with(
+        ended.out.starts_with(
             "9 records: 2 new, 0 changed, 1 unchanged, 0 kept because they were used here, 6 refused"
         ),
         "{}",
-        ended.said
+        ended.out
     );
     let mut refused = refusals(&pool);
     refused.sort_by_key(|refused| refused["line"].as_u64());
@@ -263,35 +266,35 @@ async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
     assert_eq!(count(&pool, "account").await, 4);
 }
 
-/// An array whose JSON ends in the middle: what came before is in, and the sentence says where it broke.
+/// An array cut in the middle: what came before is imported, and the error names the line.
 #[sqlx::test]
-async fn a_broken_array_is_written_up_to_where_it_breaks(pool: PgPool) {
+async fn a_truncated_array_is_imported_up_to_where_it_ends(pool: PgPool) {
     let whole = traders(0..3).iter().map(ToString::to_string).collect::<Vec<_>>().join(",\n");
     let whole = format!("[{whole}]");
     let ended = imports(&pool, &whole[..whole.len() - 40], &[]);
     assert!(
-        !ended.well && ended.why.contains("cannot be read") && ended.why.contains("line 3"),
+        !ended.ok && ended.err.contains("cannot be read") && ended.err.contains("line 3"),
         "{}",
-        ended.why
+        ended.err
     );
     assert_eq!(count(&pool, "account").await, 2);
     let huge = format!("[{},{{\"traits\":{{\"x\":\"{}", traders(3..4)[0], "y".repeat(3 << 20));
     let ended = imports(&pool, &huge, &[]);
-    assert!(!ended.well && ended.why.contains("longer than 1 MiB"), "{}", ended.why);
+    assert!(!ended.ok && ended.err.contains("longer than 1 MiB"), "{}", ended.err);
     assert_eq!(count(&pool, "account").await, 3);
 }
 
 #[sqlx::test]
 async fn a_dry_run_writes_nothing(pool: PgPool) {
-    assert!(imports(&pool, &lines(&traders(0..1)), &[]).well);
+    assert!(imports(&pool, &lines(&traders(0..1)), &[]).ok);
     let events = count(&pool, "audit_event").await;
     let mut all = traders(0..3);
     all[0]["traits"]["desk"] = json!(7);
     all.push(identity(9, "trader-0@example.com", BCRYPT));
     let before = accounts(&pool).await;
     let ended = imports(&pool, &lines(&all), &["--dry-run"]);
-    assert!(!ended.well && ended.why.contains("1 records were refused"), "{}", ended.why);
+    assert!(!ended.ok && ended.err.contains("1 records were refused"), "{}", ended.err);
     let counts = "4 records: dry run, the result would be 2 new, 1 changed, 0 unchanged, 0 kept because they were used here, 1 refused";
-    assert!(ended.said.starts_with(counts), "{}", ended.said);
+    assert!(ended.out.starts_with(counts), "{}", ended.out);
     assert_eq!((accounts(&pool).await, count(&pool, "audit_event").await), (before, events));
 }

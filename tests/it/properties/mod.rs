@@ -1,6 +1,6 @@
-//! Properties: random sequences of calls beside a plain model of what they do. A sequence has addresses of its own in one
-//! service and one database, so that thousands are cheap; `PROPTEST_CASES` says how many each property runs. What fails is
-//! shown in its shortest form.
+//! Property tests: random sequences of calls, compared with a plain model. Each sequence has its
+//! own addresses in a shared service, so that thousands are cheap. `PROPTEST_CASES` sets the number
+//! per property. proptest shrinks failures.
 
 mod non_interference;
 mod recovery;
@@ -12,12 +12,12 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Handle;
 
-/// Settings under which no budget of a network comes in between.
+/// Settings under which the network's rate limit does not interfere.
 const BUSY: &[&str] =
     &["--network-burst=1000000", "--network-per-minute=1000000", "--outbox-poll-interval=200ms"];
 
-/// Runs a property with as many made-up values as `PROPTEST_CASES` says, or `cases`. proptest waits for its verdict, so
-/// that is done beside the runtime of the test.
+/// Runs a property on `PROPTEST_CASES` random values, or on `cases`. proptest blocks, so it runs
+/// outside the test's async runtime.
 async fn holds<S>(values: S, cases: u32, property: impl AsyncFn(S::Value) + Send + 'static)
 where
     S: Strategy<Value: Debug> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Promise 1 as non-interference: whoever has not got the mail sees the same, call by call, whosever the address is.
+//! Promise 1 as non-interference: without the email, all addresses get the same answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,36 +15,36 @@ use crate::harness::client::{Answer, Client};
 
 const BROWSERS: usize = 2;
 const PASSWORD: &str = "slow boats on a misty green river";
-/// Whose addresses are compared, each as long as the others. The first has an owner who goes on with their life.
-const ARMS: [&str; 4] = ["known", "unown", "disbl", "nopas"];
+/// The compared addresses, all of one length. The first has an owner who uses the account.
+const KINDS: [&str; 4] = ["known", "unown", "disbl", "nopas"];
 
-/// What a stranger does. Codes and passwords are made up.
+/// The actions of an attacker, with made-up codes and passwords.
 #[derive(Clone, Debug)]
 enum Call {
     Start {
         browser: usize,
-        shouted: bool,
+        uppercase: bool,
     },
-    /// Asks what the recovery is waiting for.
+    /// Asks for the progress of the recovery.
     Progress {
         browser: usize,
     },
-    /// `means`: whose recovery is named in `X-Recovery-Id`, if any is.
+    /// `named`: the browser whose recovery is named in `X-Recovery-Id`, if any.
     Verify {
         browser: usize,
         code: &'static str,
-        means: Option<usize>,
+        named: Option<usize>,
     },
     Reset {
         browser: usize,
         password: &'static str,
-        means: Option<usize>,
+        named: Option<usize>,
     },
     Login {
         browser: usize,
         password: &'static str,
     },
-    /// Anything else, with the cookies that there are.
+    /// Any other request, with the current cookies.
     Other {
         browser: usize,
         method: Method,
@@ -58,7 +58,7 @@ enum Call {
     Pass {
         seconds: u64,
     },
-    /// No call: where there is an owner, they change their password elsewhere meanwhile.
+    /// No call: the known address's owner changes the password elsewhere.
     OwnerChangesPassword,
 }
 
@@ -67,7 +67,7 @@ fn call() -> impl Strategy<Value = Call> {
     let code = prop::sample::select(vec!["00000000", "1234 5678", "９８７６５４３２", "1234567", "", "x"]);
     let password = prop::sample::select(vec![PASSWORD, "night train in autumn rain", "short", ""]);
     let guess = prop::sample::select(vec!["night train in autumn rain", "password", ""]);
-    let means = prop::option::of(0..BROWSERS);
+    let named = prop::option::of(0..BROWSERS);
     let other = prop::sample::select(vec![
         (Method::GET, "/api/auth/session", ""),
         (Method::POST, "/api/auth/logout", "{}"),
@@ -81,12 +81,12 @@ fn call() -> impl Strategy<Value = Call> {
     let seconds =
         prop_oneof![prop::sample::select(vec![1, 60, 300, 419, 420, 421, 599, 600, 601]), 1..20_000u64,];
     prop_oneof![
-        5 => (browser.clone(), any::<bool>()).prop_map(|(browser, shouted)| Call::Start { browser, shouted }),
+        5 => (browser.clone(), any::<bool>()).prop_map(|(browser, uppercase)| Call::Start { browser, uppercase }),
         3 => browser.clone().prop_map(|browser| Call::Progress { browser }),
-        6 => (browser.clone(), code, means.clone())
-            .prop_map(|(browser, code, means)| Call::Verify { browser, code, means }),
-        2 => (browser.clone(), password, means)
-            .prop_map(|(browser, password, means)| Call::Reset { browser, password, means }),
+        6 => (browser.clone(), code, named.clone())
+            .prop_map(|(browser, code, named)| Call::Verify { browser, code, named }),
+        2 => (browser.clone(), password, named)
+            .prop_map(|(browser, password, named)| Call::Reset { browser, password, named }),
         2 => (browser.clone(), guess).prop_map(|(browser, password)| Call::Login { browser, password }),
         2 => (browser.clone(), other)
             .prop_map(|(browser, (method, path, body))| Call::Other { browser, method, path, body }),
@@ -97,19 +97,19 @@ fn call() -> impl Strategy<Value = Call> {
 }
 
 #[sqlx::test]
-async fn s1_without_the_mailed_code_every_address_is_alike(pool: PgPool) {
+async fn s1_without_the_mailed_code_all_addresses_look_alike(pool: PgPool) {
     let service = Arc::new(Service::start_with_settings(&pool, BUSY).await);
     let (number, tested, client) = (AtomicU64::new(0), Arc::clone(&service), service.client());
     holds(vec(call(), 1..25), 15, async move |calls| {
         let number = number.fetch_add(1, Ordering::Relaxed);
-        let emails = ARMS.map(|arm| format!("{arm}{number}@example.com"));
+        let emails = KINDS.map(|kind| format!("{kind}{number}@example.com"));
         let [known, _, disabled, without_password] = &emails;
         tested.has_trader(known, PASSWORD).await;
         tested.has_trader(disabled, PASSWORD).await;
         tested.has_account(without_password).await;
         let disable = sqlx::query("UPDATE account SET state = 'disabled' WHERE email = $1").bind(disabled);
         disable.execute(&tested.pool).await.unwrap();
-        let mut strangers = emails.clone().map(|email| Stranger {
+        let mut attackers = emails.clone().map(|email| Attacker {
             email,
             browsers: std::array::from_fn(|_| client.clone()),
             shown: [const { String::new() }; BROWSERS],
@@ -122,37 +122,37 @@ async fn s1_without_the_mailed_code_every_address_is_alike(pool: PgPool) {
                 Call::OwnerChangesPassword => owner.changes_password().await,
                 call => {
                     let mut seen = Vec::new();
-                    for stranger in &mut strangers {
-                        seen.push(stranger.sees(&call).await);
+                    for attacker in &mut attackers {
+                        seen.push(attacker.sees(&call).await);
                     }
-                    for (arm, transcript) in ARMS.iter().zip(&seen) {
-                        assert_eq!(transcript, &seen[0], "{arm} beside {} at {call:?}", ARMS[0]);
+                    for (kind, transcript) in KINDS.iter().zip(&seen) {
+                        assert_eq!(transcript, &seen[0], "{kind} compared with {} at {call:?}", KINDS[0]);
                     }
                 }
             }
         }
-        // Nobody reads them here, and thousands of sequences are many mails.
+        // Discarded to save memory: thousands of sequences send many emails.
         tested.relay.takes_mails();
     })
     .await;
     Arc::into_inner(service).unwrap().stops().await;
 }
 
-/// Somebody with browsers of their own who is after one address.
-struct Stranger {
+/// An attacker with several browsers, who tries one address.
+struct Attacker {
     email: String,
     browsers: [Client; BROWSERS],
-    /// The recovery that each browser shows, by its public id.
+    /// The public id of the recovery that each browser shows.
     shown: [String; BROWSERS],
-    /// Every id that was seen, in the order of its coming.
+    /// Every id that was seen, in order.
     ids: Vec<String>,
 }
 
-impl Stranger {
+impl Attacker {
     async fn sees(&mut self, call: &Call) -> Option<Seen> {
         let answer = match call {
-            Call::Start { browser, shouted } => {
-                let email = if *shouted { self.email.to_uppercase() } else { self.email.clone() };
+            Call::Start { browser, uppercase } => {
+                let email = if *uppercase { self.email.to_uppercase() } else { self.email.clone() };
                 let answer = self.browsers[*browser].starts_recovery(&email).await;
                 if let Some(id) = answer.header("x-recovery-id") {
                     id.clone_into(&mut self.shown[*browser]);
@@ -160,12 +160,11 @@ impl Stranger {
                 answer
             }
             Call::Progress { browser } => self.browsers[*browser].get("/api/auth/recovery").await,
-            Call::Verify { browser, code, means } => {
-                self.meaning(*browser, *means, async |client: &mut Client| client.verifies(code).await).await
+            Call::Verify { browser, code, named } => {
+                self.naming(*browser, *named, async |client: &mut Client| client.verifies(code).await).await
             }
-            Call::Reset { browser, password, means } => {
-                self.meaning(*browser, *means, async |client: &mut Client| client.resets(password).await)
-                    .await
+            Call::Reset { browser, password, named } => {
+                self.naming(*browser, *named, async |client: &mut Client| client.resets(password).await).await
             }
             Call::Login { browser, password } => self.browsers[*browser].logs_in(&self.email, password).await,
             Call::Other { browser, method, path, body } => {
@@ -177,7 +176,7 @@ impl Stranger {
                 self.browsers[*browser].cookie = taken;
                 return None;
             }
-            Call::Pass { .. } | Call::OwnerChangesPassword => unreachable!("it is no stranger's"),
+            Call::Pass { .. } | Call::OwnerChangesPassword => unreachable!("not an attacker's call"),
         };
         let id = answer.header("x-recovery-id").or_else(|| answer.body["recovery"]["id"].as_str());
         if let Some(id) = id.filter(|id| !self.ids.iter().any(|known| known == id)) {
@@ -186,25 +185,25 @@ impl Stranger {
         Some(self.masked(&answer))
     }
 
-    /// Calls as a page that shows the recovery of browser `means`, or as one that does not say what it shows.
-    async fn meaning(
+    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one.
+    async fn naming(
         &mut self,
         browser: usize,
-        means: Option<usize>,
+        named: Option<usize>,
         call: impl AsyncFn(&mut Client) -> Answer,
     ) -> Answer {
         let client = &mut self.browsers[browser];
         let before = client.headers.clone();
-        if let Some(means) = means {
-            client.headers.insert("x-recovery-id", self.shown[means].parse().unwrap());
+        if let Some(named) = named {
+            client.headers.insert("x-recovery-id", self.shown[named].parse().unwrap());
         }
         let answer = call(client).await;
         client.headers = before;
         answer
     }
 
-    /// All that an answer says: what is new in every one of them is masked at its length, and the public id of a recovery
-    /// by its number, so that the same one is seen to come again.
+    /// The comparable answer. Unique values are masked at their length, and a recovery's public id
+    /// by its number, so that a repeated id shows.
     fn masked(&self, answer: &Answer) -> Seen {
         let number = |id: &str| format!("{:*>22}", self.ids.iter().position(|known| known == id).unwrap());
         let mut text = answer.text.clone();
@@ -215,7 +214,7 @@ impl Stranger {
     }
 }
 
-/// Status, headers in their order, body.
+/// Status, headers in order, body.
 type Seen = (u16, Vec<(String, String)>, String);
 
 fn headers(answer: &Answer, number: impl Fn(&str) -> String) -> Vec<(String, String)> {
@@ -236,7 +235,7 @@ fn headers(answer: &Answer, number: impl Fn(&str) -> String) -> Vec<(String, Str
     headers.collect()
 }
 
-/// The owner of the known address, who is signed in on a browser of their own.
+/// The known address's owner, signed in on another browser.
 struct Owner<'a> {
     email: &'a str,
     client: Client,
@@ -244,7 +243,7 @@ struct Owner<'a> {
 }
 
 impl Owner<'_> {
-    /// Ends every recovery of the address that has begun.
+    /// Ends every open recovery of the address.
     async fn changes_password(&mut self) {
         let current = self.password();
         assert!(self.client.logs_in(self.email, &current).await.is_signed_in());

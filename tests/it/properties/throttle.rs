@@ -1,4 +1,4 @@
-//! The budgets in PostgreSQL beside two token buckets in plain arithmetic.
+//! The rate limits in PostgreSQL, compared with two token buckets in plain arithmetic.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,10 +14,10 @@ use vos_auth::throttle::{self, Draw, RateLimit};
 use super::{BUSY, holds};
 use crate::harness::Service;
 
-/// Two buckets of a budget: what is in each, in microseconds that it took to come.
+/// The two buckets of a rate limit: their content, as the microseconds that it took to refill.
 #[derive(Clone, Debug)]
 pub struct Buckets {
-    budget: RateLimit,
+    limit: RateLimit,
     short: i128,
     long: i128,
     at: OffsetDateTime,
@@ -31,11 +31,11 @@ fn drawn(draw: Draw) -> Result<(), OffsetDateTime> {
 }
 
 impl Buckets {
-    pub fn full(budget: RateLimit, at: OffsetDateTime) -> Self {
-        Self { budget, short: i128::MAX / 2, long: i128::MAX / 2, at }
+    pub fn full(limit: RateLimit, at: OffsetDateTime) -> Self {
+        Self { limit, short: i128::MAX / 2, long: i128::MAX / 2, at }
     }
 
-    /// Takes a unit from both; inside, if there is none: when there will be.
+    /// Takes a unit from both buckets. If one is empty, gives the time of the next unit.
     pub fn spend(&mut self, now: OffsetDateTime) -> Result<(), OffsetDateTime> {
         self.fill(now, (now - self.at).whole_microseconds(), (now - self.at).whole_microseconds());
         let (short, long) = self.units();
@@ -54,30 +54,30 @@ impl Buckets {
 
     fn fill(&mut self, now: OffsetDateTime, short: i128, long: i128) {
         let (short_unit, long_unit) = self.units();
-        self.short = (self.short + short).min(short_unit * i128::from(self.budget.short_burst));
-        self.long = (self.long + long).min(long_unit * i128::from(self.budget.long_burst));
+        self.short = (self.short + short).min(short_unit * i128::from(self.limit.short_burst));
+        self.long = (self.long + long).min(long_unit * i128::from(self.limit.long_burst));
         self.at = now;
     }
 
     fn units(&self) -> (i128, i128) {
         let micros = |refill: Duration| i128::try_from(refill.as_micros()).unwrap();
-        (micros(self.budget.short_refill), micros(self.budget.long_refill))
+        (micros(self.limit.short_refill), micros(self.limit.long_refill))
     }
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many starts at once: they share a statement, or some of them do.
+    /// The number of parallel starts. They share a statement, or some of them do.
     Start(usize),
     Spend,
     Refund,
-    /// Some refills of the short or the long bucket, and a microsecond more or less: where the edges are.
+    /// A number of refills of the long or short bucket, exact or one microsecond off.
     Pass(bool, u32, i64),
 }
 
-/// What a step of time is in a budget.
-fn passes(budget: RateLimit, long: bool, units: u32, micros: i64) -> Duration {
-    let refill = if long { budget.long_refill } else { budget.short_refill };
+/// The duration of a step under a rate limit.
+fn passes(limit: RateLimit, long: bool, units: u32, micros: i64) -> Duration {
+    let refill = if long { limit.long_refill } else { limit.short_refill };
     (refill * units).saturating_add_signed(micros)
 }
 
@@ -93,12 +93,12 @@ impl SaturatingAddSigned for Duration {
 }
 
 fn pass() -> impl Strategy<Value = Step> {
-    // Seldom the long one: it would be full again before it was ever spent.
+    // Rarely the long bucket: it would refill before it is ever empty.
     (prop::bool::weighted(0.15), 0..4u32, -1..=1i64)
         .prop_map(|(long, units, micros)| Step::Pass(long, units, micros))
 }
 
-fn budgets() -> impl Strategy<Value = RateLimit> {
+fn limits() -> impl Strategy<Value = RateLimit> {
     (1..5u32, 1..9_999_999u64, 1..9u32, 1..60_000_000u64).prop_map(
         |(short_burst, short, long_burst, long)| {
             let (short_refill, long_refill) = (Duration::from_micros(short), Duration::from_micros(long));
@@ -107,25 +107,25 @@ fn budgets() -> impl Strategy<Value = RateLimit> {
     )
 }
 
-/// Whatever the budget, and down to the microsecond.
+/// For any rate limit, exact to the microsecond.
 #[sqlx::test]
-async fn spending_is_that_of_two_token_buckets(pool: PgPool) {
+async fn spending_matches_two_token_buckets(pool: PgPool) {
     let steps = vec(prop_oneof![5 => Just(Step::Spend), 1 => Just(Step::Refund), 3 => pass()], 1..60);
     let subjects = AtomicU32::new(0);
     let (begin, database) = (crate::harness::now().replace_nanosecond(0).unwrap(), pool.clone());
-    holds((budgets(), steps), 40, async move |(budget, steps)| {
+    holds((limits(), steps), 40, async move |(limit, steps)| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&subjects.fetch_add(1, Ordering::Relaxed).to_be_bytes());
-        let (mut now, mut model) = (begin, Buckets::full(budget, begin));
+        let (mut now, mut model) = (begin, Buckets::full(limit, begin));
         for step in steps {
             match step {
                 Step::Refund => {
-                    throttle::refund(&database, &key, budget).await.unwrap();
+                    throttle::refund(&database, &key, limit).await.unwrap();
                     model.refund();
                 }
-                Step::Pass(long, units, micros) => now += passes(budget, long, units, micros),
+                Step::Pass(long, units, micros) => now += passes(limit, long, units, micros),
                 Step::Spend | Step::Start(_) => {
-                    let spent = drawn(throttle::try_draw(&database, now, &key, budget).await.unwrap());
+                    let spent = drawn(throttle::try_draw(&database, now, &key, limit).await.unwrap());
                     assert_eq!(spent, model.spend(now));
                 }
             }
@@ -134,9 +134,9 @@ async fn spending_is_that_of_two_token_buckets(pool: PgPool) {
     .await;
 }
 
-/// The statement of `start` draws on the same row in the same way, however many starts it commits at once.
+/// The statement of `start` draws on the same row in the same way, with any number of starts.
 #[sqlx::test]
-async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
+async fn starts_match_two_token_buckets(pool: PgPool) {
     let service = Arc::new(Service::start_with_settings(&pool, BUSY).await);
     let step = prop_oneof![
         4 => (1..6usize).prop_map(Step::Start),
@@ -146,10 +146,10 @@ async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
     ];
     let (addresses, tested) = (AtomicU32::new(0), Arc::clone(&service));
     holds(vec(step, 1..40), 15, async move |steps| {
-        let (service, budget) = (&tested, tested.app.address_limit);
+        let (service, limit) = (&tested, tested.app.address_limit);
         let email = format!("trader{}@example.com", addresses.fetch_add(1, Ordering::Relaxed));
         let key = throttle::recovery_key(&EmailAddress::parse(&email).unwrap(), None);
-        let mut model = Buckets::full(budget, service.app.clock.now());
+        let mut model = Buckets::full(limit, service.app.clock.now());
         for step in steps {
             let now = service.app.clock.now();
             match step {
@@ -158,15 +158,15 @@ async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
                     assert_eq!(waits, expected(&mut model, now, count));
                 }
                 Step::Spend => {
-                    let spent = drawn(throttle::try_draw(&service.pool, now, &key, budget).await.unwrap());
+                    let spent = drawn(throttle::try_draw(&service.pool, now, &key, limit).await.unwrap());
                     assert_eq!(spent, model.spend(now));
                 }
                 Step::Refund => {
-                    throttle::refund(&service.pool, &key, budget).await.unwrap();
+                    throttle::refund(&service.pool, &key, limit).await.unwrap();
                     model.refund();
                 }
                 Step::Pass(long, units, micros) => {
-                    service.clock.advance(passes(budget, long, units, micros));
+                    service.clock.advance(passes(limit, long, units, micros));
                 }
             }
         }
@@ -175,7 +175,7 @@ async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
     Arc::into_inner(service).unwrap().stops().await;
 }
 
-/// Starts so many at once, and says in how many seconds each may come again: 0 for an accepted one.
+/// Starts `count` recoveries at once. Gives each one's Retry-After; 0 for an accepted one.
 async fn start(service: &Service, email: &str, count: usize) -> Vec<u64> {
     let mut starting = tokio::task::JoinSet::new();
     for _ in 0..count {
@@ -198,7 +198,7 @@ fn expected(model: &mut Buckets, now: OffsetDateTime, count: usize) -> Vec<u64> 
     (0..count).map(|_| model.spend(now).map_or_else(|at| whole_seconds(at - now), |()| 0)).collect()
 }
 
-/// As Retry-After has them: rounded up.
+/// As in Retry-After: rounded up.
 pub fn whole_seconds(wait: time::Duration) -> u64 {
     u64::try_from(wait.whole_microseconds()).unwrap().div_ceil(1_000_000)
 }

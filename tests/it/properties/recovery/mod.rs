@@ -1,4 +1,4 @@
-//! The recovery flow beside a model of it: what is answered, mailed, stored, and with which password one gets in.
+//! The recovery flow, compared with a model: answers, emails, stored rows, passwords.
 
 mod model;
 
@@ -20,7 +20,7 @@ use crate::verify::wrong;
 
 const BROWSERS: usize = 3;
 const ADDRESSES: usize = 2;
-/// Longer than this no sequence lasts: ended sessions are swept a day after.
+/// The longest sequence. Ended sessions are deleted after a day.
 const LONGEST: Duration = Duration::from_hours(20);
 
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ enum Step {
         browser: usize,
         password: Chosen,
     },
-    /// A browser takes over another's cookie: from then on both have it.
+    /// A browser copies another's cookie: from then on both have it.
     TakeCookie {
         browser: usize,
         from: usize,
@@ -45,7 +45,7 @@ enum Step {
     Pass {
         seconds: u64,
     },
-    /// The owner changes the password where they are signed in.
+    /// The owner changes the password in a signed-in browser.
     ChangeElsewhere {
         address: usize,
     },
@@ -61,7 +61,7 @@ enum Step {
 enum Chosen {
     Good,
     Short,
-    /// The body is no request.
+    /// The body is not a valid request.
     Mistyped,
 }
 
@@ -91,11 +91,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn owner() -> impl Strategy<Value = Owner> {
-    prop_oneof![6 => Just(Owner::WithPassword), 2 => Just(Owner::WithoutPassword), 1 => Just(Owner::Nobody)]
+    prop_oneof![6 => Just(Owner::WithPassword), 2 => Just(Owner::WithoutPassword), 1 => Just(Owner::NoAccount)]
 }
 
 #[sqlx::test]
-async fn the_recovery_flow_is_that_of_its_model(pool: PgPool) {
+async fn the_recovery_flow_matches_its_model(pool: PgPool) {
     let service = Arc::new(Service::start_with_settings(&pool, BUSY).await);
     let sequences = (prop::array::uniform2(owner()), vec(step(), 1..25));
     let (number, tested) = (AtomicU64::new(0), Arc::clone(&service));
@@ -105,21 +105,21 @@ async fn the_recovery_flow_is_that_of_its_model(pool: PgPool) {
         let number = number.fetch_add(1, Ordering::Relaxed);
         let mut world = World::new(&tested, &client, &hash, number, owners).await;
         for step in steps {
-            world.goes(step).await;
+            world.apply(step).await;
         }
-        world.stands_as_the_model_says().await;
+        world.check().await;
     })
     .await;
     Arc::into_inner(service).unwrap().stops().await;
 }
 
-/// The service and its model, side by side.
+/// The service and its model.
 struct World<'a> {
     service: &'a Service,
     model: Model,
     emails: [String; ADDRESSES],
     browsers: [Client; BROWSERS],
-    /// Where the owners of the addresses are signed in.
+    /// The signed-in browsers of the addresses' owners.
     signed_in: [Client; ADDRESSES],
     passwords: u64,
     ends: OffsetDateTime,
@@ -136,7 +136,7 @@ impl<'a> World<'a> {
         let emails = ["left", "right"].map(|name| format!("{name}{number}@example.com"));
         for (email, owner) in emails.iter().zip(owners) {
             match owner {
-                Owner::Nobody => {}
+                Owner::NoAccount => {}
                 Owner::WithoutPassword => service.has_account(email).await,
                 Owner::WithPassword => {
                     service.has_account(email).await;
@@ -156,39 +156,45 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn goes(&mut self, step: Step) {
+    async fn apply(&mut self, step: Step) {
         let now = self.service.app.clock.now();
         match step {
             Step::Start { browser, address } => {
                 let answer = self.browsers[browser].starts_recovery(&self.emails[address]).await;
                 let expected = self.model.start(now, browser, address);
-                assert_eq!(seen(&answer), expected);
+                assert_eq!(observed(&answer), expected);
                 if expected.status == 200 {
-                    self.mails_are_as_expected(browser, address).await;
+                    self.check_emails(browser, address).await;
                 }
             }
             Step::Verify { browser, typed } => {
                 let code = self.code(browser, typed);
                 let answer = self.browsers[browser].verifies(&code).await;
-                assert_eq!(seen(&answer), self.model.verify(now, browser, typed));
+                assert_eq!(observed(&answer), self.model.verify(now, browser, typed));
             }
             Step::Reset { browser, password: Chosen::Good } => {
                 let answer = self.browsers[browser].resets(&password(self.passwords + 1)).await;
                 let (expected, address) = self.model.reset(now, browser, self.passwords + 1);
-                assert_eq!(seen(&answer), expected);
+                assert_eq!(observed(&answer), expected);
                 if let Some(address) = address {
                     self.passwords += 1;
-                    self.notice_goes_to(address).await;
+                    self.check_notice_to(address).await;
                 }
             }
             Step::Reset { browser, password: Chosen::Short } => {
                 let answer = self.browsers[browser].resets("ngắn").await;
-                assert_eq!(seen(&answer), self.model.refused_password(now, browser, "password_too_short"));
+                assert_eq!(
+                    observed(&answer),
+                    self.model.refused_password(now, browser, "password_too_short")
+                );
             }
             Step::Reset { browser, password: Chosen::Mistyped } => {
                 let path = "/api/auth/recovery/reset-password";
                 let answer = self.browsers[browser].post_json(path, r#"{"password":1}"#).await;
-                assert_eq!(seen(&answer), self.model.refused_password(now, browser, "field_type_invalid"));
+                assert_eq!(
+                    observed(&answer),
+                    self.model.refused_password(now, browser, "field_type_invalid")
+                );
             }
             Step::TakeCookie { browser, from } => {
                 let taken = self.browsers[from].cookie.clone();
@@ -202,12 +208,12 @@ impl<'a> World<'a> {
                 }
             }
             Step::ChangeElsewhere { address } => self.owner_changes_password(now, address).await,
-            Step::Disable { address } => self.account_becomes(address, "disabled").await,
-            Step::Enable { address } => self.account_becomes(address, "active").await,
+            Step::Disable { address } => self.set_account_state(address, "disabled").await,
+            Step::Enable { address } => self.set_account_state(address, "active").await,
         }
     }
 
-    /// What is typed: a mailed code if there was one, a made-up one else.
+    /// The code to type: a mailed one if there was one, else a made-up one.
     fn code(&self, browser: usize, typed: Typed) -> String {
         let mailed = |browser| self.model.mailed_code(browser).unwrap_or("00000000").to_owned();
         match typed {
@@ -218,8 +224,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// One mail with the session's code, if there is somebody to write to and the session is no decoy; none else.
-    async fn mails_are_as_expected(&mut self, browser: usize, address: usize) {
+    /// One email with the session's code if the session is live and an account can get it.
+    async fn check_emails(&mut self, browser: usize, address: usize) {
         self.service.until_outbox_has(0).await;
         let mails = self.service.relay.takes_mails();
         let expected = usize::from(self.model.is_mailed(browser));
@@ -230,11 +236,11 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn notice_goes_to(&self, address: usize) {
+    async fn check_notice_to(&self, address: usize) {
         self.service.until_outbox_has(0).await;
         let mails = self.service.relay.takes_mails();
         let recipients: Vec<_> = mails.iter().flat_map(|mail| mail.recipients.clone()).collect();
-        assert_eq!(recipients, [self.emails[address].as_str()], "the owner is told");
+        assert_eq!(recipients, [self.emails[address].as_str()], "the owner gets the notice");
     }
 
     async fn owner_changes_password(&mut self, now: OffsetDateTime, address: usize) {
@@ -245,17 +251,17 @@ impl<'a> World<'a> {
         assert!(changed.is_signed_in(), "{}", changed.text);
         self.passwords += 1;
         self.model.change_elsewhere(now, address, self.passwords);
-        self.notice_goes_to(address).await;
+        self.check_notice_to(address).await;
     }
 
-    async fn account_becomes(&mut self, address: usize, state: &str) {
+    async fn set_account_state(&mut self, address: usize, state: &str) {
         let update = sqlx::query("UPDATE account SET state = $2 WHERE email = $1");
         update.bind(&self.emails[address]).bind(state).execute(&self.service.pool).await.unwrap();
-        self.model.account_becomes(address, state == "active");
+        self.model.set_account_state(address, state == "active");
     }
 
-    /// The password that the model knows gets in, and the one before it does not; every session is as it should be.
-    async fn stands_as_the_model_says(mut self) {
+    /// The model's password works and the one before does not; every session is as in the model.
+    async fn check(mut self) {
         for (address, email) in self.emails.iter().enumerate() {
             let right = self.model.password_that_logs_in(address);
             let last = self.model.last_password(address);
@@ -275,13 +281,13 @@ impl<'a> World<'a> {
     }
 }
 
-/// As good as any other number.
+/// A valid password for each number.
 fn password(number: u64) -> String {
     format!("{number} slow boats on a misty green river")
 }
 
-/// What of an answer the model speaks of.
-fn seen(answer: &Answer) -> Expected {
+/// The parts of an answer that the model predicts.
+fn observed(answer: &Answer) -> Expected {
     Expected {
         status: answer.status,
         error: (answer.status != 200).then(|| answer.error().1.to_owned()),

@@ -1,4 +1,4 @@
-//! What a recovery is, in the plainest words: no database, no HTTP, no mail.
+//! A model of recovery: no database, no HTTP, no email.
 
 use std::collections::HashMap;
 
@@ -9,31 +9,31 @@ use vos_auth::throttle::RateLimit;
 
 use crate::properties::throttle::{Buckets, whole_seconds};
 
-/// Whose an address is.
+/// What account an address has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    Nobody,
+    NoAccount,
     WithoutPassword,
     WithPassword,
 }
 
-/// What is typed as a code.
+/// What a client types as a code.
 #[derive(Clone, Copy, Debug)]
 pub enum Typed {
     Mailed,
-    /// The code that another browser's session was sent.
+    /// The code of another browser's session.
     MailedTo(usize),
     Wrong,
     Malformed,
 }
 
-/// What an answer has to be.
+/// The expected answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
     pub status: u16,
     pub error: Option<String>,
     pub attempts_left: Option<u64>,
-    /// Of the recovery cookie that is set; 0 if it is cleared.
+    /// The life of the recovery cookie that is set; 0 if it is cleared.
     pub cookie_life: Option<u64>,
     pub retry_after: Option<u64>,
     /// Whether a device cookie is set.
@@ -50,17 +50,17 @@ enum State {
 #[derive(Debug)]
 struct Session {
     address: usize,
-    /// Counted up at every step: a browser that has an older one has none.
+    /// Counted up at every step: a browser with an older token has no session.
     token: u64,
     state: State,
-    /// A new password has come since it began.
+    /// The password was changed after the session began.
     revoked: bool,
     attempts_left: i16,
     expires_at: OffsetDateTime,
     code: Option<String>,
 }
 
-/// A name of a browser, and the address that signed in on it last.
+/// The id of a known browser, and the address that last signed in on it.
 type Device = (u64, usize);
 
 #[derive(Debug, Default)]
@@ -79,46 +79,46 @@ struct Account {
 
 #[derive(Debug)]
 pub struct Model {
-    budgets: (RateLimit, RateLimit),
+    limits: (RateLimit, RateLimit),
     begin: OffsetDateTime,
     accounts: Vec<Account>,
     browsers: Vec<Browser>,
-    /// Where the owner of each address is signed in.
+    /// The signed-in browsers of the addresses' owners.
     signed_in: Vec<Browser>,
     sessions: Vec<Session>,
-    /// What is left to strangers and to each device, by address.
-    mails: HashMap<(usize, Option<u64>), Buckets>,
-    /// What is left of new devices, by address.
-    devices: HashMap<usize, Buckets>,
+    /// The buckets for codes of each address, for unknown browsers and for each device.
+    code_buckets: HashMap<(usize, Option<u64>), Buckets>,
+    /// The buckets for new devices of each address.
+    device_buckets: HashMap<usize, Buckets>,
     counted: u64,
 }
 
 impl Model {
     pub fn new(app: &App, owners: [Owner; 2], browsers: usize) -> Self {
         let account = |owner| Account {
-            exists: owner != Owner::Nobody,
+            exists: owner != Owner::NoAccount,
             active: true,
             password: (owner == Owner::WithPassword).then_some(0),
             last_password: 0,
         };
         Self {
-            budgets: (app.address_limit, app.device_limit),
+            limits: (app.address_limit, app.device_limit),
             begin: app.clock.now(),
             accounts: owners.map(account).into(),
             browsers: (0..browsers).map(|_| Browser::default()).collect(),
             signed_in: owners.iter().map(|_| Browser::default()).collect(),
             sessions: Vec::new(),
-            mails: HashMap::new(),
-            devices: HashMap::new(),
+            code_buckets: HashMap::new(),
+            device_buckets: HashMap::new(),
             counted: 0,
         }
     }
 
     pub fn start(&mut self, now: OffsetDateTime, browser: usize, address: usize) -> Expected {
         let device = self.browsers[browser].device.filter(|(_, owner)| *owner == address);
-        let full = Buckets::full(self.budgets.0, self.begin);
-        let budget = self.mails.entry((address, device.map(|(name, _)| name))).or_insert(full);
-        if let Err(at) = budget.spend(now) {
+        let full = Buckets::full(self.limits.0, self.begin);
+        let bucket = self.code_buckets.entry((address, device.map(|(name, _)| name))).or_insert(full);
+        if let Err(at) = bucket.spend(now) {
             let retry_after = Some(whole_seconds(at - now));
             return Expected { retry_after, ..Expected::error(429, "address_throttled") };
         }
@@ -171,26 +171,26 @@ impl Model {
         session.attempts_left -= 1;
         let right = typed_code.is_some() && typed_code == session.code && !session.revoked;
         let (address, attempts_left) = (session.address, u64::try_from(session.attempts_left).ok());
-        if !right || !self.accounts[address].is_there() {
+        if !right || !self.accounts[address].is_usable() {
             return Expected { attempts_left, ..Expected::error(400, "code_invalid") };
         }
         let expires_at = now + RESET_LIFETIME;
-        let session = self.session_of(browser).expect("it was there");
+        let session = self.session_of(browser).expect("the session exists");
         (session.state, session.token, session.expires_at) = (State::Verified, token, expires_at);
         self.browsers[browser].token = Some(token);
         Expected::cookie(time::Duration::try_from(RESET_LIFETIME).unwrap())
     }
 
-    /// With a good password; beside the answer, the address whose password it is now.
+    /// With a valid password. Also gives the address whose password was changed.
     pub fn reset(&mut self, now: OffsetDateTime, browser: usize, password: u64) -> (Expected, Option<usize>) {
         let address = match self.may_reset(now, browser) {
             Ok(address) => address,
             Err(error) => return (error, None),
         };
-        let session = self.session_of(browser).expect("it may reset");
+        let session = self.session_of(browser).expect("the session may reset");
         session.state = State::Consumed;
         self.browsers[browser].token = None;
-        self.password_is_new(address, password);
+        self.set_password(address, password);
         let device = self.browsers[browser].device;
         let known = self.sign_in(now, address, device);
         self.browsers[browser].device = known.or(device);
@@ -201,7 +201,7 @@ impl Model {
         )
     }
 
-    /// With one that is refused as `refusal`, if there is a session.
+    /// With a password that is refused as `refusal`, if there is a session.
     pub fn refused_password(&mut self, now: OffsetDateTime, browser: usize, refusal: &str) -> Expected {
         self.may_reset(now, browser).map_or_else(|error| error, |_| Expected::error(400, refusal))
     }
@@ -216,7 +216,7 @@ impl Model {
         }
         let (address, usable) = (session.address, session.state == State::Verified && !session.revoked);
         let used = || Expected::error(401, "recovery_session_used");
-        (usable && self.accounts[address].is_there()).then_some(address).ok_or_else(used)
+        (usable && self.accounts[address].is_usable()).then_some(address).ok_or_else(used)
     }
 
     pub fn change_elsewhere(&mut self, now: OffsetDateTime, address: usize, password: u64) {
@@ -224,11 +224,11 @@ impl Model {
             let device = self.signed_in[address].device;
             self.signed_in[address].device = self.sign_in(now, address, device).or(device);
         }
-        self.password_is_new(address, password);
+        self.set_password(address, password);
     }
 
-    /// Every recovery of the address has ended; one without its code does not say so.
-    fn password_is_new(&mut self, address: usize, password: u64) {
+    /// Ends every recovery of the address; a session with a pending code does not show it.
+    fn set_password(&mut self, address: usize, password: u64) {
         let account = &mut self.accounts[address];
         (account.password, account.last_password) = (Some(password), password);
         for session in &mut self.sessions {
@@ -241,8 +241,8 @@ impl Model {
         if let Some(kept) = device.filter(|(_, owner)| *owner == address) {
             return Some(kept);
         }
-        let full = Buckets::full(self.budgets.1, self.begin);
-        let spent = self.devices.entry(address).or_insert(full).spend(now);
+        let full = Buckets::full(self.limits.1, self.begin);
+        let spent = self.device_buckets.entry(address).or_insert(full).spend(now);
         spent.is_ok().then(|| (self.count(), address))
     }
 
@@ -250,7 +250,7 @@ impl Model {
         self.browsers[browser].token = self.browsers[from].token;
     }
 
-    pub fn account_becomes(&mut self, address: usize, active: bool) {
+    pub fn set_account_state(&mut self, address: usize, active: bool) {
         self.accounts[address].active = active;
     }
 
@@ -259,28 +259,28 @@ impl Model {
         self.sessions.iter().find(|session| session.token == token)?.code.as_deref()
     }
 
-    /// Whether a start that was accepted ends in a mail.
+    /// Whether an accepted start sends an email.
     pub fn is_mailed(&mut self, browser: usize) -> bool {
-        let session = self.session_of(browser).expect("it has just started");
+        let session = self.session_of(browser).expect("the session has just started");
         let (address, live) = (session.address, !session.revoked);
-        live && self.accounts[address].is_there()
+        live && self.accounts[address].is_usable()
     }
 
-    /// A session has one code for as long as it lives.
+    /// A session has one code during its life.
     pub fn code_is_mailed(&mut self, browser: usize, code: &str) {
-        let session = self.session_of(browser).expect("it has just started");
+        let session = self.session_of(browser).expect("the session has just started");
         assert_eq!(*session.code.get_or_insert(code.to_owned()), code);
     }
 
     pub fn password_that_logs_in(&self, address: usize) -> Option<u64> {
-        self.accounts[address].password.filter(|_| self.accounts[address].is_there())
+        self.accounts[address].password.filter(|_| self.accounts[address].is_usable())
     }
 
     pub fn last_password(&self, address: usize) -> u64 {
         self.accounts[address].last_password
     }
 
-    /// As they are stored, in order.
+    /// The stored rows, in order.
     pub fn sessions_of(&self, address: usize) -> Vec<(String, i16, OffsetDateTime)> {
         let of_address = self.sessions.iter().filter(|session| session.address == address);
         let mut stored: Vec<_> = of_address
@@ -302,7 +302,7 @@ impl Model {
 }
 
 impl Account {
-    fn is_there(&self) -> bool {
+    fn is_usable(&self) -> bool {
         self.exists && self.active
     }
 }
