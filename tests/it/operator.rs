@@ -69,7 +69,7 @@ async fn a_notice_that_was_given_up_is_listed_and_can_be_retried(pool: PgPool) {
     service.relay.mail(1).await;
     service.until_outbox_has(0).await;
     let (said, _, _) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
-    assert!(said.starts_with("0 mails"), "{said}");
+    assert!(said.starts_with("0 emails"), "{said}");
     let (_, why, ok) = vos_auth(&["outbox", "retry", &id.to_string()], &environment);
     assert!(!ok && why.contains("was sent"), "{why}");
     service.stops().await;
@@ -109,7 +109,7 @@ async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
     for command in ["disable", "enable"] {
         assert!(vos_auth(&["account", command, "trader@example.com"], &environment).2);
     }
-    assert!(to().contains("nobody"), "the recovery has ended: {}", to());
+    assert!(to().contains("no recipient"), "the recovery has ended: {}", to());
     service.stops().await;
 }
 
