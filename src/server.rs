@@ -200,8 +200,8 @@ async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationTok
 /// Sees how much is owed, for the figures. All replicas see the same.
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_LOOK)).await.is_some() {
-        if let Ok(backlog) = app.health.ask(inspect::backlog).await {
-            inspect::show(&app.metrics, &backlog, app.clock.now());
+        if let Ok(backlog) = app.health.query(inspect::backlog).await {
+            inspect::update_metrics(&app.metrics, &backlog, app.clock.now());
         }
     }
 }

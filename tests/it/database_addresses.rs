@@ -122,7 +122,7 @@ async fn the_service_keeps_the_address_that_answers_and_leaves_it_when_it_falls_
     let contact = until("the database", async || database_of(&client).await == "ok").await;
     let first_logins = until_logins_work(&client).await;
     let said: Value =
-        serde_json::from_str(&program.line_with("connections go to another one of it")).unwrap();
+        serde_json::from_str(&program.line_with("new connections use another address")).unwrap();
     assert_eq!((said["addresses"].as_u64(), said["silent"].as_u64()), (Some(2), Some(1)), "{said}");
     assert_eq!(said["instead"], second.to_string(), "{said}");
     let metrics = program.metrics_address();
@@ -157,7 +157,7 @@ async fn verify_full_goes_by_name_and_says_which_addresses_are_silent() {
         cause, "no answer in time, while connecting to a name with 2 addresses, 1 of them silent",
         "{said}"
     );
-    program.line_with("connections may wait for it");
+    program.line_with("new connections may wait for it");
     assert!(metric(program.metrics_address(), SILENT).await > 0.5);
     site.line.finds(site.addresses[0]);
     until("the database", async || database_of(&client).await == "ok").await;

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
-use vos_auth::database::with_deadline;
+use vos_auth::database::with_session_settings;
 
 /// The statements that read a whole table, by how they begin: an operator's commands, and the count of pending mails for
 /// the metrics.
@@ -64,7 +64,8 @@ fn reads_a_whole_table(step: &Value, limited: bool) -> bool {
 
 #[sqlx::test]
 async fn every_statement_has_an_index_to_go_by(pool: PgPool) {
-    let mut connection = PgConnection::connect_with(&with_deadline(&pool.connect_options())).await.unwrap();
+    let mut connection =
+        PgConnection::connect_with(&with_session_settings(&pool.connect_options())).await.unwrap();
     let (mut whole, mut wrong) = (0, Vec::new());
     for (statement, parameters) in statements() {
         let plan = kept_plan(&mut connection, &statement, parameters).await;
