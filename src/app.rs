@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Secrets};
 use crate::courier::{Courier, Wakeup};
 use crate::database::health::Monitor;
-use crate::database::{self, Endpoint, with_deadline};
+use crate::database::{self, Endpoint, with_session_settings};
 use crate::error::{Error, Problem};
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
@@ -95,7 +95,7 @@ impl App {
             let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
             return Err(ConfigError::new("ARGON2_PASSES", why));
         }
-        let database = Endpoint::new(with_deadline(&database::options(&secrets.database_url)?));
+        let database = Endpoint::new(with_session_settings(&database::options(&secrets.database_url)?));
         let gateway = Arc::new(Gateway::new(&config.relays, &secrets.smtp_relays, &secrets.smtp_oauth)?);
         let composer = Composer::new(&config.mail, secrets.device_keys.newest())?;
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());

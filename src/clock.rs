@@ -1,7 +1,8 @@
-//! The only place that reads the time.
+//! The clock: the only place that reads the time.
 //!
-//! Every rule that depends on time takes `now` as an argument, and `now` comes from here, so that a test moves time
-//! instead of waiting for it. Times go to and from PostgreSQL, hence whole microseconds.
+//! Every rule that depends on time takes `now` as an argument, and `now` comes from here. A test
+//! can so set the time instead of waiting. Times are whole microseconds, because PostgreSQL stores
+//! no more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,23 +11,23 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use uuid::{NoContext, Timestamp, Uuid};
 
-/// How far this machine's clock and PostgreSQL's may be apart.
+/// The largest allowed difference between this machine's clock and PostgreSQL's.
 pub const MAX_SKEW: Duration = Duration::from_secs(1);
 
-/// Where the time comes from.
+/// A source of the time.
 #[derive(Clone, Debug)]
 pub enum Clock {
     /// The machine's clock.
     System(SystemClock),
-    /// A clock that stands still until somebody moves it.
+    /// A clock for tests, which changes only when a test moves it.
     Manual(ManualClock),
 }
 
 impl Clock {
-    /// The machine's clock, which nobody has compared yet.
+    /// The machine's clock. It is not trusted before the first comparison with PostgreSQL's.
     #[must_use]
     pub fn system() -> Self {
-        Self::System(SystemClock { began: Instant::now(), agreed: Arc::new(AtomicI64::new(NEVER)) })
+        Self::System(SystemClock { started: Instant::now(), agreed_offset: Arc::new(AtomicI64::new(NEVER)) })
     }
 
     /// The present, in UTC, in whole microseconds.
@@ -38,17 +39,20 @@ impl Clock {
         }
     }
 
-    /// The present, for a rule that must not be applied at a wrong time; `None` while the machine's clock has not been
-    /// found to agree with PostgreSQL's, or has been moved since. A clock that runs ahead would strike off mails whose
-    /// codes live, one that is late would let dead codes pass.
+    /// The present, for rules that a wrong clock would break; `None` while the clock is not
+    /// trusted. A fast clock would delete emails whose codes are valid; a slow clock would accept
+    /// expired codes.
+    ///
+    /// The machine's clock is trusted after it agreed with PostgreSQL's, until it is set or a later
+    /// comparison differs.
     #[must_use]
     pub fn trusted_now(&self) -> Option<OffsetDateTime> {
-        // Read before it is judged: a clock that is moved in between has given a good time.
+        // The order matters: if the clock is set in between, the time read before is still good.
         let now = self.now();
         self.is_trusted().then_some(now)
     }
 
-    /// Whether [`Clock::trusted_now`] gives a time. A clock in a test's hands is always trusted.
+    /// Whether [`Clock::trusted_now`] returns a time. A [`ManualClock`] is always trusted.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         match self {
@@ -57,20 +61,21 @@ impl Clock {
         }
     }
 
-    /// Notes whether the clock agreed with PostgreSQL's when it was `now`, which was read at `read_at`.
-    pub fn was_compared(&self, now: OffsetDateTime, read_at: Instant, agrees: bool) {
+    /// Records a comparison with PostgreSQL's clock. `now` is this clock's time, read at `read_at`.
+    pub fn record_comparison(&self, now: OffsetDateTime, read_at: Instant, agrees: bool) {
         if let Self::System(clock) = self {
-            let ahead = if agrees { clock.ahead(now, read_at) } else { NEVER };
-            clock.agreed.store(ahead, Ordering::Relaxed);
+            let offset = if agrees { clock.offset(now, read_at) } else { NEVER };
+            clock.agreed_offset.store(offset, Ordering::Relaxed);
         }
     }
 
-    /// How long some moment of the past is ago, by a clock that nobody can move: for the limiter in memory, which would
-    /// refuse everybody for an hour after the machine's clock was an hour ahead.
+    /// The time since a fixed moment, by a clock that cannot be set. It is for the rate limiter in
+    /// memory: after a clock that was an hour fast was corrected, the limiter would refuse every
+    /// client for an hour.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         match self {
-            Self::System(clock) => clock.began.elapsed(),
+            Self::System(clock) => clock.started.elapsed(),
             Self::Manual(clock) => {
                 Duration::try_from(clock.now() - OffsetDateTime::UNIX_EPOCH).unwrap_or_default()
             }
@@ -78,14 +83,17 @@ impl Clock {
     }
 }
 
-/// The machine's clock beside its monotonic one, which nobody can move. Clones share what is known.
+/// The machine's clock, with its monotonic clock, which cannot be set. Clones share the result of
+/// comparisons.
 #[derive(Clone, Debug)]
 pub struct SystemClock {
-    began: Instant,
-    /// By how many microseconds the clock was ahead of the monotonic one when it agreed with PostgreSQL's.
-    agreed: Arc<AtomicI64>,
+    started: Instant,
+    /// The clock minus the monotonic clock, in microseconds, when the clock last agreed with
+    /// PostgreSQL's; or [`NEVER`].
+    agreed_offset: Arc<AtomicI64>,
 }
 
+/// The last comparison failed, or there was none.
 const NEVER: i64 = i64::MIN;
 
 impl SystemClock {
@@ -95,27 +103,31 @@ impl SystemClock {
         now.replace_nanosecond(now.microsecond() * 1000).unwrap_or(now)
     }
 
-    fn ahead(&self, now: OffsetDateTime, read_at: Instant) -> i64 {
-        let (wall, passed) =
-            (now.unix_timestamp_nanos() / 1000, read_at.saturating_duration_since(self.began).as_micros());
-        i64::try_from(wall).unwrap_or_default().saturating_sub_unsigned(u64::try_from(passed).unwrap_or(0))
+    fn offset(&self, now: OffsetDateTime, read_at: Instant) -> i64 {
+        let (wall, monotonic) =
+            (now.unix_timestamp_nanos() / 1000, read_at.saturating_duration_since(self.started).as_micros());
+        let monotonic = u64::try_from(monotonic).unwrap_or(0);
+        i64::try_from(wall).unwrap_or_default().saturating_sub_unsigned(monotonic)
     }
 
     fn is_trusted(&self) -> bool {
-        let agreed = self.agreed.load(Ordering::Relaxed);
-        let moved = self.ahead(Self::now(), Instant::now()).abs_diff(agreed);
-        agreed != NEVER && u128::from(moved) <= MAX_SKEW.as_micros()
+        let agreed = self.agreed_offset.load(Ordering::Relaxed);
+        let moved_by = self.offset(Self::now(), Instant::now()).abs_diff(agreed);
+        agreed != NEVER && u128::from(moved_by) <= MAX_SKEW.as_micros()
     }
 }
 
-/// A new `UUIDv7` (RFC 9562) that carries `now`, so that ids sort by time of creation. It is no secret: its random part
-/// comes from a generator of this process, which spares a start three calls of the kernel.
+/// A new `UUIDv7` (RFC 9562) of the time `now`: ids sort by time of creation.
+///
+/// It is not a secret. Its random part comes from a generator in this process, which saves each
+/// start three system calls.
 #[must_use]
 pub fn new_id(now: OffsetDateTime) -> Uuid {
     Uuid::new_v7(uuid_timestamp(now))
 }
 
-/// The smallest `UUIDv7` of `at`: every id made before it sorts below. Lets a primary key serve as an index on time.
+/// The smallest `UUIDv7` of the time `at`. Ids of earlier times sort below it, so a primary key can
+/// be searched by time.
 #[must_use]
 pub fn first_id_of(at: OffsetDateTime) -> Uuid {
     let millis = u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
@@ -126,12 +138,12 @@ fn uuid_timestamp(at: OffsetDateTime) -> Timestamp {
     Timestamp::from_unix(NoContext, u64::try_from(at.unix_timestamp()).unwrap_or_default(), at.nanosecond())
 }
 
-/// A clock that tests hold in their hands. Clones share one time.
+/// A clock for tests. Clones share one time.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<AtomicI64>);
 
 impl ManualClock {
-    /// A clock that stands at `now`.
+    /// A clock whose time is `now`.
     #[must_use]
     pub fn at(now: OffsetDateTime) -> Self {
         let micros = i64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or_default();
@@ -166,17 +178,17 @@ mod tests {
         let clock = Clock::system();
         assert_eq!(clock.trusted_now(), None, "never compared");
         let (now, read_at) = (clock.now(), Instant::now());
-        clock.was_compared(now, read_at, true);
+        clock.record_comparison(now, read_at, true);
         assert!(clock.trusted_now().is_some_and(|trusted| trusted >= now));
-        assert!(clock.clone().is_trusted(), "clones share what is known");
-        // As if it had been two seconds earlier, or later, when it agreed: it was moved meanwhile.
+        assert!(clock.clone().is_trusted(), "clones share the comparison");
+        // As if the clock had been set by two seconds since the comparison.
         for moved in [time::Duration::seconds(-2), time::Duration::seconds(2)] {
-            clock.was_compared(now + moved, read_at, true);
+            clock.record_comparison(now + moved, read_at, true);
             assert!(!clock.is_trusted());
         }
-        clock.was_compared(now, read_at, true);
+        clock.record_comparison(now, read_at, true);
         assert!(clock.is_trusted());
-        clock.was_compared(now, read_at, false);
+        clock.record_comparison(now, read_at, false);
         assert!(!clock.is_trusted());
     }
 }

@@ -1,7 +1,7 @@
-//! An email address that exists only normalised.
+//! Normalised email addresses.
 //!
-//! Parse, do not validate: whoever holds an [`EmailAddress`] holds one that can be compared byte by byte, written into
-//! an SMTP command and used as a database key.
+//! Parse, do not validate: an [`EmailAddress`] can be compared byte by byte, written into an SMTP
+//! command and used as a database key.
 
 use std::fmt;
 
@@ -13,18 +13,20 @@ pub const MAX_OCTETS: usize = 254;
 
 /// A normalised address: ASCII local part, punycode domain, lower case.
 ///
-/// `Debug` does not show it, so that it cannot slip into a log.
+/// `Debug` does not show the address, so that no log can contain it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct EmailAddress(String);
 
 impl EmailAddress {
-    /// Trims white space, turns an IDN domain to punycode (UTS 46) and lower-cases ASCII letters alone: Unicode case
-    /// folding would make `mıke@` and `mike@` one address, and send the one's code to the other.
+    /// Trims white space, converts an IDN domain to punycode (UTS 46), and converts ASCII letters
+    /// to lower case. It does not apply Unicode case folding: that would send the code of `mıke@`
+    /// to `mike@`.
     ///
     /// # Errors
     ///
-    /// [`InvalidEmail`] if there is a control character, a non-ASCII local part, more than [`MAX_OCTETS`], or anything
-    /// that `validator` or lettre's address parser refuses (each lets pass what the other does not).
+    /// [`InvalidEmail`] for a control character, a non-ASCII local part, more than [`MAX_OCTETS`],
+    /// and anything that `validator` or lettre's address parser refuses. Each of the two refuses
+    /// input that the other accepts.
     pub fn parse(input: &str) -> Result<Self, InvalidEmail> {
         let trimmed = input.trim();
         if trimmed.len() > 4 * MAX_OCTETS || trimmed.chars().any(char::is_control) {
@@ -48,7 +50,7 @@ impl EmailAddress {
         &self.0
     }
 
-    /// The text as people write it: a domain in punycode is in its own script again.
+    /// The address for people to read, with a punycode domain converted back to Unicode.
     #[must_use]
     pub fn to_readable(&self) -> String {
         let (local, domain) = self.0.rsplit_once('@').unwrap_or((&self.0, ""));
@@ -64,9 +66,9 @@ impl fmt::Debug for EmailAddress {
     }
 }
 
-/// The text is no address that mail could be sent to.
+/// The text is not an address that an email can be sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is not an email address that mail can be sent to")]
+#[error("this is not an email address that can receive emails")]
 pub struct InvalidEmail;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::account::{self, record};
 use crate::audit::{self, Event};
 use crate::email_address::EmailAddress;
-use crate::mail::bounce::Signed;
+use crate::mail::bounce::SignedAddress;
 use crate::throttle::{self, Draw, RateLimit};
 use crate::{outbox, recovery, session};
 
@@ -89,12 +89,12 @@ pub enum Bounced {
 pub async fn mark_bouncing(
     connection: &mut PgConnection,
     now: OffsetDateTime,
-    bounced: &Signed,
+    bounced: &SignedAddress,
 ) -> Result<Bounced, sqlx::Error> {
     let id = bounced.account_id;
     let mut transaction = connection.begin().await?;
     match record::lock_in_any_state(&mut transaction, id).await? {
-        Some((email, _)) if bounced.is_about(&email) => {}
+        Some((email, _)) if bounced.was_sent_to(&email) => {}
         _ => return Ok(Bounced::NotFound),
     }
     if !record::mark_bouncing(&mut transaction, now, id).await? {

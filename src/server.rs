@@ -204,8 +204,8 @@ async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationTok
 /// Counts pending emails for the metrics. All replicas report the same numbers.
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_COUNT_INTERVAL)).await.is_some() {
-        if let Ok(backlog) = app.health.ask(inspect::backlog).await {
-            inspect::show(&app.metrics, &backlog, app.clock.now());
+        if let Ok(backlog) = app.health.query(inspect::backlog).await {
+            inspect::update_metrics(&app.metrics, &backlog, app.clock.now());
         }
     }
 }

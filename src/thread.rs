@@ -1,4 +1,4 @@
-//! Work that has a thread of its own, so that it does not wait for whatever else the service does, nor that for it
+//! Threads for work that must not delay the rest of the service, nor be delayed by it
 //! (docs/decisions/0021).
 
 use std::thread;
@@ -6,21 +6,24 @@ use std::thread;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-/// Runs `work` on a thread of its own, with a runtime that does nothing else. What is given back says that it has ended:
-/// by itself, or, as an error, in a panic.
+/// Runs `work` on a new thread with its own runtime. The returned receiver resolves when the work
+/// has ended: to `Ok` if it returned, to an error if it panicked.
 ///
 /// # Panics
 ///
-/// If the operating system has no thread or no descriptors to give.
+/// If the operating system cannot create the thread, or has no file descriptors for the runtime.
 #[must_use]
 pub fn spawn(name: &str, work: impl Future<Output = ()> + Send + 'static) -> oneshot::Receiver<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("the operating system gives descriptors");
-    let (ending, ended) = oneshot::channel();
+    let runtime = runtime.expect("the operating system has file descriptors for a runtime");
+    let (sender, ended) = oneshot::channel();
     let work = move || {
         runtime.block_on(work);
-        let _ = ending.send(());
+        let _ = sender.send(());
     };
-    thread::Builder::new().name(name.to_owned()).spawn(work).expect("the operating system gives a thread");
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .expect("the operating system can create a thread");
     ended
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use time::OffsetDateTime;
-use vos_auth::mail::bounce::Signed;
+use vos_auth::mail::bounce::SignedAddress;
 use vos_auth::mail::report;
 use vos_auth::secret::{Key, Keys};
 
@@ -14,14 +14,14 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Key::random("fuzz").into());
 fuzz_target!(|message: &[u8]| {
     let lower = message.to_ascii_lowercase();
     let holds = |word: &str| lower.windows(word.len()).any(|octets| octets == word.as_bytes());
-    if report::says_failed(message) {
+    if report::reports_failure(message) {
         assert!(["multipart", "report", "boundary", "message", "delivery-status", "action", "failed"].into_iter().all(holds));
     }
     let recipients = report::recipients(message);
     assert!(recipients.iter().map(String::len).sum::<usize>() <= 3 * message.len());
     // The current day, and a day when the corpus's signatures were valid.
     for now in [OffsetDateTime::UNIX_EPOCH, time::macros::datetime!(2026-11-23 18:05:07 UTC)] {
-        assert!(recipients.iter().all(|text| Signed::find(&KEYS, text, now).is_none()));
-        assert_eq!(Signed::find(&KEYS, &String::from_utf8_lossy(message), now), None);
+        assert!(recipients.iter().all(|text| SignedAddress::find(&KEYS, text, now).is_none()));
+        assert_eq!(SignedAddress::find(&KEYS, &String::from_utf8_lossy(message), now), None);
     }
 });

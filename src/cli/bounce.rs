@@ -15,7 +15,7 @@ use super::Failure;
 use crate::clock::Clock;
 use crate::config;
 use crate::database::{self, cause};
-use crate::mail::bounce::Signed;
+use crate::mail::bounce::SignedAddress;
 use crate::mail::report;
 use crate::operator::{self, Bounced};
 use crate::terminal;
@@ -43,11 +43,11 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
         [] => report::recipients(&message),
         given => given.iter().map(|address| address.to_string_lossy().into_owned()).collect(),
     };
-    let Some(signed) = recipients.iter().find_map(|text| Signed::find(&keys, text, now)) else {
+    let Some(signed) = recipients.iter().find_map(|text| SignedAddress::find(&keys, text, now)) else {
         terminal::line("ignored: the message was sent to no address that vos-auth signed in the last 7 days");
         return Ok(());
     };
-    if !report::says_failed(&message) {
+    if !report::reports_failure(&message) {
         terminal::line("ignored: the message does not report a failed delivery (RFC 3464)");
         return Ok(());
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Failure, connect};
 use crate::clock::Clock;
 use crate::mail::message::MailKind;
-use crate::outbox::inspect::{self, Entry, State};
+use crate::outbox::inspect::{self, EntryState, OutboxEntry};
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
@@ -53,7 +53,7 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
                 "ID", "KIND", "STATE", "ATTEMPTS", "AGE"
             ));
             for entry in entries {
-                let Entry { id, kind, attempts, .. } = &entry;
+                let OutboxEntry { id, kind, attempts, .. } = &entry;
                 let (state, age) = (entry.state(now), span(now - entry.created_at));
                 let last_error = entry.last_error.as_deref().unwrap_or("-");
                 terminal::line(format_args!(
@@ -86,12 +86,12 @@ fn unknown(id: Uuid) -> String {
     format!("no pending email has the id {id}: it was sent, has expired, or never existed")
 }
 
-fn refusal(entry: &Entry, now: OffsetDateTime) -> &'static str {
+fn refusal(entry: &OutboxEntry, now: OffsetDateTime) -> &'static str {
     match (entry.kind, entry.state(now)) {
         (MailKind::RecoveryCode, _) => {
             "this is a code: the service retries it until it expires; after that, the user requests another one"
         }
-        (_, State::UnderWay) => "a replica is sending this email: check again in a minute",
+        (_, EntryState::UnderWay) => "a replica is sending this email: check again in a minute",
         _ => "this notice has expired",
     }
 }
@@ -100,7 +100,7 @@ fn emails(count: usize) -> String {
     if count == 1 { "1 email is".into() } else { format!("{count} emails are") }
 }
 
-fn describe(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
+fn describe(entry: &OutboxEntry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
     let since = |at: OffsetDateTime| {
         let (later, span) = (at > now, span((at - now).abs()));
         if later { format!("{at}, in {span}") } else { format!("{at}, {span} ago") }

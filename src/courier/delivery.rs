@@ -1,4 +1,4 @@
-//! One claimed mail: asks one relay after the other until one takes it.
+//! The delivery of one claimed email: tries the relays one after another until one accepts it.
 
 use std::sync::Arc;
 
@@ -20,176 +20,193 @@ use crate::metrics::{GivenUpLabel, MailOutcome};
 use crate::outbox::{self, ClaimedMail, Content, Delivered};
 
 impl Courier {
+    /// Sends one claimed email, and records the result. Notifies `slot_freed` when an attempt has
+    /// failed; a delivery wakes the courier through `delivered`.
     pub(super) async fn deliver(
         self: Arc<Self>,
         slot: Option<Slot>,
-        owed: Arc<ClaimedMail>,
+        claimed: Arc<ClaimedMail>,
         lease: Lease,
-        (taken, freed): (GroupCommit<Delivered, ()>, Arc<Notify>),
+        delivered: GroupCommit<Delivered, ()>,
+        slot_freed: Arc<Notify>,
     ) {
-        tracing::trace!(outbox_id = %owed.id, attempts = owed.attempts, "mail is claimed");
-        let outcome = if let Some(mail) = self.compose(&owed, lease.now()) {
-            self.hand_over(slot, &mail, &owed, lease, &freed).await
+        tracing::trace!(outbox_id = %claimed.id, attempts = claimed.attempts, "email claimed");
+        let result = if let Some(mail) = self.compose(&claimed, lease.now()) {
+            self.try_relays(slot, &mail, &claimed, lease, &slot_freed).await
         } else {
-            // Another replica may have the secret that this one lacks, in the middle of a rotation.
-            tracing::error!(outbox_id = %owed.id, "the mail cannot be built; is its secret gone?");
+            // During a rotation another replica may have the key that this one lacks.
+            tracing::error!(
+                outbox_id = %claimed.id,
+                "the email cannot be built: check that the secret of its code is still configured"
+            );
             drop(slot);
-            Err(Refusals::none(Stage::Compose))
+            Err(RelayRefusals::none(Stage::Compose))
         };
-        // One that was delivered wakes the courier by itself.
-        if outcome.is_err() {
-            freed.notify_one();
+        if result.is_err() {
+            slot_freed.notify_one();
         }
-        match outcome {
+        match result {
             Ok(()) => {
                 Span::current().record("mail.outcome", <&str>::from(MailOutcome::Sent));
                 self.count(MailOutcome::Sent, "none", 1);
-                self.metrics.mail_latency.observe((lease.now() - owed.created_at).as_seconds_f64());
-                self.finish(&owed, lease, Finish::Sent(&taken)).await;
+                self.metrics.mail_latency.observe((lease.now() - claimed.created_at).as_seconds_f64());
+                self.finish(&claimed, lease, Finish::Sent(&delivered)).await;
             }
             Err(refusals) => {
                 let verdict = refusals.decisive.verdict();
-                let is_final = verdict == Verdict::Recipient && self.gateway.has_asked_all(&refusals.asked);
-                let next = outbox::backoff(lease.now(), &owed, rand::rng().random()).filter(|_| !is_final);
+                let is_final = verdict == Verdict::Recipient && self.gateway.has_tried_all(&refusals.tried);
+                let next = outbox::backoff(lease.now(), &claimed, rand::rng().random()).filter(|_| !is_final);
                 let outcome = if next.is_some() { MailOutcome::Retried } else { MailOutcome::GivenUp };
-                self.note(&owed, &refusals, outcome);
-                let (named, stage): (&str, &str) = (outcome.into(), refusals.last.stage.into());
-                Span::current().record("mail.outcome", named).record("mail.stage", stage);
+                self.record_refusal(&claimed, &refusals, outcome);
+                let (name, stage): (&str, &str) = (outcome.into(), refusals.last.stage.into());
+                Span::current().record("mail.outcome", name).record("mail.stage", stage);
                 let why = refusals.decisive.to_string();
                 let finish = if let Some(at) = next {
                     Finish::Retry(at, &why)
                 } else {
-                    let label = GivenUpLabel { kind: kind(&owed).into(), verdict: verdict.into() };
+                    let label = GivenUpLabel { kind: kind(&claimed).into(), verdict: verdict.into() };
                     self.metrics.mails_given_up.get_or_create(&label).inc();
                     Finish::GiveUp(&why)
                 };
-                self.finish(&owed, lease, finish).await;
+                self.finish(&claimed, lease, finish).await;
             }
         }
     }
 
-    /// Asks the relays that are up, each once, in the courier's order: the one of `slot` first, and the next as soon as
-    /// one has not taken the mail, as long as the lease allows for a whole conversation.
-    async fn hand_over(
+    /// Tries each relay that is up once, in the courier's order, beginning with the relay of
+    /// `slot`. Stops when a relay accepts the email, or when the lease leaves no time for another
+    /// conversation.
+    async fn try_relays(
         &self,
         slot: Option<Slot>,
         mail: &Mail,
-        owed: &ClaimedMail,
+        claimed: &ClaimedMail,
         lease: Lease,
-        freed: &Notify,
-    ) -> Result<(), Refusals> {
-        let until = lease.begins_until(self.gateway.deadline());
-        let mut refusals = Refusals::none(Stage::NoRelay);
+        slot_freed: &Notify,
+    ) -> Result<(), RelayRefusals> {
+        let until = lease.latest_start(self.gateway.deadline());
+        let mut refusals = RelayRefusals::none(Stage::NoRelay);
         let mut next = slot;
         if next.is_none() {
-            // The order has changed between the claim and now, or no relay is up any more.
-            next = self.gateway.next_slot(owed.attempts, &[], until).await;
+            // Since the claim, the order of relays has changed, or the last relay has gone down.
+            next = self.gateway.next_slot(claimed.attempts, &[], until).await;
         }
         while let Some(slot) = next {
-            let asked = async {
-                self.gateway.ready(&slot, until).await?;
-                // While it waited for the relay's rate its code may have become too old.
-                if owed.expires_at < lease.now() + CODE_LIFE_ON_ARRIVAL {
+            let attempt = async {
+                self.gateway.wait_for_rate(&slot, until).await?;
+                // The code may have become too old during the wait.
+                if claimed.expires_at < lease.now() + CODE_LIFE_ON_ARRIVAL {
                     return Err(NotSent::just(Stage::Rate));
                 }
-                // Without its lock for that long, another courier may have it.
-                if !self.holder.keeps(lease.holder) {
+                // After too long without its lock, another courier may have claimed the email.
+                if !self.holder.still_holds(lease.holder) {
                     return Err(NotSent::just(Stage::Rate));
                 }
                 self.gateway.send(&slot, mail).await
             };
-            let Err(why) = asked.await else { return Ok(()) };
+            let Err(why) = attempt.await else { return Ok(()) };
             refusals.add(slot.relay(), why);
             drop(slot);
-            next = self.gateway.next_slot(owed.attempts, &refusals.asked, until).await;
+            next = self.gateway.next_slot(claimed.attempts, &refusals.tried, until).await;
             if next.is_some() {
-                self.note(owed, &refusals, MailOutcome::NextRelay);
-                // This mail has another place now; the one that it had is free.
-                freed.notify_one();
+                self.record_refusal(claimed, &refusals, MailOutcome::NextRelay);
+                // The email now uses a slot of another relay.
+                slot_freed.notify_one();
             }
         }
         Err(refusals)
     }
 
-    /// One line, and one more in the figures, for each time that a mail was not taken.
-    fn note(&self, owed: &ClaimedMail, refusals: &Refusals, outcome: MailOutcome) {
-        let (why, relay) = (&refusals.last, refusals.asked.last());
-        let (id, attempts, verdict) = (owed.id, owed.attempts, why.verdict());
-        let (fault, became): (&str, &str) = (verdict.into(), outcome.into());
-        tracing::warn!(outbox_id = %id, attempts, relay, %why, verdict = fault, outcome = became, "mail was not taken");
+    /// Logs and counts that a relay did not accept an email.
+    fn record_refusal(&self, claimed: &ClaimedMail, refusals: &RelayRefusals, outcome: MailOutcome) {
+        let (why, relay) = (&refusals.last, refusals.tried.last());
+        let (id, attempts, verdict) = (claimed.id, claimed.attempts, why.verdict());
+        let (fault, outcome_name): (&str, &str) = (verdict.into(), outcome.into());
+        tracing::warn!(
+            outbox_id = %id,
+            attempts,
+            relay,
+            %why,
+            verdict = fault,
+            outcome = outcome_name,
+            "email was not accepted"
+        );
         if verdict == Verdict::Ours && relay.is_some() {
             tracing::error!(
                 relay,
                 %why,
                 "the relay refuses our sender: check the addresses of MAIL_FROM and MAIL_BOUNCES, the DNS of their \
-                 domains, and that the relay's account may send as them"
+                 domains, and that the relay's account may send from them"
             );
         }
         self.count(outcome, why.stage.into(), 1);
     }
 
-    /// `None` if the code's secret has been rotated away, or the stored address fits no mail.
-    fn compose(&self, owed: &ClaimedMail, now: OffsetDateTime) -> Option<Mail> {
-        let locale = [&owed.account_locale, &owed.request_locale].into_iter().flatten().next();
+    /// `None` if the secret of the code is no longer configured, or if the stored address cannot be
+    /// put in an email.
+    fn compose(&self, claimed: &ClaimedMail, now: OffsetDateTime) -> Option<Mail> {
+        let locale = [&claimed.account_locale, &claimed.request_locale].into_iter().flatten().next();
         let about = About {
-            id: owed.id,
-            account_id: owed.account_id,
-            to: &owed.account_email,
+            id: claimed.id,
+            account_id: claimed.account_id,
+            to: &claimed.account_email,
             locale: locale.and_then(|tag| tag.parse().ok()).unwrap_or(Locale::Vi),
-            user_agent: &owed.user_agent,
+            user_agent: &claimed.user_agent,
         };
-        match &owed.content {
+        match &claimed.content {
             Content::RecoveryCode { recovery_session_id, key_id, asked_at, .. } => {
                 let code = self.code_keys.by_id(key_id)?.code(*recovery_session_id);
-                self.composer.recovery_code(&about, &code, *asked_at, owed.expires_at, now)
+                self.composer.recovery_code(&about, &code, *asked_at, claimed.expires_at, now)
             }
-            Content::PasswordChanged => self.composer.password_changed(&about, owed.created_at, now),
+            Content::PasswordChanged => self.composer.password_changed(&about, claimed.created_at, now),
         }
         .ok()
     }
 }
 
-/// What the relays have said to one mail under one claim.
+/// The relays that did not accept one email under one claim, and their answers.
 #[derive(Debug)]
-struct Refusals {
-    /// Their places, in the order in which they were asked.
-    asked: Vec<usize>,
-    /// What the last one said; without any, why none was asked.
+struct RelayRefusals {
+    /// The relays' places in `SMTP_RELAYS`, in the order in which they were tried.
+    tried: Vec<usize>,
+    /// The last answer; if no relay was tried, the reason for that.
     last: NotSent,
-    /// The last answer that does not blame the recipient, for one such is enough to try the mail again; or the last.
+    /// The answer that decides whether the email is tried again: the last one that does not blame
+    /// the recipient, else the last one.
     decisive: NotSent,
 }
 
-impl Refusals {
+impl RelayRefusals {
     fn none(stage: Stage) -> Self {
-        Self { asked: Vec::new(), last: NotSent::just(stage), decisive: NotSent::just(stage) }
+        Self { tried: Vec::new(), last: NotSent::just(stage), decisive: NotSent::just(stage) }
     }
 
     fn add(&mut self, relay: usize, why: NotSent) {
         let blames_recipient = |why: &NotSent| why.verdict() == Verdict::Recipient;
-        if self.asked.is_empty() || !blames_recipient(&why) || blames_recipient(&self.decisive) {
+        if self.tried.is_empty() || !blames_recipient(&why) || blames_recipient(&self.decisive) {
             self.decisive = why.clone();
         }
-        self.asked.push(relay);
+        self.tried.push(relay);
         self.last = why;
     }
 }
 
-const fn kind(owed: &ClaimedMail) -> MailKind {
-    match owed.content {
+const fn kind(claimed: &ClaimedMail) -> MailKind {
+    match claimed.content {
         Content::RecoveryCode { .. } => MailKind::RecoveryCode,
         Content::PasswordChanged => MailKind::PasswordChanged,
     }
 }
 
-/// The trace of a mail. It begins here, and nothing in it leads to who asked, or is written to: see [`crate::traces`].
-pub(super) fn span_of(owed: &ClaimedMail) -> Span {
+/// The root span of an email's own trace. It has no link to the request or to the recipient: see
+/// [`crate::traces`].
+pub(super) fn span_of(claimed: &ClaimedMail) -> Span {
     info_span!(
         parent: None,
         "send mail",
-        outbox_id = %owed.id,
-        mail.kind = <&str>::from(kind(owed)),
-        mail.attempts = owed.attempts,
+        outbox_id = %claimed.id,
+        mail.kind = <&str>::from(kind(claimed)),
+        mail.attempts = claimed.attempts,
         mail.outcome = Empty,
         mail.stage = Empty,
     )

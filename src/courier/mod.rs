@@ -1,12 +1,13 @@
-//! The courier: takes mails out of the outbox and hands them to a relay.
+//! The courier claims emails from the outbox and sends them through the relays.
 //!
-//! It wakes at once after a commit of this process, and looks through the whole outbox at every poll interval for what
-//! another process left. A mail is never sent inside a transaction. No more mails are claimed than the relays have free
-//! slots, so a claimed mail starts at once.
-//!
-//! A lease outlives what is done under it: see [`lease`]. What a courier has claimed that is gone is due before: see
-//! [`outbox::holder`]. The courier has a thread of its own, so that requests are read
-//! and answered meanwhile (docs/decisions/0021).
+//! - A commit in this process wakes it at once. At every poll interval it also looks through the
+//!   whole outbox, for emails that another process enqueued or left.
+//! - It never sends an email inside a transaction.
+//! - It claims at most as many emails as the relays have free slots, so a claimed email is sent at
+//!   once.
+//! - A lease lasts longer than everything that is done under it: see [`lease`]. If a courier dies,
+//!   other couriers may send its emails before their leases end: see [`outbox::holder`].
+//! - It runs on its own thread, so that sending does not delay requests (docs/decisions/0021).
 
 mod delivery;
 mod pace;
@@ -38,61 +39,69 @@ use crate::outbox::holder::{Holder, Keeper};
 use crate::outbox::{self, ClaimedMail, Delivered};
 use crate::secret::Keys;
 
-/// What a lease leaves for writing down the end of a mail: `Courier::finish` stops with the lease.
-const ENDING: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
+/// The part of a lease that is kept for recording the result of an email. `Courier::finish` retries
+/// until the lease ends.
+const FINISH_TIME: Duration = Duration::from_secs(9 * STORAGE_DEADLINE.as_secs());
 
-/// How long a claimed mail is its claimer's: one of PostgreSQL's deadlines for the claim; one of SMTP's in which
-/// conversations may begin, be it after the wait that a relay's rate imposes or after relays that did not take the mail
-/// (`Lease::begins_until`); one for the last conversation, enforced by [`Gateway::send`]; and nine of PostgreSQL's for
-/// the end of the mail. So as long as the clocks of the replicas agree, no two of them hold one mail; when they do not, a
-/// replica claims nothing ([`Clock::trusted_now`]).
+/// How long a claim reserves an email. It is the sum of:
+///
+/// 1. one `STORAGE_DEADLINE` for the claim;
+/// 2. one `smtp_deadline` in which conversations may start: the email may wait for a relay's rate,
+///    or be refused by other relays first;
+/// 3. one `smtp_deadline` for the last conversation, which [`Gateway::send`] enforces;
+/// 4. nine `STORAGE_DEADLINE` for recording the result.
+///
+/// While the replicas' clocks agree, no two replicas hold the same email. A replica whose clock is
+/// wrong claims nothing ([`Clock::trusted_now`]).
 #[must_use]
 pub fn lease(smtp_deadline: Duration) -> Duration {
-    STORAGE_DEADLINE + 2 * smtp_deadline + ENDING
+    STORAGE_DEADLINE + 2 * smtp_deadline + FINISH_TIME
 }
 
-/// What the courier works with.
+/// The courier and everything it needs to send emails.
 #[derive(Debug)]
 pub struct Courier {
-    /// How to reach PostgreSQL, for the connection of its rounds.
+    /// The PostgreSQL server, for the connection of its rounds.
     pub database: Endpoint,
-    /// A connection for mails that were not accepted. Requests must not wait for mails, nor mails for requests.
+    /// A pool of its own, to record emails that were not accepted: requests and emails must not
+    /// wait for each other.
     pub pool: PgPool,
     /// The time.
     pub clock: Clock,
-    /// What codes are derived from.
+    /// The keys that recovery codes are derived from.
     pub code_keys: Keys,
-    /// The way to the relays.
+    /// The relays.
     pub gateway: Arc<Gateway>,
-    /// What mails say.
+    /// Builds the emails.
     pub composer: Composer,
-    /// Its figures.
+    /// Where it counts.
     pub metrics: Arc<Metrics>,
-    /// Rings after a commit.
+    /// Wakes it after a commit.
     pub wakeup: Wakeup,
-    /// Under which id it claims.
+    /// The id under which it claims.
     pub holder: Arc<Holder>,
 }
 
 impl Courier {
-    /// Works until `stop`; then sends what was pending at that time, as far as it can be sent at once, and ends.
-    /// Dropping the future drops the connections of emails under way, and the lock under which they were claimed.
+    /// Sends emails until `stop` is cancelled. It then sends the emails that are due at that time,
+    /// and returns. Dropping the future drops the SMTP connections in use, and the lock under which
+    /// their emails were claimed.
     pub async fn run(self, settings: &RelaySettings, stop: CancellationToken) {
         let courier = Arc::new(self);
-        courier.begin_at_zero();
-        let mut keeping = JoinSet::new();
-        keeping.spawn(courier.keeper().run());
+        courier.init_counters();
+        let mut keeper = JoinSet::new();
+        keeper.spawn(courier.keeper().run());
         let mut rounds = Rounds::new(Arc::clone(&courier), settings);
         let mut next = Next::Claim { everywhere: true };
         loop {
             rounds.run(next).await;
             let ended = Instant::now();
-            if rounds.are_over() {
+            if rounds.are_finished() {
                 let _ = tokio::time::timeout(STORAGE_DEADLINE, courier.pool.close()).await;
                 return;
             }
             next = rounds.next(&stop).await;
-            tokio::time::sleep_until(ended + pace::BUSY).await;
+            tokio::time::sleep_until(ended + pace::MIN_PAUSE).await;
         }
     }
 
@@ -107,37 +116,39 @@ impl Courier {
         }
     }
 
-    /// Writes down what became of a mail. While PostgreSQL is away it is tried again until the lease ends: a mail that
-    /// was taken and not struck off is sent twice.
-    async fn finish(&self, owed: &Arc<ClaimedMail>, lease: Lease, finish: Finish<'_>) {
+    /// Records the result of an email. If PostgreSQL fails, it retries until the lease ends: an
+    /// email that was delivered and whose row stays in the outbox is sent again.
+    async fn finish(&self, claimed: &Arc<ClaimedMail>, lease: Lease, finish: Finish<'_>) {
         const PAUSE: Duration = Duration::from_millis(500);
         loop {
-            let written = match finish {
-                Finish::Sent(taken) => {
-                    let mail = Arc::clone(owed);
-                    // Why it was not is said by the round.
-                    taken.submit(Delivered { mail, at: lease.now() }).await.is_ok()
+            let is_recorded = match finish {
+                Finish::Sent(delivered) => {
+                    let mail = Arc::clone(claimed);
+                    // The round logs an error.
+                    delivered.submit(Delivered { mail, at: lease.now() }).await.is_ok()
                 }
-                Finish::Retry(at, why) => self.is_written(outbox::retry_at(&self.pool, at, owed, why)).await,
-                Finish::GiveUp(why) => self.is_written(outbox::give_up(&self.pool, owed, why)).await,
+                Finish::Retry(at, why) => self.write(outbox::retry_at(&self.pool, at, claimed, why)).await,
+                Finish::GiveUp(why) => self.write(outbox::give_up(&self.pool, claimed, why)).await,
             };
-            if written || lease.claimed_at.elapsed() + PAUSE >= lease.length {
+            if is_recorded || lease.claimed_at.elapsed() + PAUSE >= lease.duration {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn is_written(&self, write: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
-        let written = in_time(write).await;
+    /// Whether the statement succeeded; logs its error.
+    async fn write(&self, statement: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
+        let written = in_time(statement).await;
         if let Err(error) = &written {
             failures::note("write the outbox", error);
         }
         written.is_ok()
     }
 
-    /// A counter that came with its first event would show that one as no increase, and no alert would see it.
-    fn begin_at_zero(&self) {
+    /// Creates the counters at 0. An alert on an increase would miss an event that creates its
+    /// counter.
+    fn init_counters(&self) {
         for kind in MailKind::IN_OUTBOX {
             for &verdict in Verdict::VARIANTS {
                 let label = GivenUpLabel { kind: kind.into(), verdict: verdict.into() };
@@ -153,32 +164,36 @@ impl Courier {
     }
 }
 
-/// A claim that holds.
+/// The lease of one claim.
 #[derive(Clone, Copy, Debug)]
 struct Lease {
-    now: OffsetDateTime,
+    /// The wall-clock time of the claim.
+    claim_time: OffsetDateTime,
     claimed_at: Instant,
-    length: Duration,
+    duration: Duration,
     holder: Option<i32>,
 }
 
 impl Lease {
-    /// The present, counted from the claim's: a clock that is moved during a conversation must not decide whether the
-    /// code is dead.
+    /// The present time, as the claim's time plus the time elapsed since: a clock that is set
+    /// during a conversation must not decide whether the code has expired.
     fn now(&self) -> OffsetDateTime {
-        self.now + self.claimed_at.elapsed()
+        self.claim_time + self.claimed_at.elapsed()
     }
 
-    /// Until when a conversation may begin, so that it ends with enough of the lease left.
-    fn begins_until(&self, smtp_deadline: Duration) -> Instant {
-        self.claimed_at + self.length.saturating_sub(smtp_deadline + ENDING)
+    /// The latest time at which a conversation may start and still leave [`FINISH_TIME`] of the
+    /// lease.
+    fn latest_start(&self, smtp_deadline: Duration) -> Instant {
+        self.claimed_at + self.duration.saturating_sub(smtp_deadline + FINISH_TIME)
     }
 }
 
-/// What became of a mail; why, as the outbox notes it.
+/// The result of an email. Its text is the reason that is stored in the outbox.
 #[derive(Clone, Copy, Debug)]
 enum Finish<'a> {
+    /// A relay accepted it; the queue of rows to delete.
     Sent(&'a GroupCommit<Delivered, ()>),
+    /// Try again at this time.
     Retry(OffsetDateTime, &'a str),
     GiveUp(&'a str),
 }

@@ -1,4 +1,4 @@
-//! What wakes the courier.
+//! The signal that wakes the courier.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// Tells the courier that something was committed. Shared costs nothing; rings that come together are one.
+/// Tells the courier that a commit has enqueued emails. Clones are cheap and share one signal.
+/// Several wakes before the courier reacts count as one.
 #[derive(Clone, Debug, Default)]
 pub struct Wakeup(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     notify: Notify,
-    /// The first half of the first id that has to be looked at; past all of them, if it is none.
+    /// The upper half of the lowest id that may be due; `u64::MAX` if the courier was not woken
+    /// since the last claim.
     from: AtomicU64,
 }
 
@@ -24,23 +26,24 @@ impl Default for Shared {
 }
 
 impl Wakeup {
-    /// Wakes the courier, now or when it next listens: mails may be owed that were not before, none with an id below `from`.
+    /// Wakes the courier now, or as soon as it waits again. New emails may be pending, all with ids
+    /// of at least `from`.
     pub fn wake(&self, from: Uuid) {
         self.remember(from);
         self.0.notify.notify_one();
     }
 
-    /// Waits until it is rung, or was since the last wait.
+    /// Waits for a wake. Returns at once if there was one since the last wait.
     pub(super) async fn woken(&self) {
         self.0.notify.notified().await;
     }
 
-    /// Keeps what was rung for, for the next look.
+    /// Keeps `from` for the next claim, without waking the courier.
     pub(super) fn remember(&self, from: Uuid) {
         self.0.from.fetch_min(from.as_u64_pair().0, Ordering::Relaxed);
     }
 
-    /// Where to look from, for what was rung for since this was asked last.
+    /// The lowest id of all wakes since the last call.
     pub(super) fn take(&self) -> Uuid {
         Uuid::from_u64_pair(self.0.from.swap(u64::MAX, Ordering::Relaxed), 0)
     }

@@ -1,8 +1,11 @@
-//! Where PostgreSQL is: the addresses of its name, and the one that connections go to while another is silent.
+//! The addresses of PostgreSQL's host name, and the one to use while another does not answer.
 //!
-//! A connection by name tries the addresses in the resolver's order, and waits for a silent one until TCP gives up: longer
-//! than any request does (docs/decisions/0028). So the addresses are asked beside the first connection, beside one that
-//! follows a lost one, and by the health check every minute.
+//! A connection by name tries the addresses in the resolver's order. It waits for a silent address
+//! until TCP gives up, which takes longer than any request (docs/decisions/0028). So the addresses
+//! are probed:
+//!
+//! - during the first connection, and during one that replaces a lost connection;
+//! - every minute, by the health check.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,63 +18,67 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long an address may take to accept a connection before it counts as silent. All are asked at once.
-const ANSWER_TIME: Duration = Duration::from_millis(500);
+/// How long an address may take to accept a connection before it counts as silent. All addresses
+/// are probed at once.
+const PROBE_DEADLINE: Duration = Duration::from_millis(500);
 
-/// A PostgreSQL, as `DATABASE_URL` names it. Clones are the same one.
+/// The PostgreSQL server of `DATABASE_URL`. Clones share what the probes found.
 #[derive(Clone, Debug)]
 pub struct Endpoint(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// As the URL has them.
+    /// The options of the URL.
     options: PgConnectOptions,
-    found: Mutex<Found>,
-    /// Whether the resolver has not answered yet.
+    addresses: Mutex<AddressStatus>,
+    /// Whether a name look-up is waiting for the resolver.
     resolving: AtomicBool,
     pools: Mutex<Vec<PgPool>>,
 }
 
-/// What the last look at the addresses found. All is 0 for a socket and for an IP address, which are not looked at.
+/// What the last probe of the addresses found. All zero for a socket and for an IP address, which
+/// are not probed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct AddressStatus {
     /// How many addresses the name has.
-    pub addresses: usize,
+    pub total: usize,
     /// How many of them are silent.
     pub silent: usize,
-    /// Where connections go in place of the name.
-    instead: Option<IpAddr>,
+    /// The address to connect to in place of the name.
+    replacement: Option<IpAddr>,
 }
 
 impl Endpoint {
-    /// With these options. Nothing is looked up yet.
+    /// An endpoint with these options. It looks nothing up yet.
     #[must_use]
     pub fn new(options: PgConnectOptions) -> Self {
-        let (found, resolving, pools) = (Mutex::default(), AtomicBool::default(), Mutex::default());
-        Self(Arc::new(Inner { options, found, resolving, pools }))
+        let (addresses, resolving, pools) = (Mutex::default(), AtomicBool::default(), Mutex::default());
+        Self(Arc::new(Inner { options, addresses, resolving, pools }))
     }
 
-    /// How to connect now: by name, or by the address of it that answers.
+    /// The options to connect with now: by name, or to one of its addresses while another is
+    /// silent.
     #[must_use]
     pub fn options(&self) -> PgConnectOptions {
         let options = self.0.options.clone();
-        match self.found().instead {
+        match self.addresses().replacement {
             Some(address) => options.host(&address.to_string()),
             None => options,
         }
     }
 
-    /// Connects, and looks at the addresses meanwhile: if connections have to go elsewhere, so does this one, half a second
-    /// after the resolver's answer at the latest.
+    /// Connects, and probes the addresses at the same time. If the probe selects another address,
+    /// the connection starts anew there, at most half a second after the resolver's answer.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let (endpoint, options) = (self.clone(), self.options());
-        // It goes on when the connection is there first: others have to know, too.
-        let looking = tokio::spawn(async move { endpoint.look().await });
+        // The probe continues even if the connection succeeds first: other connections use its
+        // result.
+        let probing = tokio::spawn(async move { endpoint.probe().await });
         let mut connecting = Box::pin(PgConnection::connect_with(&options));
         tokio::select! {
             biased;
             connected = &mut connecting => return connected,
-            _ = looking => {}
+            _ = probing => {}
         }
         let now = self.options();
         if now.get_host() == options.get_host() {
@@ -80,38 +87,38 @@ impl Endpoint {
         Box::pin(PgConnection::connect_with(&now)).await
     }
 
-    /// Has a pool go where the next look says.
-    pub(super) fn leads(&self, pool: &PgPool) {
+    /// Makes the pool follow the results of later probes.
+    pub(super) fn manage(&self, pool: &PgPool) {
         self.pools().push(pool.clone());
     }
 
-    /// What the last look found.
+    /// What the last probe found.
     #[must_use]
-    pub fn found(&self) -> Found {
-        *self.0.found.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn addresses(&self) -> AddressStatus {
+        *self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a network leads there, and no socket.
+    /// Whether the server is reached over a network, and not by a Unix socket.
     #[must_use]
     pub fn is_networked(&self) -> bool {
         self.0.options.get_socket().is_none() && !self.0.options.get_host().starts_with('/')
     }
 
-    /// What a connection that is not there yet waits for, with how many addresses were tried.
+    /// What a connection attempt is waiting for, for the log.
     pub(super) fn stage(&self) -> String {
-        let Found { addresses, silent, .. } = self.found();
+        let AddressStatus { total, silent, .. } = self.addresses();
         if self.0.resolving.load(Ordering::Relaxed) {
-            "looking its name up".into()
-        } else if addresses == 0 {
+            "resolving the host name".into()
+        } else if total == 0 {
             "connecting".into()
         } else {
-            format!("connecting to a name with {addresses} addresses, {silent} of them silent")
+            format!("connecting to a name with {total} addresses, {silent} of them silent")
         }
     }
 
-    /// Looks the name up and asks its addresses. While one of them is silent, connections go to one that accepts; otherwise
-    /// by name, as ever.
-    async fn look(&self) {
+    /// Resolves the name and probes its addresses. While one is silent, new connections go to an
+    /// address that accepts; otherwise they go by name.
+    async fn probe(&self) {
         let host = self.0.options.get_host();
         if !self.is_networked() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             return;
@@ -119,39 +126,40 @@ impl Endpoint {
         self.0.resolving.store(true, Ordering::Relaxed);
         let resolved = lookup_host((host, self.0.options.get_port())).await;
         self.0.resolving.store(false, Ordering::Relaxed);
-        // A name that is not found is the connection's own error.
+        // If the name is not found, the connection attempt reports it.
         let Ok(addresses) = resolved.map(Vec::from_iter) else { return };
-        let (accepting, silent) = ask(&addresses).await;
-        let before = self.found();
-        let kept = before.instead.filter(|kept| accepting.contains(kept));
-        // TLS checks and names what is connected to, so that a name has to stay one.
+        let (accepting, silent) = probe_all(&addresses).await;
+        let before = self.addresses();
+        let kept = before.replacement.filter(|kept| accepting.contains(kept));
+        // TLS checks the certificate against the host name, so `verify-full` must connect by name.
         let by_name = silent == 0 || matches!(self.0.options.get_ssl_mode(), PgSslMode::VerifyFull);
-        let instead = if by_name { None } else { kept.or(accepting.first().copied()) };
-        let found = Found { addresses: addresses.len(), silent, instead };
-        if found != before {
-            self.goes_by(found, before);
+        let replacement = if by_name { None } else { kept.or(accepting.first().copied()) };
+        let status = AddressStatus { total: addresses.len(), silent, replacement };
+        if status != before {
+            self.apply(status, before);
         }
     }
 
-    fn goes_by(&self, found: Found, before: Found) {
-        *self.0.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    fn apply(&self, status: AddressStatus, before: AddressStatus) {
+        *self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner) = status;
         let options = self.options();
-        for pool in self.pools().iter().filter(|_| found.instead != before.instead) {
+        for pool in self.pools().iter().filter(|_| status.replacement != before.replacement) {
             pool.set_connect_options(options.clone());
         }
-        let Found { addresses, silent, instead } = found;
-        match (silent, instead) {
+        let AddressStatus { total: addresses, silent, replacement } = status;
+        match (silent, replacement) {
             (0, _) if before.silent == 0 => {}
-            // The health check says it.
+            // The health check logs that the server does not answer.
             _ if addresses == 1 => {}
             (0, _) => tracing::info!(addresses, "every address of PostgreSQL's name answers again"),
             (_, Some(instead)) => {
                 let message =
-                    "an address of PostgreSQL's name is silent: connections go to another one of it";
+                    "an address of PostgreSQL's name does not answer: new connections use another address";
                 tracing::warn!(addresses, silent, %instead, "{message}");
             }
             (_, None) => {
-                let message = "an address of PostgreSQL's name is silent, and connections may wait for it";
+                let message =
+                    "an address of PostgreSQL's name does not answer: new connections may wait for it";
                 tracing::warn!(addresses, silent, "{message}");
             }
         }
@@ -162,15 +170,15 @@ impl Endpoint {
     }
 }
 
-/// Which of them accept a connection, in their order, and how many say nothing. One that refuses costs no time: the next
-/// is tried at once.
-async fn ask(addresses: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
-    let mut asked = JoinSet::new();
+/// Returns the addresses that accept a connection, in their order, and the number of silent ones.
+/// An address that refuses is not silent: a connection by name tries the next one at once.
+async fn probe_all(addresses: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
+    let mut probes = JoinSet::new();
     for (place, address) in addresses.iter().copied().enumerate() {
-        asked.spawn(async move { (place, timeout(ANSWER_TIME, TcpStream::connect(address)).await) });
+        probes.spawn(async move { (place, timeout(PROBE_DEADLINE, TcpStream::connect(address)).await) });
     }
     let (mut accepting, mut silent) = (Vec::new(), 0);
-    while let Some(Ok((place, answer))) = asked.join_next().await {
+    while let Some(Ok((place, answer))) = probes.join_next().await {
         match answer {
             Ok(Ok(_)) => accepting.push(place),
             Ok(Err(_)) => {}

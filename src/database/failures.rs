@@ -1,17 +1,17 @@
-//! Statements that fail, in the log: the first one at once, and while it goes on one line a minute that says how many more.
-//! What the service does at PostgreSQL is a short list, and so is what it fails with; the log stays short, too.
+//! The log of failed statements, kept short. The first failure is logged at once. While the same
+//! failure continues, one line a minute counts the repetitions.
 
 use std::collections::HashMap;
 use std::mem::take;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{DISK_FULL, cause, is_statements_fault};
+use super::{DISK_FULL, cause, is_statement_error};
 
-/// How long the same failure of the same work is counted before the log names it again.
+/// How long repetitions of a failure are counted before the log names it again.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// Of the whole process, as the log is.
+/// One for the whole process, like the log.
 static FAILURES: LazyLock<Mutex<Failures>> = LazyLock::new(Mutex::default);
 
 #[derive(Debug, Default)]
@@ -22,35 +22,34 @@ struct Failures {
 
 #[derive(Debug)]
 struct Seen {
-    logged: Instant,
+    logged_at: Instant,
     fault: bool,
-    /// How many came since.
+    /// How many failures came since.
     more: u64,
 }
 
-/// Notes that PostgreSQL failed `what` the service did.
+/// Logs or counts that PostgreSQL failed to do `what`.
 pub fn note(what: &'static str, error: &sqlx::Error) {
-    let (cause, fault) = (cause(error), is_statements_fault(error));
+    let (cause, fault) = (cause(error), is_statement_error(error));
     let mut failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
     if error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(DISK_FULL)) {
         failures.disk_full = Some(Instant::now());
     }
     if failures.is_first(what, &cause, fault, Instant::now()) {
         drop(failures);
-        tracing::warn!(what, cause, fault, "PostgreSQL failed what the service asked of it");
+        tracing::warn!(what, cause, fault, "a database operation failed");
     }
 }
 
-/// Logs what has been counted for a minute. To be called every second or so.
+/// Logs the failures that have been counted for a minute. Call it about every second.
 pub fn log_counted() {
     let counted = FAILURES.lock().unwrap_or_else(PoisonError::into_inner).counted(Instant::now());
     for ((what, cause), fault, more) in counted {
-        let message = "PostgreSQL failed what the service asked of it, again and again";
-        tracing::warn!(what, cause, fault, more, "{message}");
+        tracing::warn!(what, cause, fault, more, "a database operation failed repeatedly");
     }
 }
 
-/// Whether a statement failed for a full disk within that time.
+/// Whether a statement failed within this time because PostgreSQL's disk was full.
 pub fn met_full_disk_within(time: Duration) -> bool {
     let failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
     failures.disk_full.is_some_and(|met| met.elapsed() < time)
@@ -61,21 +60,23 @@ impl Failures {
         let mut is_first = false;
         let seen = self.seen.entry((what, cause.to_owned())).or_insert_with(|| {
             is_first = true;
-            Seen { logged: now, fault, more: 0 }
+            Seen { logged_at: now, fault, more: 0 }
         });
         seen.more += u64::from(!is_first);
         is_first
     }
 
-    /// What has come again in a period that is over, with how often; what has not is forgotten.
+    /// The failures whose period has ended and that were repeated in it, with the number of
+    /// repetitions. Forgets those that were not repeated.
     fn counted(&mut self, now: Instant) -> Vec<((&'static str, String), bool, u64)> {
-        self.seen.retain(|_, seen| seen.more > 0 || now - seen.logged < PERIOD);
-        let over = self.seen.iter_mut().filter(|(_, seen)| now - seen.logged >= PERIOD);
-        over.map(|(key, seen)| {
-            seen.logged = now;
-            (key.clone(), seen.fault, take(&mut seen.more))
-        })
-        .collect()
+        self.seen.retain(|_, seen| seen.more > 0 || now - seen.logged_at < PERIOD);
+        let ended = self.seen.iter_mut().filter(|(_, seen)| now - seen.logged_at >= PERIOD);
+        ended
+            .map(|(key, seen)| {
+                seen.logged_at = now;
+                (key.clone(), seen.fault, take(&mut seen.more))
+            })
+            .collect()
     }
 }
 

@@ -1,5 +1,6 @@
-//! Whether the service can work with PostgreSQL, and why it cannot: asked by the service itself all the time, and by
-//! `/readyz`. The log, the metrics and `/readyz` say the same.
+//! The health check of PostgreSQL: whether the service can work with it, and why not. The service
+//! runs it periodically, and `/readyz` runs it too. The log, the metrics and `/readyz` show the
+//! same result.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,21 +9,23 @@ use sqlx::{Connection as _, PgConnection};
 use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::Mutex;
 
-use super::endpoint::{Endpoint, Found};
+use super::endpoint::{AddressStatus, Endpoint};
 use super::{DISK_FULL, KeptConnection, MIGRATOR, cause, failures, in_time, settings, sqlstate};
 use crate::clock::{Clock, MAX_SKEW};
 use crate::metrics::{Metrics, StateLabel};
 
-/// How long the connection of the health check lasts. A new one soon meets a changed password or certificate.
+/// How long the connection of the health check lasts. A new connection detects a changed password
+/// or certificate.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 
-/// How long after the last pass it is tried whether PostgreSQL can still store.
-const STORING_TRIED: Duration = Duration::from_mins(1);
-/// For how long a statement that met a full disk counts.
-const FULL_DISK_COUNTS: Duration = Duration::from_secs(10);
-/// What the role of the service needs; `deploy/grants.sql` grants it. Of a table, a right to some of its columns will do, but a
-/// column that came later is named: its right is missing until `deploy/grants.sql` is run again.
-const RIGHTS: [(&str, &[&str]); 10] = [
+/// How long a successful write test is valid.
+const WRITE_TEST_LIFETIME: Duration = Duration::from_mins(1);
+/// How long the disk counts as full after a statement failed because of it.
+const DISK_FULL_LIFETIME: Duration = Duration::from_secs(10);
+/// The privileges that the service's role needs; `deploy/grants.sql` grants them. A privilege on
+/// any column of a table is enough for the table. A column that a later migration added is listed
+/// itself, to detect that `deploy/grants.sql` must be run again.
+const PRIVILEGES: [(&str, &[&str]); 10] = [
     ("account", &["SELECT", "UPDATE"]),
     ("account.bouncing_since", &["UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
@@ -35,47 +38,49 @@ const RIGHTS: [(&str, &[&str]); 10] = [
     ("_sqlx_migrations", &["SELECT"]),
 ];
 
-/// What keeps the service from working, by part.
+/// The result of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Health {
-    /// It works.
+    /// The service can work with PostgreSQL.
     Ok,
     /// PostgreSQL does not answer in time.
     Unreachable,
-    /// PostgreSQL does not let the service in, or not at a table: password, role, database, grants.
+    /// PostgreSQL refuses the service, or access to a table: password, role, database, grants.
     Refused,
-    /// The connection cannot be encrypted as `DATABASE_URL` asks: the server's certificate, or the file to check it by.
+    /// The connection cannot be encrypted as `DATABASE_URL` requires: the server's certificate or
+    /// the file to check it with.
     Certificate,
-    /// PostgreSQL answers, but only reads: a standby, or a former primary.
+    /// The server is read-only: a standby, or a former primary.
     ReadOnly,
-    /// The disk is full: PostgreSQL reads, and cannot store.
+    /// The disk is full: PostgreSQL can read and cannot write.
     Full,
     /// The schema lacks a migration of this program: run `vos-auth migrate`.
     MigrationsMissing,
     /// The clocks of this machine and of PostgreSQL are more than a second apart.
     ClockSkewed,
-    /// The session lacks settings that the service relies on, as behind a connection pooler.
+    /// The database session lacks settings that the service relies on, as behind a connection
+    /// pooler.
     Settings,
 }
 
 impl Health {
-    /// What an error says of PostgreSQL. A socket that is not there and an `sslrootcert` that is not there are the same
-    /// error: `networked` says that there is no socket.
+    /// The state that an error shows. `networked` tells a missing `sslrootcert` from a missing Unix
+    /// socket: both are the same error.
     fn of(error: &sqlx::Error, networked: bool) -> Self {
         use std::io::ErrorKind::{InvalidData, NotFound, PermissionDenied};
         match error {
             sqlx::Error::Database(error) => match error.code().unwrap_or_default().as_ref() {
                 "25006" => Self::ReadOnly,
                 "3D000" | "42501" => Self::Refused,
-                // The table of migrations is not there, so none has run.
+                // The table of migrations is missing, so no migration has run.
                 "42P01" => Self::MigrationsMissing,
                 DISK_FULL => Self::Full,
                 code if code.starts_with("28") => Self::Refused,
                 _ => Self::Unreachable,
             },
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Certificate,
-            // So says rustls what it refuses.
+            // rustls reports a refused certificate so.
             sqlx::Error::Io(error) if error.kind() == InvalidData => Self::Certificate,
             sqlx::Error::Io(error) if networked && [NotFound, PermissionDenied].contains(&error.kind()) => {
                 Self::Certificate
@@ -84,10 +89,10 @@ impl Health {
         }
     }
 
-    /// What an operator should know, and do.
+    /// The state and what to do about it, for operators.
     const fn advice(self) -> &'static str {
         match self {
-            Self::Ok => "PostgreSQL can be worked with again",
+            Self::Ok => "PostgreSQL works again",
             Self::Unreachable => {
                 "PostgreSQL does not answer: check the server, the network, and host and port of DATABASE_URL"
             }
@@ -97,11 +102,11 @@ impl Health {
             Self::Certificate => {
                 "the connection to PostgreSQL cannot be encrypted: check the server's certificate, and sslmode and sslrootcert of DATABASE_URL"
             }
-            Self::Full => "PostgreSQL cannot store: its disk is full",
-            Self::ReadOnly => "PostgreSQL only reads: DATABASE_URL has to lead to the primary",
+            Self::Full => "PostgreSQL cannot write: its disk is full",
+            Self::ReadOnly => "PostgreSQL is read-only: DATABASE_URL must lead to the primary",
             Self::MigrationsMissing => "the schema lacks migrations of this program: run `vos-auth migrate`",
             Self::ClockSkewed => {
-                "this machine's clock is over a second from PostgreSQL's: check NTP on both machines"
+                "this machine's clock and PostgreSQL's differ by more than a second: check NTP on both machines"
             }
             Self::Settings => {
                 "the database session lacks settings that the service relies on: run the statements in `fix`"
@@ -110,13 +115,13 @@ impl Health {
     }
 }
 
-/// What a check found.
+/// What a check found, with details for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     health: Health,
-    /// Why, for the log: nothing of a row, of a client, of a secret.
+    /// The cause. It contains no row, client or secret.
     cause: String,
-    /// Statements that an administrator of the database can run against it.
+    /// Statements with which a database administrator can fix it.
     fix: String,
 }
 
@@ -129,8 +134,9 @@ impl Finding {
         Self { cause: cause(error), ..Self::just(Health::of(error, networked)) }
     }
 
-    /// Names the settings that differ, and how the role gets them in every session.
-    fn other_settings(names: &[String], role: &str) -> Self {
+    /// For sessions that lack settings: names them, and the statements that set them for every
+    /// session of the role.
+    fn wrong_settings(names: &[String], role: &str) -> Self {
         let wanted = settings().into_iter().filter(|(name, _)| names.iter().any(|other| other == name));
         let fix = wanted.map(|(name, value)| format!("ALTER ROLE {role} SET {name} = '{value}';"));
         let (cause, fix) = (names.join(", "), fix.collect::<Vec<_>>().join(" "));
@@ -148,105 +154,107 @@ impl Finding {
     }
 }
 
-/// Checks PostgreSQL over a connection of its own, and says what changes.
+/// Runs the health check on a connection of its own, and logs changes.
 #[derive(Debug)]
 pub struct Monitor {
     clock: Clock,
     metrics: Arc<Metrics>,
     endpoint: Endpoint,
-    state: Mutex<State>,
+    state: Mutex<MonitorState>,
 }
 
 #[derive(Debug)]
-struct State {
-    kept: KeptConnection,
-    found: Finding,
-    /// When the check began that found it.
-    asked: Option<Instant>,
-    /// When PostgreSQL last showed that it can store.
-    stored: Option<Instant>,
+struct MonitorState {
+    connection: KeptConnection,
+    finding: Finding,
+    /// When the check with this finding started.
+    checked_at: Option<Instant>,
+    /// When a write test last succeeded.
+    written_at: Option<Instant>,
 }
 
 impl Monitor {
-    /// Connects when it is first asked.
+    /// A monitor that connects at its first check.
     #[must_use]
     pub fn new(endpoint: &Endpoint, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let kept = KeptConnection::watching(endpoint, CONNECTION_LIFETIME);
-        let state = State { kept, found: Finding::just(Health::Ok), asked: None, stored: None };
+        let connection = KeptConnection::probing(endpoint, CONNECTION_LIFETIME);
+        let finding = Finding::just(Health::Ok);
+        let state = MonitorState { connection, finding, checked_at: None, written_at: None };
         Self { clock, metrics, endpoint: endpoint.clone(), state: Mutex::new(state) }
     }
 
-    /// Asks PostgreSQL how it is, and compares its clock with this machine's. Callers that come while a check is under way
-    /// share the next one.
+    /// Checks PostgreSQL, and compares its clock with this machine's. Callers that arrive during a
+    /// check share the next one.
     pub async fn check(&self) -> Health {
-        let came = Instant::now();
+        let arrived_at = Instant::now();
         let mut state = self.state.lock().await;
-        if state.asked.is_some_and(|asked| asked >= came) {
-            return state.found.health;
+        if state.checked_at.is_some_and(|checked_at| checked_at >= arrived_at) {
+            return state.finding.health;
         }
-        state.asked = Some(Instant::now());
-        // On the heap: connecting is a part of it.
-        let found = in_time(Box::pin(look(&mut state, &self.clock))).await;
-        let found = found.unwrap_or_else(|error| {
+        state.checked_at = Some(Instant::now());
+        // Boxed, because the future includes connecting and is large.
+        let finding = in_time(Box::pin(examine(&mut state, &self.clock))).await;
+        let finding = finding.unwrap_or_else(|error| {
             let Finding { health, cause, fix } = Finding::of(&error, self.endpoint.is_networked());
-            // Any other error says by itself what was being done.
+            // Only a timeout does not say at which step it happened.
             let cause = match error {
-                sqlx::Error::PoolTimedOut => format!("{cause}, while {}", state.kept.stage()),
+                sqlx::Error::PoolTimedOut => format!("{cause}, while {}", state.connection.stage()),
                 _ => cause,
             };
             Finding { health, cause, fix }
         });
-        self.show(found.health);
-        if found != state.found {
-            found.log();
+        self.update_metrics(finding.health);
+        if finding != state.finding {
+            finding.log();
         }
-        state.found = found;
-        state.found.health
+        state.finding = finding;
+        state.finding.health
     }
 
-    fn show(&self, found: Health) {
-        self.metrics.database_up.set(i64::from(found == Health::Ok));
-        self.metrics.clock_skewed.set(i64::from(found == Health::ClockSkewed));
-        let Found { addresses, silent, .. } = self.endpoint.found();
-        // A name's only address is the database itself.
-        let silent = if addresses > 1 { silent } else { 0 };
+    fn update_metrics(&self, current: Health) {
+        self.metrics.database_up.set(i64::from(current == Health::Ok));
+        self.metrics.clock_skewed.set(i64::from(current == Health::ClockSkewed));
+        let AddressStatus { total, silent, .. } = self.endpoint.addresses();
+        // If the only address is silent, `database_up` shows it.
+        let silent = if total > 1 { silent } else { 0 };
         self.metrics.database_silent_addresses.set(i64::try_from(silent).unwrap_or(i64::MAX));
         for &health in Health::VARIANTS {
             let label = StateLabel { state: health.into() };
-            self.metrics.database_state.get_or_create(&label).set(i64::from(found == health));
+            self.metrics.database_state.get_or_create(&label).set(i64::from(current == health));
         }
     }
 
-    /// Asks a question over the connection of the health check.
+    /// Runs a query on the connection of the health check.
     ///
     /// # Errors
     ///
-    /// What PostgreSQL answers; `PoolTimedOut` if it does not in time.
-    pub async fn ask<T>(
+    /// The error of `query`; `PoolTimedOut` if it takes longer than `STORAGE_DEADLINE`.
+    pub async fn query<T>(
         &self,
-        question: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
         let mut state = self.state.lock().await;
         in_time(async {
-            let mut connection = state.kept.take().await?;
-            let answer = question(&mut connection).await?;
-            state.kept.put(connection);
-            Ok(answer)
+            let mut connection = state.connection.take().await?;
+            let result = query(&mut connection).await?;
+            state.connection.put(connection);
+            Ok(result)
         })
         .await
     }
 }
 
-/// Reads what the service relies on, in the order in which one hides the next, and tells `clock` whether the two clocks
-/// agree. The one statement that reads the server's time.
-async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> {
-    let mut connection = state.kept.take().await?;
+/// Checks what the service relies on, and tells `clock` whether the two clocks agree. A cause that
+/// explains others comes first. This is the only statement that reads the server's time.
+async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sqlx::Error> {
+    let mut connection = state.connection.take().await?;
     let (settings_names, settings_values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
-    let rights = RIGHTS.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
+    let rights = PRIVILEGES.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
     let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
     let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
     let (now, asked) = (clock.now(), Instant::now());
-    // A column that is not there yet is the business of the migrations.
+    // A missing column or table is no missing privilege here: the check of the migrations reports
+    // it.
     let row = sqlx::query!(
         r#"SELECT clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",
@@ -271,50 +279,51 @@ async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> 
     .fetch_one(&mut connection)
     .await?;
     let skewed = (row.clock - now).abs() - asked.elapsed() > MAX_SKEW;
-    clock.was_compared(now, asked, !skewed);
-    let found = |health, cause: String| Ok(Finding { cause, ..Finding::just(health) });
+    clock.record_comparison(now, asked, !skewed);
+    let finding = |health, cause: String| Ok(Finding { cause, ..Finding::just(health) });
     if skewed {
         return Ok(Finding::just(Health::ClockSkewed));
     }
     if row.read_only {
-        return found(Health::ReadOnly, "transaction_read_only is on".into());
+        return finding(Health::ReadOnly, "transaction_read_only is on".into());
     }
-    // A newer schema serves this release, too: what it has beside these versions does not matter.
+    // A newer schema serves this release, too: further versions do not matter.
     if !row.missing_versions.is_empty() {
         let missing: Vec<_> = row.missing_versions.iter().map(i64::to_string).collect();
         let cause = format!("not applied: migration {}", missing.join(", "));
-        return found(Health::MigrationsMissing, cause);
+        return finding(Health::MigrationsMissing, cause);
     }
     if !row.missing_rights.is_empty() {
-        let lacks = row.missing_rights.join(", ");
-        return found(Health::Refused, format!("the role {} lacks {lacks}", row.role));
+        let missing = row.missing_rights.join(", ");
+        return finding(Health::Refused, format!("the role {} lacks {missing}", row.role));
     }
-    if failures::met_full_disk_within(FULL_DISK_COUNTS) {
-        state.stored = None;
-        return found(Health::Full, sqlstate(DISK_FULL));
+    if failures::met_full_disk_within(DISK_FULL_LIFETIME) {
+        state.written_at = None;
+        return finding(Health::Full, sqlstate(DISK_FULL));
     }
-    if state.stored.is_none_or(|stored| stored.elapsed() >= STORING_TRIED) {
-        state.stored = None;
-        store(&mut connection).await?;
-        state.stored = Some(Instant::now());
+    if state.written_at.is_none_or(|written_at| written_at.elapsed() >= WRITE_TEST_LIFETIME) {
+        state.written_at = None;
+        test_write(&mut connection).await?;
+        state.written_at = Some(Instant::now());
     }
     if !row.other_settings.is_empty() {
-        return Ok(Finding::other_settings(&row.other_settings, &row.role));
+        return Ok(Finding::wrong_settings(&row.other_settings, &row.role));
     }
-    // A session in which something is wrong is closed: the next may lead to another server, or have what was changed.
-    state.kept.put(connection);
+    // After a problem the connection is closed: the next one may reach another server or have the
+    // changed settings.
+    state.connection.put(connection);
     Ok(Finding::just(Health::Ok))
 }
 
-/// Has PostgreSQL write about a megabyte where its tables are: a temporary file, which it deletes at once. It needs no
-/// right, and nothing of it is flushed, kept or replicated.
-async fn store(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// Makes PostgreSQL write about a megabyte to the disk of its tables, as a temporary file that it
+/// deletes at once. It needs no privilege. PostgreSQL does not flush, keep or replicate the file.
+async fn test_write(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let here = sqlx::query!(
+    let settings = sqlx::query!(
         "SELECT set_config('work_mem', '64kB', true) AS memory, set_config('temp_tablespaces', '', true) AS place"
     );
-    here.fetch_one(&mut *transaction).await?;
-    // More than fits into that memory, so that it is written.
+    settings.fetch_one(&mut *transaction).await?;
+    // More rows than fit into `work_mem`, so that PostgreSQL writes them to the file.
     sqlx::query!("SELECT count(*) FROM generate_series(1, 40000)").fetch_one(&mut *transaction).await?;
     transaction.rollback().await
 }

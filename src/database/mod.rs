@@ -1,5 +1,5 @@
-//! Connections to PostgreSQL: how they are opened, how long they may take, when one is beyond repair. [`health`] says
-//! whether the service can work with it.
+//! Connections to PostgreSQL: their options, deadlines and errors. [`health`] checks whether the
+//! service can work with the server.
 
 mod endpoint;
 pub mod failures;
@@ -21,46 +21,48 @@ pub use self::options::options;
 use crate::config::STORAGE_DEADLINE;
 use crate::error::{Error, Problem};
 
-/// The schema, step by step; the files say why.
+/// The migrations of the schema. Each file says why it is needed.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// The settings that every session of the running service has, written as `current_setting` shows them. [`health`]
-/// checks that a session really has them: a connection pooler may drop them.
+/// The settings of every database session of the running service, as `current_setting` shows them.
+/// A connection pooler may drop them, so [`health`] checks them.
 fn settings() -> [(&'static str, String); 6] {
     let is = |value: &str| value.to_owned();
     [
-        // The server gives up on a statement when its client has.
+        // The server cancels a statement when the service stops waiting for it.
         ("statement_timeout", format!("{}s", STORAGE_DEADLINE.as_secs())),
-        // Every statement of the service has an index to go by. A plan is kept as long as its connection, and one that
-        // was made while a table was empty would scan it when it holds millions.
+        // Every statement has an index. A plan made while a table was empty would scan the table
+        // when it has millions of rows, because a connection keeps its plans.
         ("enable_seqscan", is("off")),
-        // A bitmap scan does not mark the entries of deleted rows, so it meets them again every time.
+        // A bitmap scan does not mark index entries of deleted rows as dead, so every scan would
+        // visit them again.
         ("enable_bitmapscan", is("off")),
         ("jit", is("off")),
-        // A machine that is lost in the middle of a transaction must not hold an account's row for hours.
+        // If a machine dies in a transaction, the transaction must not lock an account's row for
+        // hours.
         ("idle_in_transaction_session_timeout", is("5s")),
-        // Planning the statement of `start` anew cost a fifth of a lone start (docs/decisions/0001).
+        // Planning the statement each time cost a fifth of a single `start` (docs/decisions/0001).
         ("plan_cache_mode", is("force_generic_plan")),
     ]
 }
 
-/// The same options for the running service: with its settings.
+/// Adds the session settings of the running service, which include its statement timeout.
 #[must_use]
-pub fn with_deadline(options: &PgConnectOptions) -> PgConnectOptions {
+pub fn with_session_settings(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().options(settings())
 }
 
-/// A pool that connects when it is first used, so that the service starts while PostgreSQL is down.
+/// A pool that connects on first use, so that the service can start while PostgreSQL is down.
 #[must_use]
 pub fn pool(endpoint: &Endpoint, connections: u32) -> PgPool {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(STORAGE_DEADLINE)
-        // After a switch to another primary no connection to the former one lasts.
+        // No connection may stay with a former primary after a failover.
         .max_lifetime(Duration::from_mins(1))
-        // The pool asks a returned connection itself whether it lives, and would wait for the answer of a machine that is
-        // gone until TCP gives up, with the connection's place taken. One to a server that only reads is closed: it is a
-        // former primary, and the next connection may lead to the new one.
+        // sqlx pings a returned connection without a deadline: if the server's machine has died,
+        // the connection would block a place of the pool until TCP gives up. A read-only server is
+        // a former primary; the next connection may reach the new one.
         .after_release(|connection, _| {
             Box::pin(async move {
                 let writes = sqlx::query_scalar!(
@@ -72,83 +74,95 @@ pub fn pool(endpoint: &Endpoint, connections: u32) -> PgPool {
             })
         })
         .connect_lazy_with(endpoint.options());
-    endpoint.leads(&pool);
+    endpoint.manage(&pool);
     pool
 }
 
-/// One connection that is kept for one task: no pool stands between a statement and the server.
+/// A connection that one task keeps for itself, without the cost of a pool.
 #[derive(Debug)]
 pub struct KeptConnection {
     endpoint: Endpoint,
     open: Option<PgConnection>,
-    opened: Instant,
-    used: Instant,
+    opened_at: Instant,
+    used_at: Instant,
     max_lifetime: Duration,
-    /// Whether the addresses are looked at before every new connection, and not only after one that was lost.
-    watches: bool,
-    /// Whether the last use was connecting when it was ended.
-    connecting: bool,
+    /// Whether every new connection probes the server's addresses, and not only one that replaces a
+    /// lost connection.
+    probes_always: bool,
+    /// Whether the last call of `take` has not finished connecting.
+    is_connecting: bool,
 }
 
 impl KeptConnection {
-    /// A connection that idled this long is asked whether it still lives before it is used: PostgreSQL may have been
-    /// restarted meanwhile, and a trader should not be the one who finds out.
-    const TRUSTED_IDLE: Duration = Duration::from_millis(20);
+    /// After this idle time, a connection is pinged before use: PostgreSQL may have been restarted,
+    /// and the request should not fail for that.
+    const PING_AFTER: Duration = Duration::from_millis(20);
 
-    /// Opened on first use. After `max_lifetime` another takes its place, so that a new certificate or a new address of the
-    /// server is met. What leads to the server is looked at only when a connection was lost.
+    /// A connection that is opened on first use. After `max_lifetime` it is replaced, so that a new
+    /// certificate or address of the server takes effect. It probes the server's addresses only
+    /// when a connection was lost.
     #[must_use]
     pub fn new(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
         let now = Instant::now();
-        let endpoint = endpoint.clone();
-        Self { endpoint, open: None, opened: now, used: now, max_lifetime, watches: false, connecting: false }
+        Self {
+            endpoint: endpoint.clone(),
+            open: None,
+            opened_at: now,
+            used_at: now,
+            max_lifetime,
+            probes_always: false,
+            is_connecting: false,
+        }
     }
 
-    /// The same; it looks at the server's addresses each time it is opened, so that all learn of a silent one.
+    /// The same, but it probes the server's addresses whenever it connects. All connections profit
+    /// from the result.
     #[must_use]
-    pub fn watching(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
-        Self { watches: true, ..Self::new(endpoint, max_lifetime) }
+    pub fn probing(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
+        Self { probes_always: true, ..Self::new(endpoint, max_lifetime) }
     }
 
-    /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] if it is still good; otherwise
-    /// (an error, a cancelled statement) drop it, and the next call opens another.
+    /// Takes the connection for one statement. Give it back with [`KeptConnection::put`] after
+    /// success. After an error or a cancelled statement, drop it: the next call opens another.
     pub async fn take(&mut self) -> Result<PgConnection, sqlx::Error> {
-        self.connecting = false;
-        let is_old = self.opened.elapsed() >= self.max_lifetime;
-        let outlived = is_old && self.open.is_some();
+        self.is_connecting = false;
+        let is_old = self.opened_at.elapsed() >= self.max_lifetime;
+        let replaces_old = is_old && self.open.is_some();
         if let Some(mut connection) = self.open.take()
             && !is_old
-            && (self.used.elapsed() < Self::TRUSTED_IDLE || connection.ping().await.is_ok())
+            && (self.used_at.elapsed() < Self::PING_AFTER || connection.ping().await.is_ok())
         {
             return Ok(connection);
         }
-        self.connecting = true;
-        let connection = if outlived && !self.watches {
+        self.is_connecting = true;
+        let connection = if replaces_old && !self.probes_always {
             PgConnection::connect_with(&self.endpoint.options()).await?
         } else {
             self.endpoint.connect().await?
         };
-        self.connecting = false;
-        self.opened = Instant::now();
+        self.is_connecting = false;
+        self.opened_at = Instant::now();
         Ok(connection)
     }
 
     /// What the last use was doing when it was ended.
     fn stage(&self) -> String {
-        if self.connecting { self.endpoint.stage() } else { "waiting for a statement".into() }
+        if self.is_connecting { self.endpoint.stage() } else { "waiting for a statement".into() }
     }
 
-    /// Gives back a connection whose last statement ended well.
+    /// Gives back a connection whose last statement succeeded.
     pub fn put(&mut self, connection: PgConnection) {
         self.open = Some(connection);
-        self.used = Instant::now();
+        self.used_at = Instant::now();
     }
 }
 
-/// What a client is told to wait when mail or storage is away: about as long as a probe takes to notice a change.
+/// The `Retry-After` of responses while the relays or PostgreSQL are unavailable: about as long as
+/// a probe needs to notice a recovery.
 pub const OUTAGE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Waits for what a request needs of the database, as long as a request may. `what` is its name in traces and in the log.
+/// Runs the database work of a request, with the deadline of a request. `what` names the work in
+/// traces and in the log.
 ///
 /// # Errors
 ///
@@ -174,7 +188,7 @@ fn unavailable(what: &'static str, error: &sqlx::Error) -> Error {
 pub enum Aborted {
     /// PostgreSQL failed.
     Database(sqlx::Error),
-    /// What the transaction read forbids what the request asks for.
+    /// The transaction has read something that forbids the request.
     Refused(Error),
 }
 
@@ -196,7 +210,7 @@ impl From<Problem> for Aborted {
     }
 }
 
-/// As [`within_deadline`], for a transaction that may refuse the request.
+/// Like [`within_deadline`], for a transaction that may refuse the request.
 ///
 /// # Errors
 ///
@@ -214,23 +228,28 @@ pub async fn transact<T>(
     }
 }
 
-/// The same with PostgreSQL's own error, for tasks that try again. The server gives up on a statement by itself, but only a
-/// deadline on this side notices a machine that is gone.
+/// Runs database work with the same deadline and returns sqlx's own error, for tasks that try
+/// again.
+///
+/// The server cancels a slow statement itself. Only a deadline on this side notices that the
+/// server's machine has died.
 ///
 /// # Errors
 ///
-/// What PostgreSQL answers; `PoolTimedOut` if it does not in time.
+/// The error of `work`; `PoolTimedOut` if it takes longer than `STORAGE_DEADLINE`.
 pub async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
     let done = tokio::time::timeout(STORAGE_DEADLINE, work).await;
     done.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// Whether the statement itself is to blame, and not the server, its disk or the way to it.
+/// Whether the statement or its data caused the error, and not the server, its disk or the
+/// connection.
 #[must_use]
-pub fn is_statements_fault(error: &sqlx::Error) -> bool {
+pub fn is_statement_error(error: &sqlx::Error) -> bool {
     match error {
-        // Classes of SQLSTATE: 08 connection, 25 a server that only reads (a former primary), 28 authentication, 3D no
-        // such database, 53 out of resources, 57 cancelled or shutting down, 58 system error; 42501 is a missing right.
+        // Classes of SQLSTATE: 08 connection, 25 a read-only server (a former primary), 28
+        // authentication, 3D no such database, 53 out of resources, 57 cancelled or shutting down,
+        // 58 system error. 42501 is a missing privilege.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             let class = &code[..2.min(code.len())];
             !["08", "25", "28", "3D", "53", "57", "58"].contains(&class) && code != "42501"
@@ -240,10 +259,11 @@ pub fn is_statements_fault(error: &sqlx::Error) -> bool {
     }
 }
 
-/// What sqlx logs under these targets quotes PostgreSQL, whose words can quote a row: no log may have it.
+/// Log targets of sqlx that quote PostgreSQL's messages. Those can quote a row, so the service
+/// never logs them.
 pub const QUOTING_TARGETS: [&str; 2] = ["sqlx::postgres::notice", "sqlx_core::pool"];
 
-/// An error as a log may say it: PostgreSQL's own words can quote a row, its SQLSTATE cannot.
+/// The error as a log may show it. PostgreSQL's messages can quote a row; its SQLSTATE cannot.
 #[must_use]
 pub fn cause(error: &sqlx::Error) -> String {
     match error {
@@ -254,21 +274,21 @@ pub fn cause(error: &sqlx::Error) -> String {
     }
 }
 
-/// The SQLSTATE with which PostgreSQL cannot make a file longer.
+/// The SQLSTATE `disk_full`.
 const DISK_FULL: &str = "53100";
 
 fn sqlstate(code: &str) -> String {
     meaning(code).map_or_else(|| format!("SQLSTATE {code}"), |meaning| format!("SQLSTATE {code} ({meaning})"))
 }
 
-/// What a SQLSTATE means that an operator can do something about.
+/// The meaning of a SQLSTATE, for those that an operator can fix.
 fn meaning(code: &str) -> Option<&'static str> {
     Some(match code {
-        "25006" => "the server only reads",
-        "28000" => "no such role, or pg_hba.conf lets it in from nowhere",
+        "25006" => "the server is read-only",
+        "28000" => "no such role, or pg_hba.conf does not allow it to connect from here",
         "28P01" => "wrong password",
         "3D000" => "no such database",
-        "42501" => "a right is missing",
+        "42501" => "a privilege is missing",
         "42P01" => "no such table",
         DISK_FULL => "the disk is full",
         "53300" => "too many connections",

@@ -1,4 +1,4 @@
-//! `DATABASE_URL`: what it may say, and what stops the start.
+//! Reads and checks `DATABASE_URL`.
 
 use std::str::FromStr as _;
 
@@ -8,9 +8,9 @@ use url::Url;
 
 use crate::config::ConfigError;
 
-/// The parameters that sqlx knows, beside `options[NAME]`. It ignores any other one and logs it with its value, which may
-/// be a password.
-const KNOWN: [&str; 18] = [
+/// The parameters that sqlx knows, besides `options[NAME]`. It ignores others, and logs them with
+/// their values, one of which may be a password.
+const KNOWN_PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
     "host",
@@ -31,63 +31,65 @@ const KNOWN: [&str; 18] = [
     "user",
 ];
 
-/// Reads `DATABASE_URL` and refuses one that would send data over a network in the clear.
+/// Reads `DATABASE_URL`. Refuses a URL that would send data over a network without TLS.
 ///
 /// # Errors
 ///
-/// A sentence that names `DATABASE_URL`, and a parameter by its name; it quotes nothing else of the URL, which holds a
-/// password.
+/// A sentence that names `DATABASE_URL` and, if one is wrong, the parameter's name. It quotes
+/// nothing else of the URL, which contains a password.
 pub fn options(url: &str) -> Result<PgConnectOptions, ConfigError> {
     read(url).map_err(|why| ConfigError::new("DATABASE_URL", why))
 }
 
 fn read(url: &str) -> Result<PgConnectOptions, String> {
-    const SHAPE: &str = "is not written like postgres://USER:PASSWORD@HOST/DATABASE";
-    const HOSTS: &str = "names several hosts: name one that leads to the primary, such as a HAProxy on this machine \
-                         (docs/operate/high-availability.md)";
-    // sqlx reads a URL of any scheme as PostgreSQL's.
-    let Some(("postgres" | "postgresql", rest)) = url.split_once("://") else { return Err(SHAPE.into()) };
+    const WRONG_FORM: &str = "does not have the form postgres://USER:PASSWORD@HOST/DATABASE";
+    const SEVERAL_HOSTS: &str = "names several hosts: name one that leads to the primary, such as HAProxy on this \
+                                 machine (docs/operate/high-availability.md)";
+    // sqlx accepts any scheme.
+    let Some(("postgres" | "postgresql", rest)) = url.split_once("://") else {
+        return Err(WRONG_FORM.into());
+    };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
-        return Err(HOSTS.into());
+        return Err(SEVERAL_HOSTS.into());
     }
-    let parsed = Url::parse(url).map_err(|_| SHAPE)?;
+    let parsed = Url::parse(url).map_err(|_| WRONG_FORM)?;
     if parsed
         .query_pairs()
         .any(|(name, value)| ["host", "hostaddr", "port"].contains(&&*name) && value.contains(','))
     {
-        return Err(HOSTS.into());
+        return Err(SEVERAL_HOSTS.into());
     }
     refuse_unknown_parameters(&parsed)?;
-    let options = PgConnectOptions::from_str(url).map_err(|_| SHAPE)?;
+    let options = PgConnectOptions::from_str(url).map_err(|_| WRONG_FORM)?;
     let local = options.get_socket().is_some()
         || options.get_host().starts_with('/')
         || matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
     if !local && matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer) {
-        return Err("names another machine without TLS: add sslmode=verify-full (or require, if its certificate cannot be checked)".into());
+        return Err("names another machine without TLS: add sslmode=verify-full (or sslmode=require, if its certificate cannot be checked)".into());
     }
-    // Statements are not logged: nothing that was bound to one may ever reach a log.
+    // Statements are not logged, because no log may contain a bound value.
     Ok(options.application_name("vos-auth").disable_statement_logging())
 }
 
 fn refuse_unknown_parameters(url: &Url) -> Result<(), String> {
     for part in url.query().unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
-        // It may be the end of a password with an & in it.
+        // The part is not quoted: it may be the end of a password that contains an &.
         let Some((name, _)) = part.split_once('=') else {
-            return Err("has a parameter without a value: an & within a value is written %26".into());
+            return Err("has a parameter without a value: write an & within a value as %26".into());
         };
         if name == "target_session_attrs" {
             return Err(
-                "has the parameter target_session_attrs, which is not supported: a HAProxy on this machine \
-                        leads to the primary (docs/operate/high-availability.md)"
+                "has the parameter target_session_attrs, which is not supported: use HAProxy on this \
+                        machine to reach the primary (docs/operate/high-availability.md)"
                     .into(),
             );
         }
         let is_setting = name.starts_with("options[") && name.ends_with(']');
-        if !KNOWN.contains(&name) && !is_setting {
+        if !KNOWN_PARAMETERS.contains(&name) && !is_setting {
             return Err(format!(
-                "has the parameter {name}, which is not supported: supported are {}",
-                KNOWN.join(", ")
+                "has the parameter {name}, which is not supported. Supported parameters: {}",
+                KNOWN_PARAMETERS.join(", ")
             ));
         }
     }
@@ -118,10 +120,10 @@ mod tests {
             ("postgres://u@one/x?sslmode=require&connect_timeout=2", "the parameter connect_timeout,"),
             ("postgres://u@one/x?sslmode=require&options[jit=hunter2", "the parameter options[jit,"),
             ("postgres://u@one/x?sslmode=require&password=a&hunter2", "%26"),
-            ("postgres://u:hunter2@one/x?sslmode=hunter2", "is not written like"),
-            ("postgres://u:hunter2@one:port/x", "is not written like"),
-            ("mysql://u:hunter2@one/x", "is not written like"),
-            ("hunter2", "is not written like"),
+            ("postgres://u:hunter2@one/x?sslmode=hunter2", "does not have the form"),
+            ("postgres://u:hunter2@one:port/x", "does not have the form"),
+            ("mysql://u:hunter2@one/x", "does not have the form"),
+            ("hunter2", "does not have the form"),
             ("postgres://u:hunter2@one/x", "without TLS"),
         ] {
             let said = options(url).unwrap_err().to_string();
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sqlx_knows_is_taken() {
+    fn what_sqlx_knows_is_accepted() {
         for url in [
             "postgres://u:a,b@localhost/x",
             "postgresql://u@one.example/x?sslmode=verify-full&sslrootcert=/a,b.pem",

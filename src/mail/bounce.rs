@@ -1,8 +1,18 @@
-//! Where bounces go: one address for all, or a signed one for each account and day (VERP, docs/decisions/0029).
+//! Return paths, the addresses that bounces are sent to: one for all emails, or a signed one for
+//! each account and day (VERP, docs/decisions/0029).
 //!
-//! The local part is 52 characters of lower-case base32 (RFC 4648 §6) of 32 octets: the account's id (16), the day (2), the
-//! beginning of a SHA-256 of the email (4), and 80 bits of a MAC over all of them (10). RFC 5321 §4.5.3.1.1 allows 64. So no row
-//! says whom a bounce is about, and an address that was not signed here says nothing.
+//! A signed local part is 52 characters of lower-case base32 (RFC 4648 §6); RFC 5321 §4.5.3.1.1
+//! allows 64. It encodes 32 octets:
+//!
+//! | Octets | Content |
+//! |---|---|
+//! | 16 | the account's id |
+//! | 2 | the day |
+//! | 4 | the beginning of a SHA-256 of the email address |
+//! | 10 | the beginning of a MAC over the above |
+//!
+//! So a bounce identifies its account without a row in the database, and nobody else can make such
+//! an address.
 
 use std::time::Duration;
 
@@ -18,31 +28,32 @@ use crate::config::ConfigError;
 use crate::email_address::{EmailAddress, MAX_OCTETS};
 use crate::secret::{Key, Keys};
 
-/// How many days after its own a signed address is good. A mail server gives up after 5 days (RFC 5321 §4.5.4.1).
-pub const DAYS: u16 = 7;
-/// Characters of a signed local part.
-pub const LOCAL_PART: usize = 52;
+/// How many days a signed address is valid after its own day. Mail servers give up after 5 days
+/// (RFC 5321 §4.5.4.1).
+const VALID_DAYS: u16 = 7;
+/// The length of a signed local part in characters.
+const LOCAL_PART_LEN: usize = 52;
 
-/// What the key signs here.
+/// The purpose that the key signs for.
 const LABEL: &str = "bounce-address/1";
 const EMAIL_BYTES: usize = 4;
-/// Account, day and email: what the MAC is over.
-const NAMED_BYTES: usize = 16 + 2 + EMAIL_BYTES;
-const BYTES: usize = NAMED_BYTES + 10;
-/// Clocks of two machines may differ by a few seconds, and midnight may lie between them.
-const CLOCKS: Duration = Duration::from_secs(5);
+/// Account, day and email: the input of the MAC.
+const CONTENT_BYTES: usize = 16 + 2 + EMAIL_BYTES;
+const BYTES: usize = CONTENT_BYTES + 10;
+/// The allowed difference of two machines' clocks, around midnight.
+const MAX_SKEW: Duration = Duration::from_secs(5);
 
-/// `MAIL_BOUNCES`: the envelope's sender of a mail.
+/// `MAIL_BOUNCES`: the sender in an email's envelope.
 #[derive(Debug)]
 pub(super) enum ReturnPath {
-    /// The same of every mail.
+    /// One address for all emails.
     Plain(Address),
-    /// A signed one of this domain.
+    /// Signed addresses of this domain.
     Signed { domain: String, key: Key },
 }
 
 impl ReturnPath {
-    /// Reads an address, or `@` and a domain; without either it is `from`.
+    /// Reads an address, or `@` and a domain. The default is `from`.
     ///
     /// # Errors
     ///
@@ -55,9 +66,9 @@ impl ReturnPath {
                 let address = EmailAddress::parse(&format!("a@{domain}"))
                     .map_err(|_| wrong("is not @ and a domain, such as @bounces.verolabs.co"))?;
                 let (_, domain) = address.as_str().split_once('@').unwrap_or_default();
-                if LOCAL_PART + 1 + domain.len() > MAX_OCTETS {
+                if LOCAL_PART_LEN + 1 + domain.len() > MAX_OCTETS {
                     return Err(wrong(
-                        "has a domain that leaves no room for a signed local part of 52 octets",
+                        "has a domain that is too long for addresses with a signed local part of 52 octets",
                     ));
                 }
                 Ok(Self::Signed { domain: domain.to_owned(), key: key.clone() })
@@ -66,11 +77,11 @@ impl ReturnPath {
         }
     }
 
-    /// The sender of a mail to the account's `email`, sent at `now`.
+    /// The return path of an email to the account's `email`, sent at `now`.
     ///
     /// # Errors
     ///
-    /// [`Unbuildable`]: never, after [`ReturnPath::new`].
+    /// [`Unbuildable`] if the address is not valid. [`ReturnPath::new`] makes sure that it is.
     pub(super) fn of(
         &self,
         account_id: Uuid,
@@ -86,51 +97,52 @@ impl ReturnPath {
     }
 }
 
-/// The local part to which a mail to this account's `email` bounces.
+/// The local part of the return path for an email to this account's `email`.
 #[must_use]
 pub fn sign(key: &Key, account_id: Uuid, email: &str, now: OffsetDateTime) -> String {
     let mut bytes = [0; BYTES];
     bytes[..16].copy_from_slice(account_id.as_bytes());
     bytes[16..18].copy_from_slice(&day(now).to_be_bytes());
-    bytes[18..NAMED_BYTES].copy_from_slice(&digest(email));
-    let mac = key.mac(LABEL, &[&bytes[..NAMED_BYTES]]);
-    bytes[NAMED_BYTES..].copy_from_slice(&mac[..BYTES - NAMED_BYTES]);
+    bytes[18..CONTENT_BYTES].copy_from_slice(&digest(email));
+    let mac = key.mac(LABEL, &[&bytes[..CONTENT_BYTES]]);
+    bytes[CONTENT_BYTES..].copy_from_slice(&mac[..BYTES - CONTENT_BYTES]);
     BASE32_NOPAD.encode(&bytes).to_ascii_lowercase()
 }
 
-/// What an address says that was signed here within the last [`DAYS`] days.
+/// The content of an address that was signed here within the last 7 days.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Signed {
-    /// Whose mail it was.
+pub struct SignedAddress {
+    /// The account that the email was sent to.
     pub account_id: Uuid,
     email: [u8; EMAIL_BYTES],
 }
 
-impl Signed {
-    /// The first in `text`, which may be an address or a header's value. Relays may have changed the case of letters, and may
-    /// have put their own words before it, with an `=` or a `+` between.
+impl SignedAddress {
+    /// Finds the first valid signed address in `text`, which may be an address or a header's value.
+    /// Relays may have changed the case of its letters, or put words before it, separated by `=` or
+    /// `+`.
     #[must_use]
     pub fn find(keys: &Keys, text: &str, now: OffsetDateTime) -> Option<Self> {
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric());
-        words.filter(|word| word.len() == LOCAL_PART).find_map(|word| Self::read(keys, word, now))
+        words.filter(|word| word.len() == LOCAL_PART_LEN).find_map(|word| Self::read(keys, word, now))
     }
 
     fn read(keys: &Keys, local_part: &str, now: OffsetDateTime) -> Option<Self> {
         let bytes = BASE32_NOPAD.decode(local_part.to_ascii_uppercase().as_bytes()).ok()?;
         let bytes: [u8; BYTES] = bytes.try_into().ok()?;
-        let (named, mac) = bytes.split_at(NAMED_BYTES);
-        let (account_id, rest) = named.split_first_chunk()?;
+        let (content, mac) = bytes.split_at(CONTENT_BYTES);
+        let (account_id, rest) = content.split_first_chunk()?;
         let (signed_on, rest) = rest.split_first_chunk()?;
         let signed_on = u16::from_be_bytes(*signed_on);
-        let is_recent = signed_on <= day(now + CLOCKS) && day(now) <= signed_on.saturating_add(DAYS);
-        let is_ours = || keys.iter().any(|key| key.mac(LABEL, &[named])[..mac.len()].ct_eq(mac).into());
+        let is_recent = signed_on <= day(now + MAX_SKEW) && day(now) <= signed_on.saturating_add(VALID_DAYS);
+        let is_ours = || keys.iter().any(|key| key.mac(LABEL, &[content])[..mac.len()].ct_eq(mac).into());
         (is_recent && is_ours())
             .then_some(Self { account_id: Uuid::from_bytes(*account_id), email: rest.try_into().ok()? })
     }
 
-    /// Whether the mail went to this address: the account may have another one since.
+    /// Whether the email was sent to this address. The account's address may have changed since.
     #[must_use]
-    pub fn is_about(&self, email: &str) -> bool {
+    pub fn was_sent_to(&self, email: &str) -> bool {
         self.email == digest(email)
     }
 }
@@ -140,7 +152,7 @@ fn digest(email: &str) -> [u8; EMAIL_BYTES] {
     [digest[0], digest[1], digest[2], digest[3]]
 }
 
-/// Days since 1970, in UTC; until 2149.
+/// The number of days since 1970 in UTC, until 2149.
 fn day(at: OffsetDateTime) -> u16 {
     u16::try_from(at.unix_timestamp().div_euclid(24 * 60 * 60)).unwrap_or(u16::MAX)
 }
@@ -156,7 +168,7 @@ mod tests {
     const EMAIL: &str = "trader@example.com";
     const NOW: OffsetDateTime = datetime!(2026-11-23 18:05:07 UTC);
 
-    /// Keys by their ids, which say what they are.
+    /// Keys with these ids. The id determines the key.
     fn keys(ids: &[&str]) -> Keys {
         let secret = |id: &&str| {
             let first = id.bytes().fold(0, u8::wrapping_add) - b'a';
@@ -173,19 +185,20 @@ mod tests {
         sign(keys(&["a"]).newest(), account(), EMAIL, at)
     }
 
-    fn found(text: &str, at: OffsetDateTime) -> Option<Signed> {
-        Signed::find(&keys(&["a"]), text, at)
+    fn found(text: &str, at: OffsetDateTime) -> Option<SignedAddress> {
+        SignedAddress::find(&keys(&["a"]), text, at)
     }
 
-    /// Computed by another program: a release must read what the one before has signed.
+    /// The value was computed by another program. A release must read addresses that the release
+    /// before has signed.
     #[test]
-    fn an_address_is_written_as_ever() {
+    fn the_format_of_an_address_is_stable() {
         assert_eq!(signed(NOW), "agnllqd6ab5lzdppaerukz4jvnisypf7m2hd4wqwr3idjgv472zq");
-        assert!(LOCAL_PART <= 64 && signed(NOW).len() == LOCAL_PART);
+        assert!(LOCAL_PART_LEN <= 64 && signed(NOW).len() == LOCAL_PART_LEN);
     }
 
     #[test]
-    fn an_address_is_read_whatever_relays_made_of_it() {
+    fn an_address_is_found_although_relays_changed_it() {
         let local = signed(NOW);
         for text in [
             local.clone(),
@@ -197,14 +210,14 @@ mod tests {
         ] {
             let found = found(&text, NOW).expect(&text);
             assert_eq!(found.account_id, account());
-            assert!(found.is_about(EMAIL) && !found.is_about("moved@example.com"), "{text}");
+            assert!(found.was_sent_to(EMAIL) && !found.was_sent_to("moved@example.com"), "{text}");
         }
     }
 
     #[test]
-    fn no_other_address_says_anything() {
+    fn a_changed_or_forged_address_is_refused() {
         let local = signed(NOW);
-        for place in 0..LOCAL_PART {
+        for place in 0..LOCAL_PART_LEN {
             for other in ["a", "q", "7"] {
                 let mut changed = local.clone();
                 changed.replace_range(place..=place, other);
@@ -221,24 +234,24 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_good_for_its_day_and_seven_more() {
+    fn an_address_is_valid_for_its_day_and_seven_more() {
         for at in [datetime!(2026-11-23 0:00 UTC), datetime!(2026-11-23 23:59:59 UTC)] {
             let local = signed(at);
-            assert_eq!(local, signed(NOW), "one a day");
+            assert_eq!(local, signed(NOW), "one address a day");
             assert!(found(&local, at).is_some());
             assert!(found(&local, datetime!(2026-11-30 23:59:59 UTC)).is_some());
             assert_eq!(found(&local, datetime!(2026-12-01 0:00 UTC)), None, "too old");
-            assert!(found(&local, datetime!(2026-11-22 23:59:58 UTC)).is_some(), "a clock that is late");
+            assert!(found(&local, datetime!(2026-11-22 23:59:58 UTC)).is_some(), "a slow clock");
             assert_eq!(found(&local, datetime!(2026-11-22 23:59:54 UTC)), None, "of tomorrow");
         }
         assert_ne!(signed(datetime!(2026-11-24 0:00 UTC)), signed(NOW));
     }
 
     #[test]
-    fn a_bounce_outlives_the_rotation_of_the_secret() {
+    fn a_bounce_is_read_after_a_rotation_of_the_secret() {
         let local = signed(NOW);
         for (ids, is_known) in [(&["b", "a"][..], true), (&["a", "b"], true), (&["b"], false)] {
-            assert_eq!(Signed::find(&keys(ids), &local, NOW).is_some(), is_known, "{ids:?}");
+            assert_eq!(SignedAddress::find(&keys(ids), &local, NOW).is_some(), is_known, "{ids:?}");
         }
     }
 

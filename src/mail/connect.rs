@@ -1,4 +1,5 @@
-//! Connecting to a name that may have several addresses, as RFC 8305 ("Happy Eyeballs") asks: a dead address costs 250 ms.
+//! Connects to a name that may have several addresses, by RFC 8305 ("Happy Eyeballs"): a dead
+//! address costs 250 ms.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long one address is tried alone before the next is tried as well (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// How long connecting may take, all addresses together, once the name is resolved.
+/// How long connecting may take after the name is resolved, for all addresses together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A connection, and the address that it leads to.
@@ -21,17 +22,20 @@ pub(super) struct Connected {
     pub(super) address: SocketAddr,
 }
 
-/// Resolves a name and connects to the address that answers first. `preferred` is tried first, if the name still has it.
+/// Resolves a name and connects to the address that answers first. Tries `preferred` first if the
+/// name still has it.
 ///
 /// # Errors
 ///
-/// How many addresses were tried, and why none was connected to; or why the name has none. No address is named.
+/// Why the name has no address; or how many addresses were tried and why each failed. It names no
+/// address.
 pub(super) async fn connect(host: &str, port: u16, preferred: Option<IpAddr>) -> Result<Connected, String> {
     let found = lookup_host((host, port)).await.map_err(|error| error.to_string())?;
     first_to_answer(in_order(found.collect(), preferred)).await
 }
 
-/// The families alternate, that of the resolver's first address first (RFC 8305 §4); within one, the resolver's order holds.
+/// The order of attempts (RFC 8305 §4): IPv6 and IPv4 alternate, beginning with the family of the
+/// resolver's first address. Within a family, the resolver's order is kept.
 fn in_order(found: Vec<SocketAddr>, preferred: Option<IpAddr>) -> Vec<SocketAddr> {
     let ipv6_first = found.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) =
@@ -48,8 +52,8 @@ fn in_order(found: Vec<SocketAddr>, preferred: Option<IpAddr>) -> Vec<SocketAddr
     order
 }
 
-/// The next address is tried when the one before has failed, or has not answered for [`STAGGER`]. Whatever has not been
-/// connected by then is dropped.
+/// Tries the addresses in order. The next attempt starts when one has failed, or after [`STAGGER`].
+/// The first connection drops the other attempts.
 async fn first_to_answer(addresses: Vec<SocketAddr>) -> Result<Connected, String> {
     let deadline = Instant::now() + CONNECT_DEADLINE;
     let mut untried = addresses.into_iter();
@@ -75,7 +79,8 @@ async fn first_to_answer(addresses: Vec<SocketAddr>) -> Result<Connected, String
             }
         }
     }
-    // In the order of the alphabet: the log names a relay again when the reason changes, and the order of failures does.
+    // Sorted, because the log names a relay again when its reason changes, and the order of
+    // failures varies.
     let reasons = Vec::from_iter(reasons).join("; ");
     Err(format!("{tried} {} tried: {reasons}", if tried == 1 { "address" } else { "addresses" }))
 }
@@ -89,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn families_alternate_and_what_worked_goes_first() {
+    fn families_alternate_and_the_preferred_address_comes_first() {
         let found = addresses(&["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1"]);
         let order = addresses(&["2001:db8::1", "192.0.2.1", "2001:db8::2", "2001:db8::3"]);
         assert_eq!(in_order(found.clone(), None), order);
         let order = addresses(&["2001:db8::2", "2001:db8::1", "192.0.2.1", "2001:db8::3"]);
         assert_eq!(in_order(found.clone(), Some("2001:db8::2".parse().unwrap())), order);
-        // The name has it no more.
+        // The name no longer has this address.
         assert_eq!(in_order(found, Some("192.0.2.9".parse().unwrap()))[0], order[1]);
         let found = addresses(&["192.0.2.1", "2001:db8::1", "2001:db8::2"]);
         assert_eq!(in_order(found.clone(), None), found);

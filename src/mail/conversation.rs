@@ -1,9 +1,11 @@
-//! One SMTP conversation with a relay: connecting, a mail from MAIL to the last answer, and QUIT.
+//! SMTP conversations with a relay: connecting, sending emails, and QUIT.
 //!
-//! lettre's pool is not used: it puts an abandoned conversation back, and the next mail then reads the wrong answer and
-//! counts as sent; and its timeout covers connecting alone. Here a mail has a connection to itself, one deadline covers
-//! the whole conversation, and a connection is kept only if its mail was taken. Otherwise it is left with QUIT if the
-//! relay's answer says that it awaits a command, and dropped if not.
+//! lettre's pool is not used, for two reasons. It puts an abandoned conversation back, so that the
+//! next email reads the wrong answer and counts as sent. And its timeout covers only connecting.
+//!
+//! Here one email at a time uses a connection, and one deadline covers the whole conversation. A
+//! connection is kept only if its email was accepted. Otherwise it is closed, with QUIT if the
+//! relay's answer shows that the relay awaits a command.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,71 +22,73 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::mail::connect::connect;
 use crate::mail::message::Mail;
-use crate::mail::not_sent::{NotSent, Stage, exactly};
-use crate::mail::oauth::Asker;
+use crate::mail::not_sent::{NotSent, Stage, expect_code};
+use crate::mail::oauth::Requester;
 use crate::mail::relay_url::RelayUrl;
 use crate::mail::sign_in::Proof;
 use crate::mail::tls::Tls;
 
-/// How long the answer to QUIT is waited for. No mail waits meanwhile.
+/// How long to wait for the answer to QUIT. No email waits meanwhile.
 const QUIT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A conversation in which the relay awaits a command.
+/// A connection on which the relay awaits a command.
 pub(super) struct Connection {
     smtp: AsyncSmtpConnection,
-    /// Where it leads.
+    /// The relay's address.
     pub(super) address: IpAddr,
-    /// How many mails or NOOPs it has carried.
+    /// How many emails or NOOPs it has sent.
     pub(super) uses: u32,
 }
 
 impl Connection {
-    /// Asks whether the relay still answers.
+    /// Sends NOOP to check that the relay still answers.
     pub(super) async fn noop(&mut self, deadline: Instant) -> Result<(), NotSent> {
         self.uses += 1;
-        let asked = timeout_at(deadline, self.smtp.command(Noop)).await;
-        asked.map_or_else(
-            |_| Err(in_vain(Stage::Noop)),
+        let answer = timeout_at(deadline, self.smtp.command(Noop)).await;
+        answer.map_or_else(
+            |_| Err(no_answer(Stage::Noop)),
             |answer| answer.map(drop).map_err(NotSent::at(Stage::Noop)),
         )
     }
 
-    /// From MAIL, which is to be answered by `mail_deadline`, to the answer to the dot.
+    /// Sends an email, from MAIL to the answer to the final dot. The relay must answer MAIL by
+    /// `mail_deadline`; the caller limits the whole.
     pub(super) async fn send(&mut self, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {
         let smtp = &mut self.smtp;
-        let begun = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
-        begun.map_err(|_| NotSent::just(Stage::Deadline))?.map_err(NotSent::at(Stage::Mail))?;
+        let answer = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
+        answer.map_err(|_| NotSent::just(Stage::Deadline))?.map_err(NotSent::at(Stage::Mail))?;
         for to in mail.envelope.to() {
             smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
         }
-        // lettre takes any 2xx or 3xx for a yes; only these two are.
-        let go_on = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
-        exactly(&go_on, 354, Stage::Data)?;
-        let taken = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
-        exactly(&taken, 250, Stage::Message)
+        // lettre accepts any 2xx or 3xx, but only 354 and 250 mean success here.
+        let answer = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
+        expect_code(&answer, 354, Stage::Data)?;
+        let answer = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
+        expect_code(&answer, 250, Stage::Message)
     }
 
-    /// Ends it as RFC 5321 §4.1.1.10 asks.
+    /// Closes the connection with QUIT (RFC 5321 §4.1.1.10).
     pub(super) async fn quit(mut self) {
         let _ = timeout(QUIT_DEADLINE, self.smtp.quit()).await;
     }
 
-    /// A connection of its own: connected, encrypted, greeted, signed in. An access token that the relay refuses is renewed,
-    /// and shown on another connection: some relays close the first.
-    /// `preferred` is the address that is tried first.
+    /// Opens a connection: connects (to `preferred` first), encrypts, sends EHLO and signs in.
+    ///
+    /// If the relay refuses the access token, it renews the token and tries once more on another
+    /// connection, because some relays close the first.
     pub(super) async fn open(
         relay: &RelayUrl,
         preferred: Option<IpAddr>,
-        hello: &ClientId,
+        ehlo_name: &ClientId,
         deadline: Instant,
-        asker: Asker,
+        requester: Requester,
     ) -> Result<Self, NotSent> {
         let proof = timeout_at(deadline, relay.sign_in.proof()).await;
         let proof = proof.map_err(|_| NotSent::because(Stage::Auth, "no access token in time"))??;
-        let connected = Self::open_with(&proof, relay, preferred, hello, deadline).await;
+        let connected = Self::open_with(&proof, relay, preferred, ehlo_name, deadline).await;
         let Err(why) = &connected else { return connected };
-        match timeout_at(deadline, relay.sign_in.other_proof(&proof, why, asker)).await {
-            Ok(Some(other)) => Self::open_with(&other, relay, preferred, hello, deadline).await,
+        match timeout_at(deadline, relay.sign_in.renewed_proof(&proof, why, requester)).await {
+            Ok(Some(renewed)) => Self::open_with(&renewed, relay, preferred, ehlo_name, deadline).await,
             Ok(None) | Err(_) => connected,
         }
     }
@@ -93,42 +97,43 @@ impl Connection {
         proof: &Proof<'_>,
         relay: &RelayUrl,
         preferred: Option<IpAddr>,
-        hello: &ClientId,
+        ehlo_name: &ClientId,
         deadline: Instant,
     ) -> Result<Self, NotSent> {
         let host = relay.host.trim_matches(['[', ']']);
         let connected = timeout_at(deadline, connect(host, relay.port, preferred)).await;
         let connected = connected
-            .map_err(|_| in_vain(Stage::Connect))?
+            .map_err(|_| no_answer(Stage::Connect))?
             .map_err(|why| NotSent::because(Stage::Connect, why))?;
-        let (peer, has_spoken) = (connected.address, Arc::<AtomicBool>::default());
+        let (peer, has_written) = (connected.address, Arc::<AtomicBool>::default());
         let stream: Box<dyn AsyncTokioStream> = if let Tls::Implicit(tls) = &relay.tls {
             let encrypted = timeout_at(deadline, tls.handshake(connected.stream)).await;
             let stream = encrypted
-                .map_err(|_| in_vain(Stage::Tls))?
+                .map_err(|_| no_answer(Stage::Tls))?
                 .map_err(|error| NotSent::because(Stage::Tls, error.to_string()))?;
-            Box::new(Watched { stream, peer, has_spoken: Arc::clone(&has_spoken) })
+            Box::new(Watched { stream, peer, has_written: Arc::clone(&has_written) })
         } else {
-            Box::new(Watched { stream: connected.stream, peer, has_spoken: Arc::clone(&has_spoken) })
+            Box::new(Watched { stream: connected.stream, peer, has_written: Arc::clone(&has_written) })
         };
-        // lettre waits for the greeting before it says EHLO.
-        let stage = || if has_spoken.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
-        let greeted = AsyncSmtpConnection::connect_with_transport(stream, hello);
-        let mut smtp = in_time(deadline, stage, greeted).await?;
+        // lettre waits for the greeting before it sends EHLO.
+        let stage = || if has_written.load(Ordering::Relaxed) { Stage::Ehlo } else { Stage::Greeting };
+        let greeting = AsyncSmtpConnection::connect_with_transport(stream, ehlo_name);
+        let mut smtp = in_time(deadline, stage, greeting).await?;
         if let Tls::StartTls(parameters) = &relay.tls {
-            in_time(deadline, || Stage::Tls, smtp.starttls(parameters.clone(), hello)).await?;
+            in_time(deadline, || Stage::Tls, smtp.starttls(parameters.clone(), ehlo_name)).await?;
         }
-        timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| in_vain(Stage::Auth))??;
+        timeout_at(deadline, proof.sign_in(&mut smtp)).await.map_err(|_| no_answer(Stage::Auth))??;
         Ok(Self { smtp, address: peer.ip(), uses: 0 })
     }
 }
 
-/// No parameters, whatever the relay announces: addresses are ASCII, and lettre encodes every body to 7 bits.
+/// MAIL without parameters: addresses are ASCII, and lettre encodes every body in 7 bits.
 fn mail_from(mail: &Mail) -> MailFrom {
     MailFrom::new(mail.envelope.from().cloned(), vec![])
 }
 
-/// A step before the relay has heard of any address, which is why it may be explained.
+/// Runs a step before the relay has received any email address. Its error cannot quote one, so the
+/// reason may be shown.
 async fn in_time<T>(
     deadline: Instant,
     stage: impl FnOnce() -> Stage,
@@ -136,19 +141,19 @@ async fn in_time<T>(
 ) -> Result<T, NotSent> {
     let answered = timeout_at(deadline, step).await;
     let stage = stage();
-    answered.map_err(|_| in_vain(stage))?.map_err(|error| NotSent::explained(stage, &error))
+    answered.map_err(|_| no_answer(stage))?.map_err(|error| NotSent::explained(stage, &error))
 }
 
-fn in_vain(stage: Stage) -> NotSent {
+fn no_answer(stage: Stage) -> NotSent {
     NotSent::because(stage, "no answer in time")
 }
 
-/// A stream that knows whether this side has written to it.
+/// A stream that records whether this side has written to it.
 #[derive(Debug)]
 struct Watched<S> {
     stream: S,
     peer: SocketAddr,
-    has_spoken: Arc<AtomicBool>,
+    has_written: Arc<AtomicBool>,
 }
 
 impl<S> AsyncTokioStream for Watched<S>
@@ -176,7 +181,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut task::Context<'_>,
         buffer: &[u8],
     ) -> task::Poll<io::Result<usize>> {
-        self.has_spoken.store(true, Ordering::Relaxed);
+        self.has_written.store(true, Ordering::Relaxed);
         pin::Pin::new(&mut self.stream).poll_write(context, buffer)
     }
 

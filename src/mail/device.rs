@@ -1,9 +1,10 @@
-//! What a mail says of the device that asked for it: words from a fixed vocabulary, never the User-Agent's own text,
-//! which anybody can fill with a message of their own.
+//! How an email describes the client's device: by words of a fixed list. It never quotes the
+//! User-Agent, because an attacker could write a message to the account owner into it.
 
 use crate::locale::Locale;
 
-/// The first mark that occurs names the browser. Order matters: most browsers claim to be Chrome or Safari too.
+/// Marks in the User-Agent, and the browser's name. The first match counts, because most browsers
+/// also claim to be Chrome or Safari.
 const BROWSERS: [(&str, &str); 13] = [
     ("coc_coc_browser", "Cốc Cốc"),
     ("SamsungBrowser/", "Samsung Internet"),
@@ -20,7 +21,8 @@ const BROWSERS: [(&str, &str); 13] = [
     ("Postman", "Postman"),
 ];
 
-/// The first mark that occurs names the system. An iPhone says "Mac OS X" too, and Android says "Linux".
+/// Marks in the User-Agent, and the system's name. The first match counts: an iPhone also says "Mac
+/// OS X", and Android "Linux".
 const SYSTEMS: [(&str, &str); 7] = [
     ("iPhone", "iPhone"),
     ("iPad", "iPad"),
@@ -31,7 +33,7 @@ const SYSTEMS: [(&str, &str); 7] = [
     ("Linux", "Linux"),
 ];
 
-/// Browser and system in the mail's language, as far as they are recognised.
+/// The browser and the system in the email's language, as far as they are recognised.
 #[must_use]
 pub fn describe(user_agent: &str, locale: Locale) -> String {
     let find = |marks: &[(&str, &'static str)]| {

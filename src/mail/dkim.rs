@@ -1,6 +1,8 @@
-//! DKIM (RFC 6376): a signature over every mail, by RSA-SHA256 (RFC 8301) or Ed25519-SHA256 (RFC 8463), both canonicalised
-//! `relaxed`. What is signed is the finished message, so that nothing of it changes on its way to the wire but the dots that
-//! SMTP adds and takes away.
+//! DKIM signatures (RFC 6376), with RSA-SHA256 (RFC 8301) or Ed25519-SHA256 (RFC 8463). Header and
+//! body are canonicalised `relaxed`.
+//!
+//! The finished message is signed. After that only SMTP's dot stuffing changes it, which the
+//! receiver undoes.
 
 use std::fmt;
 use std::path::Path;
@@ -16,8 +18,8 @@ use time::OffsetDateTime;
 
 use crate::config::{ConfigError, DkimSettings, domain_name};
 
-/// Every header that is signed, once more than it occurs: one that is added later breaks the signature (RFC 6376 §5.4.2 and
-/// §8.15).
+/// The headers that are signed. Each is listed once more than it occurs, so that adding one later
+/// breaks the signature (RFC 6376 §5.4.2 and §8.15).
 const SIGNED: [&str; 12] = [
     "From",
     "To",
@@ -32,25 +34,26 @@ const SIGNED: [&str; 12] = [
     "Reply-To",
     "Cc",
 ];
-/// Names, or characters of the signature, on one line of the header.
-const NAMES_A_LINE: usize = 4;
-const BASE64_A_LINE: usize = 72;
+/// How many header names one line of the signature's header has.
+const NAMES_PER_LINE: usize = 4;
+/// How many characters of the signature one line has.
+const BASE64_PER_LINE: usize = 72;
 /// The longest string of a TXT record (RFC 1035 §3.3).
 const TXT_STRING: usize = 255;
 
-/// Signs mails for one domain.
+/// Signs emails for one domain.
 pub struct Signer {
     domain: String,
     selector: String,
-    key: Key,
+    key: SigningKey,
 }
 
-enum Key {
+enum SigningKey {
     Rsa(RsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
 
-/// Without the key.
+/// Does not show the key.
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Signer")
@@ -65,7 +68,7 @@ impl Signer {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable which is missing, or whose key cannot be used.
+    /// A sentence that names the variable that is missing or wrong.
     pub fn new(settings: &DkimSettings, from: &str) -> Result<Option<Self>, ConfigError> {
         let DkimSettings { dkim_key_file, dkim_selector, dkim_domain } = settings;
         let Some(file) = dkim_key_file else {
@@ -81,25 +84,26 @@ impl Signer {
             ConfigError::new("DKIM_SELECTOR", "is missing: give the key a name such as 2026-11 for DNS")
         })?;
         let domain = dkim_domain.clone().map_or_else(|| domain_name(from), Ok).map_err(|_| {
-            ConfigError::new("DKIM_DOMAIN", "is missing: what MAIL_FROM has after its @ is no name of DNS")
+            ConfigError::new("DKIM_DOMAIN", "is missing, and the domain of MAIL_FROM is not a DNS name")
         })?;
-        let key = Key::read(file).map_err(|why| ConfigError::new("DKIM_KEY_FILE", why))?;
+        let key = SigningKey::read(file).map_err(|why| ConfigError::new("DKIM_KEY_FILE", why))?;
         Ok(Some(Self { domain, selector, key }))
     }
 
-    /// The line of a zone file that publishes the key (RFC 6376 §3.6.1).
+    /// The DNS record that publishes the key (RFC 6376 §3.6.1), as a line of a zone file.
     #[must_use]
     pub fn record(&self) -> String {
         let (kind, public) = match &self.key {
-            Key::Rsa(key) => ("rsa", rsa_public_key_info(key.public_key().as_ref())),
-            Key::Ed25519(key) => ("ed25519", key.public_key().as_ref().to_vec()),
+            SigningKey::Rsa(key) => ("rsa", rsa_public_key_info(key.public_key().as_ref())),
+            SigningKey::Ed25519(key) => ("ed25519", key.public_key().as_ref().to_vec()),
         };
         let value = format!("v=DKIM1; k={kind}; p={}", STANDARD.encode(public));
         let strings: Vec<_> = pieces(&value, TXT_STRING).map(|piece| format!("\"{piece}\"")).collect();
         format!("{}._domainkey.{}. IN TXT ( {} )", self.selector, self.domain, strings.join(" "))
     }
 
-    /// The message behind its signature, made at `now`. `None` for what is no message of ASCII headers and a body.
+    /// The message with a signature, made at `now`, before it. `None` if it is not UTF-8 with a
+    /// header and a body.
     pub(super) fn signed(&self, message: &[u8], now: OffsetDateTime) -> Option<Vec<u8>> {
         let (head, body) = std::str::from_utf8(message).ok()?.split_once("\r\n\r\n")?;
         let fields = fields(head);
@@ -107,14 +111,14 @@ impl Signer {
         let mut input = String::new();
         for name in SIGNED {
             names.push(name);
-            // From the last one up (RFC 6376 §5.4.2).
+            // Repeated headers are signed from the last one up (RFC 6376 §5.4.2).
             for field in fields.iter().rev().filter(|field| is_named(field, name)) {
                 names.push(name);
                 input.push_str(&relaxed_field(field));
                 input.push_str("\r\n");
             }
         }
-        let names: Vec<_> = names.chunks(NAMES_A_LINE).map(|names| names.join(":")).collect();
+        let names: Vec<_> = names.chunks(NAMES_PER_LINE).map(|names| names.join(":")).collect();
         let header = format!(
             "DKIM-Signature: v=1; a={}; c=relaxed/relaxed; t={};\r\n\td={}; s={};\r\n\th={};\r\n\tbh={};\r\n\tb=",
             self.key.algorithm(),
@@ -126,19 +130,19 @@ impl Signer {
         );
         input.push_str(&relaxed_field(&header));
         let signature = STANDARD.encode(self.key.sign(input.as_bytes())?);
-        let signature: Vec<_> = pieces(&signature, BASE64_A_LINE).collect();
+        let signature: Vec<_> = pieces(&signature, BASE64_PER_LINE).collect();
         Some([header.as_bytes(), signature.join("\r\n\t").as_bytes(), b"\r\n", message].concat())
     }
 }
 
-impl Key {
-    /// The error goes on after the variable's name.
+impl SigningKey {
+    /// The error is the rest of a sentence that begins with the variable's name.
     fn read(file: &Path) -> Result<Self, String> {
         let pem =
             std::fs::read(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
         let pem = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|_| "names a file that holds no private key in PEM form without a password")?;
-        // What `openssl genpkey` writes is PKCS#8, and older tools for RSA write PKCS#1.
+            .map_err(|_| "names a file that contains no private key in PEM form without a password")?;
+        // `openssl genpkey` writes PKCS#8; older RSA tools write PKCS#1.
         let key = match &pem {
             PrivateKeyDer::Pkcs8(key) => {
                 let key = key.secret_pkcs8_der();
@@ -148,8 +152,8 @@ impl Key {
             PrivateKeyDer::Pkcs1(key) => RsaKeyPair::from_der(key.secret_pkcs1_der()).map(Self::Rsa).ok(),
             _ => None,
         };
-        // RFC 8301 §3.2 has signers use 2048 bits at least.
-        key.ok_or_else(|| "holds a key that is neither Ed25519 nor RSA of 2048, 3072 or 4096 bits".into())
+        // RFC 8301 §3.2 requires at least 2048 bits of signers.
+        key.ok_or_else(|| "contains a key that is neither Ed25519 nor RSA of 2048, 3072 or 4096 bits".into())
     }
 
     const fn algorithm(&self) -> &'static str {
@@ -166,13 +170,13 @@ impl Key {
                 key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), input, &mut signature).ok()?;
                 Some(signature)
             }
-            // RFC 8463 §3: Ed25519 signs the hash.
+            // Ed25519 signs the hash (RFC 8463 §3).
             Self::Ed25519(key) => Some(key.sign(&Sha256::digest(input)).as_ref().to_vec()),
         }
     }
 }
 
-/// The fields of a header, each with the lines that continue it and without its end.
+/// The fields of a header, each with its continuation lines and without the final line break.
 fn fields(head: &str) -> Vec<&str> {
     let mut fields = Vec::new();
     let mut begin = 0;
@@ -190,17 +194,17 @@ fn is_named(field: &str, name: &str) -> bool {
     field.split(':').next().is_some_and(|found| found.trim_end().eq_ignore_ascii_case(name))
 }
 
-/// RFC 6376 §3.4.2, without the end of the line.
+/// Canonicalises a header field (RFC 6376 §3.4.2), without the final line break.
 fn relaxed_field(field: &str) -> String {
     let (name, value) = field.split_once(':').unwrap_or((field, ""));
     let words = value.split([' ', '\t', '\r', '\n']).filter(|word| !word.is_empty());
     format!("{}:{}", name.trim_end().to_ascii_lowercase(), words.collect::<Vec<_>>().join(" "))
 }
 
-/// RFC 6376 §3.4.4.
+/// Canonicalises a body (RFC 6376 §3.4.4).
 fn relaxed_body(body: &str) -> String {
     let mut relaxed = String::with_capacity(body.len() + 2);
-    // Empty lines count once a line that is not follows them.
+    // Empty lines are kept only if another line follows them.
     let mut empty = 0;
     for line in body.split("\r\n") {
         let line = line.trim_end_matches([' ', '\t']);
@@ -224,7 +228,7 @@ fn relaxed_body(body: &str) -> String {
     relaxed
 }
 
-/// A `SubjectPublicKeyInfo` (RFC 5280 §4.1) of `rsaEncryption` around an `RSAPublicKey`, as verifiers want it.
+/// Wraps an `RSAPublicKey` in a `SubjectPublicKeyInfo` (RFC 5280 §4.1), as verifiers expect it.
 fn rsa_public_key_info(key: &[u8]) -> Vec<u8> {
     const RSA_ENCRYPTION: [u8; 15] =
         [0x30, 13, 0x06, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0];
@@ -232,13 +236,13 @@ fn rsa_public_key_info(key: &[u8]) -> Vec<u8> {
     der(0x30, &[&RSA_ENCRYPTION, &*key].concat())
 }
 
-/// A value of DER with a length of two octets, as every RSA key of 2048 to 4096 bits has.
+/// Encodes a DER value with a length of two octets, which fits every RSA key of 2048 to 4096 bits.
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
     [&[tag, 0x82], &length[..], content].concat()
 }
 
-/// ASCII in pieces of so many characters.
+/// Splits ASCII text into pieces of `length` characters.
 fn pieces(text: &str, length: usize) -> impl Iterator<Item = &str> {
     (0..text.len()).step_by(length).map(move |begin| &text[begin..text.len().min(begin + length)])
 }
@@ -249,7 +253,7 @@ mod tests {
 
     /// RFC 6376 §3.4.5.
     #[test]
-    fn canonicalisation_is_that_of_the_standard() {
+    fn canonicalisation_follows_the_standard() {
         let fields: Vec<_> = fields("A: X\r\nB : Y\t\r\n\tZ  ").into_iter().map(relaxed_field).collect();
         assert_eq!(fields, ["a:X", "b:Y Z"]);
         assert_eq!(relaxed_body(" C \r\nD \t E\r\n\r\n\r\n"), " C\r\nD E\r\n");
@@ -258,11 +262,11 @@ mod tests {
         assert_eq!(relaxed_body("\r\n\r\na"), "\r\n\r\na\r\n");
     }
 
-    /// RFC 8463 appendix A, whose signature is deterministic.
+    /// The example of RFC 8463 appendix A, whose signature is deterministic.
     #[test]
-    fn the_signature_of_the_standard_is_made() {
+    fn the_signature_equals_that_of_the_standard() {
         let seed = STANDARD.decode("nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=").unwrap();
-        let key = Key::Ed25519(Ed25519KeyPair::from_seed_unchecked(&seed).unwrap());
+        let key = SigningKey::Ed25519(Ed25519KeyPair::from_seed_unchecked(&seed).unwrap());
         let body = "Hi.\r\n\r\nWe lost the game.  Are you hungry yet?\r\n\r\nJoe.\r\n";
         let hash = STANDARD.encode(Sha256::digest(relaxed_body(body)));
         assert_eq!(hash, "2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8=");

@@ -1,10 +1,11 @@
-//! Headers of mails that lettre does not have.
+//! Headers of emails that lettre does not provide.
 
 use lettre::message::header::{Header, HeaderName, HeaderValue};
 
 use crate::locale::Locale;
 
-/// `Auto-Submitted: auto-generated` (RFC 3834 §5): no holiday notice answers this mail.
+/// `Auto-Submitted: auto-generated` (RFC 3834 §5): prevents automatic replies such as holiday
+/// notices.
 #[derive(Clone)]
 pub(super) struct AutoSubmitted;
 
@@ -32,7 +33,7 @@ impl Header for ContentLanguage {
     }
 
     fn parse(tag: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        tag.parse().map(Self).map_err(|_| "no language of ours".into())
+        tag.parse().map(Self).map_err(|_| "not a supported language".into())
     }
 
     fn display(&self) -> HeaderValue {

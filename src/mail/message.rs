@@ -1,4 +1,5 @@
-//! Builds a mail: MIME, both parts, headers. Everything a mail says is in `templates/`, one file a language and a part.
+//! Builds emails: headers, a text part and an HTML part. Their texts are in `templates/`, one file
+//! for each language and part.
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
@@ -25,41 +26,42 @@ use crate::mail::headers::{AutoSubmitted, ContentLanguage};
 use crate::mail::{device, sender};
 use crate::secret::{Code, Key};
 
-/// What a mail is for.
+/// The kinds of emails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
 #[strum(serialize_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum MailKind {
-    /// It brings a recovery code.
+    /// Contains a recovery code.
     RecoveryCode,
-    /// It says that the password was changed.
+    /// Says that the password was changed.
     PasswordChanged,
-    /// It tries the relays.
+    /// Tests the relays.
     Test,
 }
 
 impl MailKind {
-    /// Those that the outbox holds.
+    /// The kinds that the outbox stores.
     pub const IN_OUTBOX: [Self; 2] = [Self::RecoveryCode, Self::PasswordChanged];
 }
 
-/// Whom a mail goes to, and what it is about.
+/// The recipient of an email, and the request that it is about.
 #[derive(Debug)]
 pub struct About<'a> {
-    /// The outbox row: a mail that is sent again has the same Message-ID.
+    /// The id of the outbox row. It makes the Message-ID, which stays the same when the email is
+    /// sent again.
     pub id: Uuid,
-    /// Whose mail it is; a bounce comes back to an address that says so.
+    /// The recipient's account. A signed return path names it.
     pub account_id: Uuid,
-    /// The stored address of the account, never the one that was typed.
+    /// The account's stored address, never the one that a client typed.
     pub to: &'a str,
-    /// The language.
+    /// The language of the email.
     pub locale: Locale,
-    /// The User-Agent of the request; the mail does not quote it.
+    /// The User-Agent of the request. The email does not quote it.
     pub user_agent: &'a str,
 }
 
-/// A finished mail: sender and recipient for the relay, and the message itself.
+/// A complete email: its envelope (sender and recipient) and the message.
 #[derive(Debug)]
 pub struct Mail {
     pub(super) envelope: Envelope,
@@ -67,36 +69,38 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// The message as it goes over the wire.
+    /// The message, without SMTP's dot stuffing.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The message as DATA carries it, with the dot that ends it (RFC 5321 §4.5.2). In one piece, because it must go in
-    /// one write: as a write of its own the dot waits until the relay has acknowledged the rest, which it puts off for
-    /// 40 ms.
+    /// The message as it is sent after DATA, with the final dot (RFC 5321 §4.5.2).
+    ///
+    /// It is one string for one write. The dot in a write of its own would wait for the relay's
+    /// delayed acknowledgement of the rest, 40 ms.
     pub(super) fn dot_stuffed(&self) -> String {
-        // A search for one character and a check of all octets at once are a third of the instructions of the general ones.
+        // One check of all octets and a search for one character take a third of the general
+        // methods' instructions.
         let text =
             str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
         let mut stuffed = String::with_capacity(text.len() + 64);
-        let mut line_begins = true;
+        let mut is_line_start = true;
         for piece in text.split_inclusive('\n') {
-            if line_begins && piece.starts_with('.') {
+            if is_line_start && piece.starts_with('.') {
                 stuffed.push('.');
             }
             stuffed.push_str(piece);
-            line_begins = piece.ends_with("\r\n");
+            is_line_start = piece.ends_with("\r\n");
         }
-        if !line_begins || stuffed.is_empty() {
+        if !is_line_start || stuffed.is_empty() {
             stuffed.push_str("\r\n");
         }
         stuffed + ".\r\n"
     }
 }
 
-/// Builds mails as the settings want them.
+/// Builds emails according to the settings.
 #[derive(Debug)]
 pub struct Composer {
     dkim: Option<Signer>,
@@ -109,8 +113,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings and builds every mail once, so that a setting no mail can be built with stops the
-    /// start and not a trader. `key` signs the addresses that bounces go to.
+    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting stops
+    /// the service at its start, and not a user's recovery later. `key` signs the return paths.
     ///
     /// # Errors
     ///
@@ -123,7 +127,7 @@ impl Composer {
         })?;
         for (name, text) in [("MAIL_BRAND", &settings.mail_brand), ("MAIL_SUPPORT", &settings.mail_support)] {
             if text.trim().is_empty() || text.chars().any(char::is_control) {
-                return Err(ConfigError::new(name, "is empty or has a control character in it"));
+                return Err(ConfigError::new(name, "is empty or contains a control character"));
             }
         }
         let composer = Self {
@@ -135,19 +139,22 @@ impl Composer {
             zone,
             zone_name: settings.mail_time_zone.clone(),
         };
-        composer.build_every_mail().map_err(|Unbuildable| {
-            ConfigError::new("MAIL_FROM", "or MAIL_BRAND makes a mail that cannot be built: use plain names")
+        composer.build_samples().map_err(|Unbuildable| {
+            ConfigError::new(
+                "MAIL_FROM",
+                "or MAIL_BRAND cannot be put in an email: use names without special characters",
+            )
         })?;
         Ok(composer)
     }
 
-    /// What signs the mails, if anything does.
+    /// The DKIM signer, if one is configured.
     #[must_use]
     pub const fn dkim(&self) -> Option<&Signer> {
         self.dkim.as_ref()
     }
 
-    fn build_every_mail(&self) -> Result<(), Unbuildable> {
+    fn build_samples(&self) -> Result<(), Unbuildable> {
         for locale in [Locale::Vi, Locale::En] {
             for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged, MailKind::Test] {
                 self.sample(kind, locale, "sample@example.com", OffsetDateTime::UNIX_EPOCH)?;
@@ -156,7 +163,7 @@ impl Composer {
         Ok(())
     }
 
-    /// A mail that is about no account: with a made-up code, if it is of the kind that has one.
+    /// A sample email that is about no account. If its kind has a code, the code is random.
     ///
     /// # Errors
     ///
@@ -179,11 +186,12 @@ impl Composer {
         }
     }
 
-    /// The mail with a recovery code, asked for and valid at these times; `now` becomes its Date.
+    /// The email with a recovery code that was requested at `asked_at` and expires at
+    /// `valid_until`. `now` becomes its Date.
     ///
     /// # Errors
     ///
-    /// [`Unbuildable`] if the recipient's address or a rendered header does not fit a mail.
+    /// [`Unbuildable`] if the recipient's address or a header cannot be put in an email.
     pub fn recovery_code(
         &self,
         about: &About<'_>,
@@ -192,23 +200,23 @@ impl Composer {
         valid_until: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
-        let words = Words {
+        let data = TemplateData {
             code: code.expose_grouped(),
             valid_until: self.local_time(valid_until, about.locale),
-            ..self.words(about, asked_at)
+            ..self.template_data(about, asked_at)
         };
-        let words = &words;
+        let data = &data;
         self.build(
             about,
             now,
             match about.locale {
-                Locale::Vi => (Page::CodeViText { mail: words }, Page::CodeViHtml { mail: words }),
-                Locale::En => (Page::CodeEnText { mail: words }, Page::CodeEnHtml { mail: words }),
+                Locale::Vi => (Part::CodeViText { mail: data }, Part::CodeViHtml { mail: data }),
+                Locale::En => (Part::CodeEnText { mail: data }, Part::CodeEnHtml { mail: data }),
             },
         )
     }
 
-    /// The mail that says that the password was changed; `now` becomes its Date.
+    /// The notice that the password was changed at `changed_at`. `now` becomes its Date.
     ///
     /// # Errors
     ///
@@ -219,31 +227,31 @@ impl Composer {
         changed_at: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
-        let words = &self.words(about, changed_at);
+        let data = &self.template_data(about, changed_at);
         self.build(
             about,
             now,
             match about.locale {
-                Locale::Vi => (Page::ChangedViText { mail: words }, Page::ChangedViHtml { mail: words }),
-                Locale::En => (Page::ChangedEnText { mail: words }, Page::ChangedEnHtml { mail: words }),
+                Locale::Vi => (Part::ChangedViText { mail: data }, Part::ChangedViHtml { mail: data }),
+                Locale::En => (Part::ChangedEnText { mail: data }, Part::ChangedEnHtml { mail: data }),
             },
         )
     }
 
     fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {
-        let words = &self.words(about, now);
+        let data = &self.template_data(about, now);
         self.build(
             about,
             now,
             match about.locale {
-                Locale::Vi => (Page::TestViText { mail: words }, Page::TestViHtml { mail: words }),
-                Locale::En => (Page::TestEnText { mail: words }, Page::TestEnHtml { mail: words }),
+                Locale::Vi => (Part::TestViText { mail: data }, Part::TestViHtml { mail: data }),
+                Locale::En => (Part::TestEnText { mail: data }, Part::TestEnHtml { mail: data }),
             },
         )
     }
 
-    fn words(&self, about: &About<'_>, at: OffsetDateTime) -> Words<'_> {
-        Words {
+    fn template_data(&self, about: &About<'_>, at: OffsetDateTime) -> TemplateData<'_> {
+        TemplateData {
             brand: &self.brand,
             support: &self.support,
             at: self.local_time(at, about.locale),
@@ -253,12 +261,12 @@ impl Composer {
         }
     }
 
-    /// The text begins with the subject and an empty line.
+    /// Renders the two parts. The text template begins with the subject and an empty line.
     fn build(
         &self,
         about: &About<'_>,
         now: OffsetDateTime,
-        (text, html): (Page<'_>, Page<'_>),
+        (text, html): (Part<'_>, Part<'_>),
     ) -> Result<Mail, Unbuildable> {
         let text = text.render().map_err(|_| Unbuildable)?;
         let html = html.render().map_err(|_| Unbuildable)?;
@@ -283,7 +291,8 @@ impl Composer {
         Ok(Mail { envelope, bytes })
     }
 
-    /// `09:05 23/11/2026 (giờ Việt Nam, UTC+7)`: the way times are written in Viet Nam, with the zone spelled out.
+    /// A time as people in Viet Nam write it, with its zone: `09:05 23/11/2026 (giờ Việt Nam,
+    /// UTC+7)`.
     fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
         let zoned = Timestamp::from_second(at.unix_timestamp())
             .unwrap_or_default()
@@ -301,7 +310,7 @@ impl Composer {
     }
 }
 
-struct Words<'a> {
+struct TemplateData<'a> {
     brand: &'a str,
     support: &'a str,
     at: String,
@@ -311,31 +320,31 @@ struct Words<'a> {
 }
 
 #[derive(Template)]
-enum Page<'a> {
+enum Part<'a> {
     #[template(path = "recovery_code.vi.txt")]
-    CodeViText { mail: &'a Words<'a> },
+    CodeViText { mail: &'a TemplateData<'a> },
     #[template(path = "recovery_code.vi.html")]
-    CodeViHtml { mail: &'a Words<'a> },
+    CodeViHtml { mail: &'a TemplateData<'a> },
     #[template(path = "recovery_code.en.txt")]
-    CodeEnText { mail: &'a Words<'a> },
+    CodeEnText { mail: &'a TemplateData<'a> },
     #[template(path = "recovery_code.en.html")]
-    CodeEnHtml { mail: &'a Words<'a> },
+    CodeEnHtml { mail: &'a TemplateData<'a> },
     #[template(path = "password_changed.vi.txt")]
-    ChangedViText { mail: &'a Words<'a> },
+    ChangedViText { mail: &'a TemplateData<'a> },
     #[template(path = "password_changed.vi.html")]
-    ChangedViHtml { mail: &'a Words<'a> },
+    ChangedViHtml { mail: &'a TemplateData<'a> },
     #[template(path = "password_changed.en.txt")]
-    ChangedEnText { mail: &'a Words<'a> },
+    ChangedEnText { mail: &'a TemplateData<'a> },
     #[template(path = "password_changed.en.html")]
-    ChangedEnHtml { mail: &'a Words<'a> },
+    ChangedEnHtml { mail: &'a TemplateData<'a> },
     #[template(path = "test.vi.txt")]
-    TestViText { mail: &'a Words<'a> },
+    TestViText { mail: &'a TemplateData<'a> },
     #[template(path = "test.vi.html")]
-    TestViHtml { mail: &'a Words<'a> },
+    TestViHtml { mail: &'a TemplateData<'a> },
     #[template(path = "test.en.txt")]
-    TestEnText { mail: &'a Words<'a> },
+    TestEnText { mail: &'a TemplateData<'a> },
     #[template(path = "test.en.html")]
-    TestEnHtml { mail: &'a Words<'a> },
+    TestEnHtml { mail: &'a TemplateData<'a> },
 }
 
 #[cfg(test)]
@@ -343,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_ends_where_it_ends() {
+    fn only_the_final_dot_ends_a_message() {
         let stuffed = |text: &str| {
             let envelope = Envelope::new(None, vec!["a@example.com".parse().unwrap()]).unwrap();
             Mail { envelope, bytes: text.into() }.dot_stuffed()

@@ -1,5 +1,5 @@
-//! Mail: what it says ([`message`]) and how it reaches a relay ([`gateway`]). Nothing outside this module and
-//! `email_address.rs` knows lettre.
+//! Emails: building them ([`message`]) and sending them through relays ([`gateway`]). Only this
+//! module and [`crate::email_address`] use lettre.
 
 pub mod bounce;
 mod connect;
@@ -21,7 +21,7 @@ mod sign_in;
 mod tls;
 pub mod verdict;
 
-/// A mail could not be built: the address or a setting does not fit a header.
+/// An email cannot be built: an address or a setting does not fit into a header.
 #[derive(Debug, thiserror::Error)]
-#[error("the mail could not be built")]
+#[error("the email could not be built")]
 pub struct Unbuildable;

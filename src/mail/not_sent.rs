@@ -1,4 +1,5 @@
-//! Why a mail was not handed over: the stage of SMTP, the relay's codes, and what this machine says.
+//! Why an email was not accepted: the stage of SMTP, the relay's codes, and this machine's own
+//! reason.
 
 use std::error::Error as _;
 use std::fmt;
@@ -7,10 +8,10 @@ use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::response::Response;
 use strum::IntoStaticStr;
 
-/// Where an attempt ended that did not end well.
+/// The step at which an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-#[expect(missing_docs, reason = "each is the step of that name, most of them of SMTP")]
+#[expect(missing_docs, reason = "each is the step of its name, and most are SMTP commands")]
 pub enum Stage {
     Compose,
     NoRelay,
@@ -28,20 +29,22 @@ pub enum Stage {
     Deadline,
 }
 
-/// The enhanced status code of a negative answer (RFC 2034 §4). Its digits are all that is kept of the relay's words.
+/// The enhanced status code of a negative answer (RFC 2034 §4). Nothing else of the answer's text
+/// is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Enhanced {
-    /// The answer has none.
+    /// The answer has no enhanced code.
     #[default]
     None,
-    /// Subject and detail (RFC 3463 §2). The class is the first digit of the reply's code.
+    /// Subject and detail (RFC 3463 §2). The class is the first digit of the reply code.
     Code(u16, u16),
-    /// The answer begins with digits and dots that are no code, or one of another class than the reply's.
+    /// The answer begins with digits and dots that are not an enhanced code, or whose class differs
+    /// from the reply code's.
     Unreadable,
 }
 
 impl Enhanced {
-    /// Reads it from the text of an answer with this code.
+    /// Reads the enhanced code from the text of an answer with this reply code.
     fn of(code: u16, text: &str) -> Self {
         let word = text.split_ascii_whitespace().next().unwrap_or_default();
         let mut numbers = word.split('.').map(number);
@@ -56,60 +59,64 @@ impl Enhanced {
     }
 }
 
-/// One to three digits, and nothing else.
+/// Parses one to three ASCII digits.
 fn number(digits: &str) -> Option<u16> {
     let plain = digits.len() <= 3 && digits.bytes().all(|octet| octet.is_ascii_digit());
     if plain { digits.parse().ok() } else { None }
 }
 
-/// As in `#5.7.1` and `[5.7.1]`, which some relays write.
+/// Whether it contains a digit, a dot and a digit, as `#5.7.1` and `[5.7.1]` do, which some relays
+/// write.
 fn has_dotted_digits(word: &str) -> bool {
     word.as_bytes().windows(3).any(|part| matches!(part, [b'0'..=b'9', b'.', b'0'..=b'9']))
 }
 
-/// A mail that was not handed over.
+/// The reason why an email was not accepted, or why a probe failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotSent {
-    /// Where it ended.
+    /// The step that failed.
     pub stage: Stage,
-    /// The relay's answer, if there was one.
+    /// The relay's reply code, if it answered.
     pub code: Option<u16>,
-    /// The enhanced code in it.
+    /// The enhanced code of the answer.
     pub enhanced: Enhanced,
-    /// What this machine has to say about it. Never a word of the relay's, which may contain the address.
+    /// This machine's own reason. It never quotes the relay, whose text may contain the recipient's
+    /// address.
     pub why: Option<String>,
 }
 
 impl NotSent {
-    /// Nothing is known but where it ended.
+    /// A failure at `stage` without further details.
     pub(crate) const fn just(stage: Stage) -> Self {
         Self { stage, code: None, enhanced: Enhanced::None, why: None }
     }
 
-    /// With words of this machine's own.
+    /// A failure at `stage` with this machine's own reason.
     pub(super) fn because(stage: Stage, why: impl Into<String>) -> Self {
         Self { why: Some(why.into()), ..Self::just(stage) }
     }
 
+    /// Converts lettre's errors at `stage`, keeping the relay's codes alone.
     pub(super) fn at(stage: Stage) -> impl Fn(SmtpError) -> Self {
         move |error| Self::answered(stage, &error)
     }
 
-    /// With the reason, for the stages before the relay has heard of any address.
+    /// Converts an error and keeps the reason, for stages at which the relay has not received an
+    /// email address yet.
     pub(super) fn explained(stage: Stage, error: &SmtpError) -> Self {
-        // lettre's words for an answer that it does not understand quote it.
+        // For an answer that lettre does not understand, its error quotes the answer.
         if error.is_response() {
-            return Self::because(stage, "the answer is cut off, or not SMTP");
+            return Self::because(stage, "the answer is incomplete or not SMTP");
         }
         let answered = Self::answered(stage, error);
-        // Without an answer of the relay's, the words are those of this machine's network and TLS.
+        // If the relay has not answered, the reason comes from this machine's network or TLS.
         let why = error.source().filter(|_| answered.code.is_none()).map(ToString::to_string);
         Self { why, ..answered }
     }
 
     fn answered(stage: Stage, error: &SmtpError) -> Self {
         let code: Option<u16> = error.status().map(Into::into);
-        // The error's source is the text of the answer, all lines of it.
+        // The error's source is the whole text of the answer.
         let enhanced = match (code, error.source()) {
             (Some(code), Some(text)) => Enhanced::of(code, &text.to_string()),
             _ => Enhanced::None,
@@ -118,7 +125,8 @@ impl NotSent {
     }
 }
 
-/// `rcpt 550 5.7.1`, `tls (…)`: the stage, and the relay's codes or what this machine says, for the outbox and the log.
+/// The stage with the relay's codes or this machine's reason, for the outbox and the log: `rcpt 550
+/// 5.7.1`, `tls (…)`.
 impl fmt::Display for NotSent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.stage.into())?;
@@ -132,8 +140,8 @@ impl fmt::Display for NotSent {
     }
 }
 
-/// Refuses every answer but this one.
-pub(super) fn exactly(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
+/// Fails unless the relay answered with this code.
+pub(super) fn expect_code(response: &Response, code: u16, stage: Stage) -> Result<(), NotSent> {
     let answered = response.code().into();
     if answered == code { Ok(()) } else { Err(NotSent { code: Some(answered), ..NotSent::just(stage) }) }
 }
@@ -153,11 +161,11 @@ mod tests {
             (550, "", Enhanced::None),
             (550, "user.name@example.com is unknown", Enhanced::None),
             (550, "5 of 7", Enhanced::None),
-            // Of another class than the reply.
+            // The class differs from the reply code's.
             (550, "4.7.1 greylisted", Enhanced::Unreadable),
             (450, "5.1.1 no such user", Enhanced::Unreadable),
             (550, "2.1.5 ok", Enhanced::Unreadable),
-            // No code, but the beginning of one or the like.
+            // Looks similar to an enhanced code.
             (550, "#5.7.1 denied", Enhanced::Unreadable),
             (550, "[5.7.1] denied", Enhanced::Unreadable),
             (550, "5.1.1: no such user", Enhanced::Unreadable),
@@ -174,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn it_shows_digits_and_no_word() {
+    fn it_shows_codes_and_no_text_of_the_relay() {
         let shown = |code, text| {
             let enhanced = Enhanced::of(code, text);
             NotSent { code: Some(code), enhanced, ..NotSent::just(Stage::Rcpt) }.to_string()

@@ -1,10 +1,11 @@
-//! The access token for relays that take XOAUTH2: requested (RFC 6749 §4.4 and §6), kept, and renewed ahead of its end.
+//! The access token for relays with XOAUTH2: requests it (RFC 6749 §4.4 and §6), and renews it.
 //!
-//! A mail takes the token that is kept. It waits for the token endpoint only while there is none: at first contact, or when
-//! renewals have failed until the token's end.
+//! An email uses the current token. It waits for the token endpoint only if there is no valid
+//! token: before the first one, or after renewals have failed until the token expired.
 //!
-//! Promise 6: a mail requests a token when the timer does, or when its own was refused. Of the latter nothing is left but a
-//! newer token: a failure changes neither the timer nor what the probe may request.
+//! "Only the probe sets a relay's state" (an invariant of [`crate`]): an email may request a token
+//! when the timer would, or after a relay has refused the current one. If the latter request fails,
+//! that changes neither the timer nor what the probe may request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -24,71 +25,73 @@ use crate::http_client::{Bounds, HttpClient};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::metrics::Metrics;
 
-/// Less than a probe may take, so that what the probe finds is `auth` and not `deadline`.
-const ANSWER: Bounds = Bounds { time: Duration::from_secs(4), octets: 64 * 1024 };
-const CONNECT: Duration = Duration::from_secs(3);
-/// The life of a token whose endpoint names none: RFC 6749 §5.1 only recommends that it does.
-const ASSUMED_LIFE: Duration = Duration::from_mins(10);
-/// What an endpoint may name. A shorter life would mean requests without a pause.
-const LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_hours(24));
-/// The pause after a failed request: the first, and the longest. Each is twice the one before.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
-/// How often at most a token is renewed because a relay refused it.
-const REFUSED_PAUSE: Duration = Duration::from_mins(1);
+/// Bounds of a request. A probe has more time, so that it fails at `auth` and not at `deadline`.
+const ANSWER_BOUNDS: Bounds = Bounds { time: Duration::from_secs(4), octets: 64 * 1024 };
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// The lifetime of a token if the endpoint gives none, which RFC 6749 §5.1 allows.
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(10);
+/// Bounds of a lifetime from the endpoint, so that the timer pauses between requests.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
+/// The first pause after a failed request, and the longest. Each is twice the one before.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
+/// The shortest time between two renewals after a relay has refused the token.
+const REFUSED_INTERVAL: Duration = Duration::from_mins(1);
 
 type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
-/// The one token that all relays with `auth=xoauth2` are shown.
+/// The access token that all relays with `auth=xoauth2` share.
 pub(super) struct Tokens {
     client: Client,
     scopes: Vec<Scope>,
     refresh_token: Option<RefreshToken>,
     http: HttpClient,
-    state: Mutex<State>,
-    /// Held during a request: there is one at a time.
-    turn: tokio::sync::Mutex<()>,
+    state: Mutex<TokenState>,
+    /// Held during a request, so that there is one at a time.
+    request_lock: tokio::sync::Mutex<()>,
     renewed: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    token: Option<Token>,
+struct TokenState {
+    token: Option<CurrentToken>,
     failure: Option<Failure>,
-    /// When the probe, or a mail, last had a token renewed because a relay refused it.
+    /// When the probe or an email last had a refused token renewed.
     renewed_for_probe: Option<Instant>,
     renewed_for_mail: Option<Instant>,
-    /// The one that came with the last token, and replaces the one before (RFC 6749 §6).
+    /// The refresh token of the last answer, which replaces the one before (RFC 6749 §6).
     refresh_token: Option<RefreshToken>,
 }
 
-/// For whom a relay is connected to.
+/// Who needs the connection that the token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum Requester {
     Probe,
     Mail,
 }
 
-struct Token {
+struct CurrentToken {
     secret: AccessToken,
     renew_at: Instant,
-    ends_at: Instant,
+    expires_at: Instant,
 }
 
 struct Failure {
-    why: NoToken,
+    why: TokenError,
     pause: Duration,
     until: Instant,
 }
 
-/// Why there is no token. It quotes nothing of the endpoint's but a code that RFC 6749 lists.
+/// Why a token request failed. Of the endpoint's answer it quotes only error codes of RFC 6749.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NoToken {
+pub(super) enum TokenError {
     #[error("the token endpoint answered {0}")]
     Refused(&'static str),
     #[error("the token endpoint answered {0}")]
     Status(u16),
     #[error("the token endpoint did not answer: {0}")]
-    Away(String),
+    Unreachable(String),
     #[error("the token endpoint's answer is not one of RFC 6749")]
     Unreadable,
 }
@@ -98,7 +101,7 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable which is missing, or for which this machine has no certificates.
+    /// A sentence that names the missing variable, or the URL if no certificate can be checked.
     pub(super) fn new(
         settings: &OauthSettings,
         secrets: &OauthSecrets,
@@ -108,18 +111,18 @@ impl Tokens {
         let OauthSecrets { client_secret, refresh_token } = secrets;
         let missing = |variable, hint| Err(ConfigError::new(variable, format!("is missing: {hint}")));
         let Some(url) = url else {
-            let is_alone = [id, scope, client_secret, refresh_token].iter().all(|setting| setting.is_none());
-            let hint = "the other settings of SMTP_OAUTH_* need it";
-            return if is_alone { Ok(None) } else { missing("SMTP_OAUTH_TOKEN_URL", hint) };
+            let has_none = [id, scope, client_secret, refresh_token].iter().all(|setting| setting.is_none());
+            let hint = "the other SMTP_OAUTH_* settings need it";
+            return if has_none { Ok(None) } else { missing("SMTP_OAUTH_TOKEN_URL", hint) };
         };
         let Some(id) = id else {
             return missing("SMTP_OAUTH_CLIENT_ID", "SMTP_OAUTH_TOKEN_URL needs it");
         };
         if client_secret.is_none() && refresh_token.is_none() {
-            let hint = "give it, or SMTP_OAUTH_REFRESH_TOKEN, or a file that holds one in their _FILE forms";
+            let hint = "set it or SMTP_OAUTH_REFRESH_TOKEN, or the _FILE form of one of them";
             return missing("SMTP_OAUTH_CLIENT_SECRET", hint);
         }
-        let http = HttpClient::new(url.is_https(), CONNECT).map_err(|error| {
+        let http = HttpClient::new(url.is_https(), CONNECT_DEADLINE).map_err(|error| {
             ConfigError::new("SMTP_OAUTH_TOKEN_URL", format!("cannot be checked: {error}"))
         })?;
         let endpoint = oauth2::TokenUrl::from_url(url.url().clone());
@@ -134,38 +137,38 @@ impl Tokens {
             refresh_token: refresh_token.clone().map(RefreshToken::new),
             http,
             state: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            request_lock: tokio::sync::Mutex::default(),
             renewed: Notify::new(),
         })))
     }
 
-    /// The token that is kept, or a new one if there is none that is good.
+    /// The current token. Requests one if there is no valid token.
     ///
     /// # Errors
     ///
     /// [`NotSent`] at [`Stage::Auth`].
     pub(super) async fn token(&self) -> Result<AccessToken, NotSent> {
-        if self.state().good().is_none() {
-            self.request_if(Asker::Probe, State::is_due).await;
+        if self.state().valid_token().is_none() {
+            self.request_if(Requester::Probe, TokenState::is_due).await;
         }
         let state = self.state();
-        state.good().cloned().ok_or_else(|| {
+        state.valid_token().cloned().ok_or_else(|| {
             let why = state.failure.as_ref().map(|failure| failure.why.to_string());
             NotSent { why, ..NotSent::just(Stage::Auth) }
         })
     }
 
-    /// Another token than the one that a relay has refused: the one that has replaced it, or a new one if the last one
-    /// that came so is long ago.
-    pub(super) async fn other_than(&self, refused: &AccessToken, asker: Asker) -> Option<AccessToken> {
-        self.request_if(asker, |state, now| state.may_replace(refused, asker, now)).await;
-        self.state().good().filter(|token| token.secret() != refused.secret()).cloned()
+    /// A token to replace a refused one: the current token if it is another, or a new one. `None`
+    /// if the request fails, or within [`REFUSED_INTERVAL`] after the requester's last renewal.
+    pub(super) async fn replacement_for(&self, refused: &AccessToken, by: Requester) -> Option<AccessToken> {
+        self.request_if(by, |state, now| state.may_replace(refused, by, now)).await;
+        self.state().valid_token().filter(|token| token.secret() != refused.secret()).cloned()
     }
 
-    /// Renews the token ahead of its end, for ever.
-    pub(super) async fn keep(&self, metrics: &Metrics) {
+    /// Renews the token before it expires, for ever.
+    pub(super) async fn keep_valid(&self, metrics: &Metrics) {
         loop {
-            self.request_if(Asker::Probe, State::is_due).await;
+            self.request_if(Requester::Probe, TokenState::is_due).await;
             let (is_failing, next) = {
                 let state = self.state();
                 (state.failure.is_some(), state.next_request(Instant::now()))
@@ -175,15 +178,19 @@ impl Tokens {
         }
     }
 
-    /// Requests a token if one is still wanted when no other request is under way.
-    async fn request_if(&self, asker: Asker, is_wanted: impl FnOnce(&mut State, Instant) -> bool) {
-        let _turn = self.turn.lock().await;
-        if !is_wanted(&mut self.state(), Instant::now()) {
+    /// Waits until no other request is running, and then requests a token if one is still needed.
+    async fn request_if(
+        &self,
+        requester: Requester,
+        is_needed: impl FnOnce(&mut TokenState, Instant) -> bool,
+    ) {
+        let _lock = self.request_lock.lock().await;
+        if !is_needed(&mut self.state(), Instant::now()) {
             return;
         }
         let answer = self.request().await;
         let is_renewed = answer.is_ok();
-        self.state().is_answered(answer, asker, Instant::now());
+        self.state().record_answer(answer, requester, Instant::now());
         if is_renewed {
             self.renewed.notify_waiters();
         }
@@ -194,7 +201,7 @@ impl Tokens {
         self.renewed.notified().await;
     }
 
-    async fn request(&self) -> Result<BasicTokenResponse, NoToken> {
+    async fn request(&self) -> Result<BasicTokenResponse, TokenError> {
         let renewed = self.state().refresh_token.clone();
         let scopes = self.scopes.iter().cloned();
         let answer = match renewed.as_ref().or(self.refresh_token.as_ref()) {
@@ -206,52 +213,53 @@ impl Tokens {
         };
         let answer = answer.map_err(|error| match error {
             RequestTokenError::ServerResponse(error) => {
-                listed(error.error()).map_or(NoToken::Unreadable, NoToken::Refused)
+                standard_code(error.error()).map_or(TokenError::Unreadable, TokenError::Refused)
             }
             RequestTokenError::Request(why) => why,
-            RequestTokenError::Parse(..) | RequestTokenError::Other(_) => NoToken::Unreadable,
+            RequestTokenError::Parse(..) | RequestTokenError::Other(_) => TokenError::Unreadable,
         })?;
-        // RFC 6749 §7.1: a token of a type that is not understood is not used. Appendix A.12: visible ASCII, which ends
-        // no field of XOAUTH2.
+        // A token of an unknown type must not be used (RFC 6749 §7.1). A token is visible ASCII
+        // (appendix A.12), and so cannot contain the separators of XOAUTH2.
         let is_bearer = *answer.token_type() == BasicTokenType::Bearer;
         let is_visible = answer.access_token().secret().bytes().all(|byte| byte.is_ascii_graphic());
-        if is_bearer && is_visible { Ok(answer) } else { Err(NoToken::Unreadable) }
+        if is_bearer && is_visible { Ok(answer) } else { Err(TokenError::Unreadable) }
     }
 
-    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, NoToken> {
-        let answer = self.http.send(request.map(Full::from), ANSWER).await;
-        let answer = answer.map_err(|why| NoToken::Away(why.to_string()))?;
-        // RFC 6749 §5.2: what says why has 400, or 401 for a client that is not known.
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, TokenError> {
+        let answer = self.http.send(request.map(Full::from), ANSWER_BOUNDS).await;
+        let answer = answer.map_err(|why| TokenError::Unreachable(why.to_string()))?;
+        // An answer with an error code has the status 400, or 401 for an unknown client (RFC 6749
+        // §5.2).
         match answer.status().as_u16() {
             200 | 400 | 401 => Ok(answer.map(Vec::from)),
-            status => Err(NoToken::Status(status)),
+            status => Err(TokenError::Status(status)),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TokenState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<'c> AsyncHttpClient<'c> for Tokens {
-    type Error = NoToken;
-    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, NoToken>> + Send + 'c>>;
+    type Error = TokenError;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, TokenError>> + Send + 'c>>;
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(self.send(request))
     }
 }
 
-/// It holds nothing that may be shown.
+/// Shows nothing, because every field may contain a secret.
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tokens(redacted)")
     }
 }
 
-impl State {
-    fn good(&self) -> Option<&AccessToken> {
-        self.token.as_ref().filter(|token| Instant::now() < token.ends_at).map(|token| &token.secret)
+impl TokenState {
+    fn valid_token(&self) -> Option<&AccessToken> {
+        self.token.as_ref().filter(|token| Instant::now() < token.expires_at).map(|token| &token.secret)
     }
 
     fn next_request(&self, now: Instant) -> Instant {
@@ -263,44 +271,49 @@ impl State {
         self.next_request(now) <= now
     }
 
-    /// Whether a refused token may be renewed ahead of its time; if so, for a minute no other one of this asker's.
-    fn may_replace(&mut self, refused: &AccessToken, asker: Asker, now: Instant) -> bool {
-        let is_this = self.token.as_ref().is_some_and(|token| token.secret.secret() == refused.secret());
-        let last = match asker {
-            Asker::Probe => &mut self.renewed_for_probe,
-            Asker::Mail => &mut self.renewed_for_mail,
+    /// Whether a refused token may be renewed early: once in [`REFUSED_INTERVAL`] per requester.
+    fn may_replace(&mut self, refused: &AccessToken, requester: Requester, now: Instant) -> bool {
+        let is_current = self.token.as_ref().is_some_and(|token| token.secret.secret() == refused.secret());
+        let last = match requester {
+            Requester::Probe => &mut self.renewed_for_probe,
+            Requester::Mail => &mut self.renewed_for_mail,
         };
-        let may = is_this && last.is_none_or(|last| last + REFUSED_PAUSE <= now);
+        let may = is_current && last.is_none_or(|last| last + REFUSED_INTERVAL <= now);
         if may {
             *last = Some(now);
         }
         may
     }
 
-    fn is_answered(&mut self, answer: Result<BasicTokenResponse, NoToken>, asker: Asker, now: Instant) {
+    fn record_answer(
+        &mut self,
+        answer: Result<BasicTokenResponse, TokenError>,
+        requester: Requester,
+        now: Instant,
+    ) {
         match answer {
-            Ok(answer) => self.has(&answer, now),
+            Ok(answer) => self.store(&answer, now),
             Err(why) => {
                 let failed = self.failure.as_ref();
                 if failed.is_none_or(|failed| failed.why != why) {
                     tracing::warn!(%why, "the access token for relays cannot be renewed");
                 }
-                if why == NoToken::Refused("invalid_grant") {
-                    // The one of the settings may be good again.
+                if why == TokenError::Refused("invalid_grant") {
+                    // The refresh token of the settings may be valid again.
                     self.refresh_token = None;
                 }
-                if asker == Asker::Probe {
-                    let pause = failed.map_or(PAUSE.0, |failed| (failed.pause * 2).min(PAUSE.1));
+                if requester == Requester::Probe {
+                    let pause = failed.map_or(MIN_PAUSE, |failed| (failed.pause * 2).min(MAX_PAUSE));
                     self.failure = Some(Failure { why, pause, until: now + pause });
                 }
             }
         }
     }
 
-    fn has(&mut self, answer: &BasicTokenResponse, now: Instant) {
-        let life = answer.expires_in().unwrap_or(ASSUMED_LIFE).clamp(LIFE.0, LIFE.1);
+    fn store(&mut self, answer: &BasicTokenResponse, now: Instant) {
+        let life = answer.expires_in().unwrap_or(DEFAULT_LIFETIME).clamp(MIN_LIFETIME, MAX_LIFETIME);
         let secret = answer.access_token().clone();
-        self.token = Some(Token { secret, renew_at: now + life * 3 / 4, ends_at: now + life });
+        self.token = Some(CurrentToken { secret, renew_at: now + life * 3 / 4, expires_at: now + life });
         if let Some(token) = answer.refresh_token() {
             self.refresh_token = Some(token.clone());
         }
@@ -310,8 +323,8 @@ impl State {
     }
 }
 
-/// A code of RFC 6749 §5.2, in words of ours; anything else is the endpoint's own text.
-fn listed(code: &BasicErrorResponseType) -> Option<&'static str> {
+/// The error code if RFC 6749 §5.2 defines it. Any other one is free text and is not shown.
+fn standard_code(code: &BasicErrorResponseType) -> Option<&'static str> {
     match code {
         BasicErrorResponseType::InvalidClient => Some("invalid_client"),
         BasicErrorResponseType::InvalidGrant => Some("invalid_grant"),
@@ -339,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_renewed_ahead_of_its_end_whatever_life_it_is_given() {
+    fn a_token_of_any_lifetime_is_renewed_before_it_expires() {
         let now = Instant::now();
         for (life, renewed_after) in [
             (Some(3600 * SECOND), 2700 * SECOND),
@@ -347,9 +360,9 @@ mod tests {
             (Some(Duration::MAX), Duration::from_hours(18)),
             (None, 450 * SECOND),
         ] {
-            let mut state = State::default();
+            let mut state = TokenState::default();
             assert!(state.is_due(now));
-            state.is_answered(Ok(issued("a", life)), Asker::Probe, now);
+            state.record_answer(Ok(issued("a", life)), Requester::Probe, now);
             assert_eq!(state.next_request(now), now + renewed_after, "{life:?}");
             assert!(!state.is_due(now) && state.is_due(now + renewed_after));
         }
@@ -357,31 +370,31 @@ mod tests {
 
     #[test]
     fn pauses_after_failures_grow_to_a_minute_and_end_with_a_success() {
-        let (mut state, mut now) = (State::default(), Instant::now());
+        let (mut state, mut now) = (TokenState::default(), Instant::now());
         for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
             assert!(state.is_due(now));
-            state.is_answered(Err(NoToken::Status(503)), Asker::Probe, now);
+            state.record_answer(Err(TokenError::Status(503)), Requester::Probe, now);
             assert!(!state.is_due(now + (pause - 1) * SECOND), "{pause}");
             now += pause * SECOND;
         }
-        state.is_answered(Ok(issued("a", None)), Asker::Probe, now);
-        state.is_answered(Err(NoToken::Status(503)), Asker::Probe, now + 600 * SECOND);
+        state.record_answer(Ok(issued("a", None)), Requester::Probe, now);
+        state.record_answer(Err(TokenError::Status(503)), Requester::Probe, now + 600 * SECOND);
         assert_eq!(state.next_request(now), now + 601 * SECOND);
     }
 
-    /// Promise 6: whatever mails have met, the probe and the timer do as they would have done.
+    /// Refusals that emails have met do not change what the probe and the timer do.
     #[test]
-    fn a_refused_token_is_renewed_once_a_minute_for_the_probe_and_for_mails_apart() {
-        let (mut state, now) = (State::default(), Instant::now());
-        state.is_answered(Ok(issued("a", None)), Asker::Probe, now);
+    fn a_refused_token_is_renewed_once_a_minute_for_the_probe_and_for_emails_separately() {
+        let (mut state, now) = (TokenState::default(), Instant::now());
+        state.record_answer(Ok(issued("a", None)), Requester::Probe, now);
         let [a, b] = ["a", "b"].map(|secret| AccessToken::new(secret.to_owned()));
-        assert!(!state.may_replace(&b, Asker::Mail, now), "another one is kept by now");
-        assert!(state.may_replace(&a, Asker::Mail, now));
-        state.is_answered(Err(NoToken::Status(503)), Asker::Mail, now);
-        assert!(!state.may_replace(&a, Asker::Mail, now + 59 * SECOND));
+        assert!(!state.may_replace(&b, Requester::Mail, now), "the refused token is not the current one");
+        assert!(state.may_replace(&a, Requester::Mail, now));
+        state.record_answer(Err(TokenError::Status(503)), Requester::Mail, now);
+        assert!(!state.may_replace(&a, Requester::Mail, now + 59 * SECOND));
         assert!(state.failure.is_none());
-        assert!(state.may_replace(&a, Asker::Probe, now));
-        assert!(!state.may_replace(&a, Asker::Probe, now + 59 * SECOND));
-        assert!(state.may_replace(&a, Asker::Mail, now + 60 * SECOND));
+        assert!(state.may_replace(&a, Requester::Probe, now));
+        assert!(!state.may_replace(&a, Requester::Probe, now + 59 * SECOND));
+        assert!(state.may_replace(&a, Requester::Mail, now + 60 * SECOND));
     }
 }

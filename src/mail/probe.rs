@@ -1,8 +1,9 @@
-//! Asks each relay, again and again, whether it is usable. What it finds is all that `start` sees of the relays.
+//! Probes: check each relay periodically. Their result is all that `start` sees of the relays.
 //!
-//! A relay that was usable has to answer soon, so that an outage shows. One that was not has as long as a mail has, because
-//! its greeting may be slow on purpose, and is asked again meanwhile, so that the end of an outage shows as soon
-//! (docs/decisions/0027).
+//! - A relay that is usable must answer within seconds, so that an outage is noticed.
+//! - A relay that is not usable has as much time as an email, because some relays greet slowly on
+//!   purpose. Further probes start meanwhile, so that the end of an outage is noticed as fast
+//!   (docs/decisions/0027).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +17,26 @@ use crate::config::RelaySettings;
 use crate::mail::conversation::Connection;
 use crate::mail::gateway::Gateway;
 use crate::mail::not_sent::{NotSent, Stage};
-use crate::mail::oauth::Asker;
+use crate::mail::oauth::Requester;
 use crate::mail::relay::Relay;
 use crate::metrics::{Metrics, RelayLabel};
 
-/// How long a connection that was kept may take to answer, before a new one is tried.
+/// How long the kept connection may take to answer before a new one is tried.
 const KEPT_DEADLINE: Duration = Duration::from_secs(1);
-/// How long that may take, at most.
+/// How long a new connection may take while the relay counts as usable.
 const NEW_DEADLINE: Duration = Duration::from_secs(5);
-/// At most so far apart probes of a relay begin that is not usable.
-const WHILE_DOWN: Duration = Duration::from_secs(1);
-/// NOOPs that one connection is asked. Postfix takes the 101st for junk, and ends the conversation some later
-/// (`smtpd_junk_command_limit`).
-const NOOPS: u32 = 90;
-/// How often connections are looked through for those that have idled for too long.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// The longest time between the starts of two probes while the relay is not usable.
+const DOWN_INTERVAL: Duration = Duration::from_secs(1);
+/// NOOPs that one connection sends at most. From the 101st on Postfix counts them as junk, and soon
+/// disconnects (`smtpd_junk_command_limit`).
+const MAX_NOOPS: u32 = 90;
+/// How often connections that have been idle for too long are closed.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// Probes every relay once, and then again and again, and keeps the access token fresh, until `stop`. The tasks that are
-    /// returned do so, and end with QUIT; whatever they do ends at once when they are dropped.
+    /// Probes every relay once, and then returns the tasks that probe them periodically and keep
+    /// the access token valid. After `stop` they close their connections with QUIT and end.
+    /// Dropping them aborts everything.
     pub async fn watch(
         self: &Arc<Self>,
         settings: &RelaySettings,
@@ -45,24 +47,24 @@ impl Gateway {
         if let Some(tokens) = self.tokens.clone() {
             let (metrics, stop) = (Arc::clone(metrics), stop.clone());
             tasks.spawn(async move {
-                let _: Option<()> = stop.run_until_cancelled(tokens.keep(&metrics)).await;
+                let _: Option<()> = stop.run_until_cancelled(tokens.keep_valid(&metrics)).await;
             });
         }
-        // Nothing is sent: the channel is closed once every probe has let go of its end.
-        let (unknown, mut all_known) = mpsc::channel(1);
+        // Nothing is sent. The channel closes when every probe has dropped its sender.
+        let (first_probe, mut all_probed) = mpsc::channel(1);
         for place in 0..self.relays.len() {
             let probe = Probe {
                 gateway: Arc::clone(self),
                 place,
                 interval: settings.smtp_probe_interval,
                 deadline: settings.smtp_deadline,
-                at_once: settings.smtp_probes_while_down.into(),
+                max_probes: settings.smtp_probes_while_down.into(),
                 metrics: Arc::clone(metrics),
             };
-            let (unknown, stop) = (unknown.clone(), stop.clone());
+            let (first_probe, stop) = (first_probe.clone(), stop.clone());
             tasks.spawn(async move {
                 let mut kept = None;
-                stop.run_until_cancelled(Box::pin(Arc::new(probe).run(&mut kept, unknown))).await;
+                stop.run_until_cancelled(Box::pin(Arc::new(probe).run(&mut kept, first_probe))).await;
                 if let Some(connection) = kept {
                     connection.quit().await;
                 }
@@ -70,12 +72,12 @@ impl Gateway {
         }
         let (gateway, stop) = (Arc::clone(self), stop.clone());
         tasks.spawn(async move {
-            while stop.run_until_cancelled(sleep(IDLE_LOOK)).await.is_some() {
-                gateway.relays.iter().for_each(Relay::leave_stale);
+            while stop.run_until_cancelled(sleep(IDLE_CHECK_INTERVAL)).await.is_some() {
+                gateway.relays.iter().for_each(Relay::quit_stale);
             }
         });
-        drop(unknown);
-        let _: Option<()> = all_known.recv().await;
+        drop(first_probe);
+        let _: Option<()> = all_probed.recv().await;
         tasks
     }
 }
@@ -86,57 +88,57 @@ struct Probe {
     place: usize,
     interval: Duration,
     deadline: Duration,
-    at_once: usize,
+    max_probes: usize,
     metrics: Arc<Metrics>,
 }
 
 impl Probe {
-    /// `unknown` is dropped when it is known whether the relay is usable.
-    async fn run(self: Arc<Self>, kept: &mut Option<Connection>, unknown: mpsc::Sender<()>) {
-        let mut unknown = Some(unknown);
+    /// Probes the relay for ever. Drops `first_probe` when the first result is known.
+    async fn run(self: Arc<Self>, kept: &mut Option<Connection>, first_probe: mpsc::Sender<()>) {
+        let mut first_probe = Some(first_probe);
         loop {
-            let asked = self.ask(kept.take()).await;
-            self.note(asked.as_ref().err());
-            unknown.take();
-            *kept = Some(match asked {
+            let result = self.check(kept.take()).await;
+            self.record(result.as_ref().err());
+            first_probe.take();
+            *kept = Some(match result {
                 Ok(connection) => connection,
-                Err(why) => self.until_usable(why).await,
+                Err(why) => self.wait_until_usable(why).await,
             });
             sleep(self.interval).await;
         }
     }
 
-    /// Asks on the connection that was kept, or else on one new connection.
-    async fn ask(&self, kept: Option<Connection>) -> Result<Connection, NotSent> {
+    /// Checks the relay on the kept connection. If that does not answer, on a new one.
+    async fn check(&self, kept: Option<Connection>) -> Result<Connection, NotSent> {
         let Some(mut kept) = kept else { return self.connect(NEW_DEADLINE).await };
-        // Silence may be a lost connection, and says nothing of the relay.
+        // If it does not answer, perhaps only the connection was lost.
         if kept.noop(Instant::now() + KEPT_DEADLINE).await.is_err() {
             return self.connect(NEW_DEADLINE).await;
         }
-        if kept.uses >= NOOPS
+        if kept.uses >= MAX_NOOPS
             && let Ok(new) = self.connect(NEW_DEADLINE).await
         {
-            self.relay().leave(std::mem::replace(&mut kept, new));
+            self.relay().quit(std::mem::replace(&mut kept, new));
         }
         Ok(kept)
     }
 
-    /// Asks until one of the probes under way finds the relay usable; the others are dropped.
-    async fn until_usable(self: &Arc<Self>, mut why: NotSent) -> Connection {
-        let mut under_way = JoinSet::new();
-        let often = WHILE_DOWN.min(self.interval);
+    /// Starts probes until one finds the relay usable, and drops the others.
+    async fn wait_until_usable(self: &Arc<Self>, mut why: NotSent) -> Connection {
+        let mut probes = JoinSet::new();
+        let down_interval = DOWN_INTERVAL.min(self.interval);
         loop {
-            let next = Instant::now() + if is_refused(&why) { self.interval } else { often };
+            let next = Instant::now() + if is_refused(&why) { self.interval } else { down_interval };
             loop {
                 tokio::select! {
-                    Some(ended) = under_way.join_next() => match ended {
+                    Some(ended) = probes.join_next() => match ended {
                         Ok(Some(Ok(connection))) => {
-                            self.note(None);
+                            self.record(None);
                             return connection;
                         }
-                        Ok(Some(Err(trouble))) => {
-                            self.note(Some(&trouble));
-                            why = trouble;
+                        Ok(Some(Err(failure))) => {
+                            self.record(Some(&failure));
+                            why = failure;
                         }
                         Ok(None) => {}
                         Err(error) => if let Ok(panic) = error.try_into_panic() {
@@ -147,14 +149,19 @@ impl Probe {
                     () = sleep_until(next) => break,
                 }
             }
-            if under_way.len() < self.at_once {
-                // Those that began first have the time that a slow greeting takes. The last is given up before the next
-                // begins, so that a relay which greets at once is found at once, though nothing answers the others any more.
-                let last = self.at_once > 1 && under_way.len() + 1 == self.at_once;
+            if probes.len() < self.max_probes {
+                // The earlier probes wait for a slow greeting. The last one gives up before the
+                // next starts, so that a relay that greets at once is found at once, even if the
+                // earlier probes' connections are dead.
+                let is_last = self.max_probes > 1 && probes.len() + 1 == self.max_probes;
                 let probe = Arc::clone(self);
-                under_way.spawn(async move {
-                    let whole = probe.connect(probe.deadline);
-                    if last { timeout(often * 9 / 10, whole).await.ok() } else { Some(whole.await) }
+                probes.spawn(async move {
+                    let connecting = probe.connect(probe.deadline);
+                    if is_last {
+                        timeout(down_interval * 9 / 10, connecting).await.ok()
+                    } else {
+                        Some(connecting.await)
+                    }
                 });
             }
         }
@@ -162,23 +169,24 @@ impl Probe {
 
     async fn connect(&self, within: Duration) -> Result<Connection, NotSent> {
         let deadline = Instant::now() + within.min(self.deadline);
-        let mut connection = self.relay().connect(&self.gateway.hello, deadline, Asker::Probe).await?;
+        let mut connection =
+            self.relay().connect(&self.gateway.ehlo_name, deadline, Requester::Probe).await?;
         connection.noop(deadline).await?;
-        self.relay().prefers(connection.address);
+        self.relay().set_preferred(connection.address);
         Ok(connection)
     }
 
-    fn note(&self, trouble: Option<&NotSent>) {
+    fn record(&self, failure: Option<&NotSent>) {
         let relay = self.place;
-        if self.relay().record_probe(trouble) {
-            match trouble {
+        if self.relay().record_probe(failure) {
+            match failure {
                 None => tracing::info!(relay, "relay is usable"),
                 Some(why) => tracing::warn!(relay, %why, "relay is not usable"),
             }
         }
-        self.metrics.relay_up.get_or_create(&RelayLabel { relay }).set(trouble.is_none().into());
-        let is_last = self.gateway.is_last(relay, Instant::now());
-        self.metrics.relay_last.get_or_create(&RelayLabel { relay }).set(is_last.into());
+        self.metrics.relay_up.get_or_create(&RelayLabel { relay }).set(failure.is_none().into());
+        let is_demoted = self.gateway.is_demoted(relay, Instant::now());
+        self.metrics.relay_last.get_or_create(&RelayLabel { relay }).set(is_demoted.into());
     }
 
     fn relay(&self) -> &Relay {
@@ -186,7 +194,8 @@ impl Probe {
     }
 }
 
-/// Whether the relay refuses the password, or the access token, for good: providers shut out who tries a wrong one often.
+/// Whether the relay permanently refuses the password or the access token. Providers lock out
+/// clients that retry too often.
 fn is_refused(why: &NotSent) -> bool {
     why.stage == Stage::Auth && why.code.is_some_and(|code| code >= 500)
 }

@@ -1,4 +1,4 @@
-//! One relay: whether it is usable, the load it accepts, and its connections.
+//! One relay: whether it is usable, the load that it accepts, and its idle connections.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::config::RelaySettings;
 use crate::mail::conversation::Connection;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
-use crate::mail::oauth::{Asker, Tokens};
+use crate::mail::oauth::{Requester, Tokens};
 use crate::mail::relay_url::RelayUrl;
 use crate::mail::sign_in::SignIn;
 use crate::mail::tls::Authorities;
@@ -25,30 +25,31 @@ use crate::mail::tls::Authorities;
 /// A relay of `SMTP_RELAYS`.
 pub(super) struct Relay {
     pub(super) url: RelayUrl,
-    /// Set by the probe alone. A send must not touch it: sends happen for real accounts only, so its failure would
-    /// change what the next `start` answers, and tell.
+    /// Only the probe sets it. Emails are sent for existing accounts only: if a failed send set it,
+    /// the answer of the next `start` would reveal that an account exists.
     up: AtomicBool,
-    /// Why it is not, as the probe last found.
-    trouble: Mutex<Option<NotSent>>,
-    /// The address that the probe is connected to, which is tried first. As `up`, it is the probe's alone.
+    /// Why the last probe failed; `None` while the relay is usable.
+    failure: Mutex<Option<NotSent>>,
+    /// The address that the probe is connected to. New connections try it first. Like `up`, only
+    /// the probe sets it.
     preferred: Mutex<Option<IpAddr>>,
-    /// One for each mail that may be under way at once.
+    /// One permit for each email that may be sent at once.
     slots: Arc<Semaphore>,
-    pace: Option<DefaultDirectRateLimiter>,
-    /// Connections whose last mail was taken, the last used at the end.
-    idle: Mutex<Vec<Idle>>,
+    rate_limiter: Option<DefaultDirectRateLimiter>,
+    /// Connections whose last email was accepted, the last used one at the end.
+    idle: Mutex<Vec<IdleConnection>>,
     max_idle: Duration,
     mails_per_connection: u32,
-    /// Connections on which QUIT was said and whose answer has not come.
-    leaving: TaskTracker,
+    /// Connections that wait for the answer to QUIT.
+    quitting: TaskTracker,
 }
 
-struct Idle {
+struct IdleConnection {
     connection: Connection,
     since: Instant,
 }
 
-/// Host and port alone: the rest holds a password.
+/// Only host and port: the rest contains a password.
 impl fmt::Display for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.url.fmt(f)
@@ -66,7 +67,7 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// What is wrong, as [`RelayUrl::parse`] says it.
+    /// What is wrong, as in [`RelayUrl::parse`].
     pub(super) fn parse(
         text: &str,
         settings: &RelaySettings,
@@ -76,17 +77,17 @@ impl Relay {
         let url = RelayUrl::parse(text, settings, ca, tokens)?;
         Ok(Self {
             up: AtomicBool::new(false),
-            trouble: Mutex::default(),
+            failure: Mutex::default(),
             preferred: Mutex::default(),
             slots: Arc::new(Semaphore::new(url.connections as usize)),
-            // No burst: a relay that counts by the second must never see more in any.
-            pace: url
+            // No burst: a relay may count emails in any one second.
+            rate_limiter: url
                 .per_second
                 .map(|mails| RateLimiter::direct(Quota::per_second(mails).allow_burst(NonZeroU32::MIN))),
             idle: Mutex::default(),
             max_idle: settings.smtp_idle,
             mails_per_connection: settings.smtp_mails_per_connection,
-            leaving: TaskTracker::new(),
+            quitting: TaskTracker::new(),
             url,
         })
     }
@@ -94,50 +95,53 @@ impl Relay {
     /// A new connection; see [`Connection::open`].
     pub(super) async fn connect(
         &self,
-        hello: &ClientId,
+        ehlo_name: &ClientId,
         deadline: Instant,
-        asker: Asker,
+        requester: Requester,
     ) -> Result<Connection, NotSent> {
-        Connection::open(&self.url, self.preferred(), hello, deadline, asker).await
+        Connection::open(&self.url, self.preferred(), ehlo_name, deadline, requester).await
     }
 
-    /// Hands a mail over: on a connection that was kept, or on one of its own.
-    pub(super) async fn hand_over(
+    /// Sends an email on an idle connection, or on a new one.
+    pub(super) async fn send(
         &self,
-        hello: &ClientId,
+        ehlo_name: &ClientId,
         deadline: Instant,
         mail: &Mail,
     ) -> Result<(), NotSent> {
-        if let Some(kept) = self.kept() {
-            // A connection that something on the way forgot is silent, and a new one needs time as well.
-            let silent = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
-            let outcome = self.converse(kept, silent, mail).await;
-            if !outcome.as_ref().is_err_and(is_of_the_connection) {
-                return outcome;
+        if let Some(idle) = self.take_idle() {
+            // A firewall may have dropped the connection silently, so a new one must have enough
+            // time left.
+            let mail_deadline = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
+            let result = self.send_on(idle, mail_deadline, mail).await;
+            if !result.as_ref().is_err_and(is_connection_failure) {
+                return result;
             }
         }
-        let new = self.connect(hello, deadline, Asker::Mail).await?;
-        self.converse(new, deadline, mail).await
+        let new = self.connect(ehlo_name, deadline, Requester::Mail).await?;
+        self.send_on(new, deadline, mail).await
     }
 
-    /// A connection is in the hands of this function alone: whatever ends it early drops the connection with it.
-    async fn converse(
+    /// Sends an email on this connection. It owns the connection, so dropping the future drops the
+    /// connection.
+    async fn send_on(
         &self,
         mut connection: Connection,
         mail_deadline: Instant,
         mail: &Mail,
     ) -> Result<(), NotSent> {
-        let outcome = connection.send(mail_deadline, mail).await;
-        match &outcome {
+        let result = connection.send(mail_deadline, mail).await;
+        match &result {
             Ok(()) => self.keep(connection),
-            // Refused, and a command is awaited. After a 421 the relay closes it (RFC 5321 §3.8).
-            Err(NotSent { code: Some(code), .. }) if *code >= 400 && *code != 421 => self.leave(connection),
+            // The relay refused and awaits a command. After 421 the relay closes the connection
+            // (RFC 5321 §3.8).
+            Err(NotSent { code: Some(code), .. }) if *code >= 400 && *code != 421 => self.quit(connection),
             Err(_) => drop(connection),
         }
-        outcome
+        result
     }
 
-    pub(super) fn takes_tokens(&self) -> bool {
+    pub(super) fn uses_tokens(&self) -> bool {
         matches!(self.url.sign_in, SignIn::Token { .. })
     }
 
@@ -145,22 +149,22 @@ impl Relay {
         self.up.load(Ordering::Relaxed)
     }
 
-    /// Why it is not usable; `None` while it is.
-    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<NotSent>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Why the last probe failed; `None` while the relay is usable.
+    pub(super) fn failure(&self) -> MutexGuard<'_, Option<NotSent>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the probe found, and says whether that is news: the state, or the reason for it.
-    pub(super) fn record_probe(&self, trouble: Option<&NotSent>) -> bool {
-        let up = trouble.is_none();
-        let changed = self.up.swap(up, Ordering::Relaxed) != up;
-        let mut known = self.trouble();
-        let other = known.as_ref() != trouble;
-        *known = trouble.cloned();
-        changed || other
+    /// Records the result of a probe. Returns whether the state or the reason has changed.
+    pub(super) fn record_probe(&self, failure: Option<&NotSent>) -> bool {
+        let up = failure.is_none();
+        let state_changed = self.up.swap(up, Ordering::Relaxed) != up;
+        let mut known = self.failure();
+        let reason_changed = known.as_ref() != failure;
+        *known = failure.cloned();
+        state_changed || reason_changed
     }
 
-    pub(super) fn free(&self) -> usize {
+    pub(super) fn free_slots(&self) -> usize {
         self.slots.available_permits()
     }
 
@@ -168,75 +172,79 @@ impl Relay {
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
-    /// Waits for a slot; those who wait are served in turn, before any call of [`Self::slot`].
-    pub(super) async fn next_slot(&self) -> Option<OwnedSemaphorePermit> {
+    /// Waits for a slot. Waiting callers get slots in their order of arrival, before any call of
+    /// [`Self::slot`].
+    pub(super) async fn wait_for_slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.slots).acquire_owned().await.ok()
     }
 
-    /// Waits until the relay may be given another mail.
-    pub(super) async fn ready(&self) {
-        if let Some(pace) = &self.pace {
-            pace.until_ready().await;
+    /// Waits until the rate limit allows another email.
+    pub(super) async fn wait_for_rate(&self) {
+        if let Some(limiter) = &self.rate_limiter {
+            limiter.until_ready().await;
         }
     }
 
-    /// The address to try first, if it is known.
+    /// The address to try first, if the probe has found one.
     pub(super) fn preferred(&self) -> Option<IpAddr> {
         *self.preferred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes where the probe is connected to.
-    pub(super) fn prefers(&self, address: IpAddr) {
+    /// Records the address that the probe is connected to.
+    pub(super) fn set_preferred(&self, address: IpAddr) {
         *self.preferred.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
-    /// The connection that was used last. It may be dead: relays close idle ones, and say nothing.
-    pub(super) fn kept(&self) -> Option<Connection> {
+    /// Takes the idle connection that was used last. It may be dead, because relays close idle
+    /// connections silently.
+    pub(super) fn take_idle(&self) -> Option<Connection> {
         self.fresh_idle().pop().map(|idle| idle.connection)
     }
 
-    /// Keeps a connection whose mail was taken: only such a one is known to stand between two mails. One that has carried
-    /// as many mails as it may is left.
+    /// Keeps a connection whose email was accepted. Only then is it certain that the relay awaits
+    /// the next email. A connection that has sent `SMTP_MAILS_PER_CONNECTION` emails is closed.
     pub(super) fn keep(&self, mut connection: Connection) {
         connection.uses += 1;
         if connection.uses < self.mails_per_connection {
-            self.fresh_idle().push(Idle { connection, since: Instant::now() });
+            self.fresh_idle().push(IdleConnection { connection, since: Instant::now() });
         } else {
-            self.leave(connection);
+            self.quit(connection);
         }
     }
 
-    /// Says QUIT on a connection; nobody waits for the answer.
-    pub(super) fn leave(&self, connection: Connection) {
-        self.leaving.spawn(connection.quit());
+    /// Closes a connection with QUIT, in the background.
+    pub(super) fn quit(&self, connection: Connection) {
+        self.quitting.spawn(connection.quit());
     }
 
-    /// Leaves the connections that have idled for too long.
-    pub(super) fn leave_stale(&self) {
+    /// Closes the connections that have been idle for too long.
+    pub(super) fn quit_stale(&self) {
         drop(self.fresh_idle());
     }
 
-    /// Leaves all connections that idle, and waits until all that are being left have ended: a second at most.
+    /// Closes all idle connections, and waits at most a second until every connection has quit.
     pub(super) async fn close(&self) {
         for idle in self.idle.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.leave(idle.connection);
+            self.quit(idle.connection);
         }
-        self.leaving.close();
-        self.leaving.wait().await;
+        self.quitting.close();
+        self.quitting.wait().await;
     }
 
-    fn fresh_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    /// The idle connections, after closing those that have been idle for too long.
+    fn fresh_idle(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         for stale in idle.extract_if(.., |idle| idle.since.elapsed() >= self.max_idle) {
-            self.leave(stale.connection);
+            self.quit(stale.connection);
         }
         idle
     }
 }
 
-/// Whether a kept connection failed, and not the mail: the relay had closed it, closes it now, or refuses another mail on
-/// it. A mail whose dot was not answered may have been taken, and is tried again as any other.
-fn is_of_the_connection(why: &NotSent) -> bool {
+/// Whether the idle connection caused the failure, and not the email: the relay has closed it or
+/// refuses another email on it. If only the answer to the final dot is missing, the relay may have
+/// accepted the email, so it is not sent again at once.
+fn is_connection_failure(why: &NotSent) -> bool {
     match (why.stage, why.code) {
         (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,
         (_, code) => code == Some(421),
@@ -256,16 +264,16 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_says_itself_what_it_bears() {
+    fn a_relays_url_limits_its_connections_and_rate() {
         let settings = Settings::parse_from(["test", "--smtp-connections=5"]).relays;
         let parse = |text: &str| Relay::parse(text, &settings, None, None).unwrap();
         let (usual, own) =
             (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
-        assert_eq!((usual.free(), usual.pace.is_some()), (5, false));
-        assert_eq!((own.free(), own.pace.is_some()), (2, true));
+        assert_eq!((usual.free_slots(), usual.rate_limiter.is_some()), (5, false));
+        assert_eq!((own.free_slots(), own.rate_limiter.is_some()), (2, true));
         let held = (own.slot(), own.slot());
         assert!(held.1.is_some() && own.slot().is_none());
         drop(held);
-        assert_eq!(own.free(), 2);
+        assert_eq!(own.free_slots(), 2);
     }
 }

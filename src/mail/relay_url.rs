@@ -1,4 +1,5 @@
-//! An entry of `SMTP_RELAYS`: where a relay is, how to encrypt and sign in, and which load it accepts.
+//! Reads an entry of `SMTP_RELAYS`: a relay's address, its encryption, how to sign in, and the load
+//! that it accepts.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -33,13 +34,21 @@ impl fmt::Display for RelayUrl {
 }
 
 impl RelayUrl {
-    /// `smtp://` is STARTTLS, required; `smtps://` is TLS from the first byte; `smtp://…?tls=none` is plain text and
-    /// for this machine alone. `auth=xoauth2` signs in with a token of `tokens`. `connections=N` and `per_second=N` bound
-    /// what it is asked to bear. User and password are percent-encoded (RFC 3986 §2.1).
+    /// Parses an entry:
+    ///
+    /// | Part | Meaning |
+    /// |---|---|
+    /// | `smtp://` | STARTTLS, required |
+    /// | `smtps://` | implicit TLS |
+    /// | `smtp://…?tls=none` | plain text, to this machine only |
+    /// | `USER:PASSWORD@` | percent-encoded (RFC 3986 §2.1) |
+    /// | `auth=xoauth2` | signs in with an access token of `tokens` |
+    /// | `connections=N`, `per_second=N` | limits of the load |
     ///
     /// # Errors
     ///
-    /// What is wrong, to go on after the variable's name; it quotes neither user nor password.
+    /// What is wrong, as the rest of a sentence that begins with the variable's name. It quotes
+    /// neither user nor password.
     pub(super) fn parse(
         text: &str,
         settings: &RelaySettings,
@@ -47,21 +56,23 @@ impl RelayUrl {
         tokens: Option<&Arc<Tokens>>,
     ) -> Result<Self, String> {
         if has_stray_percent(text) {
-            return Err("has an entry with a % that begins no escape such as %40: write it as %25".into());
+            return Err(
+                "has an entry with a % that is not part of an escape such as %40: write it as %25".into()
+            );
         }
         let url = Url::parse(text)
             .map_err(|_| "has an entry that is not a URL such as smtps://USER:PASSWORD@HOST:465")?;
         let host = url.host_str().ok_or("has an entry without a host")?.to_owned();
         let options = Options::parse(&url, settings)?;
         let name = host.trim_matches(['[', ']']);
-        let unchecked = || format!("names {host}, which no certificate can be checked for");
+        let unchecked = || format!("names {host}, which no certificate can be checked against");
         let (tls, port) = match (url.scheme(), options.plain) {
             ("smtps", false) => (Tls::Implicit(Implicit::new(name, ca).ok_or_else(unchecked)?), 465),
             ("smtp", false) => (Tls::StartTls(starttls(name, ca).ok_or_else(unchecked)?), 587),
             ("smtp", true) if is_local(url.host()) || is_local_name(&host) => (Tls::Plain, 25),
             ("smtp", true) => {
                 return Err(format!(
-                    "would send codes to {host} in plain text: drop tls=none, or use smtps://"
+                    "would send codes to {host} in plain text: remove tls=none, or use smtps://"
                 ));
             }
             ("smtps", true) => return Err("has an entry with both smtps:// and tls=none".into()),
@@ -91,7 +102,7 @@ impl RelayUrl {
     }
 }
 
-/// The options of a relay's URL, with what the settings give those it does not name.
+/// The options of a relay's URL, with defaults from the settings.
 struct Options {
     plain: bool,
     xoauth2: bool,
@@ -116,7 +127,7 @@ impl Options {
                 }
                 ("per_second", number) => {
                     let number = number.parse().map_err(
-                        |_| "has an entry whose per_second= is not a whole number of mails, at least 1",
+                        |_| "has an entry whose per_second= is not a whole number of emails, at least 1",
                     )?;
                     options.per_second = Some(number);
                 }
@@ -130,11 +141,11 @@ impl Options {
 }
 
 fn is_local_name(host: &str) -> bool {
-    // The url crate leaves the host of a scheme it does not know as text.
+    // The url crate does not parse the host of a URL with a scheme that it does not know.
     is_local(url::Host::parse(host).ok())
 }
 
-/// Whether there is a `%` that two hexadecimal digits do not follow.
+/// Whether there is a `%` without two hexadecimal digits after it.
 fn has_stray_percent(text: &str) -> bool {
     let is_escape = |after: &str| matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
     !text.split('%').skip(1).all(is_escape)
@@ -186,7 +197,7 @@ mod tests {
             "smtp://x.vn?auth=xoauth2",
             "smtp://alice:p@x.vn?auth=plain",
         ] {
-            let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
+            let why = parse(bad).err().unwrap_or_else(|| panic!("{bad} was accepted"));
             assert!(!why.contains("alice"), "{why}");
         }
     }
@@ -208,7 +219,7 @@ mod tests {
         }
         for stray in ["a:100%", "a:50%off", "a:%4", "a:%%40", "a%:b", "a:%x0"] {
             let why = parse(stray).err().unwrap();
-            assert!(why.contains("begins no escape") && !why.contains("off"), "{stray}: {why}");
+            assert!(why.contains("not part of an escape") && !why.contains("off"), "{stray}: {why}");
         }
         assert!(parse("a:%ff").err().unwrap().contains("not UTF-8"));
     }

@@ -1,60 +1,66 @@
-//! Reads a message that came back: to whom it was delivered, and whether it says that a mail failed (RFC 3464).
+//! Reads bounce messages: the addresses that they were delivered to, and whether they report a
+//! failed delivery (RFC 3464).
 //!
-//! Whatever comes from outside is read in one pass and without recursion: nested parts are not opened, since the report is
-//! always a part of the message itself (RFC 6522 §3).
+//! The input is untrusted, so it is read in one pass and without recursion. Nested messages are not
+//! opened, because the report is always a direct part of the message (RFC 6522 §3).
 
 use std::sync::LazyLock;
 
 use mail_parser::{ContentType, HeaderName, Message, MessageParser, MimeHeaders as _};
 
-/// The fields that a mail server writes on delivery, and the one that the sender of a bounce writes.
+/// The header fields that a mail server adds on delivery, and the one that the sender of a bounce
+/// writes.
 const RECIPIENTS: [&str; 4] = ["Delivered-To", "X-Original-To", "Envelope-To", "To"];
 
-/// Where the message says that it was delivered to: the values of its own fields, as they stand there.
+/// The unparsed values of the header fields that name a recipient of the message.
 #[must_use]
 pub fn recipients(message: &[u8]) -> Vec<String> {
-    let (head, _) = cut(message);
+    let (head, _) = split_head(message);
     let Some(fields) = fields(head) else { return Vec::new() };
     let named = RECIPIENTS.into_iter().flat_map(|name| values(&fields, name));
     named.map(str::to_owned).collect()
 }
 
-/// Whether it is a delivery status notification with a recipient to whom the mail could not be delivered, for good: its
-/// `Action` is `failed` (RFC 3464 §2.3.3). One that is delayed, relayed, expanded or delivered is no bounce.
+/// Whether it is a delivery status notification with a recipient whose `Action` is `failed`, a
+/// permanent failure (RFC 3464 §2.3.3). The actions delayed, relayed, expanded and delivered are no
+/// failures.
 #[must_use]
-pub fn says_failed(message: &[u8]) -> bool {
-    let (head, body) = cut(message);
+pub fn reports_failure(message: &[u8]) -> bool {
+    let (head, body) = split_head(message);
     let fields = fields(head);
-    let kind = fields.as_ref().and_then(|fields| fields.content_type());
-    let boundary = kind.filter(|kind| is(kind, "multipart", &["report"]));
-    let Some(boundary) = boundary.and_then(|kind| kind.attribute("boundary")) else { return false };
+    let content_type = fields.as_ref().and_then(|fields| fields.content_type());
+    let report = content_type.filter(|content_type| is_type(content_type, "multipart", &["report"]));
+    let Some(boundary) = report.and_then(|report| report.attribute("boundary")) else { return false };
     parts(body, boundary.as_bytes()).any(|part| {
-        let (head, status) = cut(part);
-        let kinds = ["delivery-status", "global-delivery-status"];
-        let kind = self::fields(head);
-        kind.and_then(|fields| Some(is(fields.content_type()?, "message", &kinds))).unwrap_or(false)
-            && groups(status).any(|group| self::fields(group).is_some_and(|fields| has_failed(&fields)))
+        let (head, status) = split_head(part);
+        let subtypes = ["delivery-status", "global-delivery-status"];
+        let is_status = self::fields(head)
+            .and_then(|fields| Some(is_type(fields.content_type()?, "message", &subtypes)))
+            .unwrap_or(false);
+        is_status && groups(status).any(|group| self::fields(group).is_some_and(|fields| has_failed(&fields)))
     })
 }
 
-fn is(kind: &ContentType<'_>, name: &str, of: &[&str]) -> bool {
-    let subtype = kind.subtype().unwrap_or_default();
-    kind.ctype().eq_ignore_ascii_case(name) && of.iter().any(|of| subtype.eq_ignore_ascii_case(of))
+fn is_type(content_type: &ContentType<'_>, main_type: &str, subtypes: &[&str]) -> bool {
+    let subtype = content_type.subtype().unwrap_or_default();
+    content_type.ctype().eq_ignore_ascii_case(main_type)
+        && subtypes.iter().any(|name| subtype.eq_ignore_ascii_case(name))
 }
 
 fn has_failed(fields: &Message<'_>) -> bool {
-    // A comment may follow.
+    // A comment may follow the word.
     let word = |value: &str| value.split([' ', '\t', '(', ';']).next().map(str::to_ascii_lowercase);
     values(fields, "Action").any(|value| word(value).as_deref() == Some("failed"))
 }
 
-/// Fields by their names, in any case.
+/// The values of the fields with this name, in any case.
 fn values<'a>(fields: &'a Message<'_>, name: &str) -> impl Iterator<Item = &'a str> {
     let fields = fields.headers().iter().filter(move |field| field.name.as_str().eq_ignore_ascii_case(name));
     fields.filter_map(|field| field.value.as_text())
 }
 
-/// The fields of a block: `Content-Type` is read as such, others are left as they stand.
+/// Parses the fields of a block. It parses the value of `Content-Type` and leaves the others as
+/// they are.
 fn fields(block: &[u8]) -> Option<Message<'_>> {
     static PARSER: LazyLock<MessageParser> = LazyLock::new(|| {
         MessageParser::new().header_content_type(HeaderName::ContentType).default_header_raw()
@@ -62,8 +68,8 @@ fn fields(block: &[u8]) -> Option<Message<'_>> {
     PARSER.parse_headers(block)
 }
 
-/// A block of fields with the empty line that ends it, and what follows.
-fn cut(text: &[u8]) -> (&[u8], &[u8]) {
+/// Splits off the first block of fields, with the empty line that ends it.
+fn split_head(text: &[u8]) -> (&[u8], &[u8]) {
     let mut end = 0;
     for line in text.split_inclusive(|octet| *octet == b'\n') {
         end += line.len();
@@ -74,16 +80,18 @@ fn cut(text: &[u8]) -> (&[u8], &[u8]) {
     text.split_at(end)
 }
 
-/// Blocks of fields: the first is about the message, each other about one recipient (RFC 3464 §2.1).
+/// The blocks of fields. The first is about the message, each other one about a recipient (RFC 3464
+/// §2.1).
 fn groups(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let group;
-        (group, text) = cut(text);
+        (group, text) = split_head(text);
         (!group.is_empty()).then_some(group)
     })
 }
 
-/// What stands between the lines that begin with two hyphens and the boundary (RFC 2046 §5.1.1).
+/// The parts of a multipart body. Lines with two hyphens and the boundary separate them (RFC 2046
+/// §5.1.1).
 fn parts<'a>(body: &'a [u8], boundary: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let is_delimiter = move |line: &[u8]| {
         let rest = line.strip_prefix(b"--").and_then(|line| line.strip_prefix(boundary));
@@ -100,11 +108,11 @@ fn parts<'a>(body: &'a [u8], boundary: &[u8]) -> impl Iterator<Item = &'a [u8]> 
             }
             end += line.len();
         }
-        // A message that was cut off at the bound of what is read ends in a part.
+        // A message that was truncated when it was read ends in a part.
         let part = std::mem::take(&mut rest);
         (!part.is_empty()).then_some(part)
     };
-    // What stands before the first delimiter is no part.
+    // The text before the first delimiter is not a part.
     next();
     std::iter::from_fn(next)
 }
@@ -113,7 +121,7 @@ fn parts<'a>(body: &'a [u8], boundary: &[u8]) -> impl Iterator<Item = &'a [u8]> 
 mod tests {
     use super::*;
 
-    /// As Postfix writes it, less what is of no matter here.
+    /// A report as Postfix writes it, shortened.
     fn report(status: &str) -> String {
         format!(
             "Received: by relay.example.com (Postfix)\r\n\tid 4Q; Mon, 23 Nov 2026 18:05:09 +0000 (UTC)\r\n\
@@ -149,12 +157,12 @@ mod tests {
             failed().replace("message/delivery-status", "message/global-delivery-status"),
             failed().replace("\"4Q.1/relay.example.com\"", "4Q.1/relay.example.com"),
             failed().replace("--4Q.1/relay.example.com\r\n", "--4Q.1/relay.example.com  \r\n"),
-            // Two recipients, one of whom got it.
+            // Two recipients, one of whom received the email.
             report(
                 "Final-Recipient: rfc822; a\r\nAction: relayed\r\n\r\nFinal-Recipient: rfc822; b\r\nAction: failed\r\n",
             ),
         ] {
-            assert!(says_failed(message.as_bytes()), "{message}");
+            assert!(reports_failure(message.as_bytes()), "{message}");
         }
     }
 
@@ -171,24 +179,24 @@ mod tests {
             Final-Recipient: rfc822; trader@example.com\r\nDiagnostic-Code: smtp; 550 5.1.1 user unknown\r\n\
             Status: 5.1.1\r\n\r\n------=_Part_1_2.3\r\nContent-Type: message/rfc822\r\n\r\nSubject: x\r\n\r\n\
             ------=_Part_1_2.3--\r\n";
-        assert!(says_failed(message.as_bytes()));
+        assert!(reports_failure(message.as_bytes()));
         assert_eq!(recipients(message.as_bytes()), ["signed@bounces.example.com"]);
     }
 
     #[test]
-    fn nothing_else_is() {
+    fn no_other_message_is_a_bounce() {
         for action in
             ["delayed", "relayed", "delivered", "expanded", "failed-not", "x-failed", "", "not failed"]
         {
             let message =
                 failed().replace("Action: failed\r\nStatus", &format!("Action: {action}\r\nStatus"));
-            assert!(!says_failed(message.as_bytes()), "{message}");
+            assert!(!reports_failure(message.as_bytes()), "{message}");
         }
         for message in [
             String::new(),
             "\r\n".into(),
             "Action: failed\r\n\r\nAction: failed\r\n".into(),
-            // An automatic reply that quotes all of it.
+            // An automatic reply that quotes the whole report.
             failed().replace("multipart/report", "multipart/mixed"),
             failed().replace("message/delivery-status", "text/plain"),
             failed().replace("message/delivery-status", "message/disposition-notification"),
@@ -196,12 +204,12 @@ mod tests {
             failed().replace("boundary=", "bound="),
             format!("Content-Type: message/rfc822\r\n\r\n{}", failed()),
         ] {
-            assert!(!says_failed(message.as_bytes()), "{message}");
+            assert!(!reports_failure(message.as_bytes()), "{message}");
         }
     }
 
     #[test]
-    fn recipients_are_those_of_the_message_itself() {
+    fn recipients_are_read_from_the_message_header_only() {
         let message = format!(
             "delivered-to: a@x.example\r\nX-ORIGINAL-TO: b@x.example\nEnvelope-To: c@x.example,\r\n d@x.example\r\nCc: no@x.example\r\n{}",
             failed()
@@ -215,9 +223,9 @@ mod tests {
         assert_eq!(recipients(b""), Vec::<String>::new());
     }
 
-    /// Neither depth nor width costs more than a pass.
+    /// Neither deep nor wide input takes more than one pass.
     #[test]
-    fn a_megabyte_of_anything_is_read_at_once() {
+    fn a_megabyte_of_any_input_is_read_fast() {
         let began = std::time::Instant::now();
         for pattern in [
             "Content-Type: message/rfc822\n\n",
@@ -230,10 +238,10 @@ mod tests {
             "To: =?utf-8?q?",
         ] {
             let message = pattern.repeat((1 << 20) / pattern.len());
-            assert!(!says_failed(message.as_bytes()));
+            assert!(!reports_failure(message.as_bytes()));
             assert!(recipients(message.as_bytes()).len() <= message.len() / 5);
             let message = report(&pattern.repeat((1 << 20) / pattern.len()));
-            assert!(!says_failed(message.as_bytes()));
+            assert!(!reports_failure(message.as_bytes()));
         }
         assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
     }

@@ -1,5 +1,5 @@
-//! The settings that reach an email's headers or its envelope, in ASCII alone: anything else needs SMTPUTF8 (RFC 6531),
-//! which a relay may not have.
+//! Reads the settings that become part of an email's headers or envelope. All addresses and names
+//! in them are ASCII: anything else needs SMTPUTF8 (RFC 6531), which a relay may not support.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,26 +12,26 @@ use crate::email_address::MAX_OCTETS;
 /// The longest domain in octets (RFC 5321 §4.5.3.1.2).
 const MAX_DOMAIN: usize = 255;
 
-/// Reads `MAIL_FROM`: an address, or a name and an address in angle brackets. The name may have any letters, because a
-/// header encodes them (RFC 2047).
+/// Reads `MAIL_FROM`: an address, or a name and an address in angle brackets. The name may have any
+/// letters, because headers encode them (RFC 2047).
 ///
 /// # Errors
 ///
-/// What is wrong, to go on after the variable's name.
+/// What is wrong, as the rest of a sentence that begins with the variable's name.
 pub(super) fn mailbox(text: &str) -> Result<Mailbox, &'static str> {
     if text.chars().any(char::is_control) {
-        return Err("has a control character in it");
+        return Err("contains a control character");
     }
     match text.parse::<Mailbox>() {
         Ok(mailbox) => Ok(Mailbox::new(mailbox.name, in_ascii(&mailbox.email)?)),
         Err(_) if lacks_quotes(text) => {
             Err("has a name that needs quotes, as in \"Vero OMS, Ltd.\" <no-reply@verolabs.co>")
         }
-        Err(_) => Err("is not written like Vero OMS <no-reply@verolabs.co>"),
+        Err(_) => Err("does not have the form Vero OMS <no-reply@verolabs.co>"),
     }
 }
 
-/// Reads `MAIL_BOUNCES` where it is an address.
+/// Reads `MAIL_BOUNCES` if it is an address.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub(super) fn address(text: &str) -> Result<Address, &'static str> {
 /// # Errors
 ///
 /// As [`mailbox`].
-pub(super) fn greeting(text: &str) -> Result<ClientId, &'static str> {
+pub(super) fn ehlo_name(text: &str) -> Result<ClientId, &'static str> {
     const WHY: &str =
         "is neither a host name such as platform.verolabs.co nor an address such as [192.0.2.1]";
     let text = text.trim();
@@ -57,19 +57,18 @@ pub(super) fn greeting(text: &str) -> Result<ClientId, &'static str> {
         };
     }
     let name = idna::domain_to_ascii(text).map_err(|_| WHY)?;
-    // An underscore is in names of machines, though in no host name.
+    // Names of machines may have an underscore, although host names must not.
     let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     if is_name && (1..=MAX_DOMAIN).contains(&name.len()) { Ok(ClientId::Domain(name)) } else { Err(WHY) }
 }
 
-/// The same address with its domain as A-labels (RFC 5890 §2.3.2.1). No such form exists for what is before the @.
+/// The same address with its domain as A-labels (RFC 5890 §2.3.2.1). The local part has no such
+/// form.
 fn in_ascii(address: &Address) -> Result<Address, &'static str> {
-    const WHY: &str = "has an address whose domain no mail can be sent from";
+    const WHY: &str = "has an address with a domain that no email can be sent from";
     let (local, domain) = (address.user(), address.domain());
     if !local.is_ascii() {
-        return Err(
-            "has letters before the @ that are not ASCII: not every relay accepts them, so use others",
-        );
+        return Err("has non-ASCII letters before the @, which not every relay accepts: use ASCII letters");
     }
     if domain.starts_with('[') {
         return Ok(address.clone());
@@ -79,7 +78,8 @@ fn in_ascii(address: &Address) -> Result<Address, &'static str> {
     if AsRef::<str>::as_ref(&address).len() > MAX_OCTETS { Err(WHY) } else { Ok(address) }
 }
 
-/// Whether it would be a mailbox with quotes around its name, as with a comma in that (RFC 5322 §3.2.3).
+/// Whether quotes around the name would make it a mailbox, as for a name with a comma (RFC 5322
+/// §3.2.3).
 fn lacks_quotes(text: &str) -> bool {
     text.rsplit_once('<').is_some_and(|(name, rest)| {
         let name = name.trim();
@@ -100,24 +100,24 @@ mod tests {
             ("Bücher <no-reply@Bücher.example>", Ok("Bücher <no-reply@xn--bcher-kva.example>")),
             ("ngân-hàng.vn <a@ngân-hàng.vn>", Ok("\"ngân-hàng.vn\" <a@xn--ngn-hng-dwao.vn>")),
             ("a@XN--BCHER-KVA.example", Ok("a@xn--bcher-kva.example")),
-            ("a@。example", Err("is not written like")),
+            ("a@。example", Err("does not have the form")),
             ("\"Tiger, Sons\" <codes@tiger.example>", Ok("\"Tiger, Sons\" <codes@tiger.example>")),
             ("Tiger, Sons <codes@tiger.example>", Err("needs quotes")),
             ("Cửa hàng, Sài Gòn <codes@bücher.example>", Err("needs quotes")),
             ("Tiger (Sons) <codes@tiger.example>", Err("needs quotes")),
             ("Tiger; Sons <codes@tiger.example>", Err("needs quotes")),
-            ("Tiger, Sons <codes>", Err("is not written like")),
-            ("a@x.vn, b@x.vn", Err("is not written like")),
-            ("A <a@x.vn>, B <b@x.vn>", Err("is not written like")),
+            ("Tiger, Sons <codes>", Err("does not have the form")),
+            ("a@x.vn, b@x.vn", Err("does not have the form")),
+            ("A <a@x.vn>, B <b@x.vn>", Err("does not have the form")),
             ("nguyễn@x.vn", Err("before the @")),
             ("Nguyễn <nguyễn@x.vn>", Err("before the @")),
             ("a@x_y.vn", Err("domain")),
-            ("a@-x.vn", Err("is not written like")),
+            ("a@-x.vn", Err("does not have the form")),
             (&long, Err("domain")),
             ("a\r\nBcc: b@x.vn <a@x.vn>", Err("control")),
             ("\"a\u{1}\" <a@x.vn>", Err("control")),
-            ("nobody", Err("is not written like")),
-            ("", Err("is not written like")),
+            ("nobody", Err("does not have the form")),
+            ("", Err("does not have the form")),
         ] {
             let read = mailbox(given);
             match (read.as_ref().map(ToString::to_string), expected) {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn relays_are_greeted_in_ascii() {
+    fn the_ehlo_name_is_ascii_or_refused() {
         let long = "a.".repeat(200);
         for (given, expected) in [
             ("platform.verolabs.co", Some("platform.verolabs.co")),
@@ -164,7 +164,7 @@ mod tests {
             ("<a>", None),
             (&long, None),
         ] {
-            assert_eq!(greeting(given).ok().map(|name| name.to_string()).as_deref(), expected, "{given:?}");
+            assert_eq!(ehlo_name(given).ok().map(|name| name.to_string()).as_deref(), expected, "{given:?}");
         }
     }
 }

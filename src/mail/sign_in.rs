@@ -1,4 +1,4 @@
-//! Signing in at a relay: by a password, or by an access token (XOAUTH2).
+//! Signing in at a relay, with a password or an access token (XOAUTH2).
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use oauth2::AccessToken;
 
-use crate::mail::not_sent::{NotSent, Stage, exactly};
-use crate::mail::oauth::{Asker, Tokens};
+use crate::mail::not_sent::{NotSent, Stage, expect_code};
+use crate::mail::oauth::{Requester, Tokens};
 
-/// The longest line of a command, with its end (RFC 5321 §4.5.3.1.4). A longer initial response of AUTH is a line of its own
-/// (RFC 4954 §4), which may have 12,288 octets.
-const LONGEST_COMMAND: usize = 512;
+/// The longest command line in octets, with its end (RFC 5321 §4.5.3.1.4). A longer initial
+/// response of AUTH is sent as a line of its own, of at most 12,288 octets (RFC 4954 §4).
+const MAX_COMMAND: usize = 512;
 
 /// How the service signs in at a relay.
 pub(super) enum SignIn {
@@ -23,7 +23,7 @@ pub(super) enum SignIn {
     Token { user: String, tokens: Arc<Tokens> },
 }
 
-/// What one connection signs in with.
+/// The credentials of one connection.
 pub(super) enum Proof<'a> {
     Nothing,
     Password(&'a Credentials),
@@ -31,7 +31,8 @@ pub(super) enum Proof<'a> {
 }
 
 impl SignIn {
-    /// What a connection signs in with; to be had before the relay is connected to.
+    /// The credentials for the next connection. Call it before connecting, because it may wait for
+    /// the token endpoint.
     ///
     /// # Errors
     ///
@@ -44,24 +45,25 @@ impl SignIn {
         })
     }
 
-    /// What is worth another try after the relay has refused `proof`: a newer access token.
-    pub(super) async fn other_proof(
+    /// A newer access token, after the relay has refused one. `None` if there is none, or for any
+    /// other failure.
+    pub(super) async fn renewed_proof(
         &self,
         refused: &Proof<'_>,
         why: &NotSent,
-        asker: Asker,
+        requester: Requester,
     ) -> Option<Proof<'_>> {
         match (self, refused) {
             (Self::Token { user, tokens }, Proof::Token { token, .. })
                 if why.stage == Stage::Auth && why.code == Some(535) =>
             {
-                Some(Proof::Token { user, token: tokens.other_than(token, asker).await? })
+                Some(Proof::Token { user, token: tokens.replacement_for(token, requester).await? })
             }
             _ => None,
         }
     }
 
-    /// Waits until there may be something else to sign in with: for ever, unless it is an access token.
+    /// Waits for a renewed access token. Without access tokens it waits for ever.
     pub(super) async fn renewed(&self) {
         match self {
             Self::Token { tokens, .. } => tokens.renewed().await,
@@ -89,8 +91,10 @@ impl Proof<'_> {
     }
 }
 
-/// Google's XOAUTH2, which Microsoft has too. Not by lettre's `auth`: it takes the 334 that says why for a challenge that
-/// it cannot answer, and never hears the relay's code.
+/// Signs in with XOAUTH2, the mechanism of Google and Microsoft.
+///
+/// lettre's `auth` cannot be used: it takes the 334 with the reason of a refusal for a challenge,
+/// and so misses the final code.
 async fn xoauth2(
     connection: &mut AsyncSmtpConnection,
     user: &str,
@@ -103,16 +107,16 @@ async fn xoauth2(
     let credentials = Credentials::new(user.to_owned(), token.secret().clone());
     let response = STANDARD.encode(Mechanism::Xoauth2.response(&credentials, None).map_err(&failed)?);
     let command = format!("AUTH XOAUTH2 {response}\r\n");
-    let mut answer = if command.len() <= LONGEST_COMMAND {
+    let mut answer = if command.len() <= MAX_COMMAND {
         connection.command(command).await.map_err(&failed)?
     } else {
-        let asked = connection.command("AUTH XOAUTH2\r\n").await.map_err(&failed)?;
-        exactly(&asked, 334, Stage::Auth)?;
+        let challenge = connection.command("AUTH XOAUTH2\r\n").await.map_err(&failed)?;
+        expect_code(&challenge, 334, Stage::Auth)?;
         connection.command(format!("{response}\r\n")).await.map_err(&failed)?
     };
     if answer.has_code(334) {
-        // Why the token is refused, as JSON; an empty line asks for the code.
+        // The reason of a refusal, as JSON. The relay sends its final code after an empty line.
         answer = connection.command("\r\n").await.map_err(&failed)?;
     }
-    exactly(&answer, 235, Stage::Auth)
+    expect_code(&answer, 235, Stage::Auth)
 }

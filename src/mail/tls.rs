@@ -1,6 +1,7 @@
-//! TLS with relays: whom it trusts, and the handshake of TLS from the first byte. STARTTLS is lettre's.
+//! TLS with relays: the trusted certificate authorities, and the handshake of implicit TLS. lettre
+//! implements STARTTLS.
 //!
-//! Both trust the machine's authorities and those of `SMTP_CA_FILE`, and take TLS 1.2 or newer.
+//! Both trust the machine's authorities and those of `SMTP_CA_FILE`, and require TLS 1.2 or newer.
 
 use std::io;
 use std::path::Path;
@@ -16,10 +17,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::ConfigError;
 
-/// The certificates of `SMTP_CA_FILE`, as lettre and as rustls have them.
+/// The certificates of `SMTP_CA_FILE`, in the types of lettre and of rustls.
 pub(super) struct Authorities {
-    of_lettre: Certificate,
-    of_rustls: Vec<CertificateDer<'static>>,
+    lettre: Certificate,
+    rustls: Vec<CertificateDer<'static>>,
 }
 
 impl Authorities {
@@ -32,38 +33,41 @@ impl Authorities {
         let pem = std::fs::read(path).map_err(|error| {
             ConfigError::new("SMTP_CA_FILE", format!("names a file that cannot be read: {error}"))
         })?;
-        let none = || ConfigError::new("SMTP_CA_FILE", "names a file that holds no certificate in PEM form");
-        let of_rustls =
+        let none =
+            || ConfigError::new("SMTP_CA_FILE", "names a file that contains no certificate in PEM form");
+        let rustls =
             CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|_| none())?;
-        if of_rustls.is_empty() {
+        if rustls.is_empty() {
             return Err(none());
         }
-        Ok(Self { of_lettre: Certificate::from_pem(&pem).map_err(|_| none())?, of_rustls })
+        Ok(Self { lettre: Certificate::from_pem(&pem).map_err(|_| none())?, rustls })
     }
 }
 
-/// What STARTTLS with `host` needs; `None` if no certificate can be checked for it.
+/// The parameters of STARTTLS with `host`; `None` if `host` is not a name that a certificate can be
+/// checked against.
 pub(super) fn starttls(host: &str, authorities: Option<&Authorities>) -> Option<TlsParameters> {
     let mut builder = TlsParameters::builder(host.to_owned());
     if let Some(authorities) = authorities {
-        builder = builder.add_root_certificate(authorities.of_lettre.clone());
+        builder = builder.add_root_certificate(authorities.lettre.clone());
     }
     builder.build().ok()
 }
 
-/// TLS from the first byte (RFC 8314 §3.3) with one host.
+/// Implicit TLS (RFC 8314 §3.3), which begins with the first byte, with one host.
 pub(super) struct Implicit {
     connector: TlsConnector,
     host: ServerName<'static>,
 }
 
 impl Implicit {
-    /// `None` if no certificate can be checked for `host`.
+    /// `None` if `host` is not a name that a certificate can be checked against.
     pub(super) fn new(host: &str, authorities: Option<&Authorities>) -> Option<Self> {
         let mut roots = RootCertStore::empty();
-        // A machine may have certificates that rustls cannot read, and good ones beside them.
+        // Some of the machine's certificates may be unreadable for rustls; the others are still
+        // used.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for certificate in authorities.iter().flat_map(|authorities| &authorities.of_rustls) {
+        for certificate in authorities.iter().flat_map(|authorities| &authorities.rustls) {
             roots.add(certificate.clone()).ok()?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,25 +1,29 @@
-//! Whose fault it is that a relay did not take a mail, and so what the courier does next.
-//! `docs/operate/mail-verdicts.md` is the table for operators, and the input of its test.
+//! The verdict on a refusal: whether the recipient, our configuration or the relay is at fault, and
+//! so what the courier does next. The table in `docs/operate/mail-verdicts.md` is for operators,
+//! and a test reads it.
 
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::mail::not_sent::{Enhanced, NotSent, Stage};
 
-/// Whose fault an answer is, by its stage, its code and its enhanced code.
+/// Who is at fault for a refusal, by its stage, reply code and enhanced code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Verdict {
-    /// There is no such mailbox. The mail is given up if every relay that is up says so.
+    /// The mailbox does not exist. The courier gives the email up if every relay that is up says
+    /// so.
     Recipient,
-    /// Our sender or our configuration. The next relay is asked, and the mail is tried again.
+    /// Our sender address or configuration. The courier tries the next relay, and later tries
+    /// again.
     Ours,
-    /// The relay's own: a policy, a limit, an outage. The next relay is asked, and the mail is tried again.
+    /// The relay: a policy, a limit, an outage. The courier tries the next relay, and later tries
+    /// again.
     Relay,
 }
 
 impl NotSent {
-    /// Whose fault it is. The enhanced codes are those of RFC 3463 §3.2 and RFC 7505 §6, as registered at IANA
-    /// (Simple Mail Transfer Protocol Enhanced Status Codes).
+    /// The verdict. The enhanced codes are those of RFC 3463 §3.2 and RFC 7505 §6, registered at
+    /// IANA (Simple Mail Transfer Protocol Enhanced Status Codes).
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         let about_recipient = matches!(self.stage, Stage::Rcpt | Stage::Message);
@@ -36,12 +40,12 @@ impl NotSent {
         }
     }
 
-    /// Whether the relay refused the mail for good by a rule of its own.
+    /// Whether the relay refused the email permanently by its own policy.
     pub(super) const fn is_by_policy(&self) -> bool {
         self.is_of_mail() && matches!(self.code, Some(500..=599)) && matches!(self.verdict(), Verdict::Relay)
     }
 
-    /// Whether the relay had heard of the mail.
+    /// Whether it answers a command of an email, and not one of connecting.
     const fn is_of_mail(&self) -> bool {
         matches!(self.stage, Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Message)
     }
@@ -55,9 +59,9 @@ mod tests {
         NotSent { code: Some(code), enhanced, ..NotSent::just(stage) }
     }
 
-    /// The answers to commands of the mail's own are the rows of `docs/operate/mail-verdicts.md`.
+    /// For the answers to commands of an email, see the rows of `docs/operate/mail-verdicts.md`.
     #[test]
-    fn before_a_relay_has_heard_of_the_mail_nothing_blames_its_addresses() {
+    fn before_the_first_command_of_an_email_no_answer_blames_its_addresses() {
         use Stage::{Auth, Compose, Connect, Data, Deadline, Mail, Message, NoRelay, Rate, Rcpt, Tls};
         for stage in [NoRelay, Rate, Connect, Tls, Auth, Deadline] {
             for enhanced in [Enhanced::None, Enhanced::Code(1, 1), Enhanced::Code(1, 8)] {
@@ -73,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_a_refusal_for_good_that_is_the_relays_fault() {
+    fn a_policy_is_a_permanent_refusal_that_is_the_relays_fault() {
         for stage in [Stage::Mail, Stage::Rcpt, Stage::Data, Stage::Message] {
             let is_by_policy = |code, enhanced| answer(stage, code, enhanced).is_by_policy();
             assert!(is_by_policy(554, Enhanced::Code(7, 1)) && is_by_policy(552, Enhanced::None));

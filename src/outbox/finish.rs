@@ -1,4 +1,4 @@
-//! How a claim ends whose mail was not accepted: it is tried again, or given up.
+//! What happens to a claimed email that no relay accepted: it is tried again, or given up.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use super::{ClaimedMail, Content};
 use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
 
-/// The mail was not taken: it is due again at `next_attempt_at`, if the claim still holds. `why` must not quote the
-/// relay.
+/// Makes an email that was not accepted due again at `next_attempt_at`. Does nothing if the row was
+/// claimed again meanwhile. `why` must not quote the relay.
 pub async fn retry_at(
     pool: &PgPool,
     next_attempt_at: OffsetDateTime,
@@ -29,8 +29,8 @@ pub async fn retry_at(
     Ok(())
 }
 
-/// No attempt can help, if the claim still holds: a code's mail is deleted, and a notice is kept until it expires, for an
-/// operator to send again.
+/// Gives up an email. An email with a code is deleted. A notice is kept until it expires, so that
+/// an operator can send it again. Does nothing if the row was claimed again meanwhile.
 pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
     match mail.content {
         Content::RecoveryCode { .. } => {
@@ -43,14 +43,16 @@ pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(),
     Ok(())
 }
 
-/// When a mail that was not taken is tried again: exponential backoff from half a second to 30 s (a notice: an hour),
-/// with full jitter (`luck` is uniform in 0 to 1), so that mails which failed together do not come back together.
-/// `None` if it would be of no use by then.
+/// The time of the next attempt, by exponential backoff: at most 1 s after the first, up to 30 s (a
+/// notice: an hour). `None` if the email would have expired by then, or nearly so.
+///
+/// `jitter`, uniform in 0 to 1, scales the pause, so that emails which failed together are not
+/// tried again together.
 #[must_use]
-pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, luck: f64) -> Option<OffsetDateTime> {
+pub fn backoff(now: OffsetDateTime, mail: &ClaimedMail, jitter: f64) -> Option<OffsetDateTime> {
     let doublings = mail.attempts.clamp(0, 13).unsigned_abs();
-    let ceiling = Duration::from_millis(500 << doublings).min(mail.content.longest_backoff());
-    let next = now + Duration::from_millis(100) + ceiling.mul_f64(luck.clamp(0.0, 1.0));
+    let max_pause = Duration::from_millis(500 << doublings).min(mail.content.max_backoff());
+    let next = now + Duration::from_millis(100) + max_pause.mul_f64(jitter.clamp(0.0, 1.0));
     (next + CODE_LIFE_ON_ARRIVAL <= mail.expires_at).then_some(next)
 }
 
@@ -86,7 +88,7 @@ mod tests {
             };
             mail(attempts, life, content)
         };
-        let wait = |mail: &ClaimedMail, luck| backoff(now, mail, luck).map(|next| next - now);
+        let wait = |mail: &ClaimedMail, jitter| backoff(now, mail, jitter).map(|next| next - now);
         assert_eq!(wait(&code(1, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(1100)));
         assert_eq!(wait(&code(2, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(2100)));
         assert_eq!(wait(&code(50, CODE_LIFETIME), 1.0), Some(time::Duration::milliseconds(30_100)));

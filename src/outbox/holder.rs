@@ -1,6 +1,10 @@
-//! Which couriers live. Each takes a session-level advisory lock on a connection of its own and names its id, the holder id,
-//! on the rows that it claims. PostgreSQL releases the lock when the process is gone, and the rows of a holder without a lock
-//! are due again before their leases end (docs/decisions/0030).
+//! Detects couriers that have died, so that their claimed emails are sent before the leases end
+//! (docs/decisions/0030).
+//!
+//! Each courier has a random holder id. It takes a session-level advisory lock for that id, on a
+//! connection of its own, and writes the id to the rows that it claims. When the process ends,
+//! PostgreSQL releases the lock. The other couriers notice that, and make the rows of that holder
+//! due again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,54 +20,57 @@ use crate::clock::Clock;
 use crate::database::{failures, in_time};
 use crate::metrics::Metrics;
 
-/// The first half of the key of every courier's lock, `vosa` in ASCII. The second half is the holder id.
-const CLASS: i32 = 0x766f_7361;
-/// How often a courier looks who holds a lock, itself included.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long a look may take; also how long connecting and taking the lock may take together.
-const LOOK_DEADLINE: Duration = Duration::from_secs(1);
+/// The first half of every lock's key, `vosa` in ASCII. The second half is the holder id.
+const LOCK_CLASS: i32 = 0x766f_7361;
+/// How often a courier checks which locks are held, its own included.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a check may take. The same for connecting and taking the lock together.
+const CHECK_DEADLINE: Duration = Duration::from_secs(1);
 /// The pause between two attempts to connect.
-const RETRY: Duration = Duration::from_millis(250);
-/// How old the last look may be for a claim to name the holder.
-const FRESH: Duration = Duration::from_millis(1500);
-/// How long a holder is without its lock before others take its rows, by their clocks; and how long after the last look that
-/// found its lock a courier begins to send what it has claimed, by its own. The lock was there when that look was asked for,
-/// so the second ends before the first.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// How old the last check that found this courier's lock may be for a claim to name the holder.
+const MAX_CHECK_AGE: Duration = Duration::from_millis(1500);
+/// Two times, which make sure that no two couriers send the same email:
+///
+/// - how long a holder must be without its lock before other couriers release its rows;
+/// - how long after its own lock was last seen a courier still starts to send what it has claimed.
+///
+/// The second ends first, because it counts from the start of a check that found the lock.
 const GRACE: Duration = Duration::from_secs(2);
-/// Instead of [`GRACE`] for a courier that has lost its own lock less than this ago: PostgreSQL was probably away for all.
-const CAUTION: Duration = Duration::from_secs(10);
-/// How long a courier behind a pooler waits before it tries again to have a session of its own.
-const POOLED: Duration = Duration::from_mins(1);
+/// Replaces [`GRACE`] for this long after this courier lost its lock: probably all lost theirs.
+const CAUTIOUS_GRACE: Duration = Duration::from_secs(10);
+/// The pause before a courier behind a connection pooler tries to get a session of its own.
+const POOLED_RETRY_PAUSE: Duration = Duration::from_mins(1);
 
-/// Under which id this process claims.
+/// The holder id under which this process claims, and the state of its lock.
 #[derive(Debug)]
-pub struct Holder(Mutex<Tenure>);
+pub struct Holder(Mutex<LockState>);
 
-/// The time for which others have seen the lock without a gap of [`GRACE`].
+/// What this process knows of its own lock.
 #[derive(Debug)]
-struct Tenure {
+struct LockState {
     id: i32,
-    /// When the last look that found the lock was asked for; before the first, when the process began.
-    seen: Instant,
-    /// Whether the last look found it.
-    held: bool,
-    /// Whether sessions are a pooler's.
-    pooled: bool,
+    /// When the last check that found the lock started; at first, when the process started.
+    last_seen: Instant,
+    /// Whether the last check found the lock.
+    is_held: bool,
+    /// Whether a connection pooler shares sessions, so that no lock can be kept.
+    is_pooled: bool,
 }
 
-/// What a claim may do.
+/// Whether the courier may claim, and under which id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimPermit {
     /// Claim, and name this holder.
     AsHolder(i32),
-    /// Claim, and name none: the lease alone counts.
+    /// Claim without a holder: only the lease protects the claim.
     LeaseOnly,
-    /// Claim nothing: the lock is being taken.
+    /// Claim nothing yet: the lock is being taken.
     NotYet,
 }
 
 impl ClaimPermit {
-    /// The holder that a claim names.
+    /// The holder to name in the claimed rows.
     #[must_use]
     pub fn holder(self) -> Option<i32> {
         match self {
@@ -75,172 +82,180 @@ impl ClaimPermit {
 
 impl Default for Holder {
     fn default() -> Self {
-        Self(Mutex::new(Tenure { id: new_holder_id(), seen: Instant::now(), held: false, pooled: false }))
+        let id = new_holder_id();
+        Self(Mutex::new(LockState { id, last_seen: Instant::now(), is_held: false, is_pooled: false }))
     }
 }
 
 impl Holder {
-    /// What a claim may do now. A courier that has no lock for two seconds goes on by leases alone.
+    /// Whether the courier may claim now. A courier without a lock for [`GRACE`] claims without a
+    /// holder.
     #[must_use]
     pub fn claim_permit(&self) -> ClaimPermit {
-        let tenure = self.tenure();
-        let age = tenure.seen.elapsed();
-        if tenure.pooled || age >= GRACE {
+        let lock = self.lock_state();
+        let age = lock.last_seen.elapsed();
+        if lock.is_pooled || age >= GRACE {
             ClaimPermit::LeaseOnly
-        } else if tenure.held && age < FRESH {
-            ClaimPermit::AsHolder(tenure.id)
+        } else if lock.is_held && age < MAX_CHECK_AGE {
+            ClaimPermit::AsHolder(lock.id)
         } else {
             ClaimPermit::NotYet
         }
     }
 
-    /// Whether no other courier can have taken a row yet that was claimed under this id.
+    /// Whether no other courier can have released rows that were claimed under this id.
     #[must_use]
-    pub fn keeps(&self, claimed_as: Option<i32>) -> bool {
-        let tenure = self.tenure();
-        claimed_as.is_none_or(|id| id == tenure.id && tenure.seen.elapsed() < GRACE)
+    pub fn still_holds(&self, claimed_as: Option<i32>) -> bool {
+        let lock = self.lock_state();
+        claimed_as.is_none_or(|id| id == lock.id && lock.last_seen.elapsed() < GRACE)
     }
 
-    fn tenure(&self) -> MutexGuard<'_, Tenure> {
+    fn lock_state(&self) -> MutexGuard<'_, LockState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Keeps a holder's lock, and has the mails of holders that are gone sent.
+/// Keeps this courier's lock, and releases the rows of couriers that are gone.
 #[derive(Debug)]
 pub struct Keeper<F> {
-    /// Whose lock.
+    /// The holder whose lock it keeps.
     pub holder: Arc<Holder>,
-    /// Where rows are released. The lock has a connection beside it, opened in the same way.
+    /// Releases rows. The lock has a connection of its own, with the same options.
     pub pool: PgPool,
     /// The time.
     pub clock: Clock,
-    /// Its figures.
+    /// Where it reports a lost lock.
     pub metrics: Arc<Metrics>,
-    /// Called when mails may be due that could not be claimed before: the lock is taken, or a holder is gone.
+    /// Called when more emails can be claimed: the lock was taken, or rows were released.
     pub wake: F,
 }
 
-/// Why a session with a lock was left.
-enum Left {
-    /// PostgreSQL or the way to it failed.
+/// Why the session with the lock ended.
+enum SessionEnd {
+    /// PostgreSQL or the connection failed.
     Lost(sqlx::Error),
-    /// Another session answers: a pooler's.
+    /// The connection leads to the shared session of a connection pooler.
     Pooled,
 }
 
-impl From<sqlx::Error> for Left {
+impl From<sqlx::Error> for SessionEnd {
     fn from(error: sqlx::Error) -> Self {
         Self::Lost(error)
     }
 }
 
 impl<F: Fn()> Keeper<F> {
-    /// Takes the lock, again when its connection is lost, and looks after the others. Goes on until it is dropped.
+    /// Takes the lock, takes it again after a lost connection, and checks the other couriers. Runs
+    /// until it is dropped.
     pub async fn run(self) {
         let (mut peers, mut lost) = (Peers::default(), false);
         loop {
             match self.session(&mut peers, lost).await {
-                Left::Lost(error) => {
+                SessionEnd::Lost(error) => {
                     self.metrics.courier_lock_lost.set(1);
                     failures::note("hold the courier's lock", &error);
-                    let held = std::mem::take(&mut self.holder.tenure().held);
-                    lost |= held;
+                    let was_held = std::mem::take(&mut self.holder.lock_state().is_held);
+                    lost |= was_held;
                     // The first attempt after a loss is made at once.
-                    if !held {
-                        sleep(RETRY).await;
+                    if !was_held {
+                        sleep(RETRY_PAUSE).await;
                     }
                 }
-                Left::Pooled => {
+                SessionEnd::Pooled => {
                     self.metrics.courier_lock_lost.set(0);
-                    if !std::mem::replace(&mut self.holder.tenure().pooled, true) {
+                    if !std::mem::replace(&mut self.holder.lock_state().is_pooled, true) {
                         tracing::info!(
-                            "the session is a pooler's: claims name no holder, and last for their lease"
+                            "a connection pooler shares the database session: if a courier dies, its claimed \
+                             emails wait until their leases end"
                         );
                     }
-                    sleep(POOLED).await;
+                    sleep(POOLED_RETRY_PAUSE).await;
                 }
             }
         }
     }
 
-    /// One session, from connecting to its end.
-    async fn session(&self, peers: &mut Peers, lost: bool) -> Left {
-        let mut connection = match soon(self.take()).await {
+    /// Connects and runs one session until it ends.
+    async fn session(&self, peers: &mut Peers, lost: bool) -> SessionEnd {
+        let mut connection = match with_check_deadline(self.acquire_lock()).await {
             Ok(connection) => connection,
-            Err(left) => return left,
+            Err(end) => return end,
         };
         self.metrics.courier_lock_lost.set(0);
-        peers.may_have_come_back();
-        let (began, mut leases_read) = (Instant::now(), lost);
+        peers.reset_absences();
+        let (started, mut leases_read) = (Instant::now(), lost);
         loop {
             let asked = Instant::now();
-            let holders = match soon(self.look(&mut connection)).await {
+            let holders = match with_check_deadline(self.check_locks(&mut connection)).await {
                 Ok(holders) => holders,
-                Err(left) => return left,
+                Err(end) => return end,
             };
-            let grace = if lost && began.elapsed() < CAUTION { CAUTION } else { GRACE };
+            let is_cautious = lost && started.elapsed() < CAUTIOUS_GRACE;
+            let grace = if is_cautious { CAUTIOUS_GRACE } else { GRACE };
             let gone = peers.gone(&holders, asked, Instant::now(), grace);
             if let Some(now) = self.clock.trusted_now() {
-                // Only at first: what this process itself has claimed under another id is finished by itself.
-                if !leases_read && let Ok(named) = in_time(named_by_leases(&self.pool, now)).await {
-                    peers.are_known(&named);
+                // Not after a loss: the leases would name this process's own former id, whose
+                // emails it still sends.
+                if !leases_read && let Ok(named) = in_time(holders_of_leases(&self.pool, now)).await {
+                    peers.add(&named);
                     leases_read = true;
                 }
                 if !gone.is_empty() && self.release(now, &gone).await {
-                    peers.are_forgotten(&gone);
+                    peers.remove(&gone);
                 }
             }
-            sleep_until(asked + LOOK).await;
+            sleep_until(asked + CHECK_INTERVAL).await;
         }
     }
 
-    /// Connects and takes the lock. If others may have seen a gap of [`GRACE`] by then, it is the lock of a new id.
-    async fn take(&self) -> Result<PgConnection, Left> {
+    /// Connects and takes the lock. Takes a new id if other couriers may have missed the lock for
+    /// [`GRACE`] by then.
+    async fn acquire_lock(&self) -> Result<PgConnection, SessionEnd> {
         let id = {
-            let mut tenure = self.holder.tenure();
-            if tenure.seen.elapsed() + LOOK_DEADLINE >= GRACE {
-                tenure.id = new_holder_id();
+            let mut lock = self.holder.lock_state();
+            if lock.last_seen.elapsed() + CHECK_DEADLINE >= GRACE {
+                lock.id = new_holder_id();
             }
-            tenure.id
+            lock.id
         };
-        // A pooler drops a setting that a client connects with, or refuses it.
+        // The setting reveals a pooler, which drops or refuses settings that a client connects
+        // with.
         let mark = id.to_string();
         let options = self.pool.connect_options().as_ref().clone().options([("vos_auth.holder", &mark)]);
         let mut connection = PgConnection::connect_with(&options).await?;
-        // Shared: of a connection that was lost without a word, the session may be there still.
+        // A shared lock, because the session of a lost connection may still hold it.
         let taken = sqlx::query_scalar!(
             "SELECT CASE WHEN current_setting('vos_auth.holder', true) = $1 THEN pg_try_advisory_lock_shared($2, $3) END",
             mark,
-            CLASS,
+            LOCK_CLASS,
             id
         );
         if taken.fetch_one(&mut connection).await? == Some(true) {
             return Ok(connection);
         }
         connection.close().await?;
-        Err(Left::Pooled)
+        Err(SessionEnd::Pooled)
     }
 
-    /// Who else holds a lock; this courier does, or the session is left.
-    async fn look(&self, connection: &mut PgConnection) -> Result<Vec<i32>, Left> {
+    /// The other holders that have a lock. Fails if this courier's own lock is missing.
+    async fn check_locks(&self, connection: &mut PgConnection) -> Result<Vec<i32>, SessionEnd> {
         let asked = Instant::now();
         let locks = sqlx::query!(
             r#"SELECT objid::int AS "holder!", pid = pg_backend_pid() AS "mine!" FROM pg_locks
                WHERE locktype = 'advisory' AND classid::int = $1 AND objsubid = 2 AND granted
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"#,
-            CLASS
+            LOCK_CLASS
         );
         let locks = locks.fetch_all(connection).await?;
-        let mut tenure = self.holder.tenure();
-        if !locks.iter().any(|lock| lock.mine && lock.holder == tenure.id) {
-            return Err(Left::Pooled);
+        let mut own = self.holder.lock_state();
+        if !locks.iter().any(|lock| lock.mine && lock.holder == own.id) {
+            return Err(SessionEnd::Pooled);
         }
-        (tenure.seen, tenure.pooled) = (asked, false);
-        if !std::mem::replace(&mut tenure.held, true) {
+        (own.last_seen, own.is_pooled) = (asked, false);
+        if !std::mem::replace(&mut own.is_held, true) {
             (self.wake)();
         }
-        Ok(locks.into_iter().map(|lock| lock.holder).filter(|holder| *holder != tenure.id).collect())
+        Ok(locks.into_iter().map(|lock| lock.holder).filter(|holder| *holder != own.id).collect())
     }
 
     async fn release(&self, now: OffsetDateTime, gone: &[i32]) -> bool {
@@ -249,47 +264,48 @@ impl<F: Fn()> Keeper<F> {
                 tracing::info!(
                     mails,
                     couriers = gone.len(),
-                    "a courier is gone: what it had claimed is due again"
+                    "a courier has died: the emails that it had claimed are due again"
                 );
                 (self.wake)();
                 true
             }
             Err(error) => {
-                failures::note("release what a courier had claimed that is gone", &error);
+                failures::note("release the claims of a dead courier", &error);
                 false
             }
         }
     }
 }
 
-/// Couriers other than this one, each with the time since when it has been without a lock.
+/// The other couriers, each with the time since which its lock has been missing.
 #[derive(Debug, Default)]
 struct Peers(HashMap<i32, Option<Instant>>);
 
 impl Peers {
-    fn are_known(&mut self, holders: &[i32]) {
+    fn add(&mut self, holders: &[i32]) {
         for holder in holders {
             self.0.entry(*holder).or_default();
         }
     }
 
-    /// Nobody looked for a while: each may have had its lock meanwhile.
-    fn may_have_come_back(&mut self) {
+    /// Starts the absences anew after a time without checks, in which each may have had its lock.
+    fn reset_absences(&mut self) {
         self.0.values_mut().for_each(|since| *since = None);
     }
 
-    /// Notes who held a lock between `asked` and `answered`, and gives those that have been without theirs for `grace`.
+    /// Records the `holders` that had a lock between `asked` and `answered`. Returns those whose
+    /// lock has been missing for `grace`.
     fn gone(&mut self, holders: &[i32], asked: Instant, answered: Instant, grace: Duration) -> Vec<i32> {
         self.0.extend(holders.iter().map(|holder| (*holder, None)));
-        let without = self.0.iter_mut().filter(|(holder, _)| !holders.contains(holder));
-        let gone = without.filter_map(|(holder, since)| {
+        let missing = self.0.iter_mut().filter(|(holder, _)| !holders.contains(holder));
+        let gone = missing.filter_map(|(holder, since)| {
             let since = *since.get_or_insert(answered);
             (asked.saturating_duration_since(since) >= grace).then_some(*holder)
         });
         gone.collect()
     }
 
-    fn are_forgotten(&mut self, holders: &[i32]) {
+    fn remove(&mut self, holders: &[i32]) {
         self.0.retain(|holder, _| !holders.contains(holder));
     }
 }
@@ -298,12 +314,12 @@ fn new_holder_id() -> i32 {
     rand::rng().random_range(1..i32::MAX)
 }
 
-async fn soon<T>(work: impl Future<Output = Result<T, Left>>) -> Result<T, Left> {
-    timeout(LOOK_DEADLINE, work).await.unwrap_or(Err(Left::Lost(sqlx::Error::PoolTimedOut)))
+async fn with_check_deadline<T>(work: impl Future<Output = Result<T, SessionEnd>>) -> Result<T, SessionEnd> {
+    timeout(CHECK_DEADLINE, work).await.unwrap_or(Err(SessionEnd::Lost(sqlx::Error::PoolTimedOut)))
 }
 
-/// The holders that leases name which have not ended.
-async fn named_by_leases(pool: &PgPool, now: OffsetDateTime) -> Result<Vec<i32>, sqlx::Error> {
+/// The holders of the leases that have not ended.
+async fn holders_of_leases(pool: &PgPool, now: OffsetDateTime) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"SELECT DISTINCT holder AS "holder!" FROM outbox WHERE id >= $1 AND lease_until > $2 AND holder IS NOT NULL"#,
         Uuid::nil(),
@@ -313,7 +329,7 @@ async fn named_by_leases(pool: &PgPool, now: OffsetDateTime) -> Result<Vec<i32>,
     .await
 }
 
-/// Ends the leases of these holders, and gives how many.
+/// Ends the leases of these holders. Returns how many it ended.
 async fn release(pool: &PgPool, now: OffsetDateTime, holders: &[i32]) -> Result<u64, sqlx::Error> {
     let released = sqlx::query!(
         "UPDATE outbox SET lease_until = NULL, holder = NULL WHERE ctid = ANY(ARRAY(
@@ -340,17 +356,17 @@ mod tests {
         assert!(look(&mut peers, 1, &[1], GRACE).is_empty());
         assert!(look(&mut peers, 3, &[1], GRACE).is_empty(), "the first answer without it came 1.9 s before");
         assert_eq!(look(&mut peers, 4, &[1], GRACE), [2]);
-        assert_eq!(look(&mut peers, 5, &[1], GRACE), [2], "until it is forgotten");
-        peers.are_forgotten(&[2]);
+        assert_eq!(look(&mut peers, 5, &[1], GRACE), [2], "until it is removed");
+        peers.remove(&[2]);
         assert!(look(&mut peers, 6, &[1], GRACE).is_empty());
 
-        assert!(look(&mut peers, 7, &[], CAUTION).is_empty());
-        assert!(look(&mut peers, 12, &[], CAUTION).is_empty());
-        assert!(look(&mut peers, 13, &[1], CAUTION).is_empty(), "it is back");
+        assert!(look(&mut peers, 7, &[], CAUTIOUS_GRACE).is_empty());
+        assert!(look(&mut peers, 12, &[], CAUTIOUS_GRACE).is_empty());
+        assert!(look(&mut peers, 13, &[1], CAUTIOUS_GRACE).is_empty(), "it is back");
         assert!(look(&mut peers, 14, &[], GRACE).is_empty());
-        peers.may_have_come_back();
-        assert!(look(&mut peers, 17, &[], GRACE).is_empty(), "nobody looked meanwhile");
-        peers.are_known(&[3]);
+        peers.reset_absences();
+        assert!(look(&mut peers, 17, &[], GRACE).is_empty(), "there was no check meanwhile");
+        peers.add(&[3]);
         assert!(look(&mut peers, 18, &[], GRACE).is_empty());
         assert_eq!(look(&mut peers, 20, &[1], GRACE), [] as [i32; 0]);
         assert_eq!(look(&mut peers, 21, &[1], GRACE), [3]);
@@ -360,24 +376,24 @@ mod tests {
     fn a_claim_names_the_holder_only_while_its_lock_is_seen() {
         let holder = Holder::default();
         assert_eq!(holder.claim_permit(), ClaimPermit::NotYet, "the lock is being taken");
-        let seen = |ago: u64, held, pooled| {
-            let mut tenure = holder.tenure();
-            tenure.seen = Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();
-            (tenure.held, tenure.pooled) = (held, pooled);
+        let set = |ago: u64, is_held, is_pooled| {
+            let mut lock = holder.lock_state();
+            lock.last_seen = Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();
+            (lock.is_held, lock.is_pooled) = (is_held, is_pooled);
         };
-        let id = holder.tenure().id;
-        seen(0, true, false);
+        let id = holder.lock_state().id;
+        set(0, true, false);
         assert_eq!(holder.claim_permit(), ClaimPermit::AsHolder(id));
-        assert!(holder.keeps(Some(id)) && !holder.keeps(Some(id - 1)));
-        seen(1600, true, false);
+        assert!(holder.still_holds(Some(id)) && !holder.still_holds(Some(id - 1)));
+        set(1600, true, false);
         assert_eq!(holder.claim_permit(), ClaimPermit::NotYet);
-        assert!(holder.keeps(Some(id)));
-        seen(0, false, false);
+        assert!(holder.still_holds(Some(id)));
+        set(0, false, false);
         assert_eq!(holder.claim_permit(), ClaimPermit::NotYet);
-        seen(2000, true, false);
+        set(2000, true, false);
         assert_eq!(holder.claim_permit(), ClaimPermit::LeaseOnly);
-        assert!(!holder.keeps(Some(id)) && holder.keeps(None));
-        seen(0, false, true);
+        assert!(!holder.still_holds(Some(id)) && holder.still_holds(None));
+        set(0, false, true);
         assert_eq!(holder.claim_permit(), ClaimPermit::LeaseOnly);
     }
 }

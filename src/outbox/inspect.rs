@@ -1,4 +1,4 @@
-//! What an operator sees of the outbox, and what they can do about it.
+//! What an operator can see and do in the outbox.
 
 use sqlx::PgConnection;
 use strum::Display;
@@ -9,67 +9,68 @@ use crate::config::CODE_LIFE_ON_ARRIVAL;
 use crate::mail::message::MailKind;
 use crate::metrics::{KindLabel, Metrics};
 
-/// A mail that is owed, without a word of what it says or to whom.
+/// A row of the outbox, without the text and the recipient of its email.
 #[derive(Debug)]
-pub struct Entry {
-    /// The row; its mail's Message-ID begins with it.
+pub struct OutboxEntry {
+    /// The id of the row. The email's Message-ID begins with it.
     pub id: Uuid,
-    /// What the mail says.
+    /// The kind of email.
     pub kind: MailKind,
     /// How often it was tried.
     pub attempts: i32,
-    /// When it came to be owed.
+    /// When it was enqueued.
     pub created_at: OffsetDateTime,
     /// When it is due.
     pub next_attempt_at: OffsetDateTime,
-    /// Until when a replica has it in hand.
+    /// Until when a replica has claimed it.
     pub lease_until: Option<OffsetDateTime>,
-    /// When it is of no more use.
+    /// When it expires.
     pub expires_at: OffsetDateTime,
-    /// Where the last attempt ended.
+    /// The SMTP stage and the code at which the last attempt failed.
     pub last_error: Option<String>,
 }
 
-/// How a mail stands.
+/// The state of an email in the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
-pub enum State {
-    /// A replica has it in hand.
+pub enum EntryState {
+    /// A replica has claimed it and is sending it.
     #[strum(to_string = "under way")]
     UnderWay,
-    /// The next replica with a free slot takes it.
+    /// The next replica with a free slot claims it.
     Due,
     /// It is tried again later.
     Waits,
-    /// Its code is too old to be of use; the next look through the outbox strikes it off.
+    /// Its code has too little life left. The next round that looks through the outbox deletes it.
     Expired,
-    /// The relay refused the recipient for good. Kept until it expires, for an operator to send again.
+    /// The relays refused the recipient for good. It is kept until it expires, so that an operator
+    /// can send it again.
     #[strum(to_string = "given up")]
     GivenUp,
 }
 
-impl Entry {
-    /// How it stands.
+impl OutboxEntry {
+    /// Its state at `now`.
     #[must_use]
-    pub fn state(&self, now: OffsetDateTime) -> State {
+    pub fn state(&self, now: OffsetDateTime) -> EntryState {
         if self.lease_until.is_some_and(|until| until > now) {
-            State::UnderWay
+            EntryState::UnderWay
         } else if self.expires_at < now + CODE_LIFE_ON_ARRIVAL {
-            State::Expired
+            EntryState::Expired
         } else if self.next_attempt_at >= self.expires_at {
-            State::GivenUp
+            EntryState::GivenUp
         } else if self.next_attempt_at > now {
-            State::Waits
+            EntryState::Waits
         } else {
-            State::Due
+            EntryState::Due
         }
     }
 }
 
-/// The mails that have been owed for the longest.
-pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
+/// The oldest emails in the outbox.
+pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<OutboxEntry>, sqlx::Error> {
     sqlx::query_as!(
-        Entry,
+        OutboxEntry,
         r#"SELECT id, kind AS "kind: MailKind", attempts, created_at, next_attempt_at, lease_until, expires_at, last_error
            FROM outbox ORDER BY id LIMIT $1"#,
         limit
@@ -78,13 +79,13 @@ pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Entry
     .await
 }
 
-/// One mail, and the address that it goes to; none if nobody has an account that it could go to.
+/// One email and its recipient's address. There is no address if the email has no recipient.
 pub async fn find(
     connection: &mut PgConnection,
     id: Uuid,
-) -> Result<Option<(Entry, Option<String>)>, sqlx::Error> {
+) -> Result<Option<(OutboxEntry, Option<String>)>, sqlx::Error> {
     let entry = sqlx::query_as!(
-        Entry,
+        OutboxEntry,
         r#"SELECT id, kind AS "kind: MailKind", attempts, created_at, next_attempt_at, lease_until, expires_at, last_error
            FROM outbox WHERE id = $1"#,
         id
@@ -101,8 +102,10 @@ pub async fn find(
     Ok(Some((entry, to.fetch_optional(connection).await?.flatten())))
 }
 
-/// Has notices sent again at the next look through the outbox: the one that is named, or all that were given up. Those
-/// that a replica has in hand stay as they are, and so do codes: their mails are retried as long as it is of use.
+/// Makes notices due now: the one with this `id`, or all that were given up. Returns their ids.
+///
+/// It leaves out notices that a replica is sending. It also leaves out codes, because the courier
+/// retries those itself while they are valid.
 pub async fn retry(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -121,32 +124,33 @@ pub async fn retry(
     .await
 }
 
-/// How much is owed.
+/// How many emails of one kind are in the outbox.
 #[derive(Debug)]
 pub struct Backlog {
-    /// What the mails say.
+    /// The kind of email.
     pub kind: MailKind,
-    /// How many are owed, those that were given up left out.
+    /// How many are pending, without those that were given up.
     pub owed: i64,
     /// How many were given up and are kept.
     pub given_up: i64,
-    /// Since when the oldest that is owed is.
+    /// When the oldest pending one was enqueued.
     pub oldest: Option<OffsetDateTime>,
 }
 
-/// Shows it as figures; of a kind that `backlog` leaves out, nothing is owed.
-pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
+/// Sets the metrics of the outbox. A kind that `backlog` leaves out has no emails.
+pub fn update_metrics(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
     for kind in MailKind::IN_OUTBOX {
         let label = KindLabel { kind: kind.into() };
-        let of_kind = backlog.iter().find(|of| of.kind == kind);
-        metrics.outbox_pending.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
-        metrics.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
-        let oldest = of_kind.and_then(|of| of.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
+        let found = backlog.iter().find(|backlog| backlog.kind == kind);
+        metrics.outbox_pending.get_or_create(&label).set(found.map_or(0, |found| found.owed));
+        metrics.outbox_given_up.get_or_create(&label).set(found.map_or(0, |found| found.given_up));
+        let oldest = found.and_then(|found| found.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
         metrics.outbox_oldest.get_or_create(&label).set(oldest.max(0));
     }
 }
 
-/// What all replicas together owe, by kind; a kind of which nothing is owed is left out.
+/// Counts the emails in the outbox, which all replicas share, by kind. It leaves out kinds that
+/// have none.
 pub async fn backlog(connection: &mut PgConnection) -> Result<Vec<Backlog>, sqlx::Error> {
     sqlx::query_as!(
         Backlog,

@@ -1,7 +1,14 @@
-//! Owns `outbox`: mails that are owed. Claims them under a lease, reschedules or finishes them.
+//! Owns the table `outbox` of pending emails. Claims them under a lease, and reschedules or deletes
+//! them.
 //!
-//! Accepted is kept (promise 2): a row goes only when a relay took its mail, when its code is of no use any more, when there
-//! is nobody to write to, or when every relay says so for good. The loop that sends is `courier.rs`.
+//! "Accepted is kept" (an invariant of [`crate`]): a row is deleted only
+//!
+//! - after a relay has accepted its email;
+//! - when its code has expired, or has too little life left;
+//! - when it has no recipient;
+//! - when every relay that is up says that the recipient does not exist.
+//!
+//! The loop that sends the emails is [`crate::courier`].
 
 mod finish;
 pub mod holder;
@@ -20,52 +27,53 @@ pub use self::round::{Claim, Delivered, Round, WINDOW};
 use crate::clock::new_id;
 use crate::locale::Locale;
 
-/// A mail that this process may send until its lease ends.
+/// An email that this process may send until its lease ends.
 #[derive(Debug)]
 pub struct ClaimedMail {
-    /// The row, and the source of the Message-ID.
+    /// The id of its row. The Message-ID is made of it.
     pub id: Uuid,
-    /// The claim's number: the fence against a later claim of the same row.
+    /// The number of this claim. An update with the number of an earlier claim changes nothing.
     pub attempts: i32,
-    /// When the mail came to be owed.
+    /// When the email was enqueued.
     pub created_at: OffsetDateTime,
-    /// When it is of no more use.
+    /// When it expires.
     pub expires_at: OffsetDateTime,
     /// What it says.
     pub content: Content,
-    /// With what the request came that it is about.
+    /// The User-Agent of the request that it is about.
     pub user_agent: String,
     /// The language of that request.
     pub request_locale: Option<String>,
-    /// Whose account it is.
+    /// The recipient's account.
     pub account_id: Uuid,
-    /// The stored address: the only one that is ever written to.
+    /// The account's stored address. Emails are sent to no other address.
     pub account_email: String,
-    /// The language that the account wants.
+    /// The account's preferred language.
     pub account_locale: Option<String>,
 }
 
-/// What a mail says.
+/// What an email says.
 #[derive(Debug)]
 pub enum Content {
     /// A recovery code.
     RecoveryCode {
         /// The session that the code belongs to.
         recovery_session_id: Uuid,
-        /// The secret that the code is derived from.
+        /// The id of the key that the code is derived from.
         key_id: String,
-        /// When the session began.
+        /// When the session was started.
         asked_at: OffsetDateTime,
-        /// Who asked.
+        /// The address of the client that started it.
         client_ip: IpAddr,
     },
-    /// That the password was changed, when the mail came to be owed.
+    /// The password was changed at the time at which the email was enqueued.
     PasswordChanged,
 }
 
 impl Content {
-    /// The longest pause between two attempts: a code is waited for, and a notice is owed for days.
-    const fn longest_backoff(&self) -> Duration {
+    /// The longest pause between two attempts. The user waits for a code; a notice may be days
+    /// late.
+    const fn max_backoff(&self) -> Duration {
         match self {
             Self::RecoveryCode { .. } => Duration::from_secs(30),
             Self::PasswordChanged => Duration::from_hours(1),
@@ -73,8 +81,8 @@ impl Content {
     }
 }
 
-/// Owes the owner of an account a mail about the password that the same transaction sets. It names the device, and is
-/// owed for `retention`.
+/// Enqueues the notice that the password was changed, in the transaction that changes it. The email
+/// names the device of `user_agent`. It expires after `retention`.
 pub async fn enqueue_notice(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -98,7 +106,7 @@ pub async fn enqueue_notice(
     Ok(())
 }
 
-/// Deletes the mails that are owed to an account, or to recovery sessions of its address.
+/// Deletes the pending emails of an account and of these recovery sessions.
 pub async fn forget(
     transaction: &mut PgConnection,
     account_id: Uuid,

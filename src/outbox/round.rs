@@ -1,5 +1,6 @@
-//! One round of the courier, in one statement: what relays have accepted is deleted and recorded, mails are claimed, rows that
-//! need no mail are deleted (docs/decisions/0031).
+//! One round of the courier, in one statement (docs/decisions/0031). It deletes the rows of
+//! delivered emails and records those in the audit log, claims emails that are due, and deletes
+//! rows that need no email.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,55 +14,57 @@ use crate::audit;
 use crate::clock::first_id_of;
 use crate::config::CODE_LIFE_ON_ARRIVAL;
 
-/// Rows that one round looks through at most.
+/// The most rows that one round looks through.
 pub const WINDOW: usize = 2000;
 
-/// A mail that a relay accepted, and when.
+/// An email that a relay accepted.
 #[derive(Debug)]
 pub struct Delivered {
-    /// The mail, by the claim under which it was sent.
+    /// The email, with the claim under which it was sent.
     pub mail: Arc<ClaimedMail>,
-    /// When the relay said so.
+    /// When the relay accepted it.
     pub at: OffsetDateTime,
 }
 
-/// What a round does. The default claims nothing.
+/// What a round does.
 #[derive(Clone, Copy, Debug)]
 pub struct Round<'a> {
     /// The present.
     pub now: OffsetDateTime,
-    /// Mails that relays have accepted: the rows whose claim still holds are deleted, and each is recorded.
+    /// Delivered emails. The round deletes and records those whose row was not claimed again
+    /// meanwhile.
     pub delivered: &'a [Delivered],
-    /// Rows before this id are left: under load the index is full of rows that are long deleted, and looking past them all each
-    /// time would cost more than the work.
+    /// The lowest id to look at. Under load the index is full of entries of deleted rows, and
+    /// passing them all in each round would cost more than the rest of the round.
     pub from: Uuid,
-    /// Only rows that were pending by then.
+    /// The latest time of enqueueing; later emails are not claimed.
     pub enqueued_by: Option<OffsetDateTime>,
-    /// How many mails are claimed at most.
+    /// The most emails to claim.
     pub senders: usize,
-    /// How many rows are looked through at most; 0 to claim nothing.
+    /// The most rows to look through; 0 claims nothing.
     pub window: usize,
     /// How long the claim lasts.
     pub lease: Duration,
-    /// The holder that the claimed rows name: they are due again when it is gone ([`super::holder`]).
+    /// The holder to name in the claimed rows. They are due again when it is gone: see
+    /// [`super::holder`].
     pub holder: Option<i32>,
 }
 
-/// What a round found.
+/// The result of a round.
 #[derive(Debug, Default)]
 pub struct Claim {
-    /// To be sent now.
+    /// The claimed emails, to be sent now.
     pub mails: Vec<ClaimedMail>,
-    /// Rows that were finished: nobody to write to.
+    /// How many rows were deleted because they had no recipient.
     pub no_recipient: u64,
-    /// Rows that were finished: too late to be of use.
+    /// How many rows were deleted because their code had too little life left.
     pub expired: u64,
-    /// Whether the window was full, so that there may be more.
+    /// Whether the window was full, so that there may be more rows.
     pub more: bool,
 }
 
 impl Claim {
-    /// Rows that were finished.
+    /// How many rows were deleted because they need no email.
     #[must_use]
     pub const fn finished(&self) -> u64 {
         self.no_recipient + self.expired
@@ -69,28 +72,35 @@ impl Claim {
 }
 
 impl<'a> Round<'a> {
-    /// One that deletes and records `delivered` alone.
+    /// A round that deletes and records `delivered`, and claims nothing.
     #[must_use]
-    pub fn just_deletes(now: OffsetDateTime, delivered: &'a [Delivered]) -> Self {
+    pub fn delete_only(now: OffsetDateTime, delivered: &'a [Delivered]) -> Self {
         let (from, enqueued_by, lease) = (Uuid::max(), None, Duration::ZERO);
         Self { now, delivered, from, enqueued_by, senders: 0, window: 0, lease, holder: None }
     }
 
-    /// Claims the youngest mails first (docs/decisions/0005), and finishes every row in the window that needs no mail. All of it is
-    /// done, or nothing.
+    /// Runs the round, all of it or nothing. It claims the newest emails first
+    /// (docs/decisions/0005).
     ///
-    /// Rows are locked with SKIP LOCKED and `account` is only read: a row locked by a reset must not hide its mail, and two
-    /// replicas must never wait for each other. Only what is finished or claimed is locked: another replica may have a slot
-    /// free for the rest. A row is found again by its place (`ctid`); one that has moved meanwhile is left to the next round.
-    /// Look-ups are LATERAL, so that none scans the table: a plan that was made while it was empty must not when it is full.
-    /// Nor is what was finished joined to anything: two lists of a window's length would then be compared each with each.
+    /// Why the statement is written as it is:
+    ///
+    /// - It locks rows with SKIP LOCKED and only reads `account`: two replicas must not wait for
+    ///   each other, and a reset that locks an account must not hide its email.
+    /// - It locks only the rows that it claims or deletes: another replica may have free slots for
+    ///   the others.
+    /// - It finds a row again by its place (`ctid`). If the row has moved meanwhile, the next round
+    ///   finds it.
+    /// - The look-ups are LATERAL, so that none scans a table, even with a plan that was made while
+    ///   the table was empty.
+    /// - The deleted rows are joined to nothing: PostgreSQL might compare two lists of [`WINDOW`]
+    ///   rows in a nested loop.
     ///
     /// # Errors
     ///
-    /// What PostgreSQL answers; then the accepted mails are still pending, and their leases will end.
+    /// PostgreSQL's error. The delivered emails then stay in the outbox until their leases end.
     pub async fn run(self, connection: &mut PgConnection) -> Result<Claim, sqlx::Error> {
-        let ids: Vec<_> = self.delivered.iter().map(|taken| taken.mail.id).collect();
-        let attempts: Vec<_> = self.delivered.iter().map(|taken| taken.mail.attempts).collect();
+        let ids: Vec<_> = self.delivered.iter().map(|delivered| delivered.mail.id).collect();
+        let attempts: Vec<_> = self.delivered.iter().map(|delivered| delivered.mail.attempts).collect();
         let events: audit::EventColumns<'_> = self.delivered.iter().map(Delivered::event).collect();
         let mut rows = sqlx::query_file!(
             "src/outbox/round.sql",
@@ -121,7 +131,7 @@ impl<'a> Round<'a> {
             expired: row.expired.unsigned_abs(),
             more: self.window > 0 && row.due.unsigned_abs() >= self.window as u64,
         });
-        // A row without a claim, or without what the join gives every claim, is the count alone.
+        // A row without a claim carries the counts alone.
         claim.mails.extend(rows.filter_map(|row| {
             let content = match row.recovery_session_id {
                 Some(recovery_session_id) => Content::RecoveryCode {

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::client::Client;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, RESEND_LIFE, STORAGE_DEADLINE};
-use crate::database::{KeptConnection, OUTAGE_RETRY_AFTER, failures, is_statements_fault};
+use crate::database::{KeptConnection, OUTAGE_RETRY_AFTER, failures, is_statement_error};
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::group_commit::{Arrivals, Batch};
@@ -164,14 +164,14 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<PendingS
         match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
             // One row must not fail the others: the batch is retried row by row to find it.
-            Err(error) if is_statements_fault(&error) => {
+            Err(error) if is_statement_error(&error) => {
                 failures::note("store starts, then row by row", &error);
                 for single in batch.split().filter(Batch::is_awaited) {
                     match commit(&app, &mut database, &single).instrument(single.span()).await {
                         Ok(outcomes) => single.answer(outcomes),
                         Err(error) => {
                             failures::note("store a start", &error);
-                            if !is_statements_fault(&error) {
+                            if !is_statement_error(&error) {
                                 break;
                             }
                         }
@@ -196,7 +196,7 @@ async fn commit(
         let now = app.clock.trusted_now().ok_or_else(clock_moved)?;
         let result = insert(&mut connection, now, key_id, app.address_limit, &batch.requests).await;
         // If PostgreSQL itself reported the failure, the connection is still usable.
-        if result.as_ref().map_or_else(is_statements_fault, |_| true) {
+        if result.as_ref().map_or_else(is_statement_error, |_| true) {
             database.put(connection);
         }
         result

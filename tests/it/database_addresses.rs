@@ -121,7 +121,7 @@ async fn the_service_uses_the_address_that_answers_and_leaves_it_when_it_falls_s
     let contact = until("the database", async || database_state(&client).await == "ok").await;
     let logins = until_logins_work(&client).await;
     let line: Value =
-        serde_json::from_str(&program.line_with("connections go to another one of it")).unwrap();
+        serde_json::from_str(&program.line_with("new connections use another address")).unwrap();
     assert_eq!((line["addresses"].as_u64(), line["silent"].as_u64()), (Some(2), Some(1)), "{line}");
     assert_eq!(line["instead"], second.to_string(), "{line}");
     let metrics = program.metrics_address();
@@ -156,7 +156,7 @@ async fn verify_full_connects_by_name_and_reports_silent_addresses() {
         cause, "no answer in time, while connecting to a name with 2 addresses, 1 of them silent",
         "{line}"
     );
-    program.line_with("connections may wait for it");
+    program.line_with("new connections may wait for it");
     assert!(metric(program.metrics_address(), SILENT).await > 0.5);
     site.line.finds(site.addresses[0]);
     until("the database", async || database_state(&client).await == "ok").await;

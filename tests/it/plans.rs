@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
-use vos_auth::database::with_deadline;
+use vos_auth::database::with_session_settings;
 
 /// Statements that read a whole table: operator's commands, `dev`, and the count of pending emails.
 const READ_A_WHOLE_TABLE: [&str; 10] = [
@@ -64,7 +64,8 @@ fn reads_a_whole_table(step: &Value, limited: bool) -> bool {
 
 #[sqlx::test]
 async fn every_statement_uses_an_index(pool: PgPool) {
-    let mut connection = PgConnection::connect_with(&with_deadline(&pool.connect_options())).await.unwrap();
+    let mut connection =
+        PgConnection::connect_with(&with_session_settings(&pool.connect_options())).await.unwrap();
     let (mut whole_table_reads, mut wrong) = (0, Vec::new());
     for (statement, parameters) in statements() {
         let plan = generic_plan(&mut connection, &statement, parameters).await;

@@ -191,7 +191,7 @@ async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
             senders: 1,
             window: outbox::WINDOW,
             lease: Duration::from_mins(1),
-            ..Round::just_deletes(now, &[])
+            ..Round::delete_only(now, &[])
         };
         let mut claim = claims.run(&mut pool.acquire().await.unwrap()).await.unwrap();
         (now, Arc::new(claim.mails.pop().expect("the lease has ended")))
@@ -204,7 +204,7 @@ async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
     assert_eq!((first.id, first.attempts + 1), (second.id, second.attempts));
     let sent = async |mail: &Arc<_>| {
         let delivered = [Delivered { mail: Arc::clone(mail), at: now }];
-        Round::just_deletes(now, &delivered).run(&mut pool.acquire().await.unwrap()).await.unwrap();
+        Round::delete_only(now, &delivered).run(&mut pool.acquire().await.unwrap()).await.unwrap();
     };
     sent(&first).await;
     outbox::give_up(&pool, &first, "late").await.unwrap();

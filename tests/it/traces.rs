@@ -84,7 +84,7 @@ async fn a_journey_is_part_of_the_trace_of_the_proxy_and_does_not_name_the_accou
     tokio::time::timeout(PATIENCE, given_up).await.expect("the email is given up");
 
     let lines = stop(program);
-    assert!(lines.iter().any(|line| line.contains("mail was not taken")));
+    assert!(lines.iter().any(|line| line.contains("email was not accepted")));
     let spans = receiver.spans();
     let below = |parent: &Traced| {
         let id = parent.id();
