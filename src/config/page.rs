@@ -1,6 +1,7 @@
 //! The recovery page.
 
 use super::Switch;
+use super::phone::Phone;
 use super::sign_in::SignInUrl;
 
 /// The recovery page.
@@ -11,6 +12,10 @@ pub struct PageSettings {
     /// the OMS then; off once the OMS has a page of its own
     #[arg(long, env, default_value = "on")]
     pub recovery_page: Switch,
+
+    /// The telephone number of support, shown on /recovery, such as +84 28 1234 5678. Unset: email alone
+    #[arg(long, env)]
+    pub support_phone: Option<Phone>,
 
     /// Where /recovery leads when it is done, and back: the sign-in page, a path of this host or an https URL of the same
     /// site. A page of this host is handed the session token

@@ -35,8 +35,12 @@ pub async fn asks_for_a_code(browser: &Browser, page: &str) {
 /// Takes a browser to the field of the password.
 async fn enters_the_code(browser: &Browser, service: &Service) {
     let code = service.relay.mail(1).await.code();
+    // After a wrong code the button sends.
+    let is_first = browser.value("document.querySelector('#verify-error').innerText").await.is_empty();
     browser.types("#digits", &code).await;
-    browser.clicks("#verify button").await;
+    if !is_first {
+        browser.clicks("#verify button").await;
+    }
     browser.sees("#password").await;
 }
 
@@ -64,7 +68,6 @@ async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     assert!(browser.reads("#code .address").await.contains(EMAIL));
     inspect("2-code").await;
     browser.types("#digits", "0000 0000").await;
-    browser.clicks("#verify button").await;
     assert!(browser.reads("#verify-error").await.starts_with(wrong));
     assert_eq!(browser.reads("#attempts").await, left);
     browser.clicks("summary").await;
@@ -131,7 +134,6 @@ async fn e10_a_code_is_pasted_as_it_stands_in_the_mail(pool: PgPool) {
     asks_for_a_code(&browser, &page).await;
     let code = service.relay.mail(1).await.code();
     browser.pastes(&format!("Your code: {} {}\n", &code[..4], &code[4..])).await;
-    browser.clicks("#verify button").await;
     browser.sees("#password").await;
     browser.pastes(PASSWORD).await;
     browser.clicks("#reset button").await;

@@ -6,8 +6,9 @@
 
 // ---- The API
 
-// Gives the answer's status, its members, the id of the recovery, and after how many seconds to try again (0: at once). An
-// error is {error, message, status} and what helps: attempts_left, advice. Throws if there is no answer.
+// Returns the status, the members of the answer, the id of the recovery, and after how many seconds to try again (0: at
+// once). An error is {error, message, status} and what helps: attempts_left, advice. Throws if there is no answer, or one
+// that is not the service's: then `answered` is true, for example for the error page of a proxy.
 async function call(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
@@ -19,10 +20,18 @@ async function call(method, path, body, headers = {}) {
       ...headers,
     },
     body: body && JSON.stringify(body),
-    signal: AbortSignal.timeout(30_000),
+    signal: timeout(30_000),
   });
   const { headers: sent, status } = answer;
-  return { ...(await answer.json()), status, id: sent.get('X-Recovery-Id'), wait: Number(sent.get('Retry-After')) };
+  const members = await answer.json().catch(() => Promise.reject(Object.assign(new Error(), { answered: true })));
+  return { ...members, status, id: sent.get('X-Recovery-Id'), wait: Number(sent.get('Retry-After')) };
+}
+
+// AbortSignal.timeout is missing before Safari 16, Chrome 103 and Firefox 100.
+function timeout(milliseconds) {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), milliseconds);
+  return controller.signal;
 }
 
 // 200 for every address that could be one, so an answer never says who has an account. With the cookie of a recovery of the
@@ -48,7 +57,7 @@ const facts = document.body.dataset;
 const RESEND_WAIT = 30;
 
 // Time is the server's, as it was when it served this page, and what has passed since by a clock that nobody sets.
-const served = performance.getEntriesByType('navigation')[0].responseStart;
+const served = performance.getEntriesByType?.('navigation')[0]?.responseStart ?? 0;
 const now = () => Number(facts.now) + (performance.now() - served) / 1000;
 
 // What the server said last, in answer to `ask`; null while there is no recovery. Nothing of it is kept for a reload.
@@ -59,9 +68,23 @@ const remaining = (end) => Math.max(0, Math.ceil((ends[end] ?? 0) - now()));
 // The step that the server waits for.
 const nextStep = () => ({ code_sent: 'code', verified: 'password' })[recovery?.state] ?? 'email';
 
-// What stands in the field of the address, for a reload.
+// The browser may block storage: then a reload forgets the address, and no session can be handed over.
+const storage = {
+  read: (key) => attempt(() => sessionStorage.getItem(key)) ?? '',
+  write: (key, value) => attempt(() => (sessionStorage.setItem(key, value), true)) ?? false,
+  remove: (key) => attempt(() => sessionStorage.removeItem(key)),
+};
+function attempt(action) {
+  try {
+    return action();
+  } catch {
+    return null;
+  }
+}
+
+// The content of the email field, for a reload.
 const KEPT = 'vos_recovery_email';
-let typed = sessionStorage.getItem(KEPT) ?? '';
+let typed = storage.read(KEPT);
 // Where the sign-in page of this host finds the session token. It takes it out, and asks GET /api/auth/session for the rest.
 const HANDED_OVER = 'vos_session_token';
 
@@ -72,6 +95,7 @@ function learn(told) {
   // What was typed was meant for the recovery on the screen.
   if (told?.id !== recovery?.id) {
     FIELDS.code.value = FIELDS.password.value = '';
+    isFirstCode = true;
     judgeLength();
   }
   recovery = told;
@@ -127,6 +151,8 @@ function render() {
   $('#account').value = $('.address').textContent = recovery?.email ?? '';
   $('#attempts').hidden = recovery?.attempts_left === undefined;
   $('#attempts b').textContent = recovery?.attempts_left;
+  // Without an attempt or with an expired code, another code is what helps.
+  $('#code').classList.toggle('needs-code', step === 'code' && (recovery?.attempts_left === 0 || remaining('code') === 0));
   tick();
 }
 
@@ -147,20 +173,28 @@ function tick() {
     if (time) time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, '0')}`;
   }
   for (const line of all('[data-after]')) line.hidden = !ends[line.dataset.after] || remaining(line.dataset.after) > 0;
-  for (const button of all('[data-wait]')) button.ariaDisabled = remaining(button.dataset.wait) > 0;
+  for (const button of all('[data-wait]')) button.setAttribute('aria-disabled', remaining(button.dataset.wait) > 0);
   if (remaining(step) === 60) $('#news').textContent = $('#news').dataset.lastMinute;
 }
 
-function complain(form, { message, advice = [] }) {
+function complain(form, { message, advice = [], attempts_left: attemptsLeft, status, needsHelp = status >= 429 }) {
   const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-  const list = element('ul', '');
-  list.append(...advice.map((one) => element('li', one)));
-  $('.error', form).replaceChildren(element('p', message), ...(advice.length ? [list] : []));
+  const parts = [element('p', message)];
+  if (attemptsLeft !== undefined) parts.push(element('p', `${facts.attemptsLeft} ${attemptsLeft}`));
+  if (advice.length) {
+    const list = element('ul', '');
+    list.append(...advice.map((one) => element('li', one)));
+    parts.push(list);
+  }
+  // Limits and outages are what support can help with.
+  if (needsHelp) parts.push($('#support').cloneNode(true).content);
+  $('.error', form).replaceChildren(...parts);
+  document.title = `${facts.error} ${$('h1', $(`#${step}`)).textContent} · ${name}`;
 }
 
 function clear() {
   for (const error of all('.error')) error.replaceChildren();
-  for (const field of Object.values(FIELDS)) field.ariaInvalid = null;
+  for (const field of Object.values(FIELDS)) field.removeAttribute('aria-invalid');
   $('#resent').textContent = $('#news').textContent = '';
   sayWhetherOnline();
 }
@@ -171,26 +205,28 @@ function sayWhetherOnline() {
 
 // Sends a form once, however often it is pressed, and does what every answer asks for; 200 is for `succeed`.
 async function send(form, request, succeed) {
-  if (form.ariaBusy === 'true' || remaining(form.id) > 0) return;
+  if (form.getAttribute('aria-busy') === 'true' || remaining(form.id) > 0) return;
   // What the server is being asked at this moment is out of date when it comes.
   asked += 1;
   clear();
-  form.ariaBusy = 'true';
-  const answer = await request().catch(() => null);
-  if (!answer) await isLost(form);
+  form.setAttribute('aria-busy', 'true');
+  const answer = await request().catch(({ answered = false }) => ({ isLost: true, answered }));
+  if (answer.isLost) await isLost(form, answer.answered);
   else if (answer.status === 200) await succeed(answer);
   else if (answer.status === 401) await isOver(answer);
   else isRefused(form, answer);
-  form.ariaBusy = 'false';
+  form.setAttribute('aria-busy', 'false');
 }
 
 // Whether the server has done what it was asked is not known: the server is asked.
-async function isLost(form) {
+async function isLost(form, answered) {
   const before = step;
   await refresh();
   if (form.id === 'start' && recovery?.email === sent.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
-  $('#network').textContent = navigator.onLine ? $('#network').dataset.noAnswer : $('#network').dataset.offline;
+  const { noAnswer, noService, offline } = $('#network').dataset;
+  if (answered) complain(form, { message: noService, needsHelp: true });
+  else $('#network').textContent = navigator.onLine ? noAnswer : offline;
 }
 
 // The recovery on the screen is over, or the cookie is of another one.
@@ -213,8 +249,9 @@ function isRefused(form, answer) {
   show(step);
   complain(form, answer);
   if (answer.status === 400 && form.id !== 'resend') {
-    FIELDS[step].ariaInvalid = 'true';
+    FIELDS[step].setAttribute('aria-invalid', 'true');
     FIELDS[step].focus();
+    if (step === 'code') FIELDS.code.select();
   }
 }
 
@@ -243,7 +280,7 @@ async function codeWasSent(answer, email) {
 
 // The field may have been changed before the answer comes.
 let sent = '';
-onSubmit('start', () => start((sent = FIELDS.email.value.trim()), ticket), (answer) => codeWasSent(answer, sent));
+onSubmit('start', () => start((sent = cleaned(FIELDS.email.value)), ticket), (answer) => codeWasSent(answer, sent));
 onSubmit('resend', () => start(recovery.email, ticket), async (answer) => {
   await codeWasSent(answer, recovery.email);
   if (step === 'code') $('#resent').textContent = $('#resent').dataset.text;
@@ -253,21 +290,84 @@ onSubmit('verify', () => verify(digitsOf(FIELDS.code.value), recovery.id), async
   await goOn(answer, { email: recovery.email, state: 'verified' });
 });
 onSubmit('reset', () => reset(FIELDS.password.value, recovery.id), async (answer) => {
-  // A sign-in page of this host is handed the session, in this tab alone; never in a URL. Another host's could not read it
-  // there, so the session is ended: its page signs in with the new password.
-  if ('handsOver' in facts) sessionStorage.setItem(HANDED_OVER, answer.sessionToken);
-  else await logOut(answer.sessionToken).catch(() => {});
+  // A sign-in page of this host takes the session over, in this tab only and never in a URL. If it cannot, because it is on
+  // another host or storage is blocked, the session is ended: people sign in with the new password.
+  const isHandedOver = 'handsOver' in facts && storage.write(HANDED_OVER, answer.sessionToken);
+  if (!isHandedOver) await logOut(answer.sessionToken).catch(() => {});
+  for (const text of all('[data-handed-over]')) text.hidden = (text.dataset.handedOver === 'yes') !== isHandedOver;
   typed = '';
-  sessionStorage.removeItem(KEPT);
+  storage.remove(KEPT);
   learn(null);
   go('done', { instead: true });
 });
 
-// What was pasted may be more than the code: a whole line of the mail.
+// What was pasted may be more than the code: a whole line of the email. Digits of any script count; invisible and
+// bidirectional characters do not.
 function digitsOf(text) {
-  const digits = text.replace(/\D/g, '');
+  const digits = text.replace(/\P{Nd}/gu, '').replace(/\P{ASCII}/gu, digitValue);
   return digits.length === 8 ? digits : text;
 }
+// Digits of a script are ten code points in a row, from zero.
+function digitValue(digit) {
+  const point = digit.codePointAt(0);
+  let zero = point;
+  while (/\p{Nd}/u.test(String.fromCodePoint(zero - 1))) zero -= 1;
+  return (point - zero) % 10;
+}
+// The first complete code is sent at once: typed, pasted or filled in. After a wrong one the button sends, as attempts are few.
+let isFirstCode = true;
+FIELDS.code.addEventListener('input', () => {
+  clear();
+  if (!isFirstCode || !/^\d{8}$/.test(digitsOf(FIELDS.code.value))) return;
+  isFirstCode = false;
+  $('#verify').requestSubmit?.();
+});
+
+// What people paste around an address: invisible and bidirectional characters, mailto:, <…>, a full-width @, a final dot.
+function cleaned(text) {
+  const visible = text.normalize('NFC').replace(/[\p{Cf}\p{Cc}]/gu, '').replace('＠', '@').trim();
+  const bare = visible.replace(/^.*<([^<>]*)>$/, '$1').replace(/^mailto:/i, '').replace(/\?.*$/, '');
+  return bare.trim().replace(/\.$/, '');
+}
+// Shows the address that will be sent when the field is left, and what is probably wrong with it.
+function judgeAddress() {
+  const address = cleaned(FIELDS.email.value);
+  if (address && address !== FIELDS.email.value) keepTyped((FIELDS.email.value = address));
+  const [local, domain] = address.split(/@(?=[^@]*$)/);
+  const likely = domain && likelyDomain(domain.toLowerCase());
+  $('#address-ascii').hidden = !/[^\x20-\x7e]/.test(local ?? '');
+  $('#address-domain').hidden = !domain || isDomain(domain);
+  $('#address-typo').hidden = !likely;
+  $('#address-typo input').value = likely ? `${local}@${likely}` : '';
+}
+// A dot, and labels that the browser's URL parser (UTS 46) takes.
+function isDomain(domain) {
+  const host = attempt(() => new URL(`https://${domain}`).hostname);
+  return Boolean(host) && /^(?!.*--.*\.{2})[a-z0-9-]+(\.[a-z0-9-]+)+$/.test(host) && !/^[\d.]+$/.test(host);
+}
+const DOMAINS = ['gmail.com', 'yahoo.com', 'yahoo.com.vn', 'outlook.com', 'outlook.com.vn', 'hotmail.com', 'icloud.com'];
+// A common domain that one slip leads to: a letter too many or too few, another one, or two swapped.
+function likelyDomain(domain) {
+  if (DOMAINS.includes(domain)) return null;
+  return DOMAINS.find((known) => isOneSlip(domain, known)) ?? null;
+}
+function isOneSlip(typed, meant) {
+  let at = 0;
+  while (at < typed.length && typed[at] === meant[at]) at += 1;
+  const [a, b] = [typed.slice(at), meant.slice(at)];
+  const swapped = a.length > 1 && a[0] === b[1] && a[1] === b[0] && a.slice(2) === b.slice(2);
+  return swapped || a.slice(1) === b || a === b.slice(1) || a.slice(1) === b.slice(1);
+}
+function keepTyped(text) {
+  typed = text;
+  storage.write(KEPT, typed);
+}
+FIELDS.email.addEventListener('change', judgeAddress);
+$('#address-typo input').addEventListener('click', (event) => {
+  keepTyped((FIELDS.email.value = event.target.value));
+  judgeAddress();
+  $('#start button').focus();
+});
 
 // The server's own rule of length, counted as it counts: code points of the composed form (NFC). It judges the rest itself,
 // once, because a password is not sent as it is typed.
@@ -290,8 +390,7 @@ $('#reveal').addEventListener('change', (event) => {
 });
 // Another address has waits of its own.
 FIELDS.email.addEventListener('input', () => {
-  typed = FIELDS.email.value;
-  sessionStorage.setItem(KEPT, typed);
+  keepTyped(FIELDS.email.value);
   delete ends.start;
   clear();
   tick();
@@ -303,12 +402,14 @@ $('#go-on').addEventListener('click', () => history.replaceState({ step: 'email'
 addEventListener('online', sayWhetherOnline);
 addEventListener('offline', sayWhetherOnline);
 
+// In-app browsers and link shorteners add parameters of their own, and some cut links off.
 function takeTicket() {
-  const found = location.hash.match(/^#t=([\w-]+)$/)?.[1];
-  if (!found) return;
-  ticket = found;
+  const found = new URLSearchParams(location.hash.slice(1)).get('t');
+  if (found === null) return;
+  ticket = /^[\w-]{40,}$/.test(found) ? found : null;
   history.replaceState({ step: 'email' }, '', location.pathname);
   show('email');
+  $('#ticket-damaged').hidden = ticket !== null;
 }
 addEventListener('hashchange', takeTicket);
 addEventListener('popstate', (event) => {
@@ -335,3 +436,5 @@ show(history.state.step === 'done' ? 'done' : 'email');
 takeTicket();
 if (step !== 'done') refresh({ stay: !isNew || ticket !== null, quietly: true });
 setInterval(tick, 500);
+// Until here, the page says that it could not start.
+$('#unready').remove();
