@@ -4,7 +4,7 @@ SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler deb image packages
+.PHONY: clients help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler deb image packages
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -63,6 +63,11 @@ chaos: ## break everything around two replicas under load, and count what was lo
 failover: ## lose one PostgreSQL of two after the other under load, and count what was lost (ARGS="--losses 6"; needs root)
 	@scripts/apt-install failover
 	@cargo test --quiet --bench failover -- $(ARGS)
+
+clients: ## generate clients from the API's description (Python, TypeScript) and take each through a recovery
+	@scripts/apt-install clients
+	@cargo build
+	@scripts/with-postgres clients scripts/clients "$(target)/debug/vos-auth"
 
 blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --seed 1")
 	@scripts/apt-install blind

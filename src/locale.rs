@@ -77,7 +77,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         }
         Problem::FieldUnknown => (
             "Yêu cầu có một trường không được hỗ trợ. Hãy chỉ gửi các trường được mô tả trong tài liệu.",
-            "The request has a field that is not known here. Send only the documented fields.",
+            "The request has an unknown field. Send only the documented fields.",
         ),
         Problem::FieldMissing => (
             "Yêu cầu thiếu một trường bắt buộc, được nêu trong mục \"field\".",
@@ -97,31 +97,31 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         ),
         Problem::CodeMalformed => (
             "Mã khôi phục gồm 8 chữ số. Hãy kiểm tra lại mã trong email và nhập lại.",
-            "A recovery code has 8 digits. Check the one in your mail and enter it again.",
+            "A recovery code has 8 digits. Check the code in your email and enter it again.",
         ),
         Problem::CodeInvalid => (
-            "Mã không đúng hoặc đã hết hạn. Hãy nhập mã trong email mới nhất, hoặc yêu cầu mã khác.",
-            "Invalid or expired code. Enter the one from the newest mail, or ask for another.",
+            "Mã không đúng hoặc không còn hiệu lực. Hãy nhập mã trong email mới nhất, hoặc yêu cầu mã khác.",
+            "Invalid or expired code. Enter the code from the newest email, or request another.",
         ),
         Problem::RecoverySessionMissing => (
-            "Không tìm thấy phiên khôi phục. Hãy bắt đầu lại bằng cách yêu cầu mã mới.",
-            "There is no recovery under way here. Start again by asking for a new code.",
+            "Yêu cầu khôi phục đã kết thúc, hoặc trình duyệt có thể đang chặn cookie. Hãy yêu cầu mã mới để bắt đầu lại.",
+            "This recovery has ended, or the browser may be blocking cookies. Request a new code to start again.",
         ),
         Problem::RecoverySessionExpired => (
             "Phiên khôi phục đã hết hạn. Hãy yêu cầu mã mới.",
-            "The time for this recovery is over. Ask for a new code.",
+            "This recovery has expired. Request a new code.",
         ),
         Problem::RecoverySessionSpent => (
             "Bạn đã nhập sai mã quá nhiều lần. Hãy yêu cầu mã mới.",
-            "A wrong code was entered too many times. Ask for a new code.",
+            "A wrong code was entered too many times. Request a new code.",
         ),
         Problem::RecoverySessionUnverified => (
             "Mã khôi phục chưa được xác minh. Hãy nhập mã trong email trước.",
-            "The recovery code has not been entered yet. Enter the one from your mail first.",
+            "The recovery code has not been entered yet. Enter the code from your email first.",
         ),
         Problem::RecoverySessionUsed => (
             "Mã của phiên khôi phục này đã được dùng, hoặc phiên đã kết thúc. Hãy đặt mật khẩu nếu được yêu cầu, đăng nhập, hoặc yêu cầu mã mới.",
-            "The code of this recovery was used already, or the recovery has ended. Choose a password if you are asked to, sign in, or ask for a new code.",
+            "This code has already been used, or the recovery has ended. Choose a password if you are asked to, sign in, or request a new code.",
         ),
         Problem::RecoveryIdMismatch => (
             "Một yêu cầu khôi phục khác đã được bắt đầu trong trình duyệt này. Hãy tải lại trang và kiểm tra địa chỉ email trước khi tiếp tục.",
@@ -139,25 +139,24 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Mật khẩu này dễ đoán. Hãy dùng vài từ không liên quan đến nhau, đến bạn hay đến sản phẩm này.",
             "This password is easy to guess. Use a few words that have nothing to do with each other, with you or with this product.",
         ),
-        Problem::PasswordIncorrect => (
-            "Mật khẩu hiện tại không đúng. Hãy nhập lại.",
-            "The current password is not right. Enter it again.",
-        ),
+        Problem::PasswordIncorrect => {
+            ("Mật khẩu hiện tại không đúng. Hãy nhập lại.", "The current password is incorrect. Try again.")
+        }
         Problem::CredentialsInvalid => (
             "Email hoặc mật khẩu không đúng. Hãy thử lại, hoặc khôi phục mật khẩu.",
-            "The email or the password is wrong. Try again, or recover your password.",
+            "The email or password is incorrect. Try again, or recover your password.",
         ),
         Problem::SessionInvalid => (
             "Phiên đăng nhập không tồn tại hoặc đã kết thúc. Hãy đăng nhập lại.",
             "There is no such session, or it has ended. Sign in again.",
         ),
         Problem::LoginThrottled => (
-            "Địa chỉ này đã đăng nhập sai quá nhiều lần. Hãy đợi một lát rồi thử lại, hoặc khôi phục mật khẩu.",
+            "Đã có quá nhiều lần đăng nhập sai với địa chỉ này. Hãy đợi một lát rồi thử lại, hoặc khôi phục mật khẩu.",
             "There were too many failed logins with this address. Wait and try again, or recover your password.",
         ),
         Problem::PasswordThrottled => (
             "Mật khẩu hiện tại đã bị nhập sai hoặc mật khẩu đã được đổi quá nhiều lần. Hãy đợi một lát rồi thử lại.",
-            "The current password was entered wrongly, or the password changed, too many times. Wait, then try again.",
+            "There were too many incorrect passwords or password changes. Wait, then try again.",
         ),
         Problem::HashingBusy => (
             "Hiện có quá nhiều người đang đăng nhập. Hãy thử lại sau vài giây.",
@@ -172,12 +171,12 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "The request came from a site that may not send it. Open the official sign-in page and try again.",
         ),
         Problem::NetworkThrottled => (
-            "Mạng của bạn đã gửi quá nhiều yêu cầu. Hãy đợi một lát rồi thử lại.",
+            "Có quá nhiều yêu cầu từ mạng của bạn. Hãy đợi một lát rồi thử lại.",
             "Too many requests came from your network. Wait a moment, then try again.",
         ),
         Problem::AddressThrottled => (
-            "Địa chỉ này đã yêu cầu quá nhiều mã. Hãy dùng mã mới nhất bạn đã nhận được, hoặc đợi một lát rồi thử lại.",
-            "Too many codes were asked for this address. Use the newest one you received, or wait and try again.",
+            "Đã có quá nhiều mã được yêu cầu cho địa chỉ này. Hãy dùng mã mới nhất bạn đã nhận được, hoặc đợi một lát rồi thử lại.",
+            "Too many codes were requested for this address. Use the newest one you received, or wait and try again.",
         ),
         Problem::MailUnavailable => (
             "Hiện không gửi được email. Hãy thử lại sau ít phút.",
@@ -185,7 +184,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         ),
         Problem::StorageUnavailable => (
             "Dịch vụ đang tạm thời bị gián đoạn. Hãy thử lại sau ít phút.",
-            "The service is interrupted for the moment. Try again in a few minutes.",
+            "The service is temporarily unavailable. Try again in a few minutes.",
         ),
         Problem::NotReady => ("Dịch vụ chưa sẵn sàng.", "The service is not ready."),
         Problem::NotFound => (
@@ -194,7 +193,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         ),
         Problem::MethodNotAllowed => (
             "Đường dẫn này không hỗ trợ phương thức này. Các phương thức được hỗ trợ nằm trong tiêu đề Allow.",
-            "This path does not take that method. The header Allow lists those it takes.",
+            "This method is not allowed here. See the Allow header.",
         ),
     };
     pick(vi, en, locale)
@@ -224,7 +223,7 @@ pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
         }
         Warning::ThisIsSimilarToACommonlyUsedPassword => (
             "Mật khẩu này gần giống một mật khẩu mà nhiều người dùng.",
-            "This is close to a password that many people use.",
+            "This is similar to a password that many people use.",
         ),
         Warning::SequencesLikeAbcAreEasyToGuess => (
             "Dãy liên tiếp kiểu abc hoặc 6543 rất dễ đoán.",
@@ -256,7 +255,7 @@ pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str 
             ("Không cần ký hiệu, chữ số hay chữ hoa.", "Symbols, digits and capitals are not needed.")
         }
         Suggestion::AddAnotherWordOrTwo => {
-            ("Thêm một hai từ nữa; từ càng ít gặp càng tốt.", "Add a word or two; rare ones are better.")
+            ("Thêm 1–2 từ nữa; từ càng ít gặp càng tốt.", "Add a word or two; rare ones are better.")
         }
         Suggestion::CapitalizationDoesntHelpVeryMuch => {
             ("Viết hoa không giúp được nhiều.", "Capital letters do not help much.")

@@ -18,7 +18,8 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-aut
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The status of each problem. 403 and 410 are never used.
-const fn status(problem: Problem) -> StatusCode {
+#[must_use]
+pub const fn status(problem: Problem) -> StatusCode {
     match problem {
         Problem::ContentTypeUnsupported
         | Problem::BodyTooLarge

@@ -5,10 +5,12 @@ use std::process::Command;
 use serde_json::Value;
 use sqlx::PgPool;
 
+use crate::harness::browser::{Browser, DESKTOP};
 use crate::harness::client::Client;
 use crate::harness::database;
 use crate::harness::program::Program;
 use crate::harness::{PATIENCE, metric};
+use crate::openapi::document;
 
 /// The block of curl lines in the README that follows `heading`.
 fn readme_block(heading: &str) -> String {
@@ -48,8 +50,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let first = tokio::task::spawn_blocking(whole_way.clone());
-    // Paths of dev have no name in the figures.
-    let looks = "vos_auth_http_answers_total{route=\"none\",status=\"200\"}";
+    let looks = "vos_auth_http_answers_total{route=\"/dev/mailbox.json\",status=\"200\"}";
     let metrics = program.line_with("Metrics: ");
     let metrics =
         metrics.split(['/', ' ']).find_map(|part| part.parse().ok()).expect("the address of the figures");
@@ -118,6 +119,39 @@ async fn dev_lifts_budgets_on_request_and_starts_again_on_the_same_database(pool
         }
         assert_eq!(statuses.contains(&429), limits == "0", "{statuses:?}");
     }
+}
+
+/// The reference shows every operation, sends a request, and loads nothing from elsewhere.
+#[sqlx::test]
+async fn the_reference_of_the_api_shows_every_operation_and_calls_it(pool: PgPool) {
+    let (url, port) = (database::url(&pool), free_port());
+    let mut program = Program::start(&["dev"], &[("DATABASE_URL", &url), ("PORT", &port)]);
+    program.line_with("relay is usable");
+    let browser = Browser::open("en").await;
+    browser.is_sized(DESKTOP).await;
+    browser.goes_to(&format!("http://localhost:{port}/docs#?route=get-/readyz")).await;
+    let shown = "document.querySelector('openapi-explorer')?.shadowRoot";
+    browser.until(&format!("{shown}?.querySelector('.nav-bar-path')")).await;
+    let listed = browser.value(&format!("{shown}.querySelectorAll('.nav-bar-path').length")).await;
+    let document = document("en");
+    let paths = document["paths"].as_object().unwrap().values();
+    let operations: usize = paths.map(|operations| operations.as_object().unwrap().len()).sum();
+    assert_eq!(listed, operations.to_string());
+
+    let execute = format!("{shown}.querySelector('.btn-execute')");
+    browser.until(&execute).await;
+    browser.script(&format!("{execute}.click()")).await;
+    browser.until(&format!("{shown}.textContent.includes('(200)')")).await;
+    let loaded = "return performance.getEntriesByType('resource').map(({ name }) => new URL(name)).map(({ host, pathname }) => host + pathname)";
+    let loaded = browser.script(loaded).await;
+    let from_here = ["/docs/openapi-explorer.js", "/openapi.json", "/readyz"]
+        .map(|path| format!("localhost:{port}{path}"));
+    assert_eq!(loaded, serde_json::json!(from_here));
+    // In the other language.
+    browser.clicks("openapi-explorer a[hreflang]").await;
+    browser.until("document.documentElement.lang === 'vi'").await;
+    browser.until(&format!("{shown}?.textContent.includes('Đăng xuất')")).await;
+    browser.closes().await;
 }
 
 pub fn free_port() -> String {

@@ -34,6 +34,7 @@ mod mail;
 mod metrics;
 mod migrate;
 mod observed;
+mod openapi;
 mod operator;
 mod outage;
 mod page;

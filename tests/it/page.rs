@@ -105,7 +105,7 @@ async fn the_whole_journey_in_vietnamese(pool: PgPool) {
         "Quên mật khẩu?",
         "Địa chỉ email không hợp lệ.",
         "Nhập mã trong email",
-        "Mã không đúng hoặc đã hết hạn.",
+        "Mã không đúng hoặc không còn hiệu lực.",
         "Số lần thử còn lại: 4",
         "Mật khẩu này dễ đoán.",
         "Bạn đã đăng nhập",

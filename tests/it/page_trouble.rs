@@ -25,7 +25,7 @@ async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
     service.clock.advance(Duration::from_secs(601));
     browser.types("#digits", &code).await;
     browser.sees("#email").await;
-    assert!(browser.reads("#start-error").await.starts_with("The time for this recovery is over."));
+    assert!(browser.reads("#start-error").await.starts_with("This recovery has expired."));
     assert_eq!(browser.value("document.querySelector('#address').value").await, EMAIL);
     assert_eq!(browser.focus().await, "address");
     browser.clicks("#start button").await;
@@ -37,7 +37,7 @@ async fn an_expired_code_leads_back_with_the_address_kept(pool: PgPool) {
     browser.types("#secret", "chuyen tau dem mua thu").await;
     browser.clicks("#reset button").await;
     browser.sees("#email").await;
-    assert!(browser.reads("#start-error").await.starts_with("The time for this recovery is over."));
+    assert!(browser.reads("#start-error").await.starts_with("This recovery has expired."));
     browser.closes().await;
     service.stops().await;
 }
@@ -123,7 +123,9 @@ async fn a_spent_budget_says_when_to_try_again_and_a_ticket_helps(pool: PgPool) 
     asks_for_a_code(&browser, &page).await;
     browser.clicks("#other-email").await;
     browser.clicks("#start button").await;
-    assert!(browser.reads("#start-error").await.starts_with("Too many codes were asked for this address."));
+    assert!(
+        browser.reads("#start-error").await.starts_with("Too many codes were requested for this address.")
+    );
     let wait = browser.reads("#start .wait").await;
     assert!(wait.starts_with("You can try again in 4:") || wait.contains("5:00"), "{wait}");
     browser.until(IS_REFUSED).await;

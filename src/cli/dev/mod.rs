@@ -1,6 +1,7 @@
 //! `vos-auth dev`: the whole service on this machine, with secrets, accounts and a mailbox of its own. `serve` has none
 //! of it.
 
+pub mod docs;
 pub mod mailbox;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -114,6 +115,7 @@ fn routes(mailbox: Mailbox) -> Router {
         .route("/dev/mailbox.css", file(include_str!("mailbox.css"), "text/css; charset=utf-8"))
         .route("/dev/mailbox.js", file(include_str!("mailbox.js"), "text/javascript; charset=utf-8"))
         .route("/dev/mailbox.json", get(async move || Json(mailbox.newest_first())))
+        .merge(docs::routes())
 }
 
 async fn mailbox_page(RawQuery(query): RawQuery, headers: HeaderMap, cookies: Cookies) -> Response {
@@ -149,7 +151,7 @@ fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
   {limits}
   Accounts: {vi} (Vietnamese), password \"{vi_password}\"
             {en} (English), password \"{en_password}\"
-  The API:  http://localhost:{port}/openapi.json?lang=en    Metrics: http://{metrics}/metrics
+  The API:  http://localhost:{port}/docs    Metrics: http://{metrics}/metrics
   Ctrl-C stops it and leaves nothing running.
 "
     )
