@@ -1,13 +1,11 @@
 //! The recovery page where people use it: blocked storage, old browsers, proxies that answer, links that an app has changed,
 //! addresses and codes as they are pasted.
 
-use std::time::Duration;
-
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::harness::browser::Browser;
 use crate::harness::Service;
+use crate::harness::browser::Browser;
 use crate::page::{asks_for_a_code, page_of};
 
 const EMAIL: &str = "trader@example.com";
@@ -31,7 +29,6 @@ async fn journey(browser: &Browser, service: &Service, page: &str) {
 #[sqlx::test]
 async fn with_storage_blocked_the_whole_journey_works_and_leads_to_a_sign_in(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
-    service.has_account(EMAIL).await;
     let browser = Browser::open("en").await;
     let blocked = "for (const name of ['sessionStorage', 'localStorage']) \
                    Object.defineProperty(window, name, { get() { throw new DOMException('', 'SecurityError') } })";
@@ -49,7 +46,6 @@ async fn with_storage_blocked_the_whole_journey_works_and_leads_to_a_sign_in(poo
 #[sqlx::test]
 async fn without_younger_apis_the_whole_journey_works(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
-    service.has_account(EMAIL).await;
     let browser = Browser::open("en").await;
     let older = "delete AbortSignal.timeout; delete AbortSignal.any; delete Performance.prototype.getEntriesByType; \
                  delete HTMLFormElement.prototype.requestSubmit; delete Array.prototype.at; delete Object.hasOwn; \
@@ -177,7 +173,6 @@ async fn an_address_is_cleaned_and_what_is_probably_wrong_with_it_is_said(pool: 
 #[sqlx::test]
 async fn a_code_is_sent_by_itself_once_and_its_error_names_the_attempts_left(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
-    service.has_account(EMAIL).await;
     let browser = Browser::open("en").await;
     asks_for_a_code(&browser, &page).await;
     let code = service.relay.mail(1).await.code();
@@ -193,7 +188,6 @@ async fn a_code_is_sent_by_itself_once_and_its_error_names_the_attempts_left(poo
     service.stops().await;
 }
 
-/// A phone that slept shows what is left by the server's time, not by a clock that stood still.
 #[sqlx::test]
 async fn at_none_left_or_expired_the_button_that_helps_is_the_primary_one(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -207,7 +201,6 @@ async fn at_none_left_or_expired_the_button_that_helps_is_the_primary_one(pool: 
         browser.clicks("#verify button").await;
     }
     browser.until("document.querySelector('#code').classList.contains('needs-code')").await;
-    service.clock.advance(Duration::from_mins(2));
     browser.closes().await;
     service.stops().await;
 }
