@@ -4,10 +4,13 @@ ARG RUN_IMAGE=debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /build
-# The dependencies alone first: this layer is built again only when they change.
+# The dependencies alone first: this layer is built again only when they change. Of the lab it needs the manifest, and builds
+# nothing.
 COPY Cargo.toml Cargo.lock ./
+COPY lab/Cargo.toml lab/
 COPY .cargo .cargo
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked && rm -r src
+RUN mkdir src lab/src && echo 'fn main() {}' | tee src/main.rs > lab/src/main.rs && touch src/lib.rs lab/src/lib.rs \
+    && cargo build --release --locked && rm -r src
 COPY . .
 # Newer than the empty ones above, whatever the times of the copied files are.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked

@@ -2,6 +2,11 @@
 
 SHELL := /bin/bash
 target := $(or $(CARGO_TARGET_DIR),target)
+# Programs of the lab: with the service beside them, both for debugging or both optimised; or with an optimised service alone. The
+# service is built apart, so that it has the features of a release.
+lab = cargo build --quiet -p vos-auth-lab && cargo build --quiet && "$(target)/debug/lab"
+optimised = cargo build --release -p vos-auth-lab && cargo build --release && "$(target)/release/lab"
+counting = cargo build --quiet -p vos-auth-lab && cargo build --release && "$(target)/debug/lab" --service "$(target)/release/vos-auth"
 
 .DEFAULT_GOAL := help
 .PHONY: clients help run test prepare bench cost courier chaos blind catalogue fuzz hostile upgrade failover screenshots import fresh versions pooler deb image packages
@@ -42,27 +47,23 @@ prepare: ## write .sqlx anew after a query or a migration was changed (needs car
 
 bench: ## measure the service beside pgbench with the same statement (ARGS="--part closed --seconds 10")
 	@scripts/apt-install bench
-	@cargo bench --bench start --no-run
-	@scripts/with-postgres bench cargo bench --bench start -- $(ARGS)
+	@cargo bench --bench start -- $(ARGS)
 
 cost: ## count what a start and a delivered code cost, against bounds if given (ARGS="--start-wal 2000 --by-statement")
 	@scripts/apt-install cost
-	@cargo build --release
-	@POSTGRES_OPTIONS="-c shared_preload_libraries=pg_stat_statements -c autovacuum=off" scripts/with-postgres cost python3 benches/cost/measure.py "$(target)/release/vos-auth" $(ARGS)
+	@$(counting) cost $(ARGS)
 
 courier: ## measure the courier: beside lettre alone, replicas on one outbox, a stalling relay, what an outage left (needs root)
 	@scripts/apt-install courier
-	@cargo bench --bench courier --no-run
-	@scripts/with-postgres courier cargo bench --bench courier
+	@cargo bench --bench courier
 
 chaos: ## break everything around two replicas under load, and count what was lost (ARGS="--seed 1 …"; needs root)
 	@scripts/apt-install chaos
-	@cargo build --quiet --bench chaos
-	@scripts/with-postgres chaos cargo test --quiet --bench chaos -- $(ARGS)
+	@$(lab) chaos $(ARGS)
 
 failover: ## lose one PostgreSQL of two after the other under load, and count what was lost (ARGS="--losses 6"; needs root)
 	@scripts/apt-install failover
-	@cargo test --quiet --bench failover -- $(ARGS)
+	@$(lab) failover $(ARGS)
 
 clients: ## generate clients from the API's description (Python, TypeScript) and take each through a recovery
 	@scripts/apt-install clients
@@ -71,8 +72,7 @@ clients: ## generate clients from the API's description (Python, TypeScript) and
 
 blind: ## measure whether time tells who has an account (ARGS="--calls 5000 --seed 1")
 	@scripts/apt-install blind
-	@cargo bench --bench blind --no-run
-	@scripts/with-postgres blind cargo bench --bench blind -- $(ARGS)
+	@$(optimised) blind $(ARGS)
 
 fuzz: ## try the parsers with made-up input, each for so long (seconds=600; needs nightly Rust, which it installs)
 	@scripts/apt-install fuzz
@@ -80,18 +80,15 @@ fuzz: ## try the parsers with made-up input, each for so long (seconds=600; need
 
 hostile: ## measure what clients notice of 10,000 idle connections, 200 slow writers, and 1,700 unfinished headers at nginx
 	@scripts/apt-install hostile
-	@cargo bench --bench hostile --no-run
-	@scripts/with-postgres hostile cargo bench --bench hostile
+	@$(optimised) hostile
 
 upgrade: ## take the release before to this one and back under load (FROM=a revision, ARGS="--rows 1000000")
 	@scripts/apt-install upgrade
-	@from=$$(scripts/release-before $(FROM)) && cargo build --quiet --bench upgrade \
-	  && scripts/with-postgres upgrade cargo test --quiet --bench upgrade -- --from "$$from" $(ARGS)
+	@from=$$(scripts/release-before $(FROM)) && $(lab) upgrade --from "$$from" $(ARGS)
 
 import: ## measure the move of a million accounts: time, memory, kill -9 in the middle, logins (ARGS="--accounts 100000")
 	@scripts/apt-install import
-	@cargo build --release
-	@scripts/with-postgres import python3 benches/import/measure.py "$(target)/release/vos-auth" $(ARGS)
+	@$(counting) import $(ARGS)
 
 fresh: ## try README's two commands on bare machines made by debootstrap (ARGS="--again ROW"; needs root)
 	@scripts/apt-install fresh

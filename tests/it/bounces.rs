@@ -16,7 +16,7 @@ use crate::harness::client::Client;
 use crate::harness::database::{OPERATOR, Proxy, SERVE, Way};
 use crate::harness::postfix::{Postfix, Setup as PostfixSetup, can_run};
 use crate::harness::program::{
-    BUILT, Program, SECRET, has_relay, run, run_under, run_with_input, serve_environment,
+    Program, SECRET, built, has_relay, run, run_under, run_with_input, serve_environment,
 };
 use crate::harness::relay::{Mail, Mood, Relay};
 use crate::harness::{PATIENCE, Service, Setup, database, now};
@@ -141,7 +141,7 @@ async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arriv
     let mut postfix = Postfix::start(PostfixSetup { settings: &settings, ..PostfixSetup::default() });
     let (folder, program) = (postfix.home().join("vos-auth"), postfix.home().join("program"));
     fs::create_dir_all(folder.join("secrets")).unwrap();
-    fs::copy(BUILT, &program).unwrap();
+    fs::copy(built(), &program).unwrap();
     // The socket of the test's PostgreSQL is not for that user.
     database::operator_url(&pool);
     let way = Proxy::before(&pool).await;

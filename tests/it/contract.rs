@@ -133,7 +133,7 @@ impl Walk {
     }
 
     /// Every answer was like its example, and every example was met.
-    fn is_complete(self) {
+    fn ends_complete(&self) {
         assert!(self.stale.is_empty(), "{}: {:#?}", self.language, self.stale);
         let mut described = BTreeSet::new();
         for (method, path, status, response) in responses(&self.document) {
@@ -193,8 +193,8 @@ async fn cut_off(service: &Service, client: &Client, path: &str) -> Answer {
         "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept-language: {language}\r\ncookie: {cookie}\r\n\
          x-session-token: {token}\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
     );
-    let heard = Raw::says(service.address, request).await.hears_all().await;
-    let (head, text) = heard.split_once("\r\n\r\n").expect("head and body");
+    let answer = Raw::says(service.address, request).await.hears_all().await;
+    let (head, text) = answer.split_once("\r\n\r\n").expect("head and body");
     let mut headers = HeaderMap::new();
     for (name, value) in head.lines().filter_map(|line| line.split_once(": ")) {
         headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
@@ -373,5 +373,5 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("post", LOGOUT, &client.logs_out().await);
     walk.by_token(&client, &other).await;
     service.stops().await;
-    walk.is_complete();
+    walk.ends_complete();
 }

@@ -19,7 +19,6 @@ mod dev;
 mod dkim;
 mod early_refusal;
 mod faults;
-mod harness;
 mod hashes;
 mod hashing;
 mod hostile;
@@ -64,3 +63,6 @@ mod traces;
 mod verdicts;
 mod verify;
 mod xoauth2;
+
+/// Doubles, runners and clients: `lab/src/lib.rs` explains them.
+use vos_auth_lab as harness;

@@ -1,0 +1,199 @@
+//! Chromium, driven as a person drives it: keys and clicks, and what can be seen.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use thirtyfour::common::log::LoggingPrefsLogLevel;
+use thirtyfour::prelude::*;
+
+use crate::place;
+
+/// How long a page may take for what is waited for. A browser shares the machine's cores with all other tests.
+const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// Widths and heights of a phone, of the narrowest screen that WCAG asks for (1.4.10), and of a desk.
+pub const PHONE: (u32, u32) = (390, 780);
+pub const NARROW: (u32, u32) = (320, 640);
+pub const DESKTOP: (u32, u32) = (1100, 760);
+
+/// A browser of its own. The driver is killed when it is dropped, and Chromium ends with the pipe between the two.
+pub struct Browser {
+    pub driver: WebDriver,
+    process: Child,
+}
+
+impl Browser {
+    /// Opens one that asks for pages in `language`.
+    pub async fn open(language: &str) -> Self {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").env("TMPDIR", place::temporary(""));
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = command.spawn().expect("chromedriver is there: `make test` installs it");
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let started = lines.find(|line| line.contains("started successfully on port")).expect("it starts");
+        // Its further lines have to go somewhere, or it would wait.
+        std::thread::spawn(move || lines.for_each(drop));
+        let port = started.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned();
+        let mut wishes = DesiredCapabilities::chrome();
+        wishes.set_binary("/usr/bin/chromium").unwrap();
+        for flag in [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--remote-debugging-pipe",
+            &format!("--accept-lang={language}"),
+        ] {
+            wishes.add_arg(flag).unwrap();
+        }
+        wishes.set_browser_log_level(LoggingPrefsLogLevel::All).unwrap();
+        let driver =
+            WebDriver::new(format!("http://127.0.0.1:{port}"), wishes).await.expect("Chromium starts");
+        let browser = Self { driver, process };
+        browser.is_sized(PHONE).await;
+        browser
+    }
+
+    pub async fn goes_to(&self, url: &str) {
+        self.driver.goto(url).await.unwrap();
+    }
+
+    /// What a script gives; it is not bound by the page's rules.
+    pub async fn script(&self, script: &str) -> Value {
+        self.driver.execute(script, vec![]).await.unwrap().json().clone()
+    }
+
+    /// Waits until an expression holds in the page, whichever document that is by then.
+    pub async fn until(&self, expression: &str) {
+        let script = format!("return Boolean({expression})");
+        let waiting = async {
+            while !self.driver.execute(script.as_str(), vec![]).await.is_ok_and(|held| held.json() == true) {
+                tokio::task::yield_now().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+            let seen = self.script("return document.body.innerText").await;
+            panic!("waited in vain for {expression}; there is: {seen}");
+        }
+    }
+
+    /// Waits until something is seen.
+    pub async fn sees(&self, selector: &str) {
+        self.until(&format!("document.querySelector('{selector}')?.checkVisibility()")).await;
+    }
+
+    /// Waits until what is at `selector` is seen to say something, and gives it. What is hidden has an `innerText`, too.
+    pub async fn reads(&self, selector: &str) -> String {
+        self.sees(selector).await;
+        self.until(&format!("document.querySelector('{selector}').innerText")).await;
+        self.value(&format!("document.querySelector('{selector}').innerText")).await
+    }
+
+    /// The text that an expression gives.
+    pub async fn value(&self, expression: &str) -> String {
+        self.script(&format!("return String({expression})")).await.as_str().unwrap().to_owned()
+    }
+
+    /// The `id` of what has the focus.
+    pub async fn focus(&self) -> String {
+        self.value("document.activeElement.id").await
+    }
+
+    pub async fn types(&self, selector: &str, text: &str) {
+        let field = self.driver.find(By::Css(selector)).await.unwrap();
+        field.clear().await.unwrap();
+        field.send_keys(text).await.unwrap();
+    }
+
+    pub async fn clicks(&self, selector: &str) {
+        self.driver.find(By::Css(selector)).await.unwrap().click().await.unwrap();
+    }
+
+    /// Types where the focus is, special keys included.
+    pub async fn presses(&self, keys: impl Into<TypingData>) {
+        self.driver.active_element().await.unwrap().send_keys(keys).await.unwrap();
+    }
+
+    /// What pasting does: the text arrives in one piece where the focus is.
+    pub async fn pastes(&self, text: &str) {
+        self.devtools("Input.insertText", json!({ "text": text })).await;
+    }
+
+    pub async fn devtools(&self, method: &str, parameters: Value) {
+        self.driver.cdp().send_raw(method, parameters).await.unwrap();
+    }
+
+    pub async fn is_sized(&self, (width, height): (u32, u32)) {
+        let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", screen).await;
+    }
+
+    pub async fn is_in(&self, scheme: &str) {
+        let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.devtools("Emulation.setEmulatedMedia", media).await;
+    }
+
+    pub async fn is_offline(&self, offline: bool) {
+        let network =
+            json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        self.devtools("Network.emulateNetworkConditions", network).await;
+    }
+
+    /// Checks what is shown, light and dark: axe finds nothing, and nothing is wider than the narrowest screen. With
+    /// `SCREENSHOTS` set to a folder, pictures of it are put there under `name`.
+    pub async fn inspect(&self, name: &str) {
+        let axe = place::file("tests/page/node_modules/axe-core/axe.min.js");
+        let axe = std::fs::read_to_string(axe).expect("axe is there: `make test` installs it");
+        self.driver.execute(axe, vec![]).await.unwrap();
+        self.is_sized(NARROW).await;
+        let width = self.script("return document.documentElement.scrollWidth").await;
+        assert!(width.as_u64().unwrap() <= 320, "{name} is {width} wide");
+        for scheme in ["light", "dark"] {
+            self.is_in(scheme).await;
+            let run = "const done = arguments[0]; axe.run().then(({ violations }) => done(violations))";
+            let found = self.driver.execute_async(run, vec![]).await.unwrap().json().clone();
+            assert_eq!(found, json!([]), "{name}, {scheme}: {found:#}");
+            if let Some(folder) = std::env::var_os("SCREENSHOTS") {
+                for (device, size) in [("phone", PHONE), ("desktop", DESKTOP)] {
+                    self.is_sized(size).await;
+                    let file = PathBuf::from(&folder).join(format!("{name}-{scheme}-{device}.png"));
+                    self.picture(&file, size).await;
+                }
+            }
+        }
+        self.is_in("light").await;
+        self.is_sized(PHONE).await;
+    }
+
+    /// The whole page, at least as high as the screen.
+    async fn picture(&self, file: &Path, (width, height): (u32, u32)) {
+        let whole = self.script("return document.documentElement.scrollHeight").await.as_u64().unwrap();
+        let whole = u32::try_from(whole).unwrap().clamp(height, 2 * height);
+        self.is_sized((width, whole)).await;
+        self.driver.screenshot(file).await.unwrap();
+    }
+
+    /// Ends it, after checking that no rule of a page was broken and no script failed.
+    pub async fn closes(self) {
+        for entry in self.driver.browser_log().await.unwrap() {
+            let refused = entry.message.contains("Failed to load resource");
+            assert!(refused || entry.level != "SEVERE", "{}", entry.message);
+            assert!(!entry.message.contains("Content Security Policy"), "{}", entry.message);
+        }
+        self.driver.clone().quit().await.unwrap();
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

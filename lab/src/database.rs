@@ -1,0 +1,126 @@
+//! The database of a test or a program, the roles that connect to it, and the proxy before it.
+//!
+//! The service connects as in production: as a role that owns nothing and has what `deploy/grants.sql` grants it. So do an
+//! operator's commands. A test's own pool, `migrate` and `dev` connect as the owner.
+
+use std::collections::HashSet;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
+
+use sqlx::PgPool;
+use url::Url;
+
+pub use crate::proxy::{Proxy, Server, Way};
+use crate::{Failure, PATIENCE, place};
+
+/// The role of `serve`, as `deploy/grants.sql` names it.
+pub const SERVE: &str = "vos_auth_serve";
+/// The role of an operator's commands.
+pub const OPERATOR: &str = "vos_auth_operator";
+
+/// The owner's URL of a test's database: that of the suite, with the database's name.
+pub fn url(pool: &PgPool) -> String {
+    let mut url: Url = std::env::var("DATABASE_URL").expect("make test sets DATABASE_URL").parse().unwrap();
+    url.set_path(pool.connect_options().get_database().unwrap());
+    url.into()
+}
+
+/// The URL for `serve`, with its rights granted.
+pub fn service_url(pool: &PgPool) -> String {
+    url_as(pool, SERVE)
+}
+
+/// The URL for an operator's commands, with their rights granted.
+pub fn operator_url(pool: &PgPool) -> String {
+    url_as(pool, OPERATOR)
+}
+
+fn url_as(pool: &PgPool, role: &str) -> String {
+    static GRANTED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    let owners = url(pool);
+    if GRANTED.lock().unwrap().insert(owners.clone()) {
+        grant(&owners);
+    }
+    let mut url: Url = owners.parse().unwrap();
+    url.set_username(role).unwrap();
+    url.into()
+}
+
+/// Grants by `deploy/grants.sql` in the database of a URL of its owner.
+pub fn grant(url: &str) {
+    // Roles are of the whole cluster: another test may make them at the same moment.
+    let make = |role| {
+        format!(
+            "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$"
+        )
+    };
+    let psql = Command::new("psql")
+        .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", url])
+        .args(["--command=SET client_min_messages = warning", "--command", &make(SERVE)])
+        .args(["--command", &make(OPERATOR)])
+        .arg("--file")
+        .arg(place::file("deploy/grants.sql"))
+        .output()
+        .expect("psql is on the PATH of `make test`");
+    assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
+}
+
+/// Waits until no service is connected to a test's database any more, for less than the longest that one may wait for a
+/// relay.
+pub async fn until_left(pool: &PgPool) {
+    let connected = "SELECT EXISTS (SELECT FROM pg_stat_activity
+        WHERE application_name = 'vos-auth' AND datname = current_database())";
+    let waiting = async {
+        while sqlx::query_scalar(connected).fetch_one(pool).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE / 2, waiting).await.expect("the service leaves the database");
+}
+
+impl Server {
+    /// Where the server of a pool listens.
+    pub fn of(pool: &PgPool) -> Self {
+        let options = pool.connect_options();
+        match options.get_socket() {
+            Some(folder) => Self::Socket(folder.join(format!(".s.PGSQL.{}", options.get_port()))),
+            None => Self::Tcp(options.get_host().to_owned(), options.get_port()),
+        }
+    }
+}
+
+impl Proxy {
+    /// Before the server of a pool.
+    pub async fn before(pool: &PgPool) -> Self {
+        Self::before_server(Server::of(pool)).await
+    }
+
+    /// The service's URL of `pool`'s database by this way.
+    pub fn url(&self, pool: &PgPool) -> String {
+        let mut url: Url = service_url(pool).parse().unwrap();
+        url.set_query(None);
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(self.address.port())).unwrap();
+        url.into()
+    }
+}
+
+/// The URL of the database of a program. Without `DATABASE_URL` the program is run again by `scripts/with-postgres`, which sets
+/// it: with the cluster `name`, and these options of its server.
+pub fn of_program(name: &str, options: &str) -> Result<String, Failure> {
+    if let Ok(url) = std::env::var("DATABASE_URL") {
+        return Ok(url);
+    }
+    let mut again = Command::new(place::file("scripts/with-postgres"));
+    again.arg(name).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+    Err(again.env("POSTGRES_OPTIONS", options).exec().into())
+}
+
+/// Empties the database of a program and makes the schema anew.
+pub async fn anew(url: &str) -> Result<PgPool, Failure> {
+    let pool = PgPool::connect(url).await?;
+    sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await?;
+    vos_auth::database::MIGRATOR.run(&pool).await?;
+    Ok(pool)
+}

@@ -1,0 +1,109 @@
+//! The lab of vos-auth: what the integration tests (`tests/it`), the trials and the benchmarks share.
+//!
+//! The parts are real where they can be: PostgreSQL, Postfix, nginx, PgBouncer, Chromium and the built program. The doubles are
+//! servers that must fail on cue, such as the SMTP relay. A value ends what it started when it is dropped. A part that cannot do
+//! its work panics: that fails the test, or ends the program with an error.
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | the service in this process, with a clock and a relay that the test controls | [`service`] |
+//! | the built program: run to its end, or followed line by line | [`program`] |
+//! | the same as one replica under load; two replicas behind nginx | [`replica`], [`host`] |
+//! | the one SMTP double; a mail that it took | [`relay`], [`mail`] |
+//! | real relays: Postfix, and aiosmtpd for XOAUTH2; the token endpoint | [`postfix`], [`aiosmtpd`], [`tokens`] |
+//! | the database of a test, its roles and URLs | [`database`] |
+//! | a PostgreSQL cluster that may be killed; one that wants TLS; one set up by the documents | [`cluster`], [`encrypted`], [`machine`] |
+//! | poolers: PgBouncer; one that drops settings | [`pgbouncer`], [`pooler`] |
+//! | the one proxy that misbehaves, before PostgreSQL and before a relay | [`proxy`] |
+//! | a connection to PostgreSQL that breaks at a given message | [`tripwire`] |
+//! | nginx with `deploy/nginx.conf` | [`nginx`] |
+//! | clients: HTTP, raw octets, a browser; the whole recovery flow | [`client`], [`raw`], [`browser`], [`journey`] |
+//! | load: `start` at a constant rate; people who walk the whole flow | [`starts`], [`load`] |
+//! | pending mails that an outage left | [`backlog`] |
+//! | every 200 held against every mail | [`ledger`] |
+//! | doubles of Kratos and of a trace receiver | [`kratos`], [`receiver`] |
+//! | a network, a full disk, certificates | [`line`], [`small_disk`], [`certificate`] |
+//! | what a machine lacks; folders, ports and commands | [`needs`], [`place`] |
+//! | the benchmarks | [`benchmarks`] |
+//!
+//! The trials are in `main.rs` and `trials/`, which only the binary `lab` compiles.
+
+#![expect(
+    missing_docs,
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    clippy::return_self_not_must_use,
+    reason = "the callers are tests: a panic fails them, and the names say the rest"
+)]
+
+pub mod aiosmtpd;
+pub mod backlog;
+pub mod benchmarks;
+pub mod browser;
+pub mod certificate;
+pub mod client;
+pub mod cluster;
+pub mod database;
+pub mod encrypted;
+pub mod host;
+pub mod journey;
+pub mod kratos;
+pub mod ledger;
+pub mod line;
+pub mod load;
+pub mod machine;
+pub mod mail;
+pub mod needs;
+pub mod nginx;
+pub mod pgbouncer;
+pub mod place;
+pub mod pooler;
+pub mod postfix;
+pub mod postfix_files;
+pub mod program;
+pub mod proxy;
+pub mod raw;
+pub mod receiver;
+pub mod relay;
+pub mod replica;
+pub mod service;
+pub mod small_disk;
+pub mod starts;
+pub mod tokens;
+pub mod tripwire;
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use self::service::{Service, Setup, metric};
+
+/// Why a program ended with an error.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// How long anything may take that is waited for; reaching it fails the test.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The real time, for what PostgreSQL and Postfix compare with theirs.
+#[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
+pub fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+/// Runs a program to its end, or until SIGTERM or SIGINT. Either way it ends what it started.
+pub fn run(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            ended = work => ended,
+            _ = terminate.recv() => Err("stopped".into()),
+            _ = interrupt.recv() => Err("stopped".into()),
+        }
+    });
+    runtime.shutdown_background();
+    ended
+}

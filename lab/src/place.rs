@@ -1,0 +1,103 @@
+//! Where things are: the repository, what cargo built, folders and ports for what a test starts. And commands.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
+
+/// The folder of a build profile, such as `target/debug`: this executable is in it, or in its `deps`.
+static PROFILE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder }
+});
+
+/// A file of the repository, such as `deploy/nginx.conf`.
+pub fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)
+}
+
+/// The text of one.
+pub fn text(path: &str) -> String {
+    let path = file(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+static BUILT: OnceLock<PathBuf> = OnceLock::new();
+
+/// The service's binary: the one beside this executable, unless another is used.
+pub fn built() -> &'static Path {
+    let built = BUILT.get_or_init(|| PROFILE.join("vos-auth"));
+    assert!(built.exists(), "{} is missing: build the service first", built.display());
+    built
+}
+
+/// Uses another binary from the first on.
+pub fn uses(program: PathBuf) {
+    BUILT.set(program).expect("it is said before anything is started");
+}
+
+/// The folder of what is built, `target`.
+pub fn target() -> &'static Path {
+    PROFILE.parent().unwrap()
+}
+
+/// A file or folder of that name in `target/tmp`, which cargo gives to tests.
+pub fn temporary(name: &str) -> String {
+    let folder = target().join("tmp");
+    fs::create_dir_all(&folder).unwrap();
+    folder.join(name).display().to_string()
+}
+
+/// A new folder in the machine's folder for temporary files, which all users reach. It is its maker's to remove; what processes
+/// left that were killed is removed here.
+pub fn folder(what: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let (prefix, pid) = (format!("vos-auth-{what}-"), std::process::id());
+    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(&prefix)).unwrap_or_default();
+        let owner: Option<u32> = number.split('-').next().and_then(|pid| pid.parse().ok());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            remove(&entry.path());
+        }
+    }
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("{prefix}{pid}-{number}"));
+    remove(&folder);
+    fs::create_dir(&folder).unwrap();
+    folder
+}
+
+/// Removes a folder and what is mounted in it.
+fn remove(folder: &Path) {
+    for mounted in fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines() {
+        let place = mounted.split(' ').nth(1).unwrap_or_default();
+        if Path::new(place).starts_with(folder) {
+            let _ = Command::new("umount").args(["--lazy", place]).output();
+        }
+    }
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// A port below those that the kernel assigns: between this look and the server's own, no other process gets it. Two numbers
+/// under 50 have different ports.
+pub fn free_port(number: usize) -> u16 {
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap_or_default() * 100;
+    let first = first + u16::try_from(number % 50).unwrap_or_default() * 2;
+    (first..32_000).step_by(100).find(is_free).expect("a free port")
+}
+
+/// An address that is free now, for a server whose clients must know it before it starts.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// Runs a command, which must succeed, and gives what it printed.
+pub fn output(command: &mut Command) -> String {
+    let ended = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}

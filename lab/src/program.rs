@@ -1,0 +1,220 @@
+//! The built program as an operator runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use crate::PATIENCE;
+use crate::client::Client;
+use crate::place;
+pub use crate::place::built;
+
+/// 32 bytes in base64 that are not all alike, for tests alone.
+pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
+const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
+
+/// A folder with a key for JWTs, which the program makes once for a process.
+pub fn keys_folder() -> &'static str {
+    static FOLDER: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let folder = place::temporary(&format!("jwt-keys-{}", std::process::id()));
+        let made = run(&["key", "generate", "--jwt-keys", &folder], &[]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        folder
+    });
+    &FOLDER
+}
+
+/// `serve` with a whole environment, less or more what a test changes.
+pub fn serve_environment<'a>(
+    database_url: &'a str,
+    relay: &'a str,
+    changes: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
+    let mut environment = vec![
+        ORIGIN,
+        ("DATABASE_URL", database_url),
+        ("RECOVERY_SECRETS", SECRET),
+        ("DEVICE_SECRETS", SECRET),
+        ("JWT_KEYS", keys_folder()),
+        ("SMTP_RELAYS", relay),
+        ("DRAIN_DELAY", "0s"),
+        ("LOG_FORMAT", "json"),
+    ];
+    environment.extend(ANY_PORTS);
+    for (name, value) in changes {
+        environment.retain(|(known, _)| known != name);
+        if !value.is_empty() {
+            environment.push((name, value));
+        }
+    }
+    environment
+}
+
+/// The program with an environment of its own: nothing of the suite's reaches it unless it is given. `under` is what
+/// runs it, such as `prlimit --nofile=600`; nothing, mostly.
+fn command(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let program = built().to_str().expect("a path in UTF-8");
+    let mut line = under.iter().copied().chain([program]).chain(arguments.iter().copied());
+    let mut command = Command::new(line.next().expect("the program at least"));
+    command.args(line).env_clear().envs(environment.iter().copied());
+    command
+}
+
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    run_with_input(arguments, environment, "")
+}
+
+pub fn run_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    run_to_its_end(command(under, arguments, environment), "")
+}
+
+pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
+    run_to_its_end(command(&[], arguments, environment), input)
+}
+
+/// One that does not end is ended, and so has failed.
+fn run_to_its_end(mut command: Command, input: &str) -> Output {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that reads nothing may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        std::thread::yield_now();
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// Waits until a program finds a relay usable that is a task of the test.
+pub async fn has_relay(client: &Client) {
+    let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
+    tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
+}
+
+/// A running program. Killed when dropped.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Program {
+    /// Starts it and follows both of its outputs.
+    pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_under(&[], arguments, environment)
+    }
+
+    /// The same, run by another program.
+    pub fn start_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::follow(command(under, arguments, environment))
+    }
+
+    /// The same of another release: `program` is its binary.
+    pub fn start_of(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(environment.iter().copied());
+        Self::follow(command)
+    }
+
+    /// One whose outputs are dropped, so that reading them costs a measurement nothing.
+    pub fn start_unheard(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = command(under, arguments, environment);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, lines: channel().1, seen: Vec::new() }
+    }
+
+    fn follow(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let _ = sender.send(line);
+                }
+            });
+        }
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line that holds `part`, and gives it; one that came before counts, as the two outputs have no order.
+    pub fn line_with(&mut self, part: &str) -> String {
+        self.line_if_any(part).unwrap_or_else(|seen| panic!("no line with {part:?} in:\n{seen}"))
+    }
+
+    /// The same; all that it wrote, if it ends without such a line.
+    pub fn line_if_any(&mut self, part: &str) -> Result<String, String> {
+        if let Some(line) = self.seen.iter().find(|line| line.contains(part)) {
+            return Ok(line.clone());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let line = line.map_err(|_| self.seen.join("\n"))?;
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// From now on, what it writes is printed on standard error.
+    pub fn is_printed(&mut self) {
+        let lines = std::mem::replace(&mut self.lines, channel().1);
+        std::thread::spawn(move || lines.iter().for_each(|line| eprintln!("{line}")));
+    }
+
+    /// The address of the API, as a JSON log line names it.
+    pub fn address(&mut self) -> std::net::SocketAddr {
+        self.address_of("http_addr")
+    }
+
+    /// The address of the metrics.
+    pub fn metrics_address(&mut self) -> std::net::SocketAddr {
+        self.address_of("metrics_addr")
+    }
+
+    fn address_of(&mut self, name: &str) -> std::net::SocketAddr {
+        let line: serde_json::Value = serde_json::from_str(&self.line_with("\"serving\"")).unwrap();
+        line[name].as_str().unwrap().parse().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as the kernel ends a process: without a word.
+    pub fn is_killed(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("bash").args(["-c", &format!("kill {name} {}", self.child.id())]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end: everything it wrote, and whether it ended well.
+    pub fn ends(mut self) -> (Vec<String>, bool) {
+        let well = self.child.wait().unwrap().success();
+        self.seen.extend(self.lines.iter());
+        (std::mem::take(&mut self.seen), well)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

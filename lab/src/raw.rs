@@ -1,0 +1,123 @@
+//! A client that writes what it pleases to a socket, as slowly as it pleases, and reads what comes until the end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{interval, timeout};
+
+use crate::PATIENCE;
+
+/// Between two drops of a client that drips: that is what such a client does, and nothing is waited for.
+const DRIP: Duration = Duration::from_millis(10);
+
+pub struct Raw {
+    stream: TcpStream,
+    seen: Vec<u8>,
+}
+
+impl Raw {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), seen: Vec::new() }
+    }
+
+    /// One whose kernel takes little for it: what it does not read stays with the service.
+    pub async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(2048).unwrap();
+        Self { stream: socket.connect(address).await.unwrap(), seen: Vec::new() }
+    }
+
+    /// A connection, and the first that it says.
+    pub async fn says(address: SocketAddr, octets: impl AsRef<[u8]>) -> Self {
+        let mut raw = Self::connect(address).await;
+        assert!(raw.sends(octets).await, "the first is taken");
+        raw
+    }
+
+    /// Whether it was taken: a service that has closed takes nothing.
+    pub async fn sends(&mut self, octets: impl AsRef<[u8]>) -> bool {
+        let sending = timeout(PATIENCE, self.stream.write_all(octets.as_ref()));
+        sending.await.expect("it is taken or refused").is_ok()
+    }
+
+    /// Sends the same again and again until the service has closed: how many octets it could.
+    pub async fn floods(&mut self, octets: &[u8]) -> usize {
+        let mut sent = 0;
+        let flooding = async {
+            while self.sends(octets).await {
+                sent += octets.len();
+            }
+        };
+        timeout(PATIENCE, flooding).await.expect("a flood is cut off");
+        sent
+    }
+
+    /// The same, a drop at a time.
+    pub async fn drips(&mut self, octets: &[u8]) {
+        let mut tick = interval(DRIP);
+        let dripping = async {
+            while self.sends(octets).await {
+                tick.tick().await;
+            }
+        };
+        timeout(PATIENCE, dripping).await.expect("who drips is cut off");
+    }
+
+    /// Reads a little at a time until the service has closed: how many octets that were.
+    pub async fn sips(&mut self) -> usize {
+        let (mut tick, mut sip, mut sipped) = (interval(DRIP), [0; 512], 0);
+        let sipping = async {
+            while let Ok(octets @ 1..) = self.stream.read(&mut sip).await {
+                sipped += octets;
+                tick.tick().await;
+            }
+        };
+        timeout(PATIENCE, sipping).await.expect("who sips is cut off");
+        sipped
+    }
+
+    /// Reads until `part` has come, and gives all that has.
+    pub async fn hears(&mut self, part: &str) -> String {
+        while !self.text().contains(part) {
+            assert!(self.reads().await, "no {part:?} in {:?}", self.text());
+        }
+        self.text()
+    }
+
+    /// Everything until the service has closed.
+    pub async fn hears_all(mut self) -> String {
+        self.hears_until_the_end().await
+    }
+
+    /// Everything until the service sends no more; the connection stays.
+    pub async fn hears_until_the_end(&mut self) -> String {
+        while self.reads().await {}
+        self.text()
+    }
+
+    /// Whether so many drops are taken, one after the other.
+    pub async fn drips_on(&mut self, octets: &[u8], drops: usize) -> bool {
+        let mut tick = interval(DRIP);
+        for _ in 0..drops {
+            tick.tick().await;
+            if !self.sends(octets).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn reads(&mut self) -> bool {
+        let mut some = [0; 4096];
+        let reading = timeout(PATIENCE, self.stream.read(&mut some)).await;
+        let read = reading.unwrap_or_else(|_| panic!("nothing comes after {:?}", self.text())).unwrap_or(0);
+        self.seen.extend_from_slice(&some[..read]);
+        read > 0
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+}

@@ -1,0 +1,80 @@
+//! A relay's name with two addresses, known to the replicas alone: they have an /etc/hosts of their own. The relay is at the
+//! second address; at the first one nothing listens, which is said at once, or it is silent.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+
+use vos_auth_lab::Failure;
+use vos_auth_lab::place::temporary;
+
+/// Plain text goes to this machine alone, by this name.
+pub const RELAY: &str = "localhost";
+const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 3)];
+
+pub struct Names {
+    hosts: PathBuf,
+    first: Ipv4Addr,
+    port: u16,
+}
+
+/// What makes an address silent, until it is dropped.
+pub struct Silence {
+    _listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Names {
+    /// Which address the resolver gives first is its own decision.
+    pub fn new() -> Result<Self, Failure> {
+        let hosts = PathBuf::from(temporary("chaos-hosts"));
+        let lines = ADDRESSES.map(|address| format!("{address} {RELAY}\n")).concat();
+        std::fs::write(&hosts, lines)?;
+        let mut names = Self { hosts, first: ADDRESSES[0], port: 0 };
+        let inside = names.inside();
+        let asked =
+            Command::new(&inside[0]).args(&inside[1..]).args(["getent", "ahostsv4", RELAY]).output()?;
+        let answer = String::from_utf8(asked.stdout)?;
+        let first =
+            answer.split_whitespace().next().ok_or("the relay's name cannot be resolved: is this root?")?;
+        names.first = first.parse()?;
+        Ok(names)
+    }
+
+    /// The command before a program that is to know the name.
+    pub fn inside(&self) -> Vec<String> {
+        let mount = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", self.hosts.display());
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount, "sh"].map(Into::into).into()
+    }
+
+    /// Where the relay is to listen.
+    pub fn second(&self) -> IpAddr {
+        ADDRESSES.into_iter().find(|address| *address != self.first).unwrap_or(ADDRESSES[1]).into()
+    }
+
+    pub fn is_at(&mut self, port: u16) {
+        self.port = port;
+    }
+
+    /// The kernel drops what comes for a listener whose queue is full.
+    pub fn first_is_silent(&self) -> Result<Silence, Failure> {
+        let address = SocketAddr::from((self.first, self.port));
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(0)?;
+        let mut waiting = Vec::new();
+        loop {
+            match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Silence { _listener: listener, _waiting: waiting })
+    }
+}

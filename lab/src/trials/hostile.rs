@@ -1,0 +1,166 @@
+//! `make hostile`: what ordinary clients notice of 10,000 idle connections and 200 slow writers, and what those cost.
+//!
+//! Quiet and crowded rounds alternate, with the release binary, its usual limits and a real PostgreSQL. It ends with an error if
+//! the crowd makes the slowest hundredth of the starts more than three times as slow, twice; if memory passes its bound; or if a
+//! request through nginx fails while others hold its connections.
+
+mod crowd;
+mod proxied;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use vos_auth_lab::relay::Relay;
+use vos_auth_lab::replica::Replica;
+use vos_auth_lab::{Failure, database};
+
+use self::crowd::{Crowd, IDLE, SLOW};
+
+/// Quiet rounds of one measurement, and as many crowded ones.
+const ROUNDS: usize = 3;
+/// How long a round is. A crowded one outlasts BODY_TIMEOUT, so that slow writers are cut off in it.
+const ROUND: Duration = Duration::from_secs(11);
+/// Ordinary clients, and what each waits between an answer and its next start.
+const CLIENTS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(5);
+/// A client opens a connection of its own for every so many starts.
+const STARTS_A_CONNECTION: usize = 16;
+const PROXY: (&str, &str) = ("TRUSTED_PROXIES", "127.0.0.1/32");
+/// How much slower the slowest hundredth may become.
+const MAX_RATIO: f64 = 3.0;
+/// Resident memory with the crowd in MiB.
+const MAX_MEMORY: f64 = 256.0;
+
+/// Trial: what ordinary clients notice of idle and slow connections
+#[derive(Args)]
+pub struct Options {}
+
+pub async fn run(_: Options) -> Result<(), Failure> {
+    let url = database::of_program("hostile", "")?;
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
+    if descriptors < (IDLE + SLOW + 100) as u64 {
+        return Err(format!("{descriptors} descriptors are too few: raise RLIMIT_NOFILE").into());
+    }
+    database::anew(&url).await?;
+    let relay = Relay::counting().await;
+    let replica = Replica::start(&url, &relay.url(), &[PROXY]).await?;
+    // The first connections, pages and plans are not measured.
+    starts(&replica, Duration::from_secs(2)).await?;
+    let alone = resident(&replica);
+    println!(
+        "{IDLE} idle connections, {SLOW} slow writers; {CLIENTS} ordinary clients; times in ms, memory in MiB"
+    );
+    println!("          starts     p50     p99  resident    open   cut off");
+    // Noise of the machine is not there twice.
+    let mut measured = measure(&replica, alone).await?;
+    if measured.ratio > MAX_RATIO {
+        measured = measure(&replica, alone).await?;
+    }
+    if measured.ratio > MAX_RATIO {
+        return Err(format!("the slowest hundredth is {:.2} times as slow", measured.ratio).into());
+    }
+    if measured.memory > MAX_MEMORY {
+        return Err(format!("{:.0} MiB are over the bound of {MAX_MEMORY}", measured.memory).into());
+    }
+    proxied::measure(&replica).await
+}
+
+struct Measured {
+    ratio: f64,
+    memory: f64,
+}
+
+/// Alternating quiet and crowded rounds, and the row of each kind. `alone` is the memory before any crowd: the allocator keeps
+/// what one has left.
+async fn measure(replica: &Replica, alone: f64) -> Result<Measured, Failure> {
+    let (mut quiet, mut crowded) = (Vec::new(), Vec::new());
+    let (mut memory, mut open, mut cut) = (0.0_f64, 0, 0);
+    for _ in 0..ROUNDS {
+        quiet.extend(starts(replica, ROUND).await?);
+        let crowd = Crowd::gathers(replica.address).await?;
+        crowded.extend(starts(replica, ROUND).await?);
+        open = open.max(connections(replica).await?);
+        memory = memory.max(resident(replica));
+        cut += crowd.cut.load(Ordering::Relaxed);
+        drop(crowd);
+        until_alone(replica).await?;
+    }
+    let (quiet, crowded) = (Times::of(quiet), Times::of(crowded));
+    row("quiet", &quiet, alone, 0, 0);
+    row("crowd", &crowded, memory, open, cut);
+    let ratio = crowded.p99 / quiet.p99;
+    println!(
+        "p99 with the crowd is {ratio:.2} times the quiet one; {:.1} MiB after they left",
+        resident(replica)
+    );
+    Ok(Measured { ratio, memory })
+}
+
+fn row(name: &str, times: &Times, memory: f64, open: usize, cut: usize) {
+    let Times { count, p50, p99 } = times;
+    println!("{name:8} {count:7} {p50:7.2} {p99:7.2} {memory:9.1} {open:7} {cut:9}");
+}
+
+struct Times {
+    count: usize,
+    p50: f64,
+    p99: f64,
+}
+
+impl Times {
+    fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        let at = |percent: usize| seconds[(seconds.len() - 1) * percent / 100] * 1e3;
+        Self { count: seconds.len(), p50: at(50), p99: at(99) }
+    }
+}
+
+/// What ordinary clients wait for their starts, in seconds.
+async fn starts(replica: &Replica, lasting: Duration) -> Result<Vec<f64>, Failure> {
+    let url = format!("http://{}/api/auth/recovery/start", replica.address);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn(one_after_the_other(url.clone(), Instant::now() + lasting));
+    }
+    let mut took = Vec::new();
+    while let Some(ended) = clients.join_next().await {
+        took.extend(ended??);
+    }
+    Ok(took)
+}
+
+async fn one_after_the_other(url: String, until: Instant) -> Result<Vec<f64>, reqwest::Error> {
+    let client = reqwest::Client::new();
+    let mut took = Vec::new();
+    while Instant::now() < until {
+        // Every address is new, so that no rate limit of an address is in the way.
+        let body = format!(r#"{{"email":"{}@example.com"}}"#, rand::random::<u64>());
+        let mut request = client.post(&url).header("content-type", "application/json").body(body);
+        if took.len() % STARTS_A_CONNECTION == 0 {
+            request = request.header("connection", "close");
+        }
+        let began = Instant::now();
+        request.send().await?.error_for_status()?.bytes().await?;
+        took.push(began.elapsed().as_secs_f64());
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(took)
+}
+
+async fn connections(replica: &Replica) -> Result<usize, Failure> {
+    replica.metric("vos_auth_connections{listener=\"api\"}").await
+}
+
+/// Waits until the crowd's connections are gone from the service, too.
+async fn until_alone(replica: &Replica) -> Result<(), Failure> {
+    while connections(replica).await? > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "KiB of a process are few enough")]
+fn resident(replica: &Replica) -> f64 {
+    replica.memory() as f64 / 1024.0
+}
