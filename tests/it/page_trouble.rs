@@ -185,7 +185,7 @@ async fn without_scripts_it_says_what_to_do(pool: PgPool) {
     let browser = Browser::open("vi").await;
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({ "value": true })).await;
     browser.goes_to(&page).await;
-    let seen = browser.reads("main").await;
+    let seen = browser.reads("#unready").await;
     assert!(seen.starts_with("Trang này chưa khởi động được"), "{seen}");
     assert!(seen.contains("support@verolabs.co") && !seen.contains("Gửi mã"), "{seen}");
     browser.closes().await;
