@@ -1,4 +1,4 @@
-//! The application's parts, built from settings and secrets before anything listens.
+//! The parts that all features share, built from settings and secrets before the service listens.
 
 use std::sync::Arc;
 
@@ -19,69 +19,72 @@ use crate::password::{Cost, Hasher};
 use crate::secret::Keys;
 use crate::throttle::{RateLimit, SourceLimits, Turns};
 
-/// Connections for the look-ups of session tokens.
+/// Connections that look up session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
 
-/// What the features work with.
+/// The parts that all features share.
 #[derive(Debug)]
 pub struct App {
     /// The settings.
     pub config: Config,
     /// The time.
     pub clock: Clock,
-    /// How to reach PostgreSQL, for tasks that keep a connection of their own.
+    /// How tasks that keep their own connection reach PostgreSQL.
     pub database: Endpoint,
-    /// Connections for everything else.
+    /// Connections to PostgreSQL for requests.
     pub pool: PgPool,
-    /// Connections for the look-ups of session tokens, so that no flood of made-up ones holds a login up.
+    /// Connections that look up session tokens, so that a flood of unknown tokens does not delay
+    /// logins.
     pub token_pool: PgPool,
-    /// Whether PostgreSQL can be worked with, over a connection that does not wait behind requests.
+    /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
-    /// What codes are derived from.
+    /// Keys that recovery codes are derived from.
     pub code_keys: Keys,
-    /// What device cookies are made with.
+    /// Keys that authenticate device cookies and recovery tickets.
     pub device_keys: Keys,
-    /// What JWTs are signed with.
+    /// Keys that sign JWTs.
     pub jwt_keys: KeyRing,
-    /// Who JWTs are from.
+    /// The issuer (`iss`) of JWTs.
     pub jwt_issuer: String,
-    /// Where passwords are hashed.
+    /// The bounded pool that hashes passwords.
     pub hasher: Hasher,
-    /// The way to the relays.
+    /// Sends emails through the relays and knows which of them are up.
     pub gateway: Arc<Gateway>,
     /// Wakes the courier.
     pub wakeup: Wakeup,
-    /// The budget of an address.
-    pub address_budget: RateLimit,
-    /// The budget of failed logins.
-    pub failure_budget: RateLimit,
-    /// The budget of browsers that become known.
-    pub device_budget: RateLimit,
-    /// What networks and known browsers may ask of this replica.
+    /// The rate limit of recoveries for one address.
+    pub address_limit: RateLimit,
+    /// The rate limit of failed logins for one address, and of wrong current passwords for one
+    /// account.
+    pub failure_limit: RateLimit,
+    /// The rate limit of browsers that become known for one address.
+    pub device_limit: RateLimit,
+    /// The rate limits of networks and known browsers on this replica.
     pub source_limits: SourceLimits,
     /// One login at a time for each address.
     pub login_turns: Turns,
     /// One request at a time for each session token, and one that ends sessions for each account.
     pub session_turns: Turns,
-    /// The figures.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// Whether budgets bind. `DEV_NO_LIMITS=1` lifts them under `dev`, for tools that call often.
+/// Whether rate limits are enforced. `DEV_NO_LIMITS=1` turns them off under `dev`, for tools that
+/// send many requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limits {
-    /// As the settings say.
+    /// Rate limits are enforced as configured.
     On,
-    /// Not at all.
+    /// Nothing is limited.
     Off,
 }
 
 impl App {
-    /// Reads every setting to the end and opens nothing: connections are made when they are first needed.
+    /// Builds all parts and opens no connection: connections are made when they are first needed.
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable which the service cannot start with.
+    /// A sentence that names the variable with which the service cannot start.
     pub fn new(
         config: Config,
         secrets: &Secrets,
@@ -114,7 +117,7 @@ impl App {
         };
         let origin = config.clients.public_origin.as_ref().map(ToString::to_string);
         let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
-        let (address_budget, failure_budget, device_budget, source_limits) = match limits {
+        let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
                 RateLimit::of_address(&config.rate_limits),
                 RateLimit::of_failures(),
@@ -140,9 +143,9 @@ impl App {
             database,
             gateway,
             wakeup,
-            address_budget,
-            failure_budget,
-            device_budget,
+            address_limit,
+            failure_limit,
+            device_limit,
             source_limits,
             login_turns: Turns::default(),
             session_turns: Turns::default(),
@@ -151,11 +154,12 @@ impl App {
         Ok((app, courier))
     }
 
-    /// The present, for what a request asks.
+    /// The current time, for handling a request.
     ///
     /// # Errors
     ///
-    /// `StorageUnavailable` while the clocks of this machine and of PostgreSQL are not known to agree.
+    /// `StorageUnavailable` while the clocks of this machine and of PostgreSQL are not known to
+    /// agree.
     pub fn time(&self) -> Result<OffsetDateTime, Error> {
         self.clock
             .trusted_now()

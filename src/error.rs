@@ -1,20 +1,21 @@
-//! What can go wrong, in the domain's words and free of HTTP.
+//! The errors of the API, without HTTP.
 //!
-//! A [`Problem`] is a cause with a code for machines; `locale.rs` says it to people and `http/error.rs` gives it its
-//! status. An [`Error`] is a problem with what a caller needs to go on.
+//! A [`Problem`] is a cause with an error code. `locale.rs` has its message to people,
+//! `http/error.rs` its HTTP status. An [`Error`] is a problem with details that help the caller.
 
 use std::time::Duration;
 
 use strum::{IntoStaticStr, VariantArray};
 use zxcvbn::feedback::{Suggestion, Warning};
 
-/// A cause, one code each. The codes are part of the published API: they are never renamed.
+/// The cause of an error. Each has an error code, which is part of the published API and is never
+/// renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Problem {
     /// The body's Content-Type is not `application/json`.
     ContentTypeUnsupported,
-    /// The body is longer than is taken.
+    /// The body is longer than [`crate::config::MAX_BODY`].
     BodyTooLarge,
     /// The body broke off, or did not arrive in time.
     BodyIncomplete,
@@ -22,103 +23,104 @@ pub enum Problem {
     JsonMalformed,
     /// The body is JSON, but not an object.
     JsonNotObject,
-    /// The object has a member that is not asked for.
+    /// The object has an unknown member.
     FieldUnknown,
-    /// The object lacks a member.
+    /// The object lacks a required member.
     FieldMissing,
     /// The object has a member twice.
     FieldDuplicate,
-    /// A member is of another JSON type than asked for.
+    /// A member has the wrong JSON type.
     FieldTypeInvalid,
-    /// The email is not one that mail could be sent to.
+    /// The text is not an address that an email can be sent to.
     EmailInvalid,
-    /// The code is not 8 digits; no attempt was spent on it.
+    /// The code is not 8 digits. No attempt was spent.
     CodeMalformed,
-    /// The code is not that of the session, or its mail went to nobody.
+    /// The code is not that of the session, or no account has the address.
     CodeInvalid,
-    /// There is no recovery session: no cookie, an unknown one, or one that was replaced at `verify`.
+    /// There is no recovery session: the cookie is missing, unknown, or was replaced at `verify`.
     RecoverySessionMissing,
-    /// The recovery session's time is over.
+    /// The recovery session has expired.
     RecoverySessionExpired,
-    /// Every attempt of the recovery session was spent on a wrong code.
+    /// All attempts of the recovery session were spent on wrong codes.
     RecoverySessionSpent,
     /// The recovery session's code has not been entered yet.
     RecoverySessionUnverified,
-    /// The recovery session has done its work, or another change of the password ended it.
+    /// The recovery session was used to set a password, or another password change ended it.
     RecoverySessionUsed,
-    /// The request is meant for another recovery than the one of its cookie.
+    /// The request names another recovery than its cookie.
     RecoveryIdMismatch,
     /// The new password has too few characters.
     PasswordTooShort,
     /// The new password has too many characters.
     PasswordTooLong,
-    /// The new password is common, or made of what is easily guessed.
+    /// The new password is easy to guess.
     PasswordGuessable,
-    /// The current password is not that.
+    /// The given current password is wrong.
     PasswordIncorrect,
-    /// The login failed, for whatever cause.
+    /// The login failed. The causes are not told apart, so that an answer does not reveal whether
+    /// an account exists.
     CredentialsInvalid,
-    /// There is no session: no token, an unknown one, or one whose session has ended.
+    /// There is no session: the token is missing or unknown, or its session has ended.
     SessionInvalid,
-    /// The identifier had as many failed logins as it may.
+    /// The rate limit of failed logins for the identifier is exhausted.
     LoginThrottled,
-    /// The account had as many wrong current passwords as it may.
+    /// The rate limit of wrong current passwords for the account is exhausted.
     PasswordThrottled,
     /// Too many passwords wait to be hashed.
     HashingBusy,
-    /// A query parameter is unknown, or has a value that is not offered.
+    /// A query parameter is unknown or has an unknown value.
     QueryInvalid,
-    /// The request came from a page of a foreign site.
+    /// The request came from a page of an origin that is not allowed.
     OriginRefused,
-    /// The network sends more requests than it may.
+    /// The rate limit of the client's network is exhausted.
     NetworkThrottled,
-    /// The address was sent as many codes as it may be.
+    /// The rate limit of recoveries for the address is exhausted.
     AddressThrottled,
     /// No mail relay is usable.
     MailUnavailable,
-    /// The database does not answer in time, or too many wait for it.
+    /// PostgreSQL does not answer in time, or too many requests wait for it.
     StorageUnavailable,
-    /// The service cannot work yet, or not at present.
+    /// The service is not ready, or is stopping.
     NotReady,
     /// There is nothing at this path.
     NotFound,
-    /// The path does not know this method.
+    /// The path does not support this method.
     MethodNotAllowed,
 }
 
 impl Problem {
-    /// The code for machines, as in the member `error` of an answer.
+    /// The error code: the member `error` of the answer.
     #[must_use]
     pub fn code(self) -> &'static str {
         self.into()
     }
 }
 
-/// What a caller needs beside the problem to set it right.
+/// Details that help the caller to correct the request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Detail {
-    /// Nothing.
+    /// No details.
     #[default]
     None,
-    /// How many codes may still be tried with this session.
+    /// How many attempts the recovery session has left.
     AttemptsLeft(i16),
-    /// The fewest characters that a password must have.
+    /// The minimum length of a password, in characters.
     MinChars(u16),
-    /// Why a password is easily guessed, and how to make one that is not.
+    /// Why a password is easy to guess, and how to choose a better one.
     Advice(Option<Warning>, Vec<Suggestion>),
 }
 
-/// A problem, when it makes sense to try again, and what helps.
+/// A problem with the details that an answer carries.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{}", problem.code())]
 pub struct Error {
-    /// What went wrong.
+    /// The cause.
     pub problem: Problem,
     /// How long to wait before the same request may succeed.
     pub retry_after: Option<Duration>,
-    /// The member of the request that it is about, if it is one that is asked for.
+    /// The member of the request that has the problem. Never a name that the client made up.
     pub field: Option<&'static str>,
-    /// What helps to set it right.
+    /// Details that help the caller to correct the request.
     pub detail: Detail,
 }
 
@@ -129,13 +131,13 @@ impl Error {
         Self { field: Some(field), ..problem.into() }
     }
 
-    /// The same, with what helps to set it right.
+    /// Adds details that help the caller to correct the request.
     #[must_use]
     pub fn with(self, detail: Detail) -> Self {
         Self { detail, ..self }
     }
 
-    /// A problem that is there for `wait` at least.
+    /// A problem that lasts for at least `wait`.
     #[must_use]
     pub fn retry_after(problem: Problem, wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..problem.into() }

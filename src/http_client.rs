@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client for the few services that this one asks: bounded in time and in octets, without redirects, cookies or
-//! proxies.
+//! An HTTP/1.1 client for the few services that this one calls. Time and size of a response are
+//! bounded. There are no redirects, cookies or proxies.
 
 use std::io;
 use std::time::Duration;
@@ -13,46 +13,47 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::TokioExecutor;
 
-/// How much of an answer is waited for and read.
+/// The bounds of one response.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// From the request to the end of the answer.
+    /// Time from the request to the end of the response.
     pub time: Duration,
-    /// The longest body, in octets.
+    /// Maximum length of the body, in octets.
     pub octets: usize,
 }
 
-/// A client of one service. Clones share its connections.
+/// A client for one service. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct HttpClient(Connections);
 
-/// Over http no certificates are needed, which a bare machine may not have.
+/// Plain HTTP needs no certificates, which a minimal machine may not have.
 #[derive(Clone, Debug)]
 enum Connections {
     Plain(Client<HttpConnector, Full<Bytes>>),
     Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
 }
 
-/// Why there is no whole answer. It quotes nothing of one.
+/// Why there is no complete response. It quotes nothing from a response.
 #[derive(Debug, thiserror::Error)]
-pub enum NoAnswer {
-    /// The connection failed, with its causes.
+pub enum RequestError {
+    /// The connection failed, for these causes.
     #[error("{0}")]
-    Away(String),
-    /// It took longer than it may.
+    ConnectionFailed(String),
+    /// The response took longer than allowed.
     #[error("not within {} seconds", .0.as_secs())]
-    Late(Duration),
-    /// The answer has more octets than it may.
+    TimedOut(Duration),
+    /// The body of the response is longer than allowed.
     #[error("its answer is too long")]
     TooLong,
 }
 
 impl HttpClient {
-    /// A client that connects to nothing yet, over TLS alone or over none. `connect` bounds one try to connect.
+    /// A client that uses TLS for every connection, or for none. It does not connect yet. `connect`
+    /// bounds one attempt to connect.
     ///
     /// # Errors
     ///
-    /// This machine has no certificates that a server's could be checked by.
+    /// This machine has no root certificates.
     pub fn new(is_https: bool, connect: Duration) -> io::Result<Self> {
         let mut http = HttpConnector::new();
         http.set_connect_timeout(Some(connect));
@@ -66,22 +67,27 @@ impl HttpClient {
         }))
     }
 
-    /// Sends a request and reads the whole answer, whatever its status.
-    pub async fn ask(
+    /// Sends a request and reads the whole response, whatever its status.
+    pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
         bounds: Bounds,
-    ) -> Result<Response<Bytes>, NoAnswer> {
+    ) -> Result<Response<Bytes>, RequestError> {
         let name = HeaderValue::from_static(concat!("vos-auth/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, name);
-        let asking = async {
-            let (head, body) = self.0.request(request).await.map_err(|error| away(&error))?.into_parts();
+        let exchange = async {
+            let (head, body) =
+                self.0.request(request).await.map_err(|error| connection_failed(&error))?.into_parts();
             let body = Limited::new(body, bounds.octets).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() { NoAnswer::TooLong } else { away(&*error) }
+                if error.is::<LengthLimitError>() {
+                    RequestError::TooLong
+                } else {
+                    connection_failed(&*error)
+                }
             })?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        tokio::time::timeout(bounds.time, asking).await.map_err(|_| NoAnswer::Late(bounds.time))?
+        tokio::time::timeout(bounds.time, exchange).await.map_err(|_| RequestError::TimedOut(bounds.time))?
     }
 }
 
@@ -94,8 +100,8 @@ impl Connections {
     }
 }
 
-/// With its causes: the outermost says no more than that connecting failed.
-fn away(error: &(dyn std::error::Error + 'static)) -> NoAnswer {
+/// Includes all causes, because the outermost error says only that connecting failed.
+fn connection_failed(error: &(dyn std::error::Error + 'static)) -> RequestError {
     let causes = std::iter::successors(Some(error), |error| error.source());
-    NoAnswer::Away(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+    RequestError::ConnectionFailed(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }

@@ -1,9 +1,11 @@
-//! vos-auth is the authentication host of Vero OMS. Its main job is password recovery by an emailed one-time code:
-//! `POST /api/auth/recovery/start` stores a short-lived session, enqueues an email, and sets a cookie.
+//! vos-auth is the authentication host of Vero OMS. Its main job is password recovery by an emailed
+//! one-time code: `POST /api/auth/recovery/start` stores a short-lived session, enqueues an email,
+//! and sets a cookie.
 //!
 //! # Module map
 //!
-//! A file's name says what it contains. Each table belongs to one module. `docs/architecture.md` has diagrams.
+//! A file's name says what it contains. Each table belongs to one module. `docs/architecture.md`
+//! has diagrams.
 //!
 //! | Looking for | Module | Owns |
 //! |---|---|---|
@@ -14,18 +16,18 @@
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | client connections: limits, timeouts, eviction of idle ones | [`http::listener`], [`http::stream`] | |
-//! | the status of each error; the error body | [`http::error`] | the one status map |
-//! | error codes, and what they say | [`error`], [`locale`] | |
+//! | the HTTP status of each error; the error body | [`http::error`] | |
+//! | error codes and their messages | [`error`], [`locale`] | |
 //! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset` | [`recovery`] | `recovery_session` |
 //! | login, refresh, logout, signed-in devices | [`session`] | `session` |
 //! | a new password while signed in | [`password_change`] | |
 //! | hashing on a bounded pool, the password policy, imported hashes | [`password`] | |
 //! | JWTs, their keys and JWKS | [`jwt`] | |
 //! | the cookie of a known browser, the ticket of an operator | [`known_device`] | |
-//! | group commit: many callers, one flush | [`group_commit`] | |
+//! | group commit: one flush for many callers | [`group_commit`] | |
 //! | rate limits of addresses, devices and networks; where a 429 is decided | [`throttle`] | `throttle` |
 //! | pending emails: claim, lease, retry, give up | [`outbox`] | `outbox`; its rounds append to `audit_event` |
-//! | which couriers live | [`outbox::holder`] | |
+//! | which couriers are alive | [`outbox::holder`] | |
 //! | the loop that sends pending emails, its pace, one delivery | [`courier`], `courier/{rounds,pace,delivery}.rs` | |
 //! | relays, in order of preference | [`mail::gateway`] | lettre: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections, its probe, one SMTP conversation | `mail/{relay_url,relay,probe,conversation}.rs` | |
@@ -43,11 +45,12 @@
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
 //! | the client of a request: address, User-Agent, language | [`client`] | |
-//! | tokens, codes, keys | [`secret`] | the one place for secrets |
-//! | the time | [`clock`] | the one place that reads it |
+//! | tokens, codes, keys | [`secret`] | all types of secrets |
+//! | the time | [`clock`] | the only reader of the system clock |
 //! | settings with their defaults, by section | [`config`], `config/*.rs` | |
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | `DATABASE_URL`; which address of the server is used | `database/{options,endpoint}.rs` | |
+//! | migrations: locks, tries, unfinished indexes | `database/migration.rs`, `migrations/` | `_sqlx_migrations` |
 //! | threads of their own: commits of starts, the courier | [`thread`] | |
 //! | deleting expired rows | [`sweeper`] | |
 //! | counting kinds of stored hashes and bouncing addresses | [`census`] | |
@@ -56,16 +59,18 @@
 //! | commands; `vos-auth dev` | [`cli`], `cli/dev` | |
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
-//! Imports point one way, as CI checks: `cli` → {`operator`, `transfer`} → `server` → {`http`, `sweeper`, `census`} →
-//! {`recovery`, `password_change`} → `session` → `app` → `courier` → {`account`, `throttle`, `outbox`} → {`audit`, `mail`,
-//! `jwt`, `password`, `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`,
-//! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no layer above `account`.
+//! Imports point one way, as CI checks: `cli` → {`operator`, `transfer`} → `server` → {`http`,
+//! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → `courier` →
+//! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
+//! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`,
+//! `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no layer
+//! above `account`.
 //!
 //! # The life of one `start`
 //!
-//! 1. [`http::guard::observe`] assigns a request id and finds the client's address; [`http::guard::admit`] draws on the
-//!    network's rate limit and checks the origin.
-//! 2. [`http::extract::StrictJson`] reads the body, [`email_address::EmailAddress`] the address.
+//! 1. [`http::guard::observe`] assigns a request id and determines the client's address; [`http::guard::admit`] checks the
+//!    origin and draws on the network's rate limit.
+//! 2. [`http::extract::StrictJson`] parses the body, [`email_address::EmailAddress`] the address.
 //! 3. [`recovery::Recovery::start`] checks that a relay is up and hands the start to the [`group_commit`].
 //! 4. One statement commits every start that has arrived: rate limit, session, pending email. The [`courier`] is woken.
 //! 5. The response carries the cookie.
@@ -75,29 +80,30 @@
 //! # The life of one `reset-password`
 //!
 //! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first.
-//!    Without a session, or for another recovery than the client names, the answer is 401 whatever the body says.
-//! 2. [`password::Hasher`] gives a place or 503; there the policy is checked and the hash made, outside any transaction.
+//!    Without a session, or if the client names another recovery, the answer is 401 whatever the body is.
+//! 2. [`password::Hasher`] has a free place, or the answer is 503. There the policy is checked and the hash computed, outside
+//!    any transaction.
 //! 3. One transaction locks the account's row, consumes the recovery, ends other recoveries, sets the password, revokes
 //!    every session, opens a new one, enqueues the owner's notice, and records the event.
-//! 4. The response carries token and JWT, clears the recovery cookie, and makes the browser known.
+//! 4. The response contains token and JWT, clears the recovery cookie, and makes the browser known.
 //!
 //! # The life of one failed `login`
 //!
-//! 1. [`http::guard::admit_login`] draws on the network's rate limit, and [`session::Login::run`] charges the rest of the
-//!    price: one unit for each four of our hashes that the slowest stored hash takes.
+//! 1. [`http::guard::admit_login`] draws on the network's rate limit. [`session::Login::run`] draws the rest of the price: one
+//!    unit for every four of our own hashes that could be computed in the time of the slowest stored hash.
 //! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`] or is refused.
-//! 3. It is counted as a failure. Only then `account` is read, and the password is verified against the account's hash or
-//!    the address's decoy ([`password::Decoys`]).
-//! 4. At `LOGIN_FAILURE_TIME` it is answered 401, and the next login of the address has its turn. From step 2 on, a client
-//!    that disconnects changes none of this.
+//! 3. It is counted as a failure before `account` is read. The password is then verified against the account's hash, or
+//!    against a decoy hash if there is none ([`password::Decoys`]).
+//! 4. After `LOGIN_FAILURE_TIME` the answer is 401, and the next login of the address has its turn. From step 2 on, all this
+//!    happens even if the client disconnects.
 //!
 //! # Invariants
 //!
 //! 1. **Blind start.** Before its step 6, a `start` never reads `account`, not even by a foreign key. `verify` and
-//!    `progress` read it only after a right code; `progress` never reads the outbox.
+//!    `progress` read it only after the right code was entered; `progress` never reads the outbox.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and email. A row leaves the outbox when a relay accepted
-//!    its email, when its code has too little life left, or when there is no recipient: every relay that is up says that
-//!    the mailbox does not exist ([`mail::verdict`]), or the account was erased. No email is sent inside a transaction.
+//!    its email, when its code expires too soon, or when there is no recipient: every relay that is up says that the mailbox
+//!    does not exist ([`mail::verdict`]), or the account was erased. No email is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]). No table,
 //!    log or subject contains it.
 //! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together ([`throttle::RateLimit`]): an attempt
@@ -107,8 +113,8 @@
 //! 6. **Only the probe sets a relay's state.** A send changes nothing that `start` can see; it changes the order in which
 //!    the courier tries relays.
 //! 7. **One error shape.** Every error of the router is `{error, message, status}`; `start` answers 200, 400, 429 or 502.
-//! 8. **Secrets and addresses do not show.** Their types redact themselves; errors and logs never quote a relay, a client
-//!    or a row.
+//! 8. **Secrets and addresses are never printed.** Their types redact themselves; errors and logs never quote a relay, a
+//!    client or a row.
 
 pub mod account;
 pub mod app;

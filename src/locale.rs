@@ -1,4 +1,4 @@
-//! Vietnamese and English: which one a request asks for, and every sentence that an error says.
+//! Vietnamese and English: which language a request prefers, and the message of every error.
 
 use strum::{EnumString, IntoStaticStr};
 use zxcvbn::feedback::{Suggestion, Warning};
@@ -16,10 +16,10 @@ pub enum Locale {
 }
 
 impl Locale {
-    /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers among ours; `None` if it names neither.
+    /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers; `None` if it names neither.
     ///
-    /// Written here, because the crate for it sorts by a float that the client sends, and a `q` of NaN can make that sort
-    /// panic (docs/decisions/0003).
+    /// The crate `accept-language` is not used: it sorts by a float that the client sends, and a `q` of NaN can make that
+    /// sort panic (docs/decisions/0003).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;
@@ -38,7 +38,7 @@ impl Locale {
     }
 }
 
-/// A quality value of at most three decimals as whole thousandths; 0, which means "not acceptable", for anything else.
+/// A quality value of at most three decimals in thousandths. Anything else is 0, which means "not acceptable".
 fn thousandths(quality: &str) -> u16 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|b| b.is_ascii_digit()) {
@@ -51,7 +51,7 @@ fn thousandths(quality: &str) -> u16 {
     }
 }
 
-/// What an error says to a person: what was wrong, and what to do now.
+/// The message of an error to a person: what was wrong, and what to do now.
 #[must_use]
 #[expect(clippy::too_many_lines, reason = "it is a table")]
 pub const fn message(problem: Problem, locale: Locale) -> &'static str {
@@ -199,7 +199,7 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
     pick(vi, en, locale)
 }
 
-/// Why a password is easily guessed.
+/// Why a password is easy to guess.
 #[must_use]
 pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
     let (vi, en) = match warning {
@@ -244,7 +244,7 @@ pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
     pick(vi, en, locale)
 }
 
-/// How to make a password that is not.
+/// How to choose a password that is hard to guess.
 #[must_use]
 pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str {
     let (vi, en) = match suggestion {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Quicker than glibc's, whose lists of a thread end at a kilobyte (docs/decisions/0024).
+/// Faster than glibc's allocator, whose per-thread cache ends at 1 KiB (docs/decisions/0024).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -26,7 +26,7 @@ pub async fn change(
 ) -> Result<SignedIn, Error> {
     let place = app.hasher.place()?;
     let (pool, now) = (&app.pool, app.time()?);
-    let (bucket_key, budget) = (throttle::password_key(by.account.id), app.failure_budget);
+    let (bucket_key, budget) = (throttle::password_key(by.account.id), app.failure_limit);
     throttle::draw(pool, now, &bucket_key, budget, Problem::PasswordThrottled).await?;
     let stored = within_deadline("find password", account::password_hash(pool, by.account.id)).await?;
     let verdict = place.verify(current, stored.clone(), None).await?;

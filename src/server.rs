@@ -1,4 +1,4 @@
-//! Listens, runs the API beside the courier and the sweeper, and stops without losing anything.
+//! Listens, runs the API and all background tasks, and stops without losing an answer or an email.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,18 +23,19 @@ use crate::recovery::Recovery;
 use crate::sweeper::Sweeper;
 use crate::thread;
 
-/// Connections to the figures at once: a few scrapers.
+/// Connections to the metrics listener at once: enough for a few scrapers.
 const METRICS_CONNECTIONS: u32 = 64;
 /// How often the folder of JWT keys is read again.
-const KEYS_REREAD: Duration = Duration::from_mins(1);
-/// How often the outbox is counted.
-const OUTBOX_LOOK: Duration = Duration::from_secs(5);
-/// How often PostgreSQL is checked while all is well.
-const HEALTH_CHECK: Duration = Duration::from_secs(10);
-/// How often the clock is looked at, whether it was moved since; and PostgreSQL is checked while the service cannot work.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
+const KEYS_REREAD_INTERVAL: Duration = Duration::from_mins(1);
+/// How often the outbox is counted for the metrics.
+const OUTBOX_COUNT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often PostgreSQL is checked while it is healthy.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the clock is checked for a jump; also how often PostgreSQL is checked while it is
+/// unhealthy.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A service that is bound to its addresses and not yet running.
+/// A service that is bound to its addresses but does not run yet.
 #[derive(Debug)]
 pub struct Server {
     app: Arc<App>,
@@ -44,11 +45,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the addresses of the settings; port 0 is a free one.
+    /// Binds the configured addresses. Port 0 means any free port.
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable whose address cannot be had.
+    /// A sentence that names the variable whose address cannot be bound.
     pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
         let connections = affordable_connections(app.config.connections.max_connections);
         let api = ListenerLabel { listener: "api" };
@@ -59,34 +60,35 @@ impl Server {
         Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
     }
 
-    /// Where the API is.
+    /// The address of the API.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.address()
     }
 
-    /// Where the figures are.
+    /// The address of the metrics.
     pub fn metrics_address(&self) -> io::Result<SocketAddr> {
         self.metrics_listener.address()
     }
 
-    /// The application's parts.
+    /// The parts that all features share.
     #[must_use]
     pub fn app(&self) -> &Arc<App> {
         &self.app
     }
 
-    /// Serves until `stop`; then `/readyz` is red for the drain delay, requests and mails under way finish within the
-    /// stop timeout, and the rest is dropped.
+    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests and emails
+    /// in progress may finish within the stop timeout. What is unfinished by then is dropped; an
+    /// unsent email stays in the outbox.
     ///
     /// # Errors
     ///
-    /// [`TaskEnded`] if a part of the service ended by itself, which none ever should. It then stops at once, so that
-    /// whoever supervises the process starts a whole one.
+    /// [`TaskEnded`] if a task of the service ended by itself, which is a bug. The service then
+    /// stops at once, so that the supervisor of the process restarts it.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskEnded> {
         self.run_with(Router::new(), stop).await
     }
 
-    /// The same, with routes beside the API's.
+    /// The same, with further routes beside the API's.
     ///
     /// # Errors
     ///
@@ -95,11 +97,12 @@ impl Server {
         let Self { app, courier, listener, metrics_listener } = self;
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
-        let over = CancellationToken::new();
-        // All of it first: until it is known, requests are answered 502.
+        let shutdown = CancellationToken::new();
+        // Before the service listens: requests are answered 502 until relays and PostgreSQL were
+        // checked.
         let (mut probes, health) =
-            tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &over), async {
-                // It finds the address that the pools connect to.
+            tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &shutdown), async {
+                // The check finds the address that the pools connect to.
                 let health = app.health.check().await;
                 census.begin().await;
                 health
@@ -114,22 +117,22 @@ impl Server {
         let draining = Arc::clone(&state.draining);
         let api = http::with_layers(http::router(state.clone()).merge(more), &state);
         drop(state);
-        let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
-        // The courier's thread would outlive a service that is dropped.
-        let _guard = over.clone().drop_guard();
-        let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), closing.clone()));
+        let (stop_accepting, stop_courier) = (CancellationToken::new(), CancellationToken::new());
+        // Without the guard, the courier's thread would outlive a dropped service.
+        let _guard = shutdown.clone().drop_guard();
+        let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), stop_accepting.clone()));
         let metrics = http::metrics::routes(Arc::clone(&app));
-        let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), over.clone()));
-        let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(over.clone()));
-        let mut census = tokio::spawn(census.run(over.clone()));
-        let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), over.clone()));
-        let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), over.clone()));
-        let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, over.clone()));
+        let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), shutdown.clone()));
+        let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(shutdown.clone()));
+        let mut census = tokio::spawn(census.run(shutdown.clone()));
+        let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), shutdown.clone()));
+        let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), shutdown.clone()));
+        let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, shutdown.clone()));
         let mut courier = thread::spawn("courier", {
-            let (app, ending, over) = (Arc::clone(&app), ending.clone(), over.clone());
+            let (app, stop_courier, shutdown) = (Arc::clone(&app), stop_courier.clone(), shutdown.clone());
             async move {
-                // On the heap: its rounds are large.
-                over.run_until_cancelled(Box::pin(courier.run(&app.config.relays, ending))).await;
+                // Boxed, because the future is large.
+                shutdown.run_until_cancelled(Box::pin(courier.run(&app.config.relays, stop_courier))).await;
                 app.gateway.close().await;
             }
         });
@@ -148,25 +151,25 @@ impl Server {
             _ = probes.join_next() => Some("probe"),
         };
         if let Some(task) = ended {
-            tracing::error!(task, "a part of the service has ended by itself");
+            tracing::error!(task, "a task of the service has ended by itself");
             return Err(TaskEnded(task));
         }
         tracing::info!(drain_delay_ms = config.stopping.drain_delay.as_millis(), "stopping");
         draining.store(true, Ordering::Relaxed);
         tokio::time::sleep(config.stopping.drain_delay).await;
-        closing.cancel();
+        stop_accepting.cancel();
         let finished = tokio::time::timeout(config.stopping.stop_timeout, async {
             let _ = api.await;
-            ending.cancel();
+            stop_courier.cancel();
             let _ = (&mut courier).await;
         });
         if finished.await.is_ok() {
             tracing::info!("stopped");
         } else {
-            tracing::warn!("stopped at the timeout; what was under way is dropped, unsent mails are kept");
+            tracing::warn!("stopped at the timeout: unfinished requests are dropped, unsent emails are kept");
         }
-        over.cancel();
-        // A connection whose other end is gone does not say goodbye: it is not waited for.
+        shutdown.cancel();
+        // Closing a connection to a lost machine would block: the wait is bounded.
         let probes = async { while probes.join_next().await.is_some() {} };
         let closing = async { tokio::join!(app.pool.close(), app.token_pool.close(), probes) };
         let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
@@ -174,7 +177,7 @@ impl Server {
     }
 }
 
-/// A part of the service that ended by itself: a bug, whose panic stands in the log before.
+/// A task of the service ended by itself. This is a bug; its panic is in the log before.
 #[derive(Debug, thiserror::Error)]
 #[error("the {0} has ended by itself; see the log before this line")]
 pub struct TaskEnded(&'static str);
@@ -183,13 +186,14 @@ async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: Cancell
     listener.accept(routes, &app.config.connections, &app.metrics, stop).await;
 }
 
-/// Checks PostgreSQL, and compares the clock with its clock: every rule of time rests on it. More often while the service
-/// cannot work, so that it goes on soon.
+/// Checks PostgreSQL and compares this machine's clock with its clock, because replicas share
+/// timestamps. Checks run more often while PostgreSQL is unhealthy, so that the service recovers
+/// soon.
 async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationToken) {
     let mut checked = Instant::now();
-    while stop.run_until_cancelled(tokio::time::sleep(CLOCK_LOOK)).await.is_some() {
+    while stop.run_until_cancelled(tokio::time::sleep(CLOCK_CHECK_INTERVAL)).await.is_some() {
         failures::log_counted();
-        if app.clock.is_trusted() && health == Health::Ok && checked.elapsed() < HEALTH_CHECK {
+        if app.clock.is_trusted() && health == Health::Ok && checked.elapsed() < HEALTH_CHECK_INTERVAL {
             continue;
         }
         checked = Instant::now();
@@ -197,22 +201,22 @@ async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationTok
     }
 }
 
-/// Sees how much is owed, for the figures. All replicas see the same.
+/// Counts pending emails for the metrics. All replicas report the same numbers.
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_LOOK)).await.is_some() {
+    while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_COUNT_INTERVAL)).await.is_some() {
         if let Ok(backlog) = app.health.ask(inspect::backlog).await {
             inspect::show(&app.metrics, &backlog, app.clock.now());
         }
     }
 }
 
-/// Reads the JWT keys again every minute, so that a rotation needs no restart.
+/// Reads the JWT keys again at an interval, so that a rotation needs no restart.
 async fn watch_keys(app: Arc<App>, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(KEYS_REREAD)).await.is_some() {
+    while stop.run_until_cancelled(tokio::time::sleep(KEYS_REREAD_INTERVAL)).await.is_some() {
         let read = app.jwt_keys.reread();
         app.metrics.jwt_keys_unreadable.set(i64::from(read.is_err()));
         if let Err(why) = read {
-            tracing::error!(%why, "JWT_KEYS cannot be read again; what was read before stays in use");
+            tracing::error!(%why, "JWT_KEYS cannot be read again; the keys that were read before stay in use");
         }
     }
 }

@@ -1,17 +1,19 @@
-//! What is printed for an operator. Clients, files and relays supply parts of it, and none of them may steer a terminal.
+//! Output of commands for an operator. Parts of it come from clients, files and relays, so control
+//! characters are escaped.
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
-/// `text` with every character that steers a terminal, or reorders or hides a part of a line, as JSON escapes it (`\u001b`).
-/// In JSON such characters are inside of strings alone, so that it stays the same document.
+/// Escapes as JSON does (`\u001b`) every character that controls a terminal, or reorders or hides a
+/// part of a line. JSON has such characters only inside strings, so an escaped document has the
+/// same value.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in text.chars() {
-        if steers(letter) {
+        if is_control(letter) {
             for unit in letter.encode_utf16(&mut [0; 2]) {
                 // Writing to a String does not fail.
                 let _ = write!(safe, "\\u{unit:04x}");
@@ -23,9 +25,10 @@ pub fn escaped(text: &str) -> String {
     safe
 }
 
-/// Controls (C0, DEL, C1), separators of lines, and format characters (direction, joiners, tags), by Unicode's general category
-/// (UAX #44 §5.7.1). What is unassigned may become one of them.
-fn steers(letter: char) -> bool {
+/// Whether a character is a control (C0, DEL, C1), a line separator or a format character
+/// (direction, joiner, tag), by its general category in Unicode (UAX #44 §5.7.1). An unassigned
+/// character may become one of these.
+fn is_control(letter: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, Unassigned};
     if letter.is_ascii() {
         return letter.is_ascii_control();
@@ -34,24 +37,24 @@ fn steers(letter: char) -> bool {
     matches!(category, Control | Format | LineSeparator | ParagraphSeparator | Unassigned)
 }
 
-/// Prints one line on standard output, or the beginning of one if `end` is empty.
+/// Prints `text` and `end` to standard output.
 fn print(text: &impl Display, end: &str) {
     print!("{}{end}", escaped(&text.to_string()));
 }
 
-/// Prints one line on standard output.
+/// Prints a line to standard output.
 pub fn line(text: impl Display) {
     print(&text, "\n");
 }
 
-/// Prints the beginning of a line on standard output, to be seen at once.
-pub fn begin(text: impl Display) {
+/// Prints the beginning of a line to standard output at once.
+pub fn line_start(text: impl Display) {
     print(&text, "");
     let _ = std::io::stdout().flush();
 }
 
-/// Prints one line on standard error.
-pub fn note(text: impl Display) {
+/// Prints a line to standard error.
+pub fn error_line(text: impl Display) {
     eprintln!("{}", escaped(&text.to_string()));
 }
 
@@ -60,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_is_escaped_and_the_rest_is_left() {
+    fn control_characters_are_escaped_and_others_kept() {
         let name = "Nguyễn Thị Ánh, nguye\u{302}\u{303}n, 東京 \"\\ 😀";
         assert_eq!(escaped(name), name);
         assert_eq!(escaped("a\u{1b}[2J\u{9b}1m\u{9d}\u{202e}\u{2028}\r\n\u{7f}"), {
             "a\\u001b[2J\\u009b1m\\u009d\\u202e\\u2028\\u000d\\u000a\\u007f"
         });
-        // Of each range of format characters one, and one that is not assigned.
+        // One of each range of format characters, and an unassigned one.
         for letter in "\u{ad}\u{600}\u{61c}\u{6dd}\u{70f}\u{890}\u{8e2}\u{180e}\u{200b}\u{2065}\u{feff}\u{fff9}\u{110bd}\u{13430}\u{1bca0}\u{1d173}\u{e0001}\u{e0fff}".chars() {
             assert!(escaped(&letter.to_string()).is_ascii(), "{letter:?}");
         }

@@ -1,12 +1,13 @@
-//! Traces: how long a request, a flush and a mail took, part by part, as spans to a receiver of OTLP.
+//! Traces: how long the parts of a request, a flush and an email took, exported as spans to an OTLP
+//! receiver.
 //!
-//! Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set; then no span is made. A span says what was done and how it ended,
-//! never for whom: no address, code, token, cookie, password, client address or path as it was asked for. The trace of a
-//! mail is one of its own, without a link to the request that it is owed to: who reads traces would see from it which
-//! addresses have an account (promise 1).
+//! Without `OTEL_EXPORTER_OTLP_ENDPOINT` no span is created. A span says what was done and how it
+//! ended, never for whom: it has no address, code, token, cookie, password, client address or
+//! requested path. The trace of an email is not linked to the request that enqueued it. Such a link
+//! would show readers of traces which addresses have an account (invariant 1).
 //!
-//! The receiver has nothing to do with requests: spans wait in a bounded queue, a thread of its own sends them, and what
-//! does not fit is dropped.
+//! Requests never wait for the receiver. Spans wait in a bounded queue and are sent by a separate
+//! thread; spans that do not fit are dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,28 +39,29 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{ConfigError, TraceSettings};
 
-/// How long one delivery may take, its retries included.
-const DELIVERY: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for the last spans to be delivered.
-const LAST_DELIVERY: Duration = Duration::from_secs(2);
-/// The most octets of a receiver's answer that are read.
+/// How long one delivery to the receiver may take, retries included.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the process waits at its end for the delivery of the last spans.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum length of the receiver's answer, in octets.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What makes spans into traces and sends them.
+/// Collects spans into traces and exports them.
 #[derive(Debug)]
 pub struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// `None` without an endpoint. Connects to nothing yet.
+    /// `None` without an endpoint. It does not connect yet.
     ///
     /// # Errors
     ///
-    /// A sentence that names `OTEL_EXPORTER_OTLP_ENDPOINT`, if there is no certificate to check it by, or another of
-    /// OpenTelemetry's variables asks for what this program cannot do.
+    /// A sentence that names `OTEL_EXPORTER_OTLP_ENDPOINT`, if this machine has no root
+    /// certificates, or if another variable of OpenTelemetry requests what this program does not
+    /// support.
     pub fn new(settings: &TraceSettings, runtime: Handle) -> Result<Option<Self>, ConfigError> {
         let Some(endpoint) = &settings.otel_exporter_otlp_endpoint else { return Ok(None) };
         let unusable = |why: String| {
-            ConfigError::new("OTEL_EXPORTER_OTLP_ENDPOINT", format!("cannot be sent traces: {why}"))
+            ConfigError::new("OTEL_EXPORTER_OTLP_ENDPOINT", format!("cannot receive traces: {why}"))
         };
         let receiver: Arc<dyn HttpClient> = if endpoint.is_https() {
             let tls = HttpsConnectorBuilder::new().with_native_roots();
@@ -72,25 +74,25 @@ impl Traces {
             .with_http()
             .with_shared_http_client(receiver)
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(endpoint.of_traces())
-            .with_timeout(DELIVERY)
+            .with_endpoint(endpoint.traces_url())
+            .with_timeout(DELIVERY_TIMEOUT)
             .build()
             .map_err(|error| unusable(error.to_string()))?;
         let resource = Resource::builder()
             .with_service_name(settings.otel_service_name.clone())
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
-        let share = Sampler::TraceIdRatioBased(settings.otel_traces_sampler_arg);
+        let ratio = Sampler::TraceIdRatioBased(settings.otel_traces_sampler_arg);
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
-            .with_sampler(Sampler::parent_based(share))
+            .with_sampler(Sampler::parent_based(ratio))
             .with_resource(resource)
             .build();
         Ok(Some(Self(provider)))
     }
 
-    /// Takes the spans of this program alone, and no log line: those speak to the operator of other things, and
-    /// libraries' of what they like.
+    /// A layer that exports the spans of this program alone: no log lines, and no spans of
+    /// libraries, which may quote secrets.
     #[must_use]
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
@@ -107,27 +109,28 @@ impl Traces {
             .with_filter(ours.with_max_level_hint(LevelFilter::INFO))
     }
 
-    /// Sends what is left, as far as that takes two seconds.
-    pub async fn end(self) {
-        let sent = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(LAST_DELIVERY));
+    /// Exports the remaining spans, for at most two seconds.
+    pub async fn shut_down(self) {
+        let sent = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(SHUTDOWN_TIMEOUT));
         if !matches!(sent.await, Ok(Ok(()))) {
             tracing::warn!("the last traces could not be delivered");
         }
     }
 }
 
-/// The receiver, over HTTP/1.1. Says once that it cannot be reached, and once that it can again.
+/// The HTTP/1.1 client of the receiver. It logs once when deliveries begin to fail, and once when
+/// they succeed again.
 #[derive(Debug)]
 struct Receiver<C> {
     client: Client<C, Full<Bytes>>,
     runtime: Handle,
-    is_away: AtomicBool,
+    is_failing: AtomicBool,
 }
 
 impl<C: Connect + Clone + Send + Sync + 'static> Receiver<C> {
     fn new(connector: C, runtime: Handle) -> Self {
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Self { client, runtime, is_away: AtomicBool::new(false) }
+        Self { client, runtime, is_failing: AtomicBool::new(false) }
     }
 }
 
@@ -144,12 +147,12 @@ where
             let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
-        // The thread that asks is outside the runtime, and connections need one.
-        let delivery = self.runtime.spawn(async { tokio::time::timeout(DELIVERY, delivery).await });
+        // The exporter's thread is outside the runtime, which connections need.
+        let delivery = self.runtime.spawn(async { tokio::time::timeout(DELIVERY_TIMEOUT, delivery).await });
         let answer: Result<_, HttpError> = match delivery.await {
             Ok(Ok(answer)) => answer,
             Ok(Err(late)) => Err(late.into()),
-            // The process ends, and says itself that the last spans are lost.
+            // The runtime is shutting down; `shut_down` logs the loss.
             Err(ended) => return Err(ended.into()),
         };
         let why = match &answer {
@@ -157,14 +160,14 @@ where
             Ok(answer) => Some(answer.status().to_string()),
             Err(error) => Some(error.to_string()),
         };
-        match (why, self.is_away.load(Ordering::Relaxed)) {
+        match (why, self.is_failing.load(Ordering::Relaxed)) {
             (Some(why), false) => {
-                tracing::warn!(why, "traces cannot be delivered and are dropped; requests do not notice");
-                self.is_away.store(true, Ordering::Relaxed);
+                tracing::warn!(why, "traces cannot be delivered and are dropped; requests are not affected");
+                self.is_failing.store(true, Ordering::Relaxed);
             }
             (None, true) => {
                 tracing::info!("traces are delivered again");
-                self.is_away.store(false, Ordering::Relaxed);
+                self.is_failing.store(false, Ordering::Relaxed);
             }
             _ => {}
         }
@@ -172,10 +175,11 @@ where
     }
 }
 
-/// The span of a request, by OpenTelemetry's conventions for HTTP servers, less what a client wrote: of its path the route
-/// alone. `traceparent` (W3C Trace Context) is that of a trusted proxy; a malformed one counts as none.
+/// The span of a request, by OpenTelemetry's conventions for HTTP servers. It has nothing that a
+/// client wrote: the route replaces the path. `traceparent` (W3C Trace Context) comes from a
+/// trusted proxy; a malformed one is ignored.
 #[must_use]
-pub fn of_request(
+pub fn request_span(
     method: &'static str,
     route: Option<&str>,
     request_id: &str,
@@ -195,16 +199,16 @@ pub fn of_request(
     if !span.is_disabled()
         && let Some(traceparent) = traceparent
     {
-        let said = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
-        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &said);
-        // Cannot fail: the span is new.
+        let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
+        // This cannot fail, because the span is new.
         let _ = span.set_parent(parent);
     }
     span
 }
 
-/// Ends the span of a request: by the conventions, the service is to blame for a 5xx alone.
-pub fn is_answered(span: &Span, status: u16) {
+/// Records the status of an answer. By the conventions, only a 5xx is an error of the server.
+pub fn record_status(span: &Span, status: u16) {
     span.record("http.response.status_code", status);
     if status >= 500 {
         span.record("otel.status_code", "error");
@@ -212,13 +216,13 @@ pub fn is_answered(span: &Span, status: u16) {
     }
 }
 
-/// The id of a span's trace, in hexadecimal; `None` without traces.
+/// The id of a span's trace, in hexadecimal. `None` if traces are off.
 #[must_use]
 pub fn trace_id(span: &Span) -> Option<String> {
     context(span).map(|context| context.trace_id().to_string())
 }
 
-/// Whether a span goes to the receiver.
+/// Whether a span is exported.
 #[must_use]
 pub fn is_sampled(span: &Span) -> bool {
     context(span).is_some_and(|context| context.is_sampled())

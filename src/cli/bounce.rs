@@ -1,7 +1,8 @@
-//! `vos-auth bounce`: what a mail server runs for a message to a signed address (docs/operate/bounces.md).
+//! `vos-auth bounce`: run by a mail server for each message to a signed return path
+//! (docs/operate/bounces.md).
 //!
-//! The signed address alone says whom the message is about. A message that is no bounce, is not ours or is too old counts as
-//! handled: if it were refused, its sender would get a bounce from us.
+//! Only the signed address determines the account. A message that is no bounce, has no signature of
+//! ours or is too old is accepted and ignored: refusing it would send a bounce to its sender.
 
 use std::ffi::OsString;
 use std::io::{Read as _, sink, stdin};
@@ -19,16 +20,18 @@ use crate::mail::report;
 use crate::operator::{self, Bounced};
 use crate::terminal;
 
-/// `EX_TEMPFAIL` of sysexits.h: a mail server keeps the message and runs the command again later.
-pub(super) const TRY_AGAIN: u8 = 75;
-/// Octets that are read of a message. What is of interest in a bounce comes before the mail that it returns.
+/// `EX_TEMPFAIL` of sysexits.h: the mail server keeps the message and runs the command again later.
+pub(super) const EX_TEMPFAIL: u8 = 75;
+/// Maximum part of a message that is parsed, in octets. In a bounce, the report precedes the
+/// returned email.
 const MAX_OCTETS: u64 = 1024 * 1024;
-/// How long PostgreSQL may take: nobody waits but a mail server, which would give up after 1000 s.
+/// How long PostgreSQL may take. The mail server that waits would give up after 1000 s.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct Bounce {
-    /// Where the message was delivered to. Default: what it says of that itself (Delivered-To, X-Original-To, Envelope-To, To)
+    /// The addresses that the message was delivered to. Default: those in its header (Delivered-To,
+    /// X-Original-To, Envelope-To, To)
     #[arg(long, value_name = "ADDRESS", num_args = 1.., allow_hyphen_values = true)]
     recipient: Vec<OsString>,
 }
@@ -41,11 +44,11 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
         given => given.iter().map(|address| address.to_string_lossy().into_owned()).collect(),
     };
     let Some(signed) = recipients.iter().find_map(|text| Signed::find(&keys, text, now)) else {
-        terminal::line("nothing is noted: it went to no address that was signed here in the last 7 days");
+        terminal::line("ignored: the message was sent to no address that vos-auth signed in the last 7 days");
         return Ok(());
     };
     if !report::says_failed(&message) {
-        terminal::line("nothing is noted: it does not say that a mail could not be delivered (RFC 3464)");
+        terminal::line("ignored: the message does not report a failed delivery (RFC 3464)");
         return Ok(());
     }
     let options = database::options(&config::database_url()?)?;
@@ -54,19 +57,23 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
         operator::mark_bouncing(&mut connection, now, &signed).await
     });
     let noted = noted.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-    let noted = noted.map_err(|error| format!("PostgreSQL cannot note it now: {}", cause(&error)))?;
+    let noted =
+        noted.map_err(|error| format!("PostgreSQL cannot store the bounce now: {}", cause(&error)))?;
     let id = signed.account_id;
     match noted {
-        Bounced::Marked => terminal::line(format_args!("mails to the address of account {id} bounce")),
-        Bounced::Already => terminal::line(format_args!("it was known that mails to account {id} bounce")),
+        Bounced::Marked => terminal::line(format_args!("the address of account {id} is marked as bouncing")),
+        Bounced::Already => {
+            terminal::line(format_args!("the address of account {id} was already marked as bouncing"))
+        }
         Bounced::Gone => {
-            terminal::line("nothing is noted: the account is gone, or has another address since");
+            terminal::line("ignored: the account was erased or has another address now");
         }
     }
     Ok(())
 }
 
-/// All is read, and the beginning kept: a mail server takes a command that closes its input for one that failed.
+/// Reads all of standard input and returns its beginning. A mail server treats a command that stops
+/// reading as failed.
 fn read() -> std::io::Result<Vec<u8>> {
     let (mut message, mut input) = (Vec::new(), stdin().lock());
     input.by_ref().take(MAX_OCTETS).read_to_end(&mut message)?;

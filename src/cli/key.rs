@@ -13,22 +13,23 @@ use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Make the first key of the folder JWT_KEYS; it signs from now on
+    /// Create the first key in the folder JWT_KEYS. It signs at once
     Generate(KeyFolder),
-    /// Add a key that is published at once and signs in 20 minutes, and delete those whose JWTs have all died. A running
-    /// service notices within a minute. Can be run at any time, and again
+    /// Add a key, which is published at once and signs after 20 minutes, and delete keys whose JWTs
+    /// have all expired. A running service reads the change within a minute. Can be run again at
+    /// any time
     Rotate(KeyFolder),
-    /// Read a JWT from standard input and say what is in it, or why it is refused
+    /// Read a JWT from standard input, verify it, and print its claims or why it is refused
     Verify {
         #[command(flatten)]
         folder: KeyFolder,
-        /// Who it has to be from. Default: PUBLIC_ORIGIN
+        /// The issuer (iss) that it must have. Default: PUBLIC_ORIGIN
         #[arg(long, env, required_unless_present = "public_origin")]
         jwt_issuer: Option<String>,
         /// The setting of `serve`
         #[arg(long, env)]
         public_origin: Option<Origin>,
-        /// Whom it has to be for
+        /// The audience (aud) that it must have
         #[arg(long, env, default_value = "https://api-oms.verolabs.co")]
         jwt_audience: String,
     },
@@ -36,41 +37,41 @@ pub(super) enum KeyCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct KeyFolder {
-    /// The folder of the keys
+    /// The folder with the keys
     #[arg(long, env)]
     jwt_keys: PathBuf,
 }
 
 pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
     let now = Clock::system().now();
-    let named = |folder: &KeyFolder, why: jwt::KeysUnusable| {
+    let config_error = |folder: &KeyFolder, why: jwt::KeysUnusable| {
         ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.jwt_keys.display()))
     };
     match command {
         KeyCommand::Generate(folder) => {
-            let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
-            terminal::line(format_args!("{id} signs from now on"));
+            let id = jwt::generate(&folder.jwt_keys, now).map_err(|why| config_error(&folder, why))?;
+            terminal::line(format_args!("key {id} signs from now on"));
         }
         KeyCommand::Rotate(folder) => {
-            let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| named(&folder, why))?;
+            let rotation = jwt::rotate(&folder.jwt_keys, now).map_err(|why| config_error(&folder, why))?;
             for id in &rotation.deleted {
-                terminal::line(format_args!("{id} is deleted: all that it signed has died"));
+                terminal::line(format_args!("key {id} is deleted: all JWTs that it signed have expired"));
             }
             let minutes = ((rotation.waiting_until - now).as_seconds_f64() / 60.0).ceil();
             match rotation.added {
                 Some(id) => {
-                    terminal::line(format_args!("{id} is published now and signs in {minutes} minutes"));
+                    terminal::line(format_args!("key {id} is published now and signs in {minutes} minutes"));
                 }
                 None => {
                     terminal::line(format_args!(
-                        "a key is waiting already and signs in {minutes} minutes; no other is added"
+                        "a new key is already published and signs in {minutes} minutes; no other key is added"
                     ));
                 }
             }
         }
         KeyCommand::Verify { folder, jwt_issuer, public_origin, jwt_audience } => {
             let issuer = jwt_issuer.or(public_origin.map(|origin| origin.to_string())).unwrap_or_default();
-            let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| named(&folder, why))?;
+            let keys = KeyRing::read(&folder.jwt_keys).map_err(|why| config_error(&folder, why))?;
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
             let claims = keys

@@ -1,4 +1,4 @@
-//! `vos-auth mail`: whether the relays take mails, and what the mails look like.
+//! `vos-auth mail`: tests the relays, previews emails, prints the DKIM record.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,20 +17,20 @@ use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MailCommand {
-    /// Send a test mail by each relay of SMTP_RELAYS, and say how far each came
+    /// Send a test email through each relay of SMTP_RELAYS, and print the result of each
     Test(Box<Test>),
-    /// Write a mail as a relay would get it, with a made-up code
+    /// Write an email as a relay would receive it, with an example code
     Preview(Box<Preview>),
-    /// Print the line of DNS that publishes the key of DKIM_KEY_FILE
+    /// Print the DNS record that publishes the key of DKIM_KEY_FILE
     DkimRecord(Box<DkimRecord>),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Test {
-    /// Where to
+    /// The recipient
     #[arg(long, value_name = "EMAIL")]
     to: String,
-    /// The language of the mail
+    /// The language of the email
     #[arg(long, default_value = "vi")]
     locale: Locale,
     #[command(flatten)]
@@ -41,13 +41,13 @@ pub(super) struct Test {
 
 #[derive(Debug, Args)]
 pub(super) struct Preview {
-    /// Which mail
+    /// The kind of email
     #[arg(long, value_enum, default_value = "recovery_code")]
     kind: MailKind,
-    /// Its language
+    /// The language of the email
     #[arg(long, default_value = "vi")]
     locale: Locale,
-    /// Where to write it. Default: standard output
+    /// The file to write to. Default: standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -67,23 +67,25 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
         composer(&test.mail)?.sample(MailKind::Test, test.locale, to.as_str(), Clock::system().now())?;
     let mut failed = 0;
     for relay in gateway.relays() {
-        terminal::begin(format_args!("relay {relay}: "));
+        terminal::line_start(format_args!("relay {relay}: "));
         match gateway.send_via(relay.place, &mail).await {
-            Ok(()) => terminal::line("took the mail"),
+            Ok(()) => terminal::line("accepted the email"),
             Err(why) => {
                 failed += 1;
-                terminal::line(format_args!("did not take it: {why}"));
+                terminal::line(format_args!("did not accept it: {why}"));
             }
         }
     }
     gateway.close().await;
     if failed > 0 {
-        return Err(format!("{failed} of {} relays did not take the mail", gateway.relays().count()).into());
+        return Err(
+            format!("{failed} of {} relays did not accept the email", gateway.relays().count()).into()
+        );
     }
     Ok(())
 }
 
-/// A bounce of what it builds is about no account.
+/// A composer with a random key, so that a bounce of a sample matches no account.
 fn composer(settings: &MailSettings) -> Result<Composer, ConfigError> {
     Composer::new(settings, &Key::random("sample"))
 }

@@ -40,9 +40,10 @@ type Failure = Box<dyn std::error::Error>;
 
 /// The authentication host of Vero OMS: password recovery by a one-time code.
 ///
-/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL, RECOVERY_SECRETS
-/// and DEVICE_SECRETS (ID:BASE64 of 32 random bytes, the newest first, separated by commas), SMTP_RELAYS (URLs in order of preference:
-/// smtp://USER:PASSWORD@HOST:587 for STARTTLS, smtps://… for TLS from the first byte).
+/// Secrets are read from the environment, or from a file that NAME_FILE names: DATABASE_URL,
+/// RECOVERY_SECRETS and DEVICE_SECRETS (ID:BASE64 of 32 random bytes, the newest first, separated
+/// by commas), SMTP_RELAYS (URLs in order of preference: smtp://USER:PASSWORD@HOST:587 for
+/// STARTTLS, smtps://… for TLS from the first byte).
 #[derive(Debug, Parser)]
 #[command(name = "vos-auth", version, about, long_about)]
 pub struct Cli {
@@ -61,12 +62,13 @@ enum Command {
         #[command(flatten)]
         traces: TraceSettings,
     },
-    /// Run the service on this machine with accounts, secrets and a mailbox of its own. Needs DATABASE_URL alone
+    /// Run the service on this machine with demo accounts, secrets and a mailbox. Needs only
+    /// DATABASE_URL
     Dev {
-        /// Port of the API, on localhost
+        /// The port of the API on localhost
         #[arg(long, env, default_value = "8080")]
         port: u16,
-        /// Lift every budget, for tools that call often
+        /// Turn off all rate limits, for tools that send many requests
         #[arg(long, env, value_parser = BoolishValueParser::new())]
         dev_no_limits: bool,
         #[command(flatten)]
@@ -76,26 +78,27 @@ enum Command {
         #[command(flatten)]
         traces: TraceSettings,
     },
-    /// Bring the schema of DATABASE_URL to this version. Can be interrupted and run again
+    /// Migrate the database of DATABASE_URL to the schema of this version. Can be interrupted and
+    /// run again
     Migrate,
-    /// Look after accounts
+    /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
-    /// Look after the keys that sign JWTs
+    /// Manage the keys that sign JWTs
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// See which mails are owed, and send a notice again
+    /// List pending emails, and send notices again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
-    /// Try the relays, and see what mails look like
+    /// Test the relays, and preview emails
     #[command(subcommand)]
     Mail(mail::MailCommand),
-    /// Take a message that came back from standard input, as Postfix, procmail and Sieve hand it over, and note whose address it
-    /// is about. Needs DATABASE_URL and DEVICE_SECRETS
+    /// Read a returned message (bounce) from standard input, as Postfix, procmail and Sieve pass
+    /// it, and mark the account whose address bounces. Needs DATABASE_URL and DEVICE_SECRETS
     Bounce(bounce::Bounce),
-    /// Ask the service at HTTP_ADDR whether it is alive; for a container's health check
+    /// Check that the service at HTTP_ADDR is alive, for the health check of a container
     Healthcheck {
-        /// The address that `serve` listens on
+        /// The address where `serve` listens
         #[arg(long, env, default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
@@ -103,10 +106,11 @@ enum Command {
 
 #[derive(Clone, Debug, Args)]
 struct Log {
-    /// How log lines look. Default: pretty on a terminal, json elsewhere
+    /// The format of log lines. Default: pretty on a terminal, json elsewhere
     #[arg(long, env, help_heading = "Log")]
     log_format: Option<LogFormat>,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,vos_auth::courier=debug
+    /// What is logged: error, warn, info, debug, trace, or a filter such as
+    /// info,vos_auth::courier=debug
     #[arg(long, env, default_value = "info", help_heading = "Log")]
     log_level: String,
 }
@@ -117,8 +121,9 @@ enum LogFormat {
     Pretty,
 }
 
-/// Parses the command line and does what it says. A failure is one sentence on standard error and exit code 1 (2 for a
-/// command line that cannot be read; 75 of `bounce`, which is run again then).
+/// Parses the command line and runs the command. A failure prints one sentence to standard error.
+/// The exit code is then 1, 2 for a bad command line, or 75 for a `bounce` that the mail server
+/// should run again.
 #[must_use]
 pub fn main() -> ExitCode {
     let matches = unset_empty_variables(Cli::command()).try_get_matches();
@@ -127,19 +132,20 @@ pub fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let failure = match cli.command {
-        Command::Bounce(_) => ExitCode::from(bounce::TRY_AGAIN),
+        Command::Bounce(_) => ExitCode::from(bounce::EX_TEMPFAIL),
         _ => ExitCode::FAILURE,
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(format_args!("vos-auth: {error}"));
+            terminal::error_line(format_args!("vos-auth: {error}"));
             failure
         }
     }
 }
 
-/// An empty variable counts as none: that is how compose files and manifests leave one out.
+/// Treats an empty variable as unset, because compose files and manifests leave a variable out that
+/// way.
 fn unset_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
@@ -150,26 +156,27 @@ fn unset_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(unset_empty_variables)
 }
 
-/// A setting that cannot be read is one sentence that names its variable, whether it came from there or from a flag.
+/// Prints why the command line was refused. A bad setting is one sentence that names its variable,
+/// also if a flag set it.
 fn refuse(error: &clap::Error) -> ExitCode {
     if let (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(argument))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
         && let Some(variable) = argument.split(['<', '>']).nth(1)
     {
-        // An @ stands in addresses of people, and behind the password of a URL: neither may reach a log.
+        // An @ is part of email addresses and of URLs with a password: neither may reach a log.
         let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
-        let value = if value.contains('@') { "what it is".into() } else { format!("{value:?}") };
+        let value = if value.contains('@') { "its current value".into() } else { format!("{value:?}") };
         let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
-        terminal::note(format_args!("vos-auth: {variable} cannot be {value}{why}"));
+        terminal::error_line(format_args!("vos-auth: {variable} cannot be {value}{why}"));
         return ExitCode::from(2);
     }
-    // It quotes arguments, which may be the names of files.
-    let say = if error.use_stderr() {
-        |line: &str| terminal::note(line)
+    // The message quotes arguments, such as file names, so it is escaped.
+    let print = if error.use_stderr() {
+        |line: &str| terminal::error_line(line)
     } else {
         |line: &str| terminal::line(line)
     };
-    error.render().to_string().lines().for_each(say);
+    error.render().to_string().lines().for_each(print);
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
@@ -196,33 +203,33 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// On a thread for each core but one, which `serve` leaves to the commits of `start` and the courier (docs/decisions/0021);
-/// other commands wait for PostgreSQL anyway.
+/// Runs a command on one thread for each core but one. `serve` leaves that core to group commits
+/// and the courier (docs/decisions/0021).
 fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let workers = (cores - 1).max(1);
     tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(work)
 }
 
-/// What is traced is over when its last spans are delivered.
+/// Runs a command, then exports its last spans.
 async fn traced<T>(traces: Option<Traces>, work: impl Future<Output = T>) -> T {
     let done = work.await;
     if let Some(traces) = traces {
-        traces.end().await;
+        traces.shut_down().await;
     }
     done
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
     if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
-        return Err(ConfigError::new("DEV_NO_LIMITS", "is for `vos-auth dev` alone: unset it").into());
+        return Err(ConfigError::new("DEV_NO_LIMITS", "is only for `vos-auth dev`: unset it").into());
     }
     if config.clients.public_origin.is_none() {
-        let why = "is missing: give it the origin that browsers see, such as https://platform.verolabs.co";
+        let why = "is missing: set it to the origin that browsers see, such as https://platform.verolabs.co";
         return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
     }
     if config.jwt.jwt_keys.is_none() {
-        let why = "is missing: name the folder of the keys that sign JWTs; `vos-auth key generate` makes one";
+        let why = "is missing: set it to the folder of the keys that sign JWTs; `vos-auth key generate` creates a key";
         return Err(ConfigError::new("JWT_KEYS", why).into());
     }
     let secrets = Secrets::from_environment()?;
@@ -264,7 +271,7 @@ fn healthcheck(address: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-/// Cancelled by SIGTERM and by Ctrl-C alike.
+/// A token that SIGTERM or Ctrl-C cancels.
 fn stop_signal() -> Result<CancellationToken, Failure> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
@@ -277,7 +284,8 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
 }
 
 impl Log {
-    /// Lines and spans are apart: a line says all it has to say itself, and with no traces no span is made.
+    /// Sets up log lines and traces. Lines contain no fields of spans, and without traces no span
+    /// is created.
     fn install(&self, traces: &TraceSettings) -> Result<Option<Traces>, Failure> {
         let filter = EnvFilter::try_new(&self.log_level)
             .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;
@@ -288,12 +296,12 @@ impl Log {
                 LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
                 LogFormat::Pretty => lines.with_ansi(terminal).boxed(),
             };
-        let no_span = filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE);
-        let quotes_nothing = filter_fn(|metadata| {
+        let not_span = filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE);
+        let quotes_no_rows = filter_fn(|metadata| {
             !database::QUOTING_TARGETS.iter().any(|target| metadata.target().starts_with(target))
         });
-        let quotes_nothing = quotes_nothing.with_max_level_hint(LevelFilter::TRACE);
-        let lines = registry().with(lines.with_filter(filter.and(no_span).and(quotes_nothing)));
+        let quotes_no_rows = quotes_no_rows.with_max_level_hint(LevelFilter::TRACE);
+        let lines = registry().with(lines.with_filter(filter.and(not_span).and(quotes_no_rows)));
         let traces = Traces::new(traces, Handle::current())?;
         match &traces {
             Some(traces) => lines.with(traces.layer()).init(),

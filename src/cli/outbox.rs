@@ -1,4 +1,4 @@
-//! `vos-auth outbox`: which mails are owed, and why they are not out yet.
+//! `vos-auth outbox`: lists pending emails, and why they are not sent yet.
 
 use clap::{Args, Subcommand};
 use humantime::format_duration;
@@ -13,18 +13,18 @@ use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OutboxCommand {
-    /// List the mails that have been owed for the longest, without their addresses
+    /// List the oldest pending emails, without their addresses
     List {
-        /// How many at most
+        /// The maximum number
         #[arg(long, default_value = "50", value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Show one mail, with the address that it goes to
+    /// Show one pending email, with its address
     Show {
-        /// Its id, as `list` and the service's log give it
+        /// The id of the email, from `list` or the service's log
         id: Uuid,
     },
-    /// Have notices of changed passwords sent again. Codes are retried by themselves as long as they live
+    /// Send notices of changed passwords again. The service itself retries codes until they expire
     Retry(Retry),
 }
 
@@ -33,7 +33,7 @@ pub(super) enum OutboxCommand {
 pub(super) struct Retry {
     /// The id of the notice
     id: Option<Uuid>,
-    /// All that were given up
+    /// All notices that were given up
     #[arg(long)]
     given_up: bool,
 }
@@ -45,25 +45,25 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
         OutboxCommand::List { limit } => {
             let entries = inspect::list(&mut connection, limit).await?;
             if entries.is_empty() {
-                terminal::line("nothing is owed");
+                terminal::line("no email is pending");
                 return Ok(());
             }
             terminal::line(format_args!(
                 "{:36}  {:16}  {:9}  {:>8}  {:>7}  LAST ERROR",
-                "ID", "KIND", "STANDING", "ATTEMPTS", "AGE"
+                "ID", "KIND", "STATE", "ATTEMPTS", "AGE"
             ));
             for entry in entries {
                 let Entry { id, kind, attempts, .. } = &entry;
-                let (standing, age) = (entry.state(now), span(now - entry.created_at));
+                let (state, age) = (entry.state(now), span(now - entry.created_at));
                 let last_error = entry.last_error.as_deref().unwrap_or("-");
                 terminal::line(format_args!(
-                    "{id}  {kind:16}  {standing:9}  {attempts:>8}  {age:>7}  {last_error}"
+                    "{id}  {kind:16}  {state:9}  {attempts:>8}  {age:>7}  {last_error}"
                 ));
             }
         }
         OutboxCommand::Show { id } => {
             let (entry, to) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
-            for (name, value) in described(&entry, to.as_deref(), now) {
+            for (name, value) in describe(&entry, to.as_deref(), now) {
                 terminal::line(format_args!("{name:13} {value}"));
             }
         }
@@ -74,8 +74,8 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
                 return Err(refusal(&entry, now).into());
             }
             terminal::line(format_args!(
-                "{} sent again by the next replica that looks",
-                mails(retried.len())
+                "{} sent again by the next replica that checks the outbox",
+                emails(retried.len())
             ));
         }
     }
@@ -83,48 +83,49 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
 }
 
 fn unknown(id: Uuid) -> String {
-    format!("no mail {id} is owed: it was sent, was of no more use, or never was")
+    format!("no pending email has the id {id}: it was sent, has expired, or never existed")
 }
 
 fn refusal(entry: &Entry, now: OffsetDateTime) -> &'static str {
     match (entry.kind, entry.state(now)) {
         (MailKind::RecoveryCode, _) => {
-            "this is a code: it is retried by itself while it lives, and after that its owner asks for another"
+            "this is a code: the service retries it until it expires; after that, the user requests another one"
         }
-        (_, State::UnderWay) => "a replica has this mail in hand: see again in a minute",
+        (_, State::UnderWay) => "a replica is sending this email: check again in a minute",
         _ => "this notice has expired",
     }
 }
 
-fn mails(count: usize) -> String {
-    if count == 1 { "1 mail is".into() } else { format!("{count} mails are") }
+fn emails(count: usize) -> String {
+    if count == 1 { "1 email is".into() } else { format!("{count} emails are") }
 }
 
-fn described(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
+fn describe(entry: &Entry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
     let since = |at: OffsetDateTime| {
         let (later, span) = (at > now, span((at - now).abs()));
         if later { format!("{at}, in {span}") } else { format!("{at}, {span} ago") }
     };
-    let lease = entry.lease_until.map_or_else(|| "nobody".into(), |until| format!("until {}", since(until)));
+    let lease =
+        entry.lease_until.map_or_else(|| "no replica".into(), |until| format!("until {}", since(until)));
     [
         ("id", entry.id.to_string()),
         ("kind", entry.kind.to_string()),
         (
             "to",
-            to.unwrap_or("nobody: no active account, or its recovery has ended; it will be struck off")
+            to.unwrap_or("no recipient: no active account, or its recovery has ended; it will be deleted")
                 .into(),
         ),
-        ("standing", entry.state(now).to_string()),
+        ("state", entry.state(now).to_string()),
         ("attempts", entry.attempts.to_string()),
-        ("owed since", since(entry.created_at)),
+        ("created", since(entry.created_at)),
         ("next attempt", since(entry.next_attempt_at)),
-        ("in hand", lease),
-        ("of use until", since(entry.expires_at)),
+        ("leased", lease),
+        ("expires", since(entry.expires_at)),
         ("last error", entry.last_error.clone().unwrap_or_else(|| "-".into())),
     ]
 }
 
-/// The two largest units: `2h 5m`.
+/// A duration in its two largest units: `2h 5m`.
 fn span(time: time::Duration) -> String {
     let whole = std::time::Duration::from_secs(time.whole_seconds().unsigned_abs());
     format_duration(whole).to_string().split(' ').take(2).collect::<Vec<_>>().join(" ")

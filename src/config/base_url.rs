@@ -1,20 +1,19 @@
-//! A URL in a flag that paths are added to.
+//! Parser of base URLs: URLs to which the service adds paths.
 
 use url::Url;
 
-/// Reads an http or https URL without credentials, query and fragment. `example` says how it is written, `credentials` where
-/// they belong.
+/// Parses an http or https URL without credentials, query and fragment.
 ///
 /// # Errors
 ///
-/// The sentence that says what to do.
+/// `example` if it is no such URL; `credentials` if it has credentials; a sentence if it has a query or a fragment.
 pub fn base_url(text: &str, example: &'static str, credentials: &'static str) -> Result<Url, &'static str> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or(example)?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(credentials);
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err("a path is added to it, so nothing can follow its own");
+        return Err("a path is appended to it, so it cannot have a query (?) or a fragment (#)");
     }
     Ok(url)
 }

@@ -1,4 +1,4 @@
-//! What settings may be: times, counts and their bounds.
+//! Parsers of bounded settings that several commands share.
 
 use std::time::Duration;
 
@@ -9,49 +9,49 @@ pub(super) const MINUTE: Duration = Duration::from_mins(1);
 pub(super) const HOUR: Duration = Duration::from_hours(1);
 pub(super) const DAY: Duration = Duration::from_hours(24);
 
-pub(super) fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn between(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if (least..=most).contains(&duration) {
+    if (min..=max).contains(&duration) {
         return Ok(duration);
     }
     let show = humantime::format_duration;
-    Err(format!("it has to be between {} and {}", show(least), show(most)))
+    Err(format!("must be between {} and {}", show(min), show(max)))
 }
 
-/// Reads `LOGIN_FAILURE_TIME`, which `account import` has an eye on, too.
+/// Parses `LOGIN_FAILURE_TIME`, for `serve` and `account import`: from 10 ms to 10 s.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is no duration or out of bounds.
 pub fn login_failure_time(text: &str) -> Result<Duration, String> {
     between(text, 10 * MILLISECOND, 10_000 * MILLISECOND)
 }
 
-/// Reads `AUDIT_RETENTION`, for those who ask what happened.
+/// Parses `AUDIT_RETENTION`, for `serve` and `account export`: from 1 to 36,500 days.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is no duration or out of bounds.
 pub fn audit_retention(text: &str) -> Result<Duration, String> {
     between(text, DAY, 36_500 * DAY)
 }
 
-/// Reads `SESSION_IDLE`, for those who list sessions.
+/// Parses `SESSION_IDLE`, for `serve` and `account sessions`: from 1 minute to 30 days.
 ///
 /// # Errors
 ///
-/// A sentence, if it is no time or out of bounds.
+/// A sentence, if it is no duration or out of bounds.
 pub fn session_idle(text: &str) -> Result<Duration, String> {
     between(text, MINUTE, 30 * DAY)
 }
 
-/// Reads `PASSWORD_MIN_CHARS`: from 8 to 64.
+/// Parses `PASSWORD_MIN_CHARS`: from 8 to 64.
 #[must_use]
 pub fn password_min_chars() -> RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(8..=64)
 }
 
-/// Reads `HASHING_MEMORY_KIB`, which `account import` has an eye on, too: from 1024 to 4194304.
+/// Parses `HASHING_MEMORY_KIB`, for `serve` and `account import`: from 1024 to 4194304.
 #[must_use]
 pub fn hashing_memory_kib() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1024..=4_194_304)

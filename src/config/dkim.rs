@@ -1,13 +1,12 @@
-//! With what mails are signed.
+//! The key that signs emails (DKIM).
 
 use std::path::PathBuf;
 
-/// The settings of DKIM (RFC 6376). Without a key no mail is signed.
+/// The settings of DKIM (RFC 6376). Without a key, emails are not signed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DkimSettings {
-    /// A PEM file with the private key that signs every mail (DKIM, RFC 6376): RSA of 2048 to 4096 bits, or Ed25519. For
-    /// relays that do not sign themselves; `vos-auth mail dkim-record` prints what belongs into DNS. Unset: nothing is
-    /// signed
+    /// A PEM file with the private key that signs every email (DKIM, RFC 6376): RSA of 2048 to 4096 bits, or Ed25519.
+    /// For relays that do not sign; `vos-auth mail dkim-record` prints the DNS record. Unset: emails are not signed
     #[arg(long, env)]
     pub dkim_key_file: Option<PathBuf>,
 
@@ -15,16 +14,17 @@ pub struct DkimSettings {
     #[arg(long, env, value_parser = domain_name)]
     pub dkim_selector: Option<String>,
 
-    /// The domain that signs. DMARC wants that of MAIL_FROM, or one above or below it. Default: that of MAIL_FROM
+    /// The domain that signs. For DMARC it must be the domain of MAIL_FROM, or a parent or child of it. Default: the
+    /// domain of MAIL_FROM
     #[arg(long, env, value_parser = domain_name)]
     pub dkim_domain: Option<String>,
 }
 
-/// A name as DNS has it: letters of other scripts become `xn--` (RFC 5891).
+/// Parses a DNS name. Labels with non-ASCII letters become A-labels, `xn--…` (RFC 5891).
 ///
 /// # Errors
 ///
-/// The sentence that says what to write.
+/// A sentence that says how a name is written.
 pub fn domain_name(text: &str) -> Result<String, &'static str> {
     let name = idna::domain_to_ascii_strict(text).ok().filter(|name| !name.ends_with('.'));
     name.ok_or("write a name as in DNS: letters, digits and hyphens, with dots between its parts")
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_that_dns_can_hold() {
+    fn only_names_that_dns_allows_are_accepted() {
         for (text, name) in [
             ("verolabs.co", "verolabs.co"),
             ("2026-11", "2026-11"),

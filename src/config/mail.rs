@@ -9,34 +9,35 @@ use super::dkim::DkimSettings;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Mail")]
 pub struct MailSettings {
-    /// Who mails are from: a name and an address. A name with a comma is in quotes. The address is ASCII, but for its
-    /// domain, which is sent as its A-label (xn--…)
+    /// The sender of emails: a name and an address. Quote a name that contains a comma. The address is ASCII; a
+    /// domain of other letters is sent as its A-label (xn--…)
     #[arg(long, env, default_value = "Vero OMS <no-reply@verolabs.co>")]
     pub mail_from: String,
 
-    /// Where bounces go (the envelope's sender): an address, or @ and a domain, such as @bounces.verolabs.co, where each account
-    /// and day has an address of its own by which `bounce` knows whose mail came back. Default: the address of MAIL_FROM
+    /// Where bounces are sent (the envelope sender): an address, or @ and a domain such as @bounces.verolabs.co. With
+    /// a domain, each account and day has its own address, by which `bounce` finds the account. Default: the address
+    /// of MAIL_FROM
     #[arg(long, env)]
     pub mail_bounces: Option<String>,
 
-    /// What the product is called in mails and on /recovery
+    /// The product name in emails and on /recovery
     #[arg(long, env, default_value = "Vero OMS")]
     pub mail_brand: String,
 
-    /// Whom a worried reader of a mail or of /recovery writes to
+    /// The support address in emails and on /recovery
     #[arg(long, env, default_value = "support@verolabs.co")]
     pub mail_support: String,
 
-    /// How long the mail about a changed password is tried, and kept for an operator if a relay has refused it for good;
-    /// counted from the change
+    /// How long the notice of a changed password is retried, counted from the change; also how long it is kept for an
+    /// operator after a relay refused it for good
     #[arg(long, env, default_value = "7days", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub notice_retention: Duration,
 
-    /// The time zone of the times in mails, by its IANA name
+    /// The time zone of times in emails, by its IANA name
     #[arg(long, env, default_value = "Asia/Ho_Chi_Minh")]
     pub mail_time_zone: String,
 
-    /// With what mails are signed.
+    /// The key that signs emails.
     #[command(flatten)]
     pub dkim: DkimSettings,
 }

@@ -1,4 +1,4 @@
-//! Every setting: variable, flag, unit, default, reason. The doc comments are the help text of `vos-auth serve --help`.
+//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of `vos-auth serve --help`.
 //!
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
@@ -52,27 +52,27 @@ pub use self::stopping::StoppingSettings;
 pub use self::storage::StorageSettings;
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
-/// How long a recovery code lives. A published promise (OWASP ASVS 5.0 6.5.5: at most 10 minutes), so no setting.
+/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
-/// A mail that would arrive with less of its code's life than this is not sent.
+/// How long a code must still be valid when its email arrives; otherwise the email is not sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
-/// A resend keeps a session that has at least this long to live; with less, `start` begins a new one.
+/// `start` sends the same code again if its session is valid for at least this long; otherwise it begins a new session.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 /// How long a verified recovery session may be used to choose a password.
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
-/// How long a JWT lives. So long at most an ended session goes on at the REST API, which asks nobody.
+/// How long a JWT is valid. The REST API accepts the JWT of an ended session for at most this long.
 pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a browser counts as known after its last sign-in.
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
-/// The most characters of a new password. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
+/// Maximum length of a new password in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
 pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
-/// The longest request body that is read, in octets.
+/// Maximum size of a request body, in octets.
 pub const MAX_BODY: usize = 16 * 1024;
-/// The most characters of a User-Agent that are kept.
+/// How many characters of a User-Agent are stored.
 pub const MAX_USER_AGENT: usize = 200;
 
 /// The settings of `serve` and `dev`, by section.
@@ -90,7 +90,7 @@ pub struct Config {
     /// Rate limits of networks and addresses.
     #[command(flatten)]
     pub rate_limits: RateLimitSettings,
-    /// Password policy, and what hashing may cost.
+    /// Password policy, and the cost of hashing.
     #[command(flatten)]
     pub passwords: PasswordSettings,
     /// How long sessions last, and when a failed login is answered.
@@ -108,7 +108,7 @@ pub struct Config {
     /// How emails reach the relays.
     #[command(flatten)]
     pub relays: RelaySettings,
-    /// What one client connection may take.
+    /// Bounds of client connections.
     #[command(flatten)]
     pub connections: ConnectionSettings,
     /// How the service stops.
@@ -116,16 +116,16 @@ pub struct Config {
     pub stopping: StoppingSettings,
 }
 
-/// Whether a part of the service is there.
+/// Whether an optional part of the service is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Switch {
-    /// It is.
+    /// Active.
     On,
-    /// It is not.
+    /// Inactive.
     Off,
 }
 
-/// A setting that the service cannot start with, as one sentence that names its variable.
+/// A setting with which the service cannot start, as one sentence that names its variable.
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} {why}")]
 pub struct ConfigError {
@@ -134,7 +134,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// `why` goes on where the variable's name ends: "is missing: …".
+    /// `why` continues the sentence after the variable's name: "is missing: …".
     #[must_use]
     pub fn new(variable: &'static str, why: impl Into<String>) -> Self {
         Self { variable, why: why.into() }

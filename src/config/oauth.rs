@@ -1,4 +1,4 @@
-//! Where access tokens for relays come from.
+//! The OAuth 2.0 client that requests access tokens for relays.
 
 use std::str::FromStr;
 
@@ -6,36 +6,36 @@ use url::Url;
 
 use super::is_local;
 
-/// The settings of XOAUTH2 that are no secrets. The secrets are in [`super::OauthSecrets`].
+/// The settings of the OAuth client. Its secrets are in [`super::OauthSecrets`].
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OauthSettings {
-    /// Where access tokens are requested (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
+    /// The token endpoint (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
     /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or <https://oauth2.googleapis.com/token>
     #[arg(long, env)]
     pub smtp_oauth_token_url: Option<TokenUrl>,
 
-    /// The client that access tokens are issued to: the id that the provider gave this application
+    /// The client id that the provider gave this application
     #[arg(long, env)]
     pub smtp_oauth_client_id: Option<String>,
 
-    /// What an access token is requested for, with spaces between several: <https://outlook.office365.com/.default> at
-    /// Exchange Online. Default: what the provider assumes
+    /// The scopes of the access token, separated by spaces: <https://outlook.office365.com/.default> for Exchange
+    /// Online. Default: chosen by the provider
     #[arg(long, env)]
     pub smtp_oauth_scope: Option<String>,
 }
 
-/// A token endpoint: https, or http on this machine. It is sent the client's secret.
+/// A token endpoint: https, or http on this machine, because the client's secret is sent to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenUrl(Url);
 
 impl TokenUrl {
-    /// Whether it is reached over TLS.
+    /// Whether the endpoint uses TLS.
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.0.scheme() == "https"
     }
 
-    /// The whole of it.
+    /// The endpoint as a URL.
     #[must_use]
     pub const fn url(&self) -> &Url {
         &self.0
@@ -49,11 +49,11 @@ impl FromStr for TokenUrl {
         let url = Url::parse(text).map_err(|_| "write it like https://oauth2.googleapis.com/token")?;
         if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url.host())) {
             return Err(
-                "it is sent a secret: use https, which only a token endpoint on this machine does without",
+                "use https, because a secret is sent to it; http is allowed for an endpoint on this machine",
             );
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("a flag shows what is in it: put the secret into SMTP_OAUTH_CLIENT_SECRET");
+            return Err("flags are visible to other users: put the secret into SMTP_OAUTH_CLIENT_SECRET");
         }
         // RFC 6749 §3.2.
         if url.fragment().is_some() { Err("a token endpoint has no fragment (#)") } else { Ok(Self(url)) }

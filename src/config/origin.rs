@@ -1,16 +1,16 @@
-//! What `PUBLIC_ORIGIN` and `ALLOWED_ORIGINS` may be.
+//! The parser of `PUBLIC_ORIGIN` and `ALLOWED_ORIGINS`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::{Host, Url};
 
-/// Scheme, host and port of a web page (RFC 6454), as a browser writes them in the header Origin.
+/// An origin (RFC 6454): scheme, host and port, as a browser writes them in the header `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
 impl Origin {
-    /// As a browser writes it.
+    /// The origin as a browser writes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -23,12 +23,12 @@ impl FromStr for Origin {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let url = Url::parse(text).map_err(|_| "write it like https://platform.verolabs.co")?;
         if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url.host())) {
-            return Err("only https is safe here, save for http://localhost");
+            return Err("use https; http is allowed for localhost only");
         }
         let origin = url.origin().ascii_serialization();
         if text.trim_end_matches('/') != origin {
             return Err(
-                "write the scheme, the host in lower case and the port if it is not the usual one, nothing more",
+                "write only the scheme, the host in lower case, and the port if it is not the default",
             );
         }
         Ok(Self(origin))
@@ -41,7 +41,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Whether a host is this machine, so that plain text to it crosses no network.
+/// Whether a host is this machine, so that unencrypted traffic to it crosses no network.
 #[must_use]
 pub fn is_local<S: AsRef<str>>(host: Option<Host<S>>) -> bool {
     match host {

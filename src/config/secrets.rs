@@ -1,25 +1,25 @@
-//! Secrets: from the environment or from a file, never from a flag.
+//! Secrets: read from the environment or from a file, never from a flag.
 
 use crate::config::ConfigError;
 use crate::secret::Keys;
 
-/// What must not be seen: where it is stored, what codes are derived from, who may send mail.
+/// The secrets of `serve`.
 #[derive(Clone)]
 pub struct Secrets {
     /// `DATABASE_URL`.
     pub database_url: String,
-    /// `RECOVERY_SECRETS`: what codes are derived from.
+    /// `RECOVERY_SECRETS`: keys that recovery codes are derived from.
     pub code_keys: Keys,
-    /// `DEVICE_SECRETS`: what device cookies are made with.
+    /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
     pub device_keys: Keys,
-    /// `SMTP_RELAYS`, in order of preference.
+    /// `SMTP_RELAYS`: the URLs of the relays, in order of preference.
     pub smtp_relays: Vec<String>,
-    /// What access tokens for relays are requested with.
+    /// The secrets that request access tokens for relays.
     pub smtp_oauth: OauthSecrets,
 }
 
-/// What access tokens for relays are requested with (RFC 6749): with the first alone as the client itself (§4.4), with the
-/// second on behalf of a user (§6).
+/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client acts for a user (§6), without
+/// one for itself (§4.4).
 #[derive(Clone, Default)]
 pub struct OauthSecrets {
     /// `SMTP_OAUTH_CLIENT_SECRET`.
@@ -29,11 +29,11 @@ pub struct OauthSecrets {
 }
 
 impl OauthSecrets {
-    /// Reads both.
+    /// Reads both variables, or the files that their `_FILE` forms name.
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable if it is doubled or unreadable.
+    /// A sentence that names the variable if it is given twice or unreadable.
     pub fn from_environment() -> Result<Self, ConfigError> {
         Ok(Self {
             client_secret: secret("SMTP_OAUTH_CLIENT_SECRET")?,
@@ -48,7 +48,7 @@ impl Secrets {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable that is missing, doubled, unreadable or too weak.
+    /// A sentence that names the variable that is missing, given twice, unreadable or too weak.
     pub fn from_environment() -> Result<Self, ConfigError> {
         Ok(Self {
             database_url: database_url()?,
@@ -60,46 +60,46 @@ impl Secrets {
     }
 }
 
-/// `DATABASE_URL` alone, for commands that need nothing else.
+/// Reads `DATABASE_URL`, for commands that need no other secret.
 ///
 /// # Errors
 ///
-/// A sentence that names the variable if it is missing, doubled or unreadable.
+/// A sentence that names the variable if it is missing, given twice or unreadable.
 pub fn database_url() -> Result<String, ConfigError> {
-    required("DATABASE_URL", "give it as postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
+    required("DATABASE_URL", "set it to postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full")
 }
 
-/// `DEVICE_SECRETS` alone.
+/// Reads `DEVICE_SECRETS`.
 ///
 /// # Errors
 ///
-/// A sentence that names the variable if it is missing, doubled, unreadable or too weak.
+/// A sentence that names the variable if it is missing, given twice, unreadable or too weak.
 pub fn device_secrets() -> Result<Keys, ConfigError> {
     keys("DEVICE_SECRETS")
 }
 
-/// `SMTP_RELAYS` alone.
+/// Reads `SMTP_RELAYS`.
 ///
 /// # Errors
 ///
-/// A sentence that names the variable if it is missing, doubled or unreadable.
+/// A sentence that names the variable if it is missing, given twice or unreadable.
 pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
     let relays =
-        required("SMTP_RELAYS", "give it as smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
+        required("SMTP_RELAYS", "set it to smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…:465")?;
     Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
-/// `KRATOS_AUTHORIZATION`: the value of the header `Authorization` for Kratos's admin API, where a proxy asks for one.
+/// Reads `KRATOS_AUTHORIZATION`: the header `Authorization` for Kratos's admin API, if a proxy in front of it requires one.
 ///
 /// # Errors
 ///
-/// A sentence that names the variable if it is doubled or unreadable.
+/// A sentence that names the variable if it is given twice or unreadable.
 pub fn kratos_authorization() -> Result<Option<String>, ConfigError> {
     secret("KRATOS_AUTHORIZATION")
 }
 
 fn keys(name: &'static str) -> Result<Keys, ConfigError> {
-    required(name, "give it as 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
+    required(name, "set it to 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
         .parse()
         .map_err(|why| ConfigError::new(name, why))
 }
@@ -109,7 +109,7 @@ fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {
         Some(value) => Ok(value),
         None => Err(ConfigError::new(
             name,
-            format!("is missing: {hint}, or name a file that holds it in {name}_FILE"),
+            format!("is missing: {hint}, or set {name}_FILE to a file that contains it"),
         )),
     }
 }
@@ -120,7 +120,7 @@ fn secret(name: &'static str) -> Result<Option<String>, ConfigError> {
         return Ok(value.map(|value| value.trim().to_owned()));
     };
     if value.is_some() {
-        return Err(ConfigError::new(name, format!("is given twice: drop it or {name}_FILE")));
+        return Err(ConfigError::new(name, format!("is given twice: unset it or {name}_FILE")));
     }
     let text = std::fs::read_to_string(&path).map_err(|error| {
         ConfigError::new(name, format!("cannot be read from the file in {name}_FILE: {error}"))

@@ -1,4 +1,4 @@
-//! Where people sign in: what `SIGN_IN_URL` may be.
+//! The parser of `SIGN_IN_URL`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,18 +7,18 @@ use url::Url;
 
 use super::{Origin, is_local};
 
-/// The address of the sign-in page: a path of this host, or an https URL.
+/// The URL of the sign-in page: a path of this host, or an https URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignInUrl(String);
 
 impl SignInUrl {
-    /// Whether the page there is of this host, so that it can read what ours leaves in the browser's tab.
+    /// Whether the sign-in page has the given origin, so that it can read the session storage of `/recovery`.
     #[must_use]
-    pub fn is_of(&self, host: Option<&Origin>) -> bool {
+    pub fn has_origin(&self, origin: Option<&Origin>) -> bool {
         let Ok(url) = Url::parse(&self.0) else {
             return true;
         };
-        host.is_some_and(|host| url.origin().ascii_serialization() == host.as_str())
+        origin.is_some_and(|origin| url.origin().ascii_serialization() == origin.as_str())
     }
 }
 
@@ -26,7 +26,7 @@ impl FromStr for SignInUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `//` and `/\` begin the name of another host.
+        // After `//` or `/\` a browser reads the name of another host.
         let is_path = text.starts_with('/') && !text[1..].starts_with(['/', '\\']);
         let is_safe_url = Url::parse(text)
             .is_ok_and(|url| url.scheme() == "https" || (url.scheme() == "http" && is_local(url.host())));
@@ -58,7 +58,7 @@ mod tests {
             ("http://localhost:3000/", false),
         ] {
             let url: SignInUrl = text.parse().unwrap();
-            assert_eq!((url.is_of(Some(&ours)), url.to_string().as_str()), (is_of_this_host, text));
+            assert_eq!((url.has_origin(Some(&ours)), url.to_string().as_str()), (is_of_this_host, text));
         }
         for bad in
             ["", "login", "//evil.example", "/\\evil.example", "javascript:alert(1)", "http://oms.vn", "/\nx"]

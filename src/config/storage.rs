@@ -8,13 +8,13 @@ use super::bounds::{DAY, HOUR, audit_retention, between};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageSettings {
-    /// Connections to PostgreSQL beside the one of `start`, three of the courier, two of session tokens, and the one of
-    /// /readyz
+    /// Connections to PostgreSQL for requests. The service opens seven more: one for starts, three of the courier,
+    /// two for session tokens, one for /readyz
     #[arg(long, env, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 
-    /// Starts that may wait for the database at once; further ones are answered 502, as they are when more wait than are
-    /// committed within 100 ms and than one batch holds
+    /// Starts that may wait for the database at once; further ones are answered 502. So are starts when more wait
+    /// than can be committed within 100 ms and than one batch holds
     #[arg(long, env, default_value = "2048", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub start_queue: u32,
 
@@ -22,8 +22,8 @@ pub struct StorageSettings {
     #[arg(long, env, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub start_batch: u32,
 
-    /// How long a recovery is kept after its end, with the address and the network it was asked for and from: long enough to
-    /// find out what happened, and no longer
+    /// How long a recovery is kept after its end, with its address and network: long enough to investigate, and no
+    /// longer
     #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub recovery_retention: Duration,
 
@@ -31,7 +31,7 @@ pub struct StorageSettings {
     #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub session_retention: Duration,
 
-    /// How long audit events are kept, such as 365days: what your law and your auditors ask for
+    /// How long audit events are kept, such as 365days: as your law and your auditors require
     #[arg(long, env, default_value = "365days", value_parser = audit_retention)]
     pub audit_retention: Duration,
 }

@@ -16,7 +16,7 @@ use crate::mail::gateway::Slot;
 use crate::mail::message::{About, Mail, MailKind};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::verdict::Verdict;
-use crate::metrics::{GivenUp, MailOutcome};
+use crate::metrics::{GivenUpLabel, MailOutcome};
 use crate::outbox::{self, ClaimedMail, Content, Delivered};
 
 impl Courier {
@@ -59,7 +59,7 @@ impl Courier {
                 let finish = if let Some(at) = next {
                     Finish::Retry(at, &why)
                 } else {
-                    let label = GivenUp { kind: kind(&owed).into(), verdict: verdict.into() };
+                    let label = GivenUpLabel { kind: kind(&owed).into(), verdict: verdict.into() };
                     self.metrics.mails_given_up.get_or_create(&label).inc();
                     Finish::GiveUp(&why)
                 };

@@ -33,7 +33,7 @@ use crate::group_commit::GroupCommit;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::{Composer, MailKind};
 use crate::mail::verdict::Verdict;
-use crate::metrics::{GivenUp, MailLabel, MailOutcome, Metrics};
+use crate::metrics::{GivenUpLabel, MailLabel, MailOutcome, Metrics};
 use crate::outbox::holder::{Holder, Keeper};
 use crate::outbox::{self, ClaimedMail, Delivered};
 use crate::secret::Keys;
@@ -140,7 +140,7 @@ impl Courier {
     fn begin_at_zero(&self) {
         for kind in MailKind::IN_OUTBOX {
             for &verdict in Verdict::VARIANTS {
-                let label = GivenUp { kind: kind.into(), verdict: verdict.into() };
+                let label = GivenUpLabel { kind: kind.into(), verdict: verdict.into() };
                 drop(self.metrics.mails_given_up.get_or_create(&label));
             }
         }

@@ -51,7 +51,7 @@ pub enum Health {
     ReadOnly,
     /// The disk is full: PostgreSQL reads, and cannot store.
     Full,
-    /// The schema is older than this program: run `vos-auth migrate`.
+    /// The schema lacks a migration of this program: run `vos-auth migrate`.
     MigrationsMissing,
     /// The clocks of this machine and of PostgreSQL are more than a second apart.
     ClockSkewed,
@@ -99,7 +99,7 @@ impl Health {
             }
             Self::Full => "PostgreSQL cannot store: its disk is full",
             Self::ReadOnly => "PostgreSQL only reads: DATABASE_URL has to lead to the primary",
-            Self::MigrationsMissing => "the schema is older than this program: run `vos-auth migrate`",
+            Self::MigrationsMissing => "the schema lacks migrations of this program: run `vos-auth migrate`",
             Self::ClockSkewed => {
                 "this machine's clock is over a second from PostgreSQL's: check NTP on both machines"
             }
@@ -244,10 +244,11 @@ async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> 
     let (settings_names, settings_values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
     let rights = RIGHTS.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
     let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
+    let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
     let (now, asked) = (clock.now(), Instant::now());
     // A column that is not there yet is the business of the migrations.
     let row = sqlx::query!(
-        r#"SELECT max(version) AS version, clock_timestamp() AS "clock!",
+        r#"SELECT clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",
             ARRAY(SELECT name FROM unnest($1::text[], $2::text[]) AS wanted (name, value)
                 WHERE current_setting(name) <> value) AS "other_settings!",
@@ -257,12 +258,15 @@ async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> 
                         WHERE attrelid = to_regclass(split_part(name, '.', 1)) AND attname = split_part(name, '.', 2))
                     WHEN needed = 'USAGE' THEN has_sequence_privilege(to_regclass(name), needed)
                     WHEN needed = 'DELETE' THEN has_table_privilege(to_regclass(name), needed)
-                    ELSE has_any_column_privilege(to_regclass(name), needed) END) AS "missing_rights!"
-           FROM _sqlx_migrations WHERE success"#,
+                    ELSE has_any_column_privilege(to_regclass(name), needed) END) AS "missing_rights!",
+            ARRAY(SELECT wanted.version FROM unnest($5::bigint[]) AS wanted (version)
+                WHERE (SELECT success FROM _sqlx_migrations AS applied WHERE applied.version = wanted.version)
+                    IS NOT TRUE) AS "missing_versions!""#,
         &settings_names as _,
         &settings_values,
         &rights_on as _,
         &rights as _,
+        &versions,
     )
     .fetch_one(&mut connection)
     .await?;
@@ -275,13 +279,11 @@ async fn look(state: &mut State, clock: &Clock) -> Result<Finding, sqlx::Error> 
     if row.read_only {
         return found(Health::ReadOnly, "transaction_read_only is on".into());
     }
-    let wanted = MIGRATOR.iter().map(|step| step.version).max();
-    if row.version < wanted {
-        let [is, wanted] = [row.version, wanted].map(Option::unwrap_or_default);
-        return found(
-            Health::MigrationsMissing,
-            format!("the schema is at {is}, this program needs {wanted}"),
-        );
+    // A newer schema serves this release, too: what it has beside these versions does not matter.
+    if !row.missing_versions.is_empty() {
+        let missing: Vec<_> = row.missing_versions.iter().map(i64::to_string).collect();
+        let cause = format!("not applied: migration {}", missing.join(", "));
+        return found(Health::MigrationsMissing, cause);
     }
     if !row.missing_rights.is_empty() {
         let lacks = row.missing_rights.join(", ");

@@ -4,6 +4,7 @@
 mod endpoint;
 pub mod failures;
 pub mod health;
+mod migration;
 mod options;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span, info_span};
 
 pub use self::endpoint::Endpoint;
+pub use self::migration::{MigrationFailure, migrate};
 pub use self::options::options;
 use crate::config::STORAGE_DEADLINE;
 use crate::error::{Error, Problem};

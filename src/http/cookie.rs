@@ -1,8 +1,8 @@
-//! The cookies of a recovery, of a known device and of a chosen language (RFC 6265bis, with the `__Host-` prefix): read strictly, written by
-//! tower-cookies.
+//! The cookies for a recovery, a known device and a chosen language (RFC 6265bis, with the
+//! `__Host-` prefix).
 //!
-//! They are read from the raw header, because tower-cookies decodes `%5F%5FHost-…` and trims Unicode space in names, so a
-//! sibling host could plant one.
+//! They are written by tower-cookies but read from the raw header. tower-cookies decodes
+//! `%5F%5FHost-…` and trims Unicode space in names, so a sibling host could plant a cookie.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tower_cookies::{Cookie, Cookies};
 
 use crate::app::App;
 use crate::config::DEVICE_LIFETIME;
-use crate::http::error::whole_seconds;
+use crate::http::error::ceil_seconds;
 use crate::known_device::{self, KnownDevice};
 use crate::locale::Locale;
 use crate::secret::Token;
@@ -23,19 +23,20 @@ const RECOVERY: &str = "__Host-vos_recovery";
 const DEVICE: &str = "__Host-vos_device";
 const LANGUAGE: &str = "__Host-vos_language";
 
-/// The recovery token that a request presents: the exact name, exactly once, a well-formed token. Otherwise none.
+/// The recovery token of a request. `None` unless the cookie occurs exactly once and its token is
+/// well-formed.
 #[must_use]
 pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
 }
 
-/// The browser that a request comes from, if somebody has signed in on it before.
+/// The browser that sent a request, if a user has signed in on it before.
 #[must_use]
 pub fn known_device(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
     KnownDevice::read(&known_device::COOKIE, &app.device_keys, value(headers, DEVICE)?, app.clock.now())
 }
 
-/// The language that was chosen on a page in this browser.
+/// The language that the user chose on a page in this browser.
 #[must_use]
 pub fn language(headers: &HeaderMap) -> Option<Locale> {
     value(headers, LANGUAGE)?.parse().ok()
@@ -54,28 +55,30 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     std::str::from_utf8(value.trim_ascii_end()).ok()
 }
 
-/// Hands the token over for `lifetime`, in whole seconds, rounded up: the cookie must not go before its session.
+/// Sets the recovery cookie for `lifetime`, rounded up to seconds: the cookie must not expire
+/// before its session.
 pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
     set(cookies, RECOVERY, token.expose(), lifetime);
 }
 
-/// Takes the recovery token back. Written out with every attribute: a deletion without them would not match.
+/// Deletes the recovery cookie. It has all attributes, or browsers would not match it with the
+/// cookie that was set.
 pub fn clear_recovery(cookies: &Cookies) {
     set(cookies, RECOVERY, String::new(), Duration::ZERO);
 }
 
-/// Makes the browser known for a year.
+/// Sets the device cookie, which makes the browser known for a year.
 pub fn set_device(cookies: &Cookies, value: String) {
     set(cookies, DEVICE, value, DEVICE_LIFETIME);
 }
 
-/// Keeps the chosen language for a year.
+/// Sets the cookie with the chosen language for a year.
 pub fn set_language(cookies: &Cookies, language: Locale) {
     set(cookies, LANGUAGE, <&str>::from(language).to_owned(), DEVICE_LIFETIME);
 }
 
 fn set(cookies: &Cookies, name: &'static str, value: String, lifetime: Duration) {
-    let max_age = whole_seconds(lifetime);
+    let max_age = ceil_seconds(lifetime);
     cookies.add(
         Cookie::build((name, value))
             .http_only(true)
@@ -93,7 +96,7 @@ mod tests {
     use crate::secret::Key;
 
     #[test]
-    fn only_the_exact_name_exactly_once_is_read() {
+    fn only_a_single_cookie_of_the_exact_name_is_read() {
         let token = Token::issue(&Key::random("a"), "test/1", time::OffsetDateTime::UNIX_EPOCH);
         let text = token.expose();
         let read = |lines: &[String]| {

@@ -1,4 +1,5 @@
-//! The one status map, and the one shape of an error: `{error, message, status}` in JSON (the contract's `AuthError`).
+//! The status map and the error body, `{error, message, status}` in JSON (`AuthError` of the
+//! contract).
 
 use std::time::Duration;
 
@@ -11,13 +12,15 @@ use serde::Serialize;
 use crate::error::{Detail, Error, Problem};
 use crate::locale::{self, Locale};
 
-/// What a 401 must carry (RFC 9110 §11.6.1). A scheme of our own: Basic would open a browser's dialog.
+/// The challenge that a 401 must have (RFC 9110 §11.6.1). A custom scheme, because browsers open a
+/// dialog for `Basic`.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-auth\"");
 
-/// What is logged and counted of a request whose client closed the connection first. Never sent.
+/// The status that is logged and counted if the client closed the connection before the answer. It
+/// is never sent.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The status of each problem. 403 and 410 are never used.
+/// The status of each problem. The contract has no 403 and 410.
 #[must_use]
 pub const fn status(problem: Problem) -> StatusCode {
     match problem {
@@ -75,11 +78,12 @@ struct AuthError {
     parts: Option<serde_json::Value>,
 }
 
-/// What an error says beyond its problem, where there is something to say: the parts that are not ready.
+/// The member `parts` of an error body: the state of each part of the service.
 #[derive(Clone, Debug)]
 pub struct Parts(pub serde_json::Value);
 
-/// An error leaves its handler without a body; [`render`] writes it in the language of the request.
+/// A handler returns an error without a body. [`render`] writes the body in the language of the
+/// request.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = status(self.problem).into_response();
@@ -88,12 +92,12 @@ impl IntoResponse for Error {
     }
 }
 
-/// Rounded up: who comes back after that many seconds does not come too early.
-pub(super) const fn whole_seconds(duration: Duration) -> u64 {
+/// Seconds, rounded up: a client that waits that long does not retry too early.
+pub(super) const fn ceil_seconds(duration: Duration) -> u64 {
     duration.as_secs() + if duration.subsec_nanos() > 0 { 1 } else { 0 }
 }
 
-/// Writes the body of an answer that is an error.
+/// Writes the body of an error answer. Other answers stay as they are.
 pub fn render(mut response: Response, locale: Locale) -> Response {
     let Some(error) = response.extensions_mut().remove::<Error>() else {
         return response;
@@ -105,7 +109,7 @@ pub fn render(mut response: Response, locale: Locale) -> Response {
         status: response.status().as_u16(),
         field: error.field,
         attempts_left: if let Detail::AttemptsLeft(left) = error.detail { Some(left) } else { None },
-        min_characters: if let Detail::MinChars(least) = error.detail { Some(least) } else { None },
+        min_characters: if let Detail::MinChars(min) = error.detail { Some(min) } else { None },
         advice: match error.detail {
             Detail::Advice(warning, suggestions) => {
                 let warning = warning.map(|warning| locale::warning(warning, locale));
@@ -119,7 +123,7 @@ pub fn render(mut response: Response, locale: Locale) -> Response {
     let (mut head, _) = response.into_parts();
     head.headers.remove(CONTENT_LENGTH);
     if let Some(wait) = error.retry_after {
-        head.headers.insert(RETRY_AFTER, whole_seconds(wait).max(1).into());
+        head.headers.insert(RETRY_AFTER, ceil_seconds(wait).max(1).into());
     }
     if head.status == StatusCode::UNAUTHORIZED {
         head.headers.insert(WWW_AUTHENTICATE, CHALLENGE);

@@ -1,4 +1,4 @@
-//! From a request to values: strict JSON, the client, its language.
+//! Extractors: strict JSON, the client, its language, its tokens.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -26,11 +26,11 @@ use crate::locale::Locale;
 use crate::recovery::Presented;
 use crate::secret::Token;
 
-/// The client's address, as [`super::guard::observe`] found it behind trusted proxies.
+/// The client's address, which [`super::guard::observe`] determines behind trusted proxies.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientIp(pub IpAddr);
 
-/// The language that a request asks for, if it is one of ours.
+/// The language that a request prefers, if the service speaks it.
 #[must_use]
 pub fn locale_of(headers: &HeaderMap) -> Option<Locale> {
     headers.get_all(ACCEPT_LANGUAGE).iter().find_map(|value| Locale::preferred(value.to_str().ok()?))
@@ -52,8 +52,8 @@ impl<S: Sync> FromRequestParts<S> for Client {
     }
 }
 
-/// The session token of a request: in `X-Session-Token`, as the clients of the contract send it, or else as a Bearer
-/// token (RFC 6750). Sent once and well-formed; otherwise none.
+/// The session token of a request: from `X-Session-Token`, as the contract has it, or else a Bearer
+/// token (RFC 6750). `None` unless its header occurs once and the token is well-formed.
 #[derive(Clone, Debug)]
 pub struct SessionToken(pub Option<Token>);
 
@@ -61,43 +61,49 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let only = |name: &str| only(&parts.headers, name);
+        let header = |name: &str| single_header(&parts.headers, name);
         let bearer = || {
-            let (scheme, token) = only("authorization")?.split_once(' ')?;
+            let (scheme, token) = header("authorization")?.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         };
         let text =
-            if parts.headers.contains_key("x-session-token") { only("x-session-token") } else { bearer() };
+            if parts.headers.contains_key("x-session-token") { header("x-session-token") } else { bearer() };
         Ok(Self(text.and_then(Token::parse)))
     }
 }
 
-/// The ticket that a victim on a new device got from an operator (`vos-auth account recover`), in `X-Recovery-Ticket`.
+/// The recovery ticket of a request, from `X-Recovery-Ticket`. An operator issues it (`vos-auth
+/// account recover`) to a user whose rate limits an attacker has exhausted.
 #[must_use]
 pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
-    KnownDevice::read(&TICKET, &app.device_keys, only(headers, "x-recovery-ticket")?, app.clock.now())
+    KnownDevice::read(
+        &TICKET,
+        &app.device_keys,
+        single_header(headers, "x-recovery-ticket")?,
+        app.clock.now(),
+    )
 }
 
-/// The header with the public id of a recovery, in answers and in requests.
+/// The header with the public id of a recovery, in requests and answers.
 pub const RECOVERY_ID: HeaderName = HeaderName::from_static("x-recovery-id");
 
-/// The recovery that a request presents: the cookie, and in `X-Recovery-Id` the id that the client means. A header that
-/// was sent twice is the id of none.
+/// The recovery of a request: its cookie, and the id that the client expects in `X-Recovery-Id`. A
+/// repeated header matches no recovery.
 #[must_use]
 pub fn presented(headers: &HeaderMap) -> Presented {
-    let id = || only(headers, RECOVERY_ID.as_str()).unwrap_or_default().to_owned();
+    let id = || single_header(headers, RECOVERY_ID.as_str()).unwrap_or_default().to_owned();
     Presented { token: cookie::recovery_token(headers), id: headers.contains_key(RECOVERY_ID).then(id) }
 }
 
-/// A header that was sent once.
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The value of a header, if the header occurs exactly once.
+fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?.trim();
     values.next().is_none().then_some(value)
 }
 
-/// A JSON object whose members are all strings, read into `T` with nothing unknown, missing, doubled or mistyped. Every
-/// request of the API is of this form; derive `Deserialize` with `deny_unknown_fields` for `T`.
+/// A body that is a JSON object of strings, parsed into `T`. Unknown, missing, duplicate and
+/// mistyped members are refused. `T` derives `Deserialize` with `deny_unknown_fields`.
 #[derive(Debug)]
 pub struct StrictJson<T>(pub T);
 
@@ -105,20 +111,23 @@ impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Error> {
-        // Anything but JSON by name is refused: a form or text/plain can be sent from a foreign page without asking.
+        // Other types are refused, because a page of any origin can send a form or text/plain
+        // without a CORS preflight.
         let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
         if !essence.trim().eq_ignore_ascii_case("application/json") {
             return Err(Problem::ContentTypeUnsupported.into());
         }
         let body =
-            tokio::time::timeout(state.app.config.connections.body_timeout, read(request.into_body())).await;
+            tokio::time::timeout(state.app.config.connections.body_timeout, read_body(request.into_body()))
+                .await;
         parse(&body.map_err(|_| Problem::BodyIncomplete)??).map(Self)
     }
 }
 
-/// Copied into one piece as it comes: kept as they came, 16,384 chunks of an octet would take half a megabyte.
-async fn read(body: Body) -> Result<Vec<u8>, Problem> {
+/// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of an octet would
+/// take half a megabyte.
+async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
     let (mut body, mut read) = (Limited::new(body, MAX_BODY), Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
@@ -131,11 +140,11 @@ async fn read(body: Body) -> Result<Vec<u8>, Problem> {
     Ok(read)
 }
 
-/// Reads a body. Pure, so that it can be fuzzed.
+/// Parses a body. A function of its own, so that it can be fuzzed.
 ///
 /// # Errors
 ///
-/// The problem that the body has; a member's name is given back only if it is one that `T` asks for.
+/// The problem of the body. It names a member only if `T` has that member.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     let text = std::str::from_utf8(body).map_err(|_| Problem::JsonMalformed)?;
     let value: Object = serde_json::from_str(text).map_err(|error| match error.classify() {
@@ -149,16 +158,17 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         mistyped |= text.is_none();
         members.push((name, text.unwrap_or_default()));
     }
-    // Names first: an unknown member is unknown whatever its type.
-    let read = T::deserialize(MapDeserializer::<_, Member>::new(members.into_iter()));
+    // Names are checked before types: an unknown member is reported as unknown whatever its type.
+    let read = T::deserialize(MapDeserializer::<_, MemberError>::new(members.into_iter()));
     match read {
-        Err(Member(error)) => Err(error),
+        Err(MemberError(error)) => Err(error),
         Ok(_) if mistyped => Err(Problem::FieldTypeInvalid.into()),
         Ok(read) => Ok(read),
     }
 }
 
-/// The members of an object in their order, doubled ones included: serde's maps would keep the last and say nothing.
+/// The members of an object in order, duplicates included: the maps of serde_json keep only the
+/// last duplicate.
 struct Object(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Object {
@@ -185,19 +195,19 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// serde's complaints about members, as ours.
+/// Maps the errors of serde to ours.
 #[derive(Debug)]
-struct Member(Error);
+struct MemberError(Error);
 
-impl fmt::Display for Member {
+impl fmt::Display for MemberError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Member {}
+impl std::error::Error for MemberError {}
 
-impl de::Error for Member {
+impl de::Error for MemberError {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self(Problem::FieldTypeInvalid.into())
     }
@@ -226,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_has_its_name() {
+    fn each_kind_of_bad_body_has_its_problem() {
         let parse = |body: &str| parse::<Sample>(body.as_bytes());
         assert_eq!(parse(r#" {"email":"a"} "#).unwrap(), Sample { email: "a".into() });
         for (body, problem) in [

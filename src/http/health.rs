@@ -13,16 +13,17 @@ use crate::error::{Error, Problem};
 use crate::http::AppState;
 use crate::http::error::Parts;
 
-/// How long a client waits before it asks a replica again that is not ready.
+/// How long a client should wait before it asks a replica again that is not ready.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// `GET /healthz`: the process lives. Asks nothing else, so that a sick database restarts nobody.
+/// `GET /healthz`: the process is alive. It checks nothing else, so that an outage of the database
+/// restarts no replica.
 pub async fn healthz() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// `GET /readyz`: whether requests should come here, and which part is in the way. The relay is told but does not
-/// count: without it `start` answers 502 by itself, and everything else works.
+/// `GET /readyz`: whether this replica should receive requests, and which part is not ready. Relays
+/// are reported but do not count: without a relay only `start` fails, with 502.
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let database = state.app.health.check().await;
     let draining = state.draining.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The metrics page, for Prometheus, on the private address alone.
+//! `/metrics` for Prometheus, on the private address only.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use axum::routing::get;
 
 use crate::app::App;
 
-/// The routes of METRICS_ADDR.
+/// The routes of the listener at METRICS_ADDR.
 pub fn routes(app: Arc<App>) -> Router {
     Router::new().route("/metrics", get(async move |headers: HeaderMap| metrics(&app, &headers)))
 }
 
-/// `GET /metrics`, on the private address: OpenMetrics for a client that accepts it, else the text format 0.0.4.
+/// `GET /metrics`: OpenMetrics for a client that accepts it, else Prometheus' text format 0.0.4.
 fn metrics(app: &App, headers: &HeaderMap) -> Response {
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (content_type, page) = if accepted.any(|types| types.contains("application/openmetrics-text")) {

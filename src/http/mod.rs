@@ -1,4 +1,4 @@
-//! HTTP: the whole API on one screen, and what every request passes through.
+//! HTTP: the routes of the whole API, and the middleware that every request passes.
 
 pub mod cookie;
 pub mod error;
@@ -31,25 +31,30 @@ use crate::error::{Error, Problem};
 use crate::http::extract::RECOVERY_ID;
 use crate::recovery::Recovery;
 
-/// What handlers work with.
+/// The state that handlers share.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    /// The application's parts.
+    /// The parts that all features share.
     pub app: Arc<App>,
     /// The recovery flow.
     pub recovery: Recovery,
-    /// Whether the service is about to stop.
+    /// Whether the service is draining before it stops.
     pub draining: Arc<AtomicBool>,
-    /// Proxies that TRUSTED_PROXIES may have to name.
+    /// Warns about proxies that TRUSTED_PROXIES does not name.
     pub untrusted_proxies: Arc<guard::UntrustedProxies>,
 }
 
 /// The public API.
 ///
-/// A request passes, from the outside in: request id, client address, log and metrics, the error shape and the headers
-/// that every answer has ([`guard::observe`]); CORS; the cookie jar. The POSTs that cost an email or a hash pass a rate limit
-/// and the check of their origin before anything is parsed ([`guard::admit`], [`guard::admit_login`], [`guard::admit_recovery`]); session tokens
-/// pass a rate limit of made-up ones before they are looked up ([`guard::admit_token`]).
+/// Every request passes the layers of [`with_layers`] first: [`guard::observe`] (request id, client
+/// address, log, metrics, error body, default headers), CORS, and the cookie jar. Then, before its
+/// body is parsed:
+///
+/// | Request | Check | Layer |
+/// |---|---|---|
+/// | costs an email or a hash | origin, then rate limit | [`guard::admit`], [`guard::admit_login`] |
+/// | step of a recovery | origin, then rate limit of network or cookie | [`guard::admit_recovery`] |
+/// | has a session token | rate limit of unknown tokens | [`guard::admit_token`] |
 pub fn router(state: AppState) -> Router {
     let guarded = from_fn_with_state(state.clone(), guard::admit);
     let login = from_fn_with_state(state.clone(), guard::admit_login);
@@ -80,8 +85,8 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Puts what every request passes through around the routes, the outermost first. One layer of few parts: axum clones and
-/// boxes them anew for every request.
+/// Adds the layers that every request passes, the outermost first. They are one tuple, because axum
+/// clones and boxes each layer for every request.
 pub fn with_layers(routes: Router, state: &AppState) -> Router {
     routes.layer((
         from_fn_with_state(state.clone(), guard::observe),
@@ -90,7 +95,7 @@ pub fn with_layers(routes: Router, state: &AppState) -> Router {
     ))
 }
 
-/// Fetch's CORS protocol for exactly the origins of the settings, with credentials.
+/// CORS for the configured origins only, with credentials.
 fn cors(clients: &ClientSettings) -> CorsLayer {
     let origins = clients.public_origin.iter().chain(&clients.allowed_origins);
     let origins = origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok());

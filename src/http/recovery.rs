@@ -1,4 +1,4 @@
-//! `/api/auth/recovery/…`
+//! Handlers of `/api/auth/recovery/…`.
 
 use axum::Json;
 use axum::extract::State;
@@ -69,18 +69,18 @@ impl From<Progress> for RecoveryFacts {
     }
 }
 
-/// A header in which an answer says whose recovery its cookie is.
+/// The header that names the recovery of the answer's cookie.
 type IdHeader = [(HeaderName, String); 1];
 
 fn id_header(id: RecoveryId) -> IdHeader {
     [(RECOVERY_ID, id.to_string())]
 }
 
-/// `GET /api/auth/recovery`: what the recovery of the cookie is waiting for.
+/// `GET /api/auth/recovery`: the state of the cookie's recovery.
 ///
 /// # Errors
 ///
-/// 401 without a session that can be continued, 429, 502.
+/// 401 without a recovery session that can be continued, 429, 502.
 pub async fn progress(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -90,12 +90,13 @@ pub async fn progress(
     Ok(Json(RecoveryResponse { recovery: progress.into() }))
 }
 
-/// `POST /api/auth/recovery/start`: sends a code to the address, if somebody owns it, and sets the session's cookie, in
-/// any case.
+/// `POST /api/auth/recovery/start`: enqueues an email with a code and sets the recovery cookie, for
+/// any address. The email is sent only if an active account has the address.
 ///
 /// # Errors
 ///
-/// 400 for what has to be corrected, 429 when a budget is spent, 502 when mail or storage is away.
+/// 400 for a bad request, 429 if a rate limit is exhausted, 502 if no relay is up or PostgreSQL is
+/// unavailable.
 pub async fn start(
     State(state): State<AppState>,
     client: Client,
@@ -115,12 +116,13 @@ pub async fn start(
     Ok((id_header(started.id), Json(Status { status: "code_sent" })))
 }
 
-/// `POST /api/auth/recovery/verify`: takes the mailed code and rotates the session's cookie. The session comes first: with
-/// no usable one the answer is 401 whatever the body says.
+/// `POST /api/auth/recovery/verify`: checks the emailed code and rotates the recovery cookie. The
+/// session is checked first: without an active one the answer is 401 whatever the body is.
 ///
 /// # Errors
 ///
-/// 401 without a session that waits for its code or for another one than `X-Recovery-Id` names, 400 for a wrong code or what else has to be corrected, 429, 502.
+/// 401 without a session that waits for its code, or if `X-Recovery-Id` names another one; 400 for
+/// a wrong code or a bad request; 429, 502.
 pub async fn verify(
     State(state): State<AppState>,
     client: Client,
@@ -136,13 +138,13 @@ pub async fn verify(
     Ok((id_header(verified.id), Json(Status { status: "verified" })))
 }
 
-/// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the session's cookie. The session
-/// comes first, as in [`verify`].
+/// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the
+/// recovery cookie. The session is checked first, as in [`verify`].
 ///
 /// # Errors
 ///
-/// 401 without a verified session or for another one than `X-Recovery-Id` names, 400 for a password that is refused or what else has to be corrected, 429, 502, 503
-/// when too many passwords wait to be hashed.
+/// 401 without a verified session, or if `X-Recovery-Id` names another one; 400 for a refused
+/// password or a bad request; 429, 502; 503 if too many passwords wait to be hashed.
 pub async fn reset_password(
     State(state): State<AppState>,
     client: Client,
@@ -154,5 +156,5 @@ pub async fn reset_password(
     let device = cookie::known_device(&headers, &state.app);
     let signed_in = state.recovery.reset(presented(&headers), password, device, &client).await?;
     cookie::clear_recovery(&cookies);
-    Ok(AuthLoginResponse::to(signed_in, &cookies))
+    Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }

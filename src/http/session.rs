@@ -1,4 +1,5 @@
-//! `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout`, `/api/auth/password`
+//! Handlers of `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout` and
+//! `/api/auth/password`.
 
 use std::sync::Arc;
 
@@ -40,10 +41,10 @@ pub struct ChangePasswordRequest {
     new_password: String,
 }
 
-/// What was done.
+/// An answer that only confirms what was done.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// One word.
+    /// What was done, as one word.
     pub status: &'static str,
 }
 
@@ -80,7 +81,7 @@ struct SessionFacts {
 #[derive(Clone, Debug, Serialize)]
 struct Device {
     ip_address: String,
-    /// Always empty: we look no place up.
+    /// Always empty: the service does not locate addresses.
     location: &'static str,
     user_agent: String,
 }
@@ -107,8 +108,8 @@ struct ListedSession {
 }
 
 impl AuthLoginResponse {
-    /// The answer to somebody who has just signed in, with the cookie that makes the browser known.
-    pub fn to(signed_in: SignedIn, cookies: &Cookies) -> Json<Self> {
+    /// The answer to a user who has just signed in. Sets the cookie that makes the browser known.
+    pub fn signed_in(signed_in: SignedIn, cookies: &Cookies) -> Json<Self> {
         if let Some(value) = signed_in.device_cookie {
             cookie::set_device(cookies, value);
         }
@@ -148,12 +149,12 @@ impl From<Account> for Identity {
     }
 }
 
-/// `POST /api/auth/login`: opens a session for whoever knows the password.
+/// `POST /api/auth/login`: opens a session for a client that knows the password.
 ///
 /// # Errors
 ///
-/// 400 for what has to be corrected, 401 for every other failure alike, 429, 502, 503 when too many passwords wait to be
-/// hashed.
+/// 400 for a bad request; 401 for wrong credentials, whatever the cause; 429, 502; 503 if too many
+/// passwords wait to be hashed.
 pub async fn login(
     State(state): State<AppState>,
     Extension(source): Extension<Source>,
@@ -168,10 +169,11 @@ pub async fn login(
     let device = cookie::known_device(&headers, &state.app);
     let login = Login { app: Arc::clone(&state.app), source, email, password, client, device };
     let signed_in = login.run().await?;
-    Ok(AuthLoginResponse::to(signed_in, &cookies))
+    Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }
 
-/// `GET /api/auth/session`: the session of the token, with a fresh JWT; slides its idle limit.
+/// `GET /api/auth/session`: the session of the token, with a new JWT. Restarts the idle timeout of
+/// the session.
 ///
 /// # Errors
 ///
@@ -186,7 +188,7 @@ pub async fn session(
     Ok(Json(AuthLoginResponse::new(text, by, jwt)))
 }
 
-/// `POST /api/auth/logout`: ends the session of the token. A body is not looked at.
+/// `POST /api/auth/logout`: ends the session of the token. The body is ignored.
 ///
 /// # Errors
 ///
@@ -200,7 +202,7 @@ pub async fn logout(
     Ok(Json(Status { status: "signed_out" }))
 }
 
-/// `GET /api/auth/sessions`: where the owner of the token is signed in.
+/// `GET /api/auth/sessions`: all open sessions of the token's account.
 ///
 /// # Errors
 ///
@@ -218,11 +220,11 @@ pub async fn sessions(
     Ok(Json(SessionList { sessions: sessions.collect() }))
 }
 
-/// `DELETE /api/auth/sessions/{id}`: ends one of them.
+/// `DELETE /api/auth/sessions/{id}`: ends one session of the token's account.
 ///
 /// # Errors
 ///
-/// 401 as above, 404 if the owner of the token has no such session, 502.
+/// 401 as above, 404 if the account has no such session, 502.
 pub async fn end(
     State(state): State<AppState>,
     client: Client,
@@ -235,7 +237,7 @@ pub async fn end(
     Ok(Json(Status { status: "signed_out" }))
 }
 
-/// `DELETE /api/auth/sessions`: ends all of them but the one that asks.
+/// `DELETE /api/auth/sessions`: ends all sessions of the token's account except the token's own.
 ///
 /// # Errors
 ///
@@ -250,12 +252,13 @@ pub async fn end_others(
     Ok(Json(Status { status: "signed_out" }))
 }
 
-/// `POST /api/auth/password`: a new password for whoever gives the current one; every session ends, and a new one is
-/// opened. The session comes first: without one the answer is 401 whatever the body says.
+/// `POST /api/auth/password`: replaces the password, given the current one. Ends every session and
+/// opens a new one. The session is checked first: without one the answer is 401 whatever the body
+/// is.
 ///
 /// # Errors
 ///
-/// 401 as above, 400 for a password that is refused or wrong or what else has to be corrected, 429, 502, 503.
+/// 401 as above; 400 for a refused or wrong password or a bad request; 429, 502, 503.
 pub async fn change_password(
     State(state): State<AppState>,
     client: Client,
@@ -270,5 +273,5 @@ pub async fn change_password(
     let device = cookie::known_device(&headers, &state.app);
     let caller = Caller { client: &client, device: device.as_ref() };
     let signed_in = password_change::change(&state.app, by, &current, &new, caller).await?;
-    Ok(AuthLoginResponse::to(signed_in, &cookies))
+    Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }

@@ -1,4 +1,5 @@
-//! A client's socket that ends when its other end does not read, and lingers so that its other end can.
+//! A client's socket. It times out if the client does not read, and lingers on close so that the
+//! client can read the answer.
 
 use std::io;
 use std::pin::Pin;
@@ -9,50 +10,55 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// How long a closing connection discards what its client still sends, at most.
+/// Maximum time for which a closing connection discards what its client still sends.
 const LINGER_TIME: Duration = Duration::from_secs(5);
-/// How much of it, in octets.
+/// Maximum amount that a closing connection discards, in octets.
 const LINGER_OCTETS: usize = 256 * 1024;
-/// How much of it at once, in octets.
+/// Size of the buffer for discarded input, in octets.
 const LINGER_READ: usize = 4096;
 
-/// What is offered to it has to be taken within a time, as a whole: a client that takes an octet now and then gains none.
+/// A socket with a write timeout and a lingering close.
 ///
-/// A socket that is closed with unread input resets the connection, and the client may lose the answer. After an early
-/// refusal there is such input: a proxy that is still sending takes the reset for a failed replica. So the write side
-/// ends first, and the rest is read and discarded until the client closes, for at most 5 s and 256 KiB.
+/// Each write must be accepted completely within the timeout, so a client gains nothing by reading
+/// an octet at a time.
+///
+/// Closing a socket with unread input resets the connection, and the client may lose the answer.
+/// After an early refusal there is such input, and a proxy takes the reset for a failed replica.
+/// Therefore the write side is shut down first. Then input is discarded until the client closes,
+/// for at most 5 s and 256 KiB.
 #[derive(Debug)]
 pub struct ClientStream {
     stream: TcpStream,
     timeout: Duration,
-    /// Runs while the client has not taken what it was offered; none costs an idle connection nothing.
+    /// The timeout of a write that the client has not accepted completely. `None` between writes,
+    /// so idle connections have no timer.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Runs once the write side is shut down.
+    /// Set once the write side is shut down.
     lingering: Option<Lingering>,
 }
 
 #[derive(Debug)]
 struct Lingering {
-    over: Pin<Box<Sleep>>,
+    deadline: Pin<Box<Sleep>>,
     discarded: usize,
 }
 
 impl ClientStream {
-    /// Of an accepted connection.
+    /// Wraps an accepted connection. `timeout` bounds each write.
     #[must_use]
     pub fn new(stream: TcpStream, timeout: Duration) -> Self {
         let _ = stream.set_nodelay(true);
         Self { stream, timeout, stalled: None, lingering: None }
     }
 
-    /// Times one write of `offered` octets.
-    fn timed(
+    /// Applies the timeout to one write of `offered` octets.
+    fn with_timeout(
         &mut self,
         context: &mut Context<'_>,
         offered: usize,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(taken)) if taken == offered) {
+        if matches!(written, Poll::Ready(Ok(accepted)) if accepted == offered) {
             self.stalled = None;
             return written;
         }
@@ -67,10 +73,10 @@ impl ClientStream {
     /// Discards what the client still sends, until it closes or a bound is reached.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let lingering = self.lingering.get_or_insert_with(|| Lingering {
-            over: Box::pin(tokio::time::sleep(LINGER_TIME)),
+            deadline: Box::pin(tokio::time::sleep(LINGER_TIME)),
             discarded: 0,
         });
-        while lingering.discarded < LINGER_OCTETS && lingering.over.as_mut().poll(context).is_pending() {
+        while lingering.discarded < LINGER_OCTETS && lingering.deadline.as_mut().poll(context).is_pending() {
             let mut scratch = [0; LINGER_READ];
             let mut buffer = ReadBuf::new(&mut scratch);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
@@ -100,7 +106,7 @@ impl AsyncWrite for ClientStream {
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, octets);
-        self.timed(context, octets.len(), written)
+        self.with_timeout(context, octets.len(), written)
     }
 
     fn poll_write_vectored(
@@ -109,7 +115,7 @@ impl AsyncWrite for ClientStream {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.timed(context, parts.iter().map(|part| part.len()).sum(), written)
+        self.with_timeout(context, parts.iter().map(|part| part.len()).sum(), written)
     }
 
     fn is_write_vectored(&self) -> bool {

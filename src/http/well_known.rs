@@ -1,4 +1,4 @@
-//! What clients look up: the API's description and the public keys of the JWTs.
+//! Documents for clients: the OpenAPI description and the public keys of JWTs (JWKS).
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
@@ -15,11 +15,12 @@ use crate::locale::Locale;
 const OPENAPI_VI: &str = include_str!("../../openapi/openapi.oms.vi.json");
 const OPENAPI_EN: &str = include_str!("../../openapi/openapi.oms.en.json");
 
-/// `GET /openapi.json?lang=vi|en`: the description of this API; without `lang`, in the language that is asked for.
+/// `GET /openapi.json?lang=vi|en`: the OpenAPI description. Without `lang` it is in the language
+/// that the request prefers.
 ///
 /// # Errors
 ///
-/// `QueryInvalid` for any other parameter, another language, or a doubled one.
+/// `QueryInvalid` for another parameter, another language, or a repeated parameter.
 pub async fn openapi(RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
     let query = query.unwrap_or_default();
     let mut parameters = url::form_urlencoded::parse(query.as_bytes());

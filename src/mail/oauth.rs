@@ -219,7 +219,7 @@ impl Tokens {
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, NoToken> {
-        let answer = self.http.ask(request.map(Full::from), ANSWER).await;
+        let answer = self.http.send(request.map(Full::from), ANSWER).await;
         let answer = answer.map_err(|why| NoToken::Away(why.to_string()))?;
         // RFC 6749 §5.2: what says why has 400, or 401 for a client that is not known.
         match answer.status().as_u16() {

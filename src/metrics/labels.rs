@@ -1,35 +1,35 @@
-//! The labels of the metrics, and what they can be.
+//! The labels of the metrics and their values.
 
 use std::fmt;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use strum::{IntoStaticStr, VariantArray};
 
-/// An answered request.
+/// The labels of an answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Answer {
-    /// The route's pattern, as the router has it, or `none`.
+pub struct AnswerLabel {
+    /// The route's pattern in the router, or `none`.
     pub route: String,
     /// The HTTP status.
     pub status: u16,
 }
 
-/// An address that is listened on.
+/// The label of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ListenerLabel {
     /// `api` or `metrics`.
     pub listener: &'static str,
 }
 
-/// What became of an email.
+/// The outcome of an attempt to send an email, or of an email that left the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum MailOutcome {
     /// A relay accepted it.
     Sent,
-    /// A relay refused it, and the next relay is asked.
+    /// A relay did not accept it, and the next relay is tried.
     NextRelay,
-    /// Every relay refused it, and it is tried again later.
+    /// No relay accepted it, and it is tried again later.
     Retried,
     /// No attempt can help, or none is left in time.
     GivenUp,
@@ -42,44 +42,45 @@ pub enum MailOutcome {
 /// The label of an email that left the outbox, or that failed once more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MailLabel {
-    /// What became of it.
+    /// The outcome.
     pub outcome: MailOutcome,
-    /// Where the conversation ended ([`crate::mail::not_sent::Stage`]), or `compose` if there was none because the mail
-    /// could not be built; `none` if it ended well or was not needed.
+    /// The stage at which the SMTP conversation failed ([`crate::mail::not_sent::Stage`]);
+    /// `compose` if the email could not be built; `none` if a relay accepted it or no conversation
+    /// was needed.
     pub stage: &'static str,
 }
 
-/// A mail that was given up.
+/// The labels of an email that was given up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct GivenUp {
+pub struct GivenUpLabel {
     /// As in [`KindLabel`].
     pub kind: &'static str,
-    /// Whose fault: [`crate::mail::verdict::Verdict`].
+    /// Whether recipient or relay is at fault: [`crate::mail::verdict::Verdict`].
     pub verdict: &'static str,
 }
 
-/// Mails by what they are for.
+/// The label of emails of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
     /// `recovery_code` or `password_changed`.
     pub kind: &'static str,
 }
 
-/// A relay by its place in `SMTP_RELAYS`, from 0.
+/// The label of a relay.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayLabel {
-    /// The place.
+    /// The position in `SMTP_RELAYS`, from 0.
     pub relay: usize,
 }
 
-/// What a health check found of PostgreSQL.
+/// The label of a state of PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
-    /// As in `/readyz`: [`crate::database::health::Health`].
+    /// The state as in `/readyz`: [`crate::database::health::Health`].
     pub state: &'static str,
 }
 
-/// What became of an entered code.
+/// The outcome of an entered code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "the names say it")]
@@ -89,7 +90,7 @@ pub enum CodeOutcome {
     Malformed,
 }
 
-/// What became of a login.
+/// The outcome of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "the names say it")]
@@ -103,7 +104,8 @@ pub enum LoginOutcome {
     Aborted,
 }
 
-// The derived values of prometheus-client are the variants' names as they are, and every other label is in snake case.
+// prometheus-client derives the variants' names in CamelCase, and every other label is in snake
+// case.
 macro_rules! encode_as_snake_case {
     ($($outcome:ty),+) => {$(
         impl EncodeLabelValue for $outcome {
@@ -119,18 +121,18 @@ encode_as_snake_case!(CodeOutcome, LoginOutcome, MailOutcome);
 /// The label of an entered code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CodeLabel {
-    /// What became of it.
+    /// The outcome.
     pub outcome: CodeOutcome,
 }
 
 /// The label of a login.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LoginLabel {
-    /// What became of it.
+    /// The outcome.
     pub outcome: LoginOutcome,
 }
 
-/// Stored hashes by scheme.
+/// The label of stored hashes of one scheme.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct HashLabel {
     /// The scheme, or `unusable`.

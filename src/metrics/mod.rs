@@ -1,5 +1,5 @@
-//! What an operator can watch. Names and units follow Prometheus' conventions; label sets are small and fixed, and no
-//! label holds anything that a client sent.
+//! Metrics for operators. Names and units follow the conventions of Prometheus. Label sets are
+//! small and fixed, and no label contains anything that a client sent.
 
 mod labels;
 
@@ -15,81 +15,86 @@ use prometheus_client::registry::{Registry, Unit};
 use strum::VariantArray as _;
 
 pub use self::labels::{
-    Answer, CodeLabel, CodeOutcome, GivenUp, HashLabel, KindLabel, ListenerLabel, LoginLabel, LoginOutcome,
-    MailLabel, MailOutcome, RelayLabel, StateLabel,
+    AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, KindLabel, ListenerLabel, LoginLabel,
+    LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
 };
 
-/// Every figure of one running service.
+/// The metrics of one running service.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Connections of clients that are open.
+    /// Open client connections.
     pub connections: Family<ListenerLabel, Gauge>,
-    /// How often all places were taken when one more came, so that those who waited were closed.
+    /// How often all connection slots were in use when a client connected, so that idle connections
+    /// were closed.
     pub connections_crowded: Family<ListenerLabel, Counter>,
-    /// Answered requests, and those that their clients aborted (499).
-    pub http_answers: Family<Answer, Counter>,
-    /// Requests with `X-Forwarded-For` from peers that `TRUSTED_PROXIES` does not name.
+    /// Answered requests, and requests that their clients aborted (499).
+    pub http_answers: Family<AnswerLabel, Counter>,
+    /// Requests with `X-Forwarded-For` from peers that are not in `TRUSTED_PROXIES`.
     pub untrusted_forwarded: Counter,
-    /// From a request's headers having been read to its answer.
+    /// Time from reading the headers of a request to its answer.
     pub http_duration: Histogram,
-    /// Starts that were committed together.
+    /// Starts committed in one batch.
     pub start_batch: Histogram,
-    /// Mails by what became of them.
+    /// Emails by outcome.
     pub mails: Family<MailLabel, Counter>,
-    /// Mails that were given up, of either kind.
-    pub mails_given_up: Family<GivenUp, Counter>,
-    /// Rounds of the courier: one that stands still for a minute hangs.
+    /// Emails that were given up, by kind.
+    pub mails_given_up: Family<GivenUpLabel, Counter>,
+    /// Rounds of the courier. A courier that makes no round for a minute hangs.
     pub courier_rounds: Counter,
-    /// 1 while the courier cannot take the lock that says it lives: then its claims last for their lease.
+    /// 1 while the courier does not hold its liveness lock. If it died then, its emails would wait
+    /// for their lease.
     pub courier_lock_lost: Gauge,
-    /// Mails that all replicas together owe, those that were given up left out.
-    pub outbox_owed: Family<KindLabel, Gauge>,
+    /// Pending emails of all replicas together, without those that were given up.
+    pub outbox_pending: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
     pub outbox_given_up: Family<KindLabel, Gauge>,
-    /// For how long the oldest of those that are owed has been.
+    /// Age of the oldest pending email.
     pub outbox_oldest: Family<KindLabel, Gauge>,
-    /// From the accepted start to the relay's 250.
+    /// Time from the accepted request to the relay's 250.
     pub mail_latency: Histogram,
-    /// Entered codes: many wrong ones over all are somebody guessing.
+    /// Entered codes by outcome. Many wrong codes in total mean that an attacker guesses.
     pub codes: Family<CodeLabel, Counter>,
-    /// Logins.
+    /// Logins by outcome.
     pub logins: Family<LoginLabel, Counter>,
-    /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may say why.
+    /// Failed logins that took longer than `LOGIN_FAILURE_TIME`, so that their time may reveal why
+    /// they failed.
     pub late_login_failures: Counter,
-    /// Logins that wait for another one of their address.
+    /// Logins that wait for another login of the same address.
     pub logins_waiting: Gauge,
-    /// Units that a failed login draws on its network's bucket.
+    /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
-    /// Stored hashes by scheme, as they were last counted.
+    /// Stored hashes by scheme, as last counted.
     pub stored_hashes: Family<HashLabel, Gauge>,
-    /// When they were last counted to the end, in Unix time.
+    /// When they were last counted completely, in Unix time.
     pub hashes_counted: Gauge,
-    /// Accounts whose address bounces, as they were last counted.
+    /// Accounts whose address bounces, as last counted.
     pub bouncing_accounts: Gauge,
-    /// Passwords that are being hashed.
+    /// Passwords that are being hashed or verified.
     pub hashing_running: Gauge,
-    /// Requests that were answered 503 because too many waited to be hashed.
+    /// Requests that were answered 503 because too many passwords waited to be hashed.
     pub hashing_refused: Counter,
-    /// 1 while the folder of JWT keys cannot be read, and what was read before is in use.
+    /// 1 while the folder of JWT keys cannot be read, and the keys that were read before are in
+    /// use.
     pub jwt_keys_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
-    /// 1 while the access token for relays cannot be renewed, and the one before is in use as long as it is good.
+    /// 1 while the access token for relays cannot be renewed, and the previous one is used until it
+    /// expires.
     pub relay_token_failing: Gauge,
-    /// 1 while the courier asks a relay last, because it refuses mails by policy.
+    /// 1 while the courier tries a relay last, because it refuses emails by policy.
     pub relay_last: Family<RelayLabel, Gauge>,
     /// 1 while the service can work with PostgreSQL.
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
     pub database_state: Family<StateLabel, Gauge>,
-    /// Addresses of PostgreSQL's name that accepted no connection in time when they were last asked.
+    /// Addresses of PostgreSQL's host name that accepted no connection in time when last checked.
     pub database_silent_addresses: Gauge,
-    /// Clock of this machine less clock of PostgreSQL is over a second: 1.
+    /// 1 while the clocks of this machine and of PostgreSQL differ by more than a second.
     pub clock_skewed: Gauge,
-    /// Networks that the limiter in memory remembers.
+    /// Networks whose buckets the rate limiter keeps in memory.
     pub throttled_networks: Gauge<i64>,
-    /// Rows that the sweeper deleted.
+    /// Rows that the sweeper deleted because they had expired.
     pub swept_rows: Counter<u64, AtomicU64>,
 }
 
@@ -108,7 +113,7 @@ impl Default for Metrics {
             mails_given_up: Family::default(),
             courier_rounds: Counter::default(),
             courier_lock_lost: Gauge::default(),
-            outbox_owed: Family::default(),
+            outbox_pending: Family::default(),
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
             mail_latency: Histogram::new(exponential_buckets(0.002, 2.0, 19)),
@@ -135,12 +140,13 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         registry.register("build", "What is running", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("connections", "Open connections of clients", metrics.connections.clone());
-        let help = "Times that waiting connections were closed to make room for one more";
+        registry.register("connections", "Open client connections", metrics.connections.clone());
+        let help = "Times that idle connections were closed to make room for a new one";
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
-        let help = "Answered requests; 499: aborted by the client";
+        let help = "Answered requests; 499 means aborted by the client";
         registry.register("http_answers", help, metrics.http_answers.clone());
-        let help = "Requests whose X-Forwarded-For was ignored: TRUSTED_PROXIES does not name the sender";
+        let help =
+            "Requests whose X-Forwarded-For was ignored, because TRUSTED_PROXIES does not name the sender";
         registry.register("untrusted_forwarded", help, metrics.untrusted_forwarded.clone());
         registry.register_with_unit(
             "http_duration",
@@ -148,19 +154,19 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.http_duration.clone(),
         );
-        registry.register("start_batch_size", "Starts committed together", metrics.start_batch.clone());
-        registry.register("mails", "Mails by what became of them", metrics.mails.clone());
-        let help = "Mails that were given up: no attempt can help, or none is left in time";
+        registry.register("start_batch_size", "Starts committed in one batch", metrics.start_batch.clone());
+        registry.register("mails", "Emails by outcome", metrics.mails.clone());
+        let help = "Emails that were given up: no attempt can help, or none is left in time";
         registry.register("mails_given_up", help, metrics.mails_given_up.clone());
-        let help = "Rounds of the courier; it hangs if they stand still";
+        let help = "Rounds of the courier; it hangs if the count does not grow";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
-        let help = "1 while the courier has no lock that says it lives, and its claims last for their lease";
+        let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait for their lease";
         registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
-        let help = "Mails that all replicas together owe";
-        registry.register("outbox_owed", help, metrics.outbox_owed.clone());
+        let help = "Pending emails of all replicas together";
+        registry.register("outbox_owed", help, metrics.outbox_pending.clone()); // dialect: quotes the metric's name
         let help = "Notices that were given up and are kept for an operator";
         registry.register("outbox_given_up", help, metrics.outbox_given_up.clone());
-        let help = "Age of the oldest mail that is owed";
+        let help = "Age of the oldest pending email";
         registry.register_with_unit("outbox_oldest", help, Unit::Seconds, metrics.outbox_oldest.clone());
         let help = "Time from the accepted request to the relay's 250";
         registry.register_with_unit("mail_latency", help, Unit::Seconds, metrics.mail_latency.clone());
@@ -168,11 +174,11 @@ impl Default for Metrics {
         registry.register("logins", "Logins by outcome", metrics.logins.clone());
         let help = "Failed logins that took longer than LOGIN_FAILURE_TIME";
         registry.register("late_login_failures", help, metrics.late_login_failures.clone());
-        let help = "Logins that wait for another one of their address";
+        let help = "Logins that wait for another login of the same address";
         registry.register("logins_waiting", help, metrics.logins_waiting.clone());
-        let help = "Units that a failed login draws on its network's bucket";
+        let help = "Units that a failed login draws from the bucket of its network";
         registry.register("login_price", help, metrics.login_price.clone());
-        let help = "Stored hashes by scheme, as they were last counted";
+        let help = "Stored hashes by scheme, as last counted";
         registry.register("stored_hashes", help, metrics.stored_hashes.clone());
         let help = "Unix time at which the stored hashes were last counted";
         registry.register_with_unit(
@@ -181,38 +187,43 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.hashes_counted.clone(),
         );
-        let help = "Accounts whose address bounces, as they were last counted";
+        let help = "Accounts whose address bounces, as last counted";
         registry.register("bouncing_accounts", help, metrics.bouncing_accounts.clone());
-        registry.register("hashing_running", "Passwords being hashed", metrics.hashing_running.clone());
-        let help = "Requests refused because too many passwords wait to be hashed";
+        registry.register(
+            "hashing_running",
+            "Passwords being hashed or verified",
+            metrics.hashing_running.clone(),
+        );
+        let help = "Requests answered 503 because too many passwords waited to be hashed";
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
         let help = "1 while the access token for relays cannot be renewed";
         registry.register("relay_token_failing", help, metrics.relay_token_failing.clone());
-        let help = "1 while the relay is asked last, because it refuses mails by policy";
+        let help = "1 while the relay is tried last, because it refuses emails by policy";
         registry.register("relay_last", help, metrics.relay_last.clone());
         let help = "1 while the service can work with PostgreSQL";
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
         registry.register("database_state", help, metrics.database_state.clone());
-        let help = "Addresses of PostgreSQL's name that are silent";
+        let help = "Addresses of PostgreSQL's host name that accept no connection in time";
         registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
-        let help = "1 while the clock is over a second from PostgreSQL's";
+        let help = "1 while the clock differs from PostgreSQL's by more than a second";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
-        let help = "Networks in the limiter's memory";
+        let help = "Networks whose buckets the rate limiter keeps in memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
-        let help = "Rows deleted because their time was over";
+        let help = "Rows that the sweeper deleted because they had expired";
         registry.register("swept_rows", help, metrics.swept_rows.clone());
-        metrics.begin_at_zero();
+        metrics.export_zeros();
         Self { registry, ..metrics }
     }
 }
 
 impl Metrics {
-    /// A counter that came with its first event would show that one as no increase, and no alert would see it.
-    fn begin_at_zero(&self) {
+    /// Exports the counters of events at 0. A counter that appears with its first event shows no
+    /// increase, so no alert would fire.
+    fn export_zeros(&self) {
         for outcome in [MailOutcome::Sent, MailOutcome::Expired, MailOutcome::NoRecipient] {
             drop(self.mails.get_or_create(&MailLabel { outcome, stage: "none" }));
         }
@@ -247,21 +258,21 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    /// Every name with its type and help, and every label that is there from the start; no value.
+    /// The snapshot has every name with its type and help, and every initial label; no value.
     #[test]
     fn names_and_labels_are_as_in_the_snapshot() {
         let metrics = Metrics::default();
         drop(metrics.connections.get_or_create(&ListenerLabel { listener: "api" }));
         drop(metrics.connections_crowded.get_or_create(&ListenerLabel { listener: "api" }));
-        drop(metrics.http_answers.get_or_create(&Answer { route: "/readyz".into(), status: 200 }));
-        for family in [&metrics.outbox_owed, &metrics.outbox_given_up, &metrics.outbox_oldest] {
+        drop(metrics.http_answers.get_or_create(&AnswerLabel { route: "/readyz".into(), status: 200 }));
+        for family in [&metrics.outbox_pending, &metrics.outbox_given_up, &metrics.outbox_oldest] {
             drop(family.get_or_create(&KindLabel { kind: "recovery_code" }));
         }
         for family in [&metrics.relay_up, &metrics.relay_last] {
             drop(family.get_or_create(&RelayLabel { relay: 0 }));
         }
         drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
-        drop(metrics.mails_given_up.get_or_create(&GivenUp { kind: "recovery_code", verdict: "relay" }));
+        drop(metrics.mails_given_up.get_or_create(&GivenUpLabel { kind: "recovery_code", verdict: "relay" }));
         drop(metrics.database_state.get_or_create(&StateLabel { state: "ok" }));
         let page = metrics.text().replace(env!("CARGO_PKG_VERSION"), "[version]");
         let without_value = |line: &str| match line.rsplit_once(' ') {
@@ -270,7 +281,7 @@ mod tests {
         };
         let mut shown: Vec<_> =
             page.lines().filter(|line| !line.contains("le=\"")).map(without_value).collect();
-        // The samples of a family come in any order.
+        // The samples of a family are in no fixed order.
         for metric in shown.chunk_by_mut(|_, next| !next.starts_with("# HELP ")) {
             let comments = metric.iter().take_while(|line| line.starts_with('#')).count();
             metric[comments..].sort_unstable();

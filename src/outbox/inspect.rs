@@ -139,7 +139,7 @@ pub fn show(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTime) {
     for kind in MailKind::IN_OUTBOX {
         let label = KindLabel { kind: kind.into() };
         let of_kind = backlog.iter().find(|of| of.kind == kind);
-        metrics.outbox_owed.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
+        metrics.outbox_pending.get_or_create(&label).set(of_kind.map_or(0, |of| of.owed));
         metrics.outbox_given_up.get_or_create(&label).set(of_kind.map_or(0, |of| of.given_up));
         let oldest = of_kind.and_then(|of| of.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
         metrics.outbox_oldest.get_or_create(&label).set(oldest.max(0));

@@ -62,7 +62,7 @@ impl Recovery {
         }
         let email = EmailAddress::parse(&session.email).map_err(|_| Problem::RecoverySessionMissing)?;
         let key = recovery_key(&email, device.and_then(|device| device.of(&email)));
-        let free_at = throttle::free_at(pool, now, &key, app.address_budget);
+        let free_at = throttle::free_at(pool, now, &key, app.address_limit);
         Ok(Progress {
             id: RecoveryId::of(session.id),
             email,

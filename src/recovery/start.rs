@@ -190,7 +190,7 @@ async fn commit(
         let mut connection = database.take().await?;
         let key_id = app.code_keys.newest().id();
         let now = app.clock.trusted_now().ok_or_else(clock_moved)?;
-        let result = insert(&mut connection, now, key_id, app.address_budget, &batch.requests).await;
+        let result = insert(&mut connection, now, key_id, app.address_limit, &batch.requests).await;
         // After a failed statement the connection itself is still good if PostgreSQL said so.
         if result.as_ref().map_or_else(is_statements_fault, |_| true) {
             database.put(connection);

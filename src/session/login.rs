@@ -94,7 +94,7 @@ impl Login {
         let app = &*self.app;
         let place = app.hasher.place().inspect_err(|_| self.count(LoginOutcome::Busy))?;
         let now = app.time()?;
-        throttle::draw(&app.pool, now, &key, app.failure_budget, Problem::LoginThrottled)
+        throttle::draw(&app.pool, now, &key, app.failure_limit, Problem::LoginThrottled)
             .await
             .inspect_err(|_| self.count(LoginOutcome::Throttled))?;
         let mut candidate =
@@ -240,7 +240,7 @@ impl Passed<'_> {
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
         let Some(account) = locked else { return Ok(None) };
         account::mark_used(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
-        throttle::refund(&mut *transaction, self.bucket_key, app.failure_budget).await?;
+        throttle::refund(&mut *transaction, self.bucket_key, app.failure_limit).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;
         let opened = open(app, &mut transaction, now, account, caller).await?;

@@ -124,7 +124,7 @@ async fn make_known(
         device.id()
     } else {
         let key = throttle::device_key(&address);
-        if throttle::spend(transaction, now, &key, app.device_budget).await? != Draw::Drawn {
+        if throttle::spend(transaction, now, &key, app.device_limit).await? != Draw::Drawn {
             return Ok(None);
         }
         DeviceId::new(now)

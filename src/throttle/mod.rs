@@ -251,6 +251,17 @@ pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Re
     Ok(lifted.execute(executor).await?.rows_affected())
 }
 
+/// Fills every bucket again, for `DEV_NO_LIMITS=1`: [`RateLimit::unlimited`] still refuses where an earlier run with limits has
+/// drawn on one.
+///
+/// # Errors
+///
+/// What PostgreSQL answers.
+pub async fn refill_all(executor: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query!("DELETE FROM throttle WHERE true").execute(executor).await?;
+    Ok(())
+}
+
 /// Deletes the bucket of an erased account. Those of its address and of its browsers are hashes that any address has, and
 /// stay until they are full: that they are gone would tell a stranger that somebody was erased.
 pub async fn forget(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {

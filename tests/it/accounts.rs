@@ -142,7 +142,7 @@ async fn sessions_are_listed_and_ended(pool: PgPool) {
     }
     assert_eq!(account(&pool, &["revoke", TRADER]).unwrap(), "0 sessions have ended");
     assert_eq!(service.count("audit_event WHERE what = 'sessions_revoked'").await, 1);
-    assert_eq!(account(&pool, &["sessions", TRADER]).unwrap(), "no session is open");
+    assert_eq!(account(&pool, &["sessions", TRADER]).unwrap(), "the account has no open session");
     service.stops().await;
 }
 
@@ -184,7 +184,7 @@ async fn an_erased_account_leaves_an_id_in_the_audit_and_nothing_else(pool: PgPo
         .await;
     let before = counts(&service).await;
     let said = account(&pool, &["erase", TRADER]).unwrap();
-    assert_eq!(said, format!("account {id} and all that was stored of its owner are erased"));
+    assert_eq!(said, format!("account {id} and all data of its owner are erased"));
     // Two like accounts did the like: half of every table is left. Of the rate limits one is the account's own; those of its
     // address are hashes that any address has, and tell nobody that it was erased.
     let mut after = counts(&service).await;

@@ -161,13 +161,13 @@ async fn a_mail_that_postfix_cannot_deliver_marks_its_account_until_a_code_arriv
 
     let id = id_of(&pool, TRADER).await;
     assert!(client.starts_recovery(TRADER).await.is_code_sent());
-    until_logged(format!("mails to the address of account {id} bounce")).await;
+    until_logged(format!("the address of account {id} is marked as bouncing")).await;
     let since = bouncing_since(&pool, TRADER).await.expect("it is marked");
     assert_eq!(shown(&pool)["bouncing_since"].as_str().unwrap()[..10], since.date().to_string());
 
     until_sent(&pool).await;
     assert!(client.starts_recovery(TRADER).await.is_code_sent(), "it is mailed all the same");
-    until_logged(format!("it was known that mails to account {id} bounce")).await;
+    until_logged(format!("the address of account {id} was already marked as bouncing")).await;
     assert_eq!((bouncing_since(&pool, TRADER).await, recorded(&pool).await), (Some(since), 1));
 
     until_sent(&pool).await;
@@ -190,7 +190,7 @@ async fn the_mark_is_seen_by_operators_and_taken_away_by_a_right_code_alone(pool
     };
     assert!(census().await < 0.5);
     let said = takes_in(&pool, &[], &bounce_of(&mail.sender, "failed"));
-    assert!(said.starts_with("mails to the address of account ") && !said.contains('@'), "{said}");
+    assert!(said.starts_with("the address of account ") && !said.contains('@'), "{said}");
     assert!((census().await - 1.0).abs() < 0.5);
     assert!(bouncing_since(&pool, TRADER).await.is_some() && bouncing_since(&pool, OTHER).await.is_none());
     let url = database::operator_url(&pool);
@@ -240,12 +240,12 @@ async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) 
     ] {
         let bounce = bounce_of(sender, "failed");
         for arguments in [&[][..], &["--recipient", sender]] {
-            assert!(takes_in(&pool, arguments, &bounce).starts_with("nothing is noted: "), "{sender}");
+            assert!(takes_in(&pool, arguments, &bounce).starts_with("ignored: "), "{sender}");
         }
     }
     for action in ["delayed", "relayed", "delivered", "expanded"] {
         let said = takes_in(&pool, &[], &bounce_of(&mail.sender, action));
-        assert!(said.contains("does not say that a mail could not be delivered"), "{said}");
+        assert!(said.contains("does not report a failed delivery"), "{said}");
     }
     let signed = bounce_of(&mail.sender, "failed");
     for message in [
@@ -261,10 +261,10 @@ async fn only_a_failure_at_an_address_that_was_signed_here_counts(pool: PgPool) 
         "\u{1b}]0;title\u{7}".repeat(1000),
         String::new(),
     ] {
-        assert!(takes_in(&pool, &[], &message).starts_with("nothing is noted: "), "{message}");
+        assert!(takes_in(&pool, &[], &message).starts_with("ignored: "), "{message}");
     }
     // The recipient that the mail server names counts, and the message's own words no more.
-    assert!(takes_in(&pool, &["--recipient", "x@y.example"], &signed).starts_with("nothing is noted: "));
+    assert!(takes_in(&pool, &["--recipient", "x@y.example"], &signed).starts_with("ignored: "));
     assert_eq!((bouncing_since(&pool, TRADER).await, bouncing_since(&pool, OTHER).await), (None, None));
     assert_eq!(recorded(&pool).await, 0);
     service.stops().await;
@@ -287,7 +287,7 @@ async fn a_bounce_is_taken_however_it_comes(pool: PgPool) {
         (&[], &signed.replace('\n', "\r\n")),
     ] {
         let said = takes_in(&pool, arguments, message);
-        assert!(said.starts_with("mails to the address of account "), "{arguments:?} {said}");
+        assert!(said.starts_with("the address of account "), "{arguments:?} {said}");
         sqlx::query("UPDATE account SET bouncing_since = NULL").execute(&pool).await.unwrap();
     }
     // What follows the first megabyte is read and not kept: the mail server would take a closed pipe for a failure.
@@ -319,7 +319,7 @@ async fn the_mail_server_is_told_to_come_back_while_postgresql_is_away(pool: PgP
             .unwrap();
     assert_eq!(bounce.0, 75, "{}", bounce.1);
     assert!(
-        bounce.1.starts_with("vos-auth: PostgreSQL cannot note it now: ") && !bounce.1.contains('@'),
+        bounce.1.starts_with("vos-auth: PostgreSQL cannot store the bounce now: ") && !bounce.1.contains('@'),
         "{}",
         bounce.1
     );

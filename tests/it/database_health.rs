@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, PgPool};
 use vos_auth::database::MIGRATOR;
 
 use crate::harness::client::Client;
@@ -13,7 +13,7 @@ use crate::harness::encrypted::Encrypted;
 use crate::harness::program::{Program, has_relay, serve_environment};
 use crate::harness::relay::Relay;
 use crate::harness::small_disk::SmallDisk;
-use crate::harness::{PATIENCE, Service, metric, needs, pooler};
+use crate::harness::{PATIENCE, Service, database, metric, needs, pooler};
 
 /// The program before a database, and what it says about it.
 struct Operated {
@@ -304,4 +304,30 @@ async fn a_session_without_our_settings_is_named_and_what_the_log_says_fixes_it(
     administrator.close().await.unwrap();
     service.until_ready().await;
     assert_eq!(service.says("ok")["level"], "INFO");
+}
+
+/// Every version that this program has must be applied, whatever the newest is: another release may have applied that.
+#[sqlx::test]
+async fn a_version_that_is_missing_below_the_newest_is_named(pool: PgPool) {
+    let version = MIGRATOR.iter().next_back().unwrap().version;
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (9999, 'of a later release', true, '', 0)";
+    sqlx::query(newer).execute(&pool).await.unwrap();
+    let moved = "UPDATE _sqlx_migrations SET version = -version WHERE abs(version) = $1";
+    sqlx::query(moved).bind(version).execute(&pool).await.unwrap();
+    let mut service = Operated::start(&database::service_url(&pool)).await;
+    let line = service.says("migrations_missing");
+    assert!(line["cause"].as_str().unwrap().ends_with(&format!("migration {version}")), "{line}");
+    let missing = (503, "migrations_missing".to_owned());
+    assert_eq!(service.readyz().await, missing);
+    sqlx::query(moved).bind(version).execute(&pool).await.unwrap();
+    service.until_ready().await;
+
+    // One that has not succeeded counts as missing.
+    let succeeded = "UPDATE _sqlx_migrations SET success = $1 WHERE version = $2";
+    sqlx::query(succeeded).bind(false).bind(version).execute(&pool).await.unwrap();
+    assert_eq!(service.readyz().await, missing);
+    sqlx::query(succeeded).bind(true).bind(version).execute(&pool).await.unwrap();
+    service.until_ready().await;
+    service.log();
 }

@@ -158,3 +158,22 @@ pub fn free_port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }
+
+/// An earlier run with limits may have used up the buckets of the demo accounts for hours.
+#[sqlx::test]
+async fn dev_without_limits_lifts_those_that_were_used_up_before(pool: PgPool) {
+    let url = database::url(&pool);
+    for limits in ["0", "1"] {
+        let port = free_port();
+        let environment =
+            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
+        let mut program = Program::start(&["dev"], &environment);
+        program.line_with("relay is usable");
+        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+        let mut statuses = Vec::new();
+        for _ in 0..20 {
+            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
+        }
+        assert_eq!(statuses.contains(&429), limits == "0", "DEV_NO_LIMITS={limits}: {statuses:?}");
+    }
+}

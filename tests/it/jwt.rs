@@ -295,7 +295,7 @@ fn key_commands_say_what_they_did() {
     let (well, said) = say(&["key", "rotate"], "");
     assert!(well && said.contains("signs in 20 minutes"), "{said}");
     let (well, said) = say(&["key", "rotate"], "");
-    assert!(well && said.contains("waiting already"), "{said}");
+    assert!(well && said.contains("already published"), "{said}");
     let ring = KeyRing::read(&folder).unwrap();
     let token = ring.sign(&claims(now()), now());
     let (well, said) = say(&["key", "verify"], &token);

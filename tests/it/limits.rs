@@ -322,9 +322,9 @@ async fn s_unblock_is_there_for_any_address_and_bounded(pool: PgPool) {
             said.push(operator(&pool, "unblock", email).unwrap());
             assert!(service.client().starts_recovery(email).await.is_code_sent(), "{email}");
         }
-        assert_eq!(said, vec!["1 rate limits of this address were drawn on, and are full again\n"; 2]);
+        assert_eq!(said, vec!["1 rate limits of this address are reset\n"; 2]);
         let why = operator(&pool, "unblock", email).unwrap_err();
-        assert!(why.contains("the next time is after"), "{why}");
+        assert!(why.contains("it can be unblocked again after"), "{why}");
     }
     assert_eq!(service.count("audit_event WHERE what = 'account_unblocked'").await, 4);
     service.stops().await;

@@ -73,7 +73,7 @@ async fn l2_an_operators_ticket_is_good_for_one_recovery(pool: PgPool) {
     let late = service.client().with("x-recovery-ticket", &second).starts_recovery(TRADER).await;
     assert_eq!(late.error(), (429, "address_throttled"), "15 minutes");
     let why = operator(&pool, "recover", "nobody@example.com").unwrap_err();
-    assert!(why.contains("nobody has an active account"), "{why}");
+    assert!(why.contains("there is no active account"), "{why}");
     service.stops().await;
 }
 
@@ -122,7 +122,7 @@ async fn l2_an_operator_fills_the_budgets_again(pool: PgPool) {
     strangers_spend_the_budget(&service).await;
     while service.client().logs_in(TRADER, "a guess").await.status != 429 {}
     let said = operator(&pool, "unblock", TRADER).unwrap();
-    assert_eq!(said, "2 rate limits of this address were drawn on, and are full again");
+    assert_eq!(said, "2 rate limits of this address are reset");
     assert_eq!(service.count("audit_event WHERE what = 'account_unblocked'").await, 1);
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     service.verified(TRADER).await;

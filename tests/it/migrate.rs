@@ -1,11 +1,56 @@
-//! `vos-auth migrate` and schemas of other ages, while the service is at work.
+//! `vos-auth migrate` and schemas of other ages, while the service is at work. The release has one step, so tests that need a
+//! next one append their own.
 
-use sqlx::PgPool;
-use sqlx::migrate::Migrator;
+use std::cell::RefCell;
+use std::process::Command;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{PgPool, SqlSafeStr as _};
 use vos_auth::database::MIGRATOR;
 
 use crate::harness::program::{Program, run};
-use crate::harness::{Service, database};
+use crate::harness::{PATIENCE, Service, database};
+
+/// A step that locks a table, and one that builds an index without locks.
+const ADDS_A_COLUMN: &str = "ALTER TABLE account ADD COLUMN of_the_next_release text;";
+const BUILDS_AN_INDEX: &str = "-- no-transaction\n-- Of the next release.\n\
+    CREATE INDEX CONCURRENTLY audit_event_account_id_idx ON audit_event (account_id);";
+
+/// The steps of this release, and one of the next.
+fn steps_and(sql: &'static str) -> Vec<Migration> {
+    let mut steps = MIGRATOR.iter().cloned().collect::<Vec<_>>();
+    let version = steps.last().unwrap().version + 1;
+    let without_transaction = sql.starts_with("-- no-transaction");
+    let simple = MigrationType::Simple;
+    steps.push(Migration::new(version, "next".into(), simple, sql.into_sql_str(), without_transaction));
+    steps
+}
+
+/// Migrates to the last of the steps. When a line with `part` is said, `then` is done. Gives every line.
+async fn migrates(
+    pool: &PgPool,
+    steps: &[Migration],
+    part: &str,
+    then: impl Future<Output = ()>,
+) -> Vec<String> {
+    let lines = RefCell::new(Vec::new());
+    let said = tokio::sync::Notify::new();
+    let options = vos_auth::database::options(&database::url(pool)).unwrap();
+    let migrating = vos_auth::database::migrate(&options, steps, |line| {
+        lines.borrow_mut().push(line.to_owned());
+        if line.contains(part) {
+            said.notify_one();
+        }
+    });
+    let told = async {
+        said.notified().await;
+        then.await;
+        Ok(())
+    };
+    let both = async { tokio::try_join!(migrating, told) };
+    tokio::time::timeout(PATIENCE, both).await.expect(part).unwrap();
+    lines.into_inner()
+}
 
 #[sqlx::test(migrations = false)]
 async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
@@ -16,6 +61,14 @@ async fn migrate_can_be_run_again_and_says_what_it_did(pool: PgPool) {
     let all = vos_auth::database::MIGRATOR.iter().count();
     assert!(first.contains(&format!("0 migrations are applied, {all} to go")), "{first}");
     assert!(second.contains(&format!("{all} migrations are applied, 0 to go")), "{second}");
+}
+
+#[sqlx::test]
+async fn migrate_applies_the_steps_that_are_missing_alone(pool: PgPool) {
+    let all = MIGRATOR.iter().count();
+    let lines = migrates(&pool, &steps_and(ADDS_A_COLUMN), "up to date", async {}).await;
+    assert_eq!(lines, [&*format!("{all} migrations are applied, 1 to go"), "the schema is up to date"]);
+    sqlx::query("SELECT of_the_next_release FROM account").execute(&pool).await.unwrap();
 }
 
 /// The URL that an operator's shell has is of a role that changes no schema.
@@ -37,62 +90,122 @@ async fn migrate_takes_its_time_whatever_the_timeout_of_its_role(pool: PgPool) {
 }
 
 /// A step that waited on would have every request on that table wait behind it.
-#[sqlx::test(migrations = false)]
+#[sqlx::test]
 async fn migrate_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
-    let before = MIGRATOR.iter().filter(|step| step.version < 8).cloned().collect();
-    Migrator::with_migrations(before).run(&pool).await.unwrap();
     let mut reader = pool.begin().await.unwrap();
     sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
+    let reads = async { reader.commit().await.unwrap() };
+    let said = migrates(&pool, &steps_and(ADDS_A_COLUMN), "trying again", reads).await;
+    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    sqlx::query("SELECT of_the_next_release FROM account").execute(&pool).await.unwrap();
+}
+
+/// The program does the same.
+#[sqlx::test(migrations = false)]
+async fn the_program_lets_go_of_a_table_that_is_in_use_and_tries_again(pool: PgPool) {
+    Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();
+    let mut reader = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE _sqlx_migrations IN SHARE MODE").execute(&mut *reader).await.unwrap();
     let url = database::url(&pool);
     let mut program = Program::start(&["migrate"], &[("DATABASE_URL", &url)]);
     program.line_with("trying again");
     reader.commit().await.unwrap();
     let (said, well) = program.ends();
     assert!(well && said.iter().any(|line| line.contains("up to date")), "{said:?}");
-    sqlx::query("SELECT imported_at FROM account").execute(&pool).await.unwrap();
+    sqlx::query("SELECT FROM account").execute(&pool).await.unwrap();
 }
 
 /// One that waits for the transactions that are older than it, and is interrupted or gets no lock, is left half built.
-#[sqlx::test(migrations = false)]
+#[sqlx::test]
 async fn migrate_builds_an_index_that_was_not_finished_anew(pool: PgPool) {
-    let before = MIGRATOR.iter().filter(|step| step.version < 11).cloned().collect();
-    Migrator::with_migrations(before).run(&pool).await.unwrap();
     let mut reader = pool.begin().await.unwrap();
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *reader).await.unwrap();
     sqlx::query("SELECT FROM account").execute(&mut *reader).await.unwrap();
-    let url = database::url(&pool);
-    let mut program = Program::start(&["migrate"], &[("DATABASE_URL", &url)]);
-    program.line_with("recovery_session_token_hash_idx was not finished");
-    reader.commit().await.unwrap();
-    let (said, well) = program.ends();
-    assert!(well && said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let reads = async { reader.commit().await.unwrap() };
+    let unfinished = "audit_event_account_id_idx was not finished";
+    let said = migrates(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, reads).await;
+    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'audit_event_account_id_idx'::regclass";
+    assert!(sqlx::query_scalar::<_, bool>(valid).fetch_one(&pool).await.unwrap());
     let unfinished = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_index WHERE NOT indisvalid");
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
-/// PostgreSQL builds on when `migrate` is killed, and nobody notes that the step is done.
-#[sqlx::test(migrations = false)]
+/// PostgreSQL builds on when `migrate` is killed, and nothing notes that the step is done.
+#[sqlx::test]
 async fn migrate_goes_on_when_an_index_was_finished_after_its_end(pool: PgPool) {
-    let before = MIGRATOR.iter().filter(|step| step.version < 11).cloned().collect();
-    Migrator::with_migrations(before).run(&pool).await.unwrap();
-    let eleventh = MIGRATOR.iter().find(|step| step.version == 11).unwrap().sql.clone();
-    sqlx::raw_sql(eleventh).execute(&pool).await.unwrap();
-    let migrated = run(&["migrate"], &[("DATABASE_URL", &database::url(&pool))]);
-    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-    let said = String::from_utf8(migrated.stdout).unwrap();
-    assert!(said.contains("recovery_session_token_hash_idx was not finished"), "{said}");
-    assert!(said.contains("up to date"), "{said}");
+    sqlx::raw_sql(BUILDS_AN_INDEX).execute(&pool).await.unwrap();
+    let unfinished = "audit_event_account_id_idx was not finished";
+    let said = migrates(&pool, &steps_and(BUILDS_AN_INDEX), unfinished, async {}).await;
+    assert!(said.iter().any(|line| line.contains("up to date")), "{said:?}");
+    let applied = "SELECT success FROM _sqlx_migrations ORDER BY version DESC LIMIT 1";
+    assert!(sqlx::query_scalar::<_, bool>(applied).fetch_one(&pool).await.unwrap());
 }
 
 #[sqlx::test]
 async fn a_schema_newer_than_the_program_serves_it_and_is_left_as_it_is(pool: PgPool) {
-    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-        VALUES (9999, 'of a later release', true, '', 0)";
-    sqlx::query(newer).execute(&pool).await.unwrap();
+    has_version(&pool, 9999).await;
     let url = database::url(&pool);
     let migrated = run(&["migrate"], &[("DATABASE_URL", &url)]);
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     let service = Service::start(&pool).await;
     assert_eq!(service.client().get("/readyz").await.status, 200);
     service.stops().await;
+}
+
+/// The baseline replaced the versions of development.
+#[sqlx::test(migrations = false)]
+async fn migrate_and_dev_refuse_a_database_from_before_the_baseline(pool: PgPool) {
+    Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();
+    has_version(&pool, MIGRATOR.iter().next().unwrap().version - 1).await;
+    let url = database::url(&pool);
+    for command in ["migrate", "dev"] {
+        let refused = run(&[command], &[("DATABASE_URL", &url), ("PORT", "0")]);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success(), "{command}");
+        for part in ["from before 0.1.0", "`vos-auth account export`", "a new database", "drop"] {
+            assert!(said.contains(part), "{command}: {part} in {said}");
+        }
+        assert_eq!(said.lines().count(), 1, "{command}: {said}");
+    }
+    let tables =
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
+    assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&pool).await.unwrap(), 1, "nothing is made");
+}
+
+/// Notes that a version is applied.
+async fn has_version(pool: &PgPool, version: i64) {
+    let applied = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES ($1, 'of another release', true, '', 0)";
+    sqlx::query(applied).bind(version).execute(pool).await.unwrap();
+}
+
+/// `make run` and `make test` keep their clusters, except one that has versions from before the baseline.
+#[test]
+fn with_postgres_makes_a_cluster_from_before_the_baseline_anew() {
+    let name = format!("old-{}", std::process::id());
+    let with_postgres = |lines: &str| {
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/with-postgres"))
+            .args([&name, "bash", "-euc", lines])
+            .env_remove("DATABASE_URL")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (home, _) = with_postgres("createdb kept && printf %s \"$PGHOST\"");
+    let ready = format!("{home}/ready");
+    let has_kept = "psql -d postgres -Atc \"SELECT count(*) FROM pg_database WHERE datname = 'kept'\"";
+    let (kept, said) = with_postgres(has_kept);
+    assert_eq!((kept.trim(), said.as_str()), ("1", ""), "it is kept");
+    // As it was made before the baseline, and before another one.
+    for stamp in ["", "0001"] {
+        std::fs::write(&ready, stamp).unwrap();
+        let (kept, said) = with_postgres(&format!("{has_kept}; createdb kept"));
+        assert_eq!(kept.trim(), "0", "{said}");
+        assert!(said.contains("0017_baseline.sql") && said.contains("made anew"), "{said}");
+    }
+    let (kept, said) = with_postgres(has_kept);
+    assert_eq!((kept.trim(), said.as_str()), ("1", ""), "it is kept");
+    std::fs::remove_dir_all(home).unwrap();
 }

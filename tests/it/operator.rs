@@ -38,7 +38,7 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
     let url = database::operator_url(&pool);
     let environment = [("DATABASE_URL", url.as_str())];
     let list = || vos_auth(&["outbox", "list"], &environment).0;
-    assert_eq!(list().trim(), "nothing is owed");
+    assert_eq!(list().trim(), "no email is pending");
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user"));
     let id = owes_notice(&service, "trader@example.com").await;
@@ -64,7 +64,7 @@ async fn a_notice_that_was_given_up_is_seen_and_sent_again(pool: PgPool) {
 
     service.relay.is_in_mood(Mood::Takes);
     let (said, _, well) = vos_auth(&["outbox", "retry", "--given-up"], &environment);
-    assert!(well && said.starts_with("1 mail is sent again"), "{said}");
+    assert!(well && said.starts_with("1 email is sent again"), "{said}");
     service.clock.advance(Duration::from_mins(1));
     service.relay.mail(1).await;
     service.until_outbox_has(0).await;
@@ -128,9 +128,12 @@ async fn mail_test_says_which_relay_took_it_and_which_did_not() {
     });
     let (said, why, well) = test.await.unwrap();
     let lines: Vec<_> = said.lines().collect();
-    assert!(lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("took the mail"), "{said}");
-    assert!(lines[1].contains("did not take it: rcpt 550 5.7.1"), "{said}");
-    assert!(lines[2].contains("did not take it: connect (") && lines[2].contains("refused"), "{said}");
+    assert!(
+        lines[0].starts_with("relay 0 (127.0.0.1:") && lines[0].ends_with("accepted the email"),
+        "{said}"
+    );
+    assert!(lines[1].contains("did not accept it: rcpt 550 5.7.1"), "{said}");
+    assert!(lines[2].contains("did not accept it: connect (") && lines[2].contains("refused"), "{said}");
     assert!(!well && why.contains("2 of 3 relays"), "{why}");
     let mail = good.mail(1).await;
     assert_eq!(mail.recipients, ["trader@example.com"]);

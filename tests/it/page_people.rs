@@ -68,11 +68,13 @@ async fn without_younger_apis_the_whole_journey_works(pool: PgPool) {
 async fn a_script_that_does_not_load_or_fails_leaves_a_sentence_with_the_contact(pool: PgPool) {
     let (service, page) = page_of(&pool, &["--support-phone=+84 28 1234 5678"]).await;
     let browser = Browser::open("en").await;
-    before_load(&browser, "delete window.AbortController; delete window.history.__proto__.replaceState").await;
+    before_load(&browser, "delete window.AbortController; delete window.history.__proto__.replaceState")
+        .await;
     browser.goes_to(&page).await;
     let seen = browser.reads("#unready").await;
     assert!(seen.starts_with("This page could not start"), "{seen}");
-    let contact = browser.value("[...document.querySelectorAll('#unready a')].map((link) => link.href)").await;
+    let contact =
+        browser.value("[...document.querySelectorAll('#unready a')].map((link) => link.href)").await;
     assert_eq!(contact, "mailto:support@verolabs.co,tel:+842812345678");
     // Its error is what this test is about.
     browser.driver.clone().quit().await.unwrap();
@@ -154,7 +156,10 @@ async fn an_address_is_cleaned_and_what_is_probably_wrong_with_it_is_said(pool: 
         assert_eq!(browser.value(address).await, EMAIL, "{text:?}");
     }
     pasted("trader@gmial.com").await;
-    assert_eq!(browser.value("document.querySelector('#address-typo input').value").await, "trader@gmail.com");
+    assert_eq!(
+        browser.value("document.querySelector('#address-typo input').value").await,
+        "trader@gmail.com"
+    );
     assert_eq!(browser.value(address).await, "trader@gmial.com", "it is offered, not corrected");
     browser.clicks("#address-typo input").await;
     assert_eq!(browser.value(address).await, "trader@gmail.com");
@@ -179,9 +184,19 @@ async fn a_code_is_sent_by_itself_once_and_its_error_names_the_attempts_left(poo
     browser.pastes("\u{200f}٠٠٠٠ ٠٠٠٠\u{2069}").await;
     let error = browser.reads("#verify-error").await;
     assert!(error.contains("Attempts left: 4"), "{error}");
-    assert_eq!(browser.value("document.activeElement.selectionEnd - document.activeElement.selectionStart > 8").await, "true", "the wrong code is selected");
+    assert_eq!(
+        browser
+            .value("document.activeElement.selectionEnd - document.activeElement.selectionStart > 8")
+            .await,
+        "true",
+        "the wrong code is selected"
+    );
     browser.pastes(&code).await;
-    assert_eq!(browser.value("document.querySelector('#verify-error').innerText").await, "", "a stale error goes");
+    assert_eq!(
+        browser.value("document.querySelector('#verify-error').innerText").await,
+        "",
+        "a stale error goes"
+    );
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
     browser.closes().await;

@@ -7,11 +7,12 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use vos_auth::database::with_deadline;
 
-/// The statements that read a whole table, by how they begin: an operator's commands, and the count of pending mails for
-/// the metrics.
-const READ_A_WHOLE_TABLE: [&str; 9] = [
+/// The statements that read a whole table, by how they begin: an operator's commands, `dev`, and the count of pending mails
+/// for the metrics.
+const READ_A_WHOLE_TABLE: [&str; 10] = [
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
+    "DELETE FROM throttle WHERE true",
     "SELECT account_id AS \"account_id!\" FROM audit_event WHERE what = 'account_erased'",
     "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
      bouncing_since FROM account WHERE id = $1 OR email = $2",

@@ -1,4 +1,4 @@
-//! `vos-auth account export`: to a file, or back into Kratos.
+//! `vos-auth account export`: writes accounts to a file, or changes back to Kratos.
 
 use std::convert::Infallible;
 use std::io::{BufWriter, Write};
@@ -23,30 +23,32 @@ use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ExportArguments {
-    /// The file, readable to its owner alone. Default: standard output
+    /// The file, readable only by its owner. Default: standard output
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Carry changes back into a running Kratos instead: the base of its admin API, such as http://127.0.0.1:4434. Of each
-    /// account whose password, email or state was changed here since TIME, that alone is written. Can be interrupted and run
-    /// again
+    /// Write changes back to a running Kratos instead: the base URL of its admin API, such as
+    /// http://127.0.0.1:4434. Of each account whose password, email or state was changed here since
+    /// TIME, only these are written. Can be interrupted and run again
     #[arg(long, value_name = "URL", requires = "since", conflicts_with = "out")]
     to_kratos: Option<AdminUrl>,
     /// The time of the first import, such as 2026-11-29T12:00:00Z
     #[arg(long, value_name = "TIME", requires = "to_kratos", value_parser = time)]
     since: Option<OffsetDateTime>,
-    /// Look everything up, say what would be done, and write nothing to Kratos
+    /// Read everything, print what would be done, and write nothing to Kratos
     #[arg(long, requires = "to_kratos")]
     dry_run: bool,
-    /// Where identities are listed that failed, or that were changed in Kratos later than here, with id and reason
+    /// The file that lists, with id and reason, identities that failed or that were changed in
+    /// Kratos later than here
     #[arg(long, value_name = "PATH", requires = "to_kratos", default_value = "kratos.failed.ndjson")]
     failed: PathBuf,
-    /// Where in an identity the email stands
+    /// The path of the email in an identity
     #[arg(long, env = "IMPORT_EMAIL_PATH", value_name = "IMPORT_EMAIL_PATH", default_value = "traits.email")]
     email_path: JsonPath,
-    /// Let hashes cross a network without TLS; without it http is for this machine and private addresses alone
+    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only
+    /// for this machine and private addresses
     #[arg(long, requires = "to_kratos")]
     plain_http: bool,
-    /// The setting of `serve`: changes that are older are not known any more
+    /// The setting of `serve`: older changes are no longer recorded
     #[arg(long, env, default_value = "365days", value_parser = config::audit_retention)]
     audit_retention: Duration,
 }
@@ -65,53 +67,61 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
     }
     if since < now - audit_retention {
         let kept = format_duration(audit_retention);
-        return Err(format!("--since is longer ago than audit events are kept ({kept}): what changed then is not known any more").into());
+        return Err(format!(
+            "--since is longer ago than audit events are kept ({kept}): older changes are no longer recorded"
+        )
+        .into());
     }
     let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-    let what = ToKratos { since, email_path, failed, dry_run };
+    let settings = ToKratos { since, email_path, failed, dry_run };
     let mut connection = connect().await?;
     let mut progress = Progress::begin();
-    let told = |carried: &Carried| {
+    let report = |carried: &Carried| {
         if carried.looked_at == 0 {
-            terminal::note(format_args!("{} accounts have changed here since then", carried.changed));
+            terminal::error_line(format_args!("{} accounts were changed here since then", carried.changed));
         }
-        progress.tell(carried.looked_at, |rate| {
+        progress.report(carried.looked_at, |rate| {
             let Carried { changed, looked_at, failed, .. } = carried;
             format!("{looked_at} of {changed} accounts, {rate} a second, {failed} failed")
         });
     };
     let stop = stop_signal()?;
     let (carried, done) = tokio::select! {
-        done = export::kratos::run(&mut connection, now, &kratos, &what, &stop, told) => done,
-        never = says_that_it_stops(&stop) => match never {},
+        done = export::kratos::run(&mut connection, now, &kratos, &settings, &stop, report) => done,
+        never = announce_stop(&stop) => match never {},
     };
-    summary(&carried, &what).lines().for_each(terminal::line);
+    summary(&carried, &settings).lines().for_each(terminal::line);
     done?;
     if carried.failed > 0 {
-        return Err(format!("{} accounts failed: {} says why", carried.failed, what.failed.display()).into());
+        return Err(format!(
+            "{} accounts failed; {} lists the reasons",
+            carried.failed,
+            settings.failed.display()
+        )
+        .into());
     }
     Ok(())
 }
 
-/// A PUT that was sent is waited for.
-async fn says_that_it_stops(stop: &CancellationToken) -> Infallible {
+/// Says that the command stops, because it first waits for the answer to a PUT that was sent.
+async fn announce_stop(stop: &CancellationToken) -> Infallible {
     stop.cancelled().await;
-    terminal::note("stopping as soon as Kratos has answered");
+    terminal::error_line("stopping as soon as Kratos has answered");
     std::future::pending().await
 }
 
-fn summary(carried: &Carried, what: &ToKratos) -> String {
+fn summary(carried: &Carried, settings: &ToKratos) -> String {
     let Carried { changed, looked_at, written, same, newer_there, failed } = carried;
-    let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
+    let prefix = if settings.dry_run { "dry run, the result would be " } else { "" };
     let done = format!(
-        "{looked_at} of {changed} accounts that have changed here: {tense}{written} written, {same} as they were, {failed} failed"
+        "{looked_at} of {changed} accounts that were changed here: {prefix}{written} written, {same} unchanged, {failed} failed"
     );
     if *newer_there == 0 {
         return done;
     }
-    let list = what.failed.display();
+    let list = settings.failed.display();
     format!(
-        "{done}\n{newer_there} were changed in Kratos later than here, and stay so in that: {list} says which"
+        "{done}\n{newer_there} were changed in Kratos later than here and keep those changes; {list} lists them"
     )
 }
 
@@ -124,6 +134,6 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
         None => Box::new(std::io::stdout()),
     };
     let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
-    terminal::note(format_args!("{count} accounts are exported, with the hashes of their passwords"));
+    terminal::error_line(format_args!("{count} accounts are exported, with their password hashes"));
     Ok(())
 }

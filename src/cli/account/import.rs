@@ -1,4 +1,4 @@
-//! `vos-auth account import`: a move from another system.
+//! `vos-auth account import`: imports accounts from another system.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,31 +17,33 @@ use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArguments {
-    /// The export: a JSON array of identities, one identity a line, or a CSV with the columns email, and if you like
-    /// password_hash, locale, state, id, traits
+    /// The file: a JSON array of identities, one identity a line, or a CSV file with the column
+    /// email and optionally password_hash, locale, state, id, traits
     #[arg(required_unless_present = "from_kratos")]
     file: Option<PathBuf>,
-    /// Take them from a running Kratos instead: the base of its admin API, such as http://127.0.0.1:4434
+    /// Import from a running Kratos instead: the base URL of its admin API, such as
+    /// http://127.0.0.1:4434
     #[arg(long, value_name = "URL", conflicts_with = "file")]
     from_kratos: Option<AdminUrl>,
-    /// Identities of one request to Kratos
+    /// Identities per request to Kratos
     #[arg(long, value_name = "COUNT", requires = "from_kratos", default_value = "500", value_parser = clap::value_parser!(u16).range(1..=1000))]
     page_size: u16,
-    /// Let hashes cross a network without TLS; without it http is for this machine and private addresses alone
+    /// Allow http to public addresses, where hashes are sent without TLS. Otherwise http is only
+    /// for this machine and private addresses
     #[arg(long, requires = "from_kratos")]
     plain_http: bool,
-    /// Where refused records are listed, with id and reason, and line in a file. Default: FILE.refused.ndjson, or
-    /// kratos.refused.ndjson
+    /// The file that lists refused records, with id, reason and line number. Default:
+    /// FILE.refused.ndjson, or kratos.refused.ndjson
     #[arg(long, value_name = "PATH")]
     refused: Option<PathBuf>,
-    /// Read all of it, look everything up, say what would be done, and write nothing to the database
+    /// Read everything, print what would be done, and write nothing to the database
     #[arg(long)]
     dry_run: bool,
-    /// Where in an identity the email stands: names with dots between them, or numbers in arrays. For files of `account
-    /// export`: recovery_addresses.0.value
+    /// The path of the email in an identity: member names or array indexes, separated by dots. For
+    /// files of `account export`: recovery_addresses.0.value
     #[arg(long, env = "IMPORT_EMAIL_PATH", value_name = "IMPORT_EMAIL_PATH", default_value = "traits.email")]
     email_path: JsonPath,
-    /// Where in an identity the language stands; vi and en are kept
+    /// The path of the language in an identity; vi and en are imported
     #[arg(
         long,
         env = "IMPORT_LOCALE_PATH",
@@ -49,21 +51,21 @@ pub(in crate::cli) struct ImportArguments {
         default_value = "metadata_public.locale"
     )]
     locale_path: JsonPath,
-    /// The setting of `serve`, which the slowest imported hash is compared with
+    /// The setting of `serve`, with which the slowest imported hash is compared
     #[arg(long, env, default_value = "500ms", value_parser = config::login_failure_time)]
     login_failure_time: Duration,
-    /// The setting of `serve`: a password whose hash takes more memory is left out
+    /// The setting of `serve`: hashes that take more memory are not imported
     #[arg(long, env, default_value = "262144", value_parser = config::hashing_memory_kib())]
     hashing_memory_kib: u32,
 }
 
 pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
     let login_failure_time = arguments.login_failure_time;
-    let what = what(arguments)?;
+    let import = settings(arguments)?;
     let mut connection = connect().await?;
     let mut progress = Progress::begin();
-    let (report, done) = import::run(&mut connection, &Clock::system(), &what, &stop_signal()?, |report| {
-        progress.tell(report.records, |rate| {
+    let (report, done) = import::run(&mut connection, &Clock::system(), &import, &stop_signal()?, |report| {
+        progress.report(report.records, |rate| {
             let percent = report.percent.map(|percent| format!("{percent}%, ")).unwrap_or_default();
             format!("{percent}{} records, {rate} a second, {} refused", report.records, report.refused)
         });
@@ -74,11 +76,11 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
         (report, slowest)
     })
     .await?;
-    let mut lines = vec![summary(&report, &what)];
+    let mut lines = vec![summary(&report, &import)];
     if let Some((kind, time)) = slowest {
-        let advice = Advice::of(kind, time, login_failure_time);
-        // What is to be done before the import comes first.
-        lines.insert(usize::from(!advice.is_to_be_done), advice.text);
+        let advice = Advice::new(kind, time, login_failure_time);
+        // A required action is printed first.
+        lines.insert(usize::from(!advice.requires_action), advice.text);
     }
     if report.not_ascii > 0 {
         lines.insert(0, not_ascii(report.not_ascii));
@@ -86,13 +88,17 @@ pub(super) async fn import(arguments: ImportArguments) -> Result<(), Failure> {
     lines.iter().flat_map(|line| line.lines()).for_each(terminal::line);
     done?;
     if report.refused > 0 {
-        let why = format!("{} records were refused: {} says why", report.refused, what.refused.display());
+        let why = format!(
+            "{} records were refused; {} lists the reasons",
+            report.refused,
+            import.refused.display()
+        );
         return Err(why.into());
     }
     Ok(())
 }
 
-fn what(arguments: ImportArguments) -> Result<Import, Failure> {
+fn settings(arguments: ImportArguments) -> Result<Import, Failure> {
     let ImportArguments {
         file,
         from_kratos,
@@ -123,37 +129,40 @@ fn what(arguments: ImportArguments) -> Result<Import, Failure> {
 
 fn not_ascii(count: u64) -> String {
     format!(
-        "{count} emails have characters beyond ASCII before the @ and are refused: give these identities another email before \
-         the import, or their owners cannot sign in here"
+        "{count} emails have non-ASCII characters before the @ and are refused: give these identities another email before \
+         the import, or their owners cannot sign in"
     )
 }
 
-fn summary(report: &Report, what: &Import) -> String {
+fn summary(report: &Report, import: &Import) -> String {
     let Report { records, created, updated, unchanged, kept, refused, .. } = report;
-    let tense = if what.dry_run { "nothing was written; it would be " } else { "" };
+    let prefix = if import.dry_run { "dry run, the result would be " } else { "" };
     let mut lines = vec![format!(
-        "{records} records: {tense}{created} new, {updated} changed, {unchanged} as they were, {kept} left as they are here, {refused} refused"
+        "{records} records: {prefix}{created} new, {updated} changed, {unchanged} unchanged, {kept} kept because they were used here, {refused} refused"
     )];
     let kinds = |counts: &std::collections::BTreeMap<&str, u64>| {
         counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
     };
     if !report.passwords.is_empty() {
-        lines.push(format!("passwords that go on to work: {}", kinds(&report.passwords)));
+        lines.push(format!("passwords that keep working: {}", kinds(&report.passwords)));
     }
     let left_out = [
-        (report.too_weak.values().sum(), format!("too weak to keep ({})", kinds(&report.too_weak))),
-        (report.broken, "broken or too dear to compute".into()),
+        (report.too_weak.values().sum(), format!("too weak ({})", kinds(&report.too_weak))),
+        (report.broken, "malformed or too slow to verify".into()),
         (
             report.too_large,
             format!(
-                "of more memory than HASHING_MEMORY_KIB ({}), which may be raised",
-                what.hashing_memory_kib
+                "need more memory than HASHING_MEMORY_KIB ({}), which can be raised",
+                import.hashing_memory_kib
             ),
         ),
-        (report.unknown, "of an unknown kind".into()),
+        (report.unknown, "of an unknown scheme".into()),
         (
             report.without,
-            format!("not in {}", if matches!(what.source, Source::File(_)) { "the file" } else { "Kratos" }),
+            format!(
+                "not in {}",
+                if matches!(import.source, Source::File(_)) { "the file" } else { "Kratos" }
+            ),
         ),
     ];
     let left_out: Vec<_> = left_out
@@ -162,16 +171,19 @@ fn summary(report: &Report, what: &Import) -> String {
         .map(|(count, why)| format!("{count} {why}"))
         .collect();
     if !left_out.is_empty() {
-        lines.push(format!("without a password, to be recovered by mail: {}", left_out.join(", ")));
+        lines.push(format!(
+            "accounts without a password, which their owners must recover by email: {}",
+            left_out.join(", ")
+        ));
     }
     if report.passwords.is_empty() && report.without > 0 {
         lines.push(
-            match what.source {
+            match import.source {
                 Source::File(_) => {
-                    "the file has no password at all: was it exported with include_credential=password?"
+                    "the file contains no password: was it exported with include_credential=password?"
                 }
                 Source::Kratos(..) => {
-                    "Kratos gave no password at all: import a file, one identity after the other"
+                    "Kratos returned no password: import a file, for which each identity is exported by itself"
                 }
             }
             .into(),
@@ -180,30 +192,33 @@ fn summary(report: &Report, what: &Import) -> String {
     lines.join("\n")
 }
 
-/// Whether a failed login takes long enough.
+/// Whether LOGIN_FAILURE_TIME is long enough for the slowest imported hash.
 struct Advice {
     text: String,
-    is_to_be_done: bool,
+    requires_action: bool,
 }
 
 impl Advice {
-    fn of(kind: &str, time: Duration, setting: Duration) -> Self {
+    fn new(kind: &str, time: Duration, setting: Duration) -> Self {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let slowest = Duration::from_millis(millis(time));
-        let slowest = format!("the slowest hash is {kind}, verified in {} here", format_duration(slowest));
+        let slowest = format!(
+            "the slowest hash is {kind}, which takes {} to verify on this machine",
+            format_duration(slowest)
+        );
         let setting_text = format_duration(setting);
-        // A password that is not in NFC is tried as it was typed, too.
+        // A password that is not in NFC is verified twice: in NFC and as typed.
         let needed = time * 2;
         if needed < setting {
             let text = format!("{slowest}: LOGIN_FAILURE_TIME ({setting_text}) is long enough");
-            return Self { text, is_to_be_done: false };
+            return Self { text, requires_action: false };
         }
         let enough = (millis(needed) + 1).next_multiple_of(100);
         let text = format!(
-            "set LOGIN_FAILURE_TIME={enough}ms for `serve` before the switch (it is {setting_text}): {slowest}, and a failed \
-             login that takes longer tells that the address has an account"
+            "set LOGIN_FAILURE_TIME={enough}ms for `serve` before the switch (it is {setting_text}): {slowest}. A failed \
+             login that takes longer reveals that the address has an account"
         );
-        Self { text, is_to_be_done: true }
+        Self { text, requires_action: true }
     }
 }
 
@@ -212,15 +227,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_login_has_to_take_longer_than_the_slowest_hash_twice() {
+    fn a_failed_login_must_take_longer_than_two_verifications_of_the_slowest_hash() {
         let advice = |millis, setting| {
-            Advice::of("scrypt", Duration::from_millis(millis), Duration::from_millis(setting))
+            Advice::new("scrypt", Duration::from_millis(millis), Duration::from_millis(setting))
         };
-        assert!(!advice(249, 500).is_to_be_done);
+        assert!(!advice(249, 500).requires_action);
         assert!(advice(249, 500).text.ends_with("LOGIN_FAILURE_TIME (500ms) is long enough"));
         for (millis, set) in [(250, "=600ms "), (299, "=600ms "), (310, "=700ms "), (550, "=1200ms ")] {
-            let Advice { text, is_to_be_done } = advice(millis, 500);
-            assert!(is_to_be_done && text.starts_with(&format!("set LOGIN_FAILURE_TIME{set}")), "{text}");
+            let Advice { text, requires_action } = advice(millis, 500);
+            assert!(requires_action && text.starts_with(&format!("set LOGIN_FAILURE_TIME{set}")), "{text}");
         }
     }
 }

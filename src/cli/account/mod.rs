@@ -1,4 +1,4 @@
-//! `vos-auth account`: what an operator does about accounts.
+//! `vos-auth account`: an operator's commands on accounts.
 
 mod export;
 mod import;
@@ -27,82 +27,85 @@ use crate::{session, terminal};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
-    /// Create an account; without a password its owner recovers by mail first
+    /// Create an account. Without a password, its owner must recover it by email first
     Create {
-        /// The address; recovery codes go there
+        /// The email address; recovery codes are sent to it
         email: String,
-        /// The language of its mails. Default: that of each request
+        /// The language of its emails. Default: the language of each request
         #[arg(long)]
         locale: Option<Locale>,
-        /// What is known of the person, as a JSON object
+        /// Data about the owner, as a JSON object
         #[arg(long, default_value = "{}")]
         traits: String,
-        /// Read a password from standard input, up to the first line's end
+        /// Read a password from the first line of standard input
         #[arg(long)]
         password_stdin: bool,
-        /// The setting of `serve`: the fewest characters of a new password
+        /// The setting of `serve`: the minimum length of a new password in characters
         #[arg(long, env, default_value = "15", value_parser = config::password_min_chars())]
         password_min_chars: u16,
     },
-    /// Take over the accounts of another system: from a running Ory Kratos, a file of its identities, or a CSV. Can be
-    /// interrupted and run again: an account that has been used here since is never changed
+    /// Import the accounts of another system: from a running Ory Kratos, a file of its identities,
+    /// or a CSV file. Can be interrupted and run again; an account that has been used here since
+    /// its import is never changed
     Import(import::ImportArguments),
-    /// Write all accounts as Ory Kratos does, one JSON object a line, with the hashes of their passwords; or carry what has
-    /// changed here back into a running Kratos
+    /// Export all accounts in the format of Ory Kratos, one JSON object a line, with password
+    /// hashes; or write changes back to a running Kratos
     Export(export::ExportArguments),
-    /// Show an account, in whatever state
+    /// Show an account
     Show {
         #[command(flatten)]
-        whose: Whose,
+        account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
-        /// As JSON, for programs
+        /// Print JSON, for programs
         #[arg(long)]
         json: bool,
     },
-    /// Disable an account: its sessions and pending recoveries end, nobody signs in to it
-    Disable(Whose),
+    /// Disable an account: its sessions and pending recoveries end, and its owner cannot sign in
+    Disable(AccountArgument),
     /// Make a disabled account active again
-    Enable(Whose),
-    /// Give an account another address; its pending recoveries end, its sessions go on, nobody is mailed
+    Enable(AccountArgument),
+    /// Change the address of an account. Its pending recoveries end, its sessions continue, and no
+    /// email is sent
     SetEmail {
         #[command(flatten)]
-        whose: Whose,
-        /// The new address; no other account may have it
+        account: AccountArgument,
+        /// The new address, which no other account may have
         new: String,
     },
-    /// List the sessions of an account that have not ended
+    /// List the open sessions of an account
     Sessions {
         #[command(flatten)]
-        whose: Whose,
+        account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
     },
-    /// End every session of an account; its JWTs go on for 10 minutes at most
-    Revoke(Whose),
-    /// End every session of every account, after the database was set back to an earlier time; before `serve` is started
+    /// End every session of an account. Its JWTs stay valid for at most 10 minutes
+    Revoke(AccountArgument),
+    /// End every session of every account, after the database was restored from a backup and before
+    /// `serve` is started
     RevokeAll,
-    /// Delete an account and all that is stored of its owner, for good. Audit events keep its id alone
-    Erase(Whose),
-    /// Fill the rate limits of an address again, after strangers have used them up: recoveries, failed logins, new browsers.
-    /// At most 3 times in 24 hours
+    /// Delete an account and all data of its owner permanently. Audit events keep only its id
+    Erase(AccountArgument),
+    /// Reset the rate limits of an address after an attacker has exhausted them: recoveries, failed
+    /// logins, new browsers. At most 3 times in 24 hours
     Unblock {
         /// Any address, whether an account has it or not
         email: String,
     },
-    /// Print a ticket that lets its holder start one recovery for the address although its budget is spent. Needs
-    /// DEVICE_SECRETS
+    /// Print a ticket, with which its holder can start one recovery although the rate limit of the
+    /// address is exhausted. Needs DEVICE_SECRETS
     Recover {
         /// The address of an active account
         email: String,
-        /// The origin of /recovery, for a link that holds the ticket
+        /// The origin of /recovery, to print a link with the ticket too
         #[arg(long, env)]
         public_origin: Option<Origin>,
     },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Whose {
+pub(super) struct AccountArgument {
     /// The address or the id of an account
     #[arg(value_name = "EMAIL|ID")]
     account: String,
@@ -110,7 +113,7 @@ pub(super) struct Whose {
 
 #[derive(Debug, Args)]
 pub(super) struct Idle {
-    /// The setting of `serve`: when a session has ended that nobody has refreshed
+    /// The setting of `serve`: how long a session lasts without being refreshed
     #[arg(long, env, default_value = "30min", value_parser = config::session_idle)]
     session_idle: Duration,
 }
@@ -122,23 +125,23 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         }
         AccountCommand::Import(arguments) => import::import(arguments).await,
         AccountCommand::Export(arguments) => export::export(arguments).await,
-        AccountCommand::Show { whose, idle, json } => {
-            let (mut connection, account) = whose.found().await?;
+        AccountCommand::Show { account, idle, json } => {
+            let (mut connection, account) = account.find().await?;
             show::show(&mut connection, Clock::system().now(), idle.session_idle, &account, json).await
         }
-        AccountCommand::Disable(whose) => set_active(&whose, false).await,
-        AccountCommand::Enable(whose) => set_active(&whose, true).await,
-        AccountCommand::SetEmail { whose, new } => set_email(&whose, &new).await,
-        AccountCommand::Sessions { whose, idle } => {
-            let (mut connection, account) = whose.found().await?;
+        AccountCommand::Disable(account) => set_active(&account, false).await,
+        AccountCommand::Enable(account) => set_active(&account, true).await,
+        AccountCommand::SetEmail { account, new } => set_email(&account, &new).await,
+        AccountCommand::Sessions { account, idle } => {
+            let (mut connection, account) = account.find().await?;
             let now = Clock::system().now();
             let sessions = session::open_of(&mut connection, now, idle.session_idle, account.id).await?;
             show::print_sessions(&sessions);
             Ok(())
         }
-        AccountCommand::Revoke(whose) => revoke(&whose).await,
+        AccountCommand::Revoke(account) => revoke(&account).await,
         AccountCommand::RevokeAll => revoke_all().await,
-        AccountCommand::Erase(whose) => erase(&whose).await,
+        AccountCommand::Erase(account) => erase(&account).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
         AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
     }
@@ -174,8 +177,8 @@ fn read_password(min_chars: u16, email: &EmailAddress) -> Result<Password, Failu
     Ok(password)
 }
 
-impl Whose {
-    async fn found(&self) -> Result<(PgConnection, Record), Failure> {
+impl AccountArgument {
+    async fn find(&self) -> Result<(PgConnection, Record), Failure> {
         let name: Name = self.account.parse()?;
         let mut connection = connect().await?;
         let account = record::find(&mut connection, &name).await?;
@@ -183,8 +186,8 @@ impl Whose {
     }
 }
 
-async fn set_active(whose: &Whose, active: bool) -> Result<(), Failure> {
-    let (mut connection, account) = whose.found().await?;
+async fn set_active(argument: &AccountArgument, active: bool) -> Result<(), Failure> {
+    let (mut connection, account) = argument.find().await?;
     let changed = operator::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
     terminal::line(match (active, changed) {
         (true, true) => "the account is active again",
@@ -195,9 +198,9 @@ async fn set_active(whose: &Whose, active: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn set_email(whose: &Whose, new: &str) -> Result<(), Failure> {
+async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure> {
     let new = EmailAddress::parse(new)?;
-    let (mut connection, account) = whose.found().await?;
+    let (mut connection, account) = argument.find().await?;
     match operator::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
         EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
         EmailSet::Already => terminal::line("the account has this address already"),
@@ -209,8 +212,8 @@ async fn set_email(whose: &Whose, new: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn revoke(whose: &Whose) -> Result<(), Failure> {
-    let (mut connection, account) = whose.found().await?;
+async fn revoke(argument: &AccountArgument) -> Result<(), Failure> {
+    let (mut connection, account) = argument.find().await?;
     let ended = operator::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
     terminal::line(format_args!("{ended} sessions have ended"));
     Ok(())
@@ -222,23 +225,23 @@ async fn revoke_all() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn erase(whose: &Whose) -> Result<(), Failure> {
-    let (mut connection, account) = whose.found().await?;
+async fn erase(argument: &AccountArgument) -> Result<(), Failure> {
+    let (mut connection, account) = argument.find().await?;
     operator::erase(&mut connection, Clock::system().now(), account.id).await?;
-    terminal::line(format_args!("account {} and all that was stored of its owner are erased", account.id));
+    terminal::line(format_args!("account {} and all data of its owner are erased", account.id));
     Ok(())
 }
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
-        Unblocked::Filled(filled) => terminal::line(format_args!(
-            "{filled} rate limits of this address were drawn on, and are full again"
-        )),
+        Unblocked::Filled(filled) => {
+            terminal::line(format_args!("{filled} rate limits of this address are reset"))
+        }
         Unblocked::NotBefore(at) => {
             let at = at.truncate_to_second();
             return Err(format!(
-                "this address was unblocked 3 times in 24 hours; the next time is after {at}"
+                "this address was unblocked 3 times in 24 hours; it can be unblocked again after {at}"
             )
             .into());
         }
@@ -246,7 +249,7 @@ async fn unblock(email: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The ticket goes to standard output alone, so that it can be piped to where it is needed.
+/// Prints only the ticket to standard output, so that it can be piped.
 async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     let keys = config::device_secrets()?;
@@ -256,12 +259,12 @@ async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
     audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
     let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
     terminal::line(&ticket);
-    terminal::note(format_args!(
-        "It is good for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code goes by mail, as always.",
+    terminal::error_line(format_args!(
+        "It is valid for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code is sent by email, as always.",
         TICKET_LIFETIME.as_secs() / 60
     ));
     if let Some(origin) = origin {
-        terminal::note(format_args!("As a link: {origin}/recovery#t={ticket}"));
+        terminal::error_line(format_args!("As a link: {origin}/recovery#t={ticket}"));
     }
     Ok(())
 }
@@ -269,5 +272,5 @@ async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
 async fn owner(connection: &mut PgConnection, email: &EmailAddress) -> Result<Account, Failure> {
     account::active_by_email(connection, email.as_str())
         .await?
-        .ok_or_else(|| "nobody has an active account with this address".into())
+        .ok_or_else(|| "there is no active account with this address".into())
 }

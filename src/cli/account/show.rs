@@ -1,4 +1,5 @@
-//! `vos-auth account show` and `sessions`: what is stored of an account, without its hash.
+//! `vos-auth account show` and `sessions`: print the stored data of an account, without its
+//! password hash.
 
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ pub(super) async fn show(
 ) -> Result<(), Failure> {
     let sessions = session::open_of(connection, now, idle, account.id).await?.len();
     let password = match account.password_hash.as_deref().map(Stored::parse) {
-        None => "none: its owner recovers by mail",
+        None => "none: the owner must recover it by email",
         Some(Ok(stored)) => stored.kind(),
-        Some(Err(_)) => "of no use: its owner recovers by mail",
+        Some(Err(_)) => "unusable: the owner must recover it by email",
     };
     let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".into(), |at| at.to_string());
     if as_json {
@@ -48,7 +49,7 @@ pub(super) async fn show(
         ("id", account.id.to_string()),
         ("email", account.email.clone()),
         ("state", account.state.clone()),
-        ("language", account.locale.clone().unwrap_or_else(|| "that of each request".into())),
+        ("language", account.locale.clone().unwrap_or_else(|| "chosen by each request".into())),
         ("traits", account.traits.to_string()),
         ("password", password.into()),
         ("set", time(account.password_changed_at)),
@@ -70,7 +71,7 @@ fn rfc3339(at: OffsetDateTime) -> String {
 
 pub(super) fn print_sessions(sessions: &[Session]) {
     if sessions.is_empty() {
-        terminal::line("no session is open");
+        terminal::line("the account has no open session");
         return;
     }
     terminal::line(format_args!(
@@ -78,11 +79,11 @@ pub(super) fn print_sessions(sessions: &[Session]) {
         "ID", "SIGNED IN", "LAST SEEN", "ENDS", "ADDRESS"
     ));
     for session in sessions {
-        let [begun, seen, ends] = [session.authenticated_at, session.last_seen_at, session.ends_at]
+        let [signed_in, last_seen, ends] = [session.authenticated_at, session.last_seen_at, session.ends_at]
             .map(|at| rfc3339(at.truncate_to_second()));
         let device = &session.user_agent;
         terminal::line(format_args!(
-            "{}  {begun:20}  {seen:20}  {ends:20}  {:15}  {device}",
+            "{}  {signed_in:20}  {last_seen:20}  {ends:20}  {:15}  {device}",
             session.id,
             session.client_ip.to_string()
         ));

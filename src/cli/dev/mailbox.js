@@ -1,6 +1,6 @@
-// Shows /dev/mailbox.json, and asks for it again every second. A mail's text is set as text, and its HTML stands in a
-// sandboxed frame: nothing of it runs here. It also stands in for the sign-in page, and takes over the session that
-// /recovery hands over.
+// Shows /dev/mailbox.json and reloads it every second. No script of an email runs: its text is set
+// as text, and its HTML is in a sandboxed frame. The page is also the sign-in page of `dev`: it
+// reads the session token that /recovery stores.
 const $ = (selector, root = document) => root.querySelector(selector);
 const list = $('#mails');
 const state = $('#state');
@@ -48,7 +48,7 @@ async function refresh() {
   setTimeout(refresh, 1000);
 }
 
-async function takeSession() {
+async function showSession() {
   const token = sessionStorage.getItem('vos_session_token');
   sessionStorage.removeItem('vos_session_token');
   if (!token) return;
@@ -59,4 +59,4 @@ async function takeSession() {
 }
 
 refresh();
-takeSession();
+showSession();

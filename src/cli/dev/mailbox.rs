@@ -1,5 +1,5 @@
-//! A mailbox that speaks SMTP (RFC 5321), so that a newcomer sees a real mail over a real conversation. For this
-//! machine alone: it takes every mail, keeps the newest in memory, and delivers none.
+//! The mailbox of `dev`: an SMTP server (RFC 5321) on this machine, so that a developer sees the
+//! real emails. It accepts every email, keeps the newest in memory, and delivers none.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,20 +13,20 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::clock::Clock;
 
-/// Mails that are kept.
-const KEPT: usize = 200;
-/// The longest mail, in octets.
+/// How many emails are kept.
+const MAX_MAILS: usize = 200;
+/// Maximum size of an email, in octets.
 const MAX_MAIL: usize = 1024 * 1024;
-/// The longest line, in octets: RFC 5321 §4.5.3.1.6 asks for 1000.
+/// Maximum length of a line, in octets. RFC 5321 §4.5.3.1.6 requires 1000.
 const MAX_LINE: u64 = 8192;
 
-/// A mail that arrived.
+/// An email that has arrived.
 #[derive(Clone, Debug, Serialize)]
 #[expect(clippy::struct_field_names, reason = "the mailbox sends it under this name")]
 pub struct Received {
     /// Envelope recipients.
     pub to: Vec<String>,
-    /// Header From, the address alone.
+    /// The address in the header From.
     pub from: String,
     /// Decoded subject.
     pub subject: String,
@@ -39,12 +39,12 @@ pub struct Received {
     pub received_at: OffsetDateTime,
 }
 
-/// What has arrived, newest first. Clones share it.
+/// The emails that have arrived, newest first. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Mailbox(Arc<Mutex<VecDeque<Received>>>);
 
 impl Mailbox {
-    /// Every kept mail, newest first.
+    /// All kept emails, newest first.
     #[must_use]
     pub fn newest_first(&self) -> Vec<Received> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
@@ -53,10 +53,10 @@ impl Mailbox {
     fn keep(&self, mail: Received) {
         let mut mails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         mails.push_front(mail);
-        mails.truncate(KEPT);
+        mails.truncate(MAX_MAILS);
     }
 
-    /// Takes mails from `listener` for as long as it is polled.
+    /// Accepts emails from `listener` for as long as the future is polled.
     pub async fn serve(self, listener: TcpListener, clock: Clock) {
         loop {
             if let Ok((stream, _)) = listener.accept().await {
@@ -89,7 +89,7 @@ impl Mailbox {
                     let Some(raw) = read_mail(&mut stream).await? else {
                         return Ok(());
                     };
-                    self.keep(read(&raw, std::mem::take(&mut to), clock.now()));
+                    self.keep(parse(&raw, std::mem::take(&mut to), clock.now()));
                     "250 kept"
                 }
                 "QUIT" => return reply(&mut stream, "221 bye").await,
@@ -101,7 +101,7 @@ impl Mailbox {
     }
 }
 
-fn read(raw: &[u8], to: Vec<String>, received_at: OffsetDateTime) -> Received {
+fn parse(raw: &[u8], to: Vec<String>, received_at: OffsetDateTime) -> Received {
     let mail = MessageParser::default().parse(raw).unwrap_or_default();
     let from = mail.from().and_then(|from| from.first()).and_then(|from| from.address());
     Received {
@@ -114,14 +114,15 @@ fn read(raw: &[u8], to: Vec<String>, received_at: OffsetDateTime) -> Received {
     }
 }
 
-/// A line without its end; `None` when the client is gone.
+/// Reads a line without its end; `None` if the client has disconnected.
 async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     (&mut *stream).take(MAX_LINE).read_until(b'\n', &mut line).await?;
     Ok((!line.is_empty()).then(|| String::from_utf8_lossy(&line).trim_end().to_owned()))
 }
 
-/// What follows DATA, up to the lone dot, with doubled dots undone (RFC 5321 §4.5.2).
+/// Reads the email after DATA up to the line with a single dot, and removes dot-stuffing (RFC 5321
+/// §4.5.2).
 async fn read_mail(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> {
     let mut raw = Vec::new();
     loop {

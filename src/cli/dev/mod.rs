@@ -24,7 +24,7 @@ use crate::account::{self, CreateError, NewAccount};
 use crate::app::{App, Limits};
 use crate::cli::dev::mailbox::Mailbox;
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, OauthSecrets, OauthSettings, Secrets};
+use crate::config::{self, Config, OauthSecrets, OauthSettings, Secrets};
 use crate::database::{self, Endpoint};
 use crate::email_address::EmailAddress;
 use crate::http::page;
@@ -32,6 +32,7 @@ use crate::locale::Locale;
 use crate::password::{Cost, Password};
 use crate::secret::Key;
 use crate::server::Server;
+use crate::throttle;
 
 /// The demo accounts: address, language, password.
 const ACCOUNTS: [(&str, Locale, &str); 2] = [
@@ -55,12 +56,14 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let database_url = config::database_url()?;
-    let mut connection = Endpoint::new(database::options(&database_url)?)
-        .connect()
-        .await
-        .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")))?;
-    database::MIGRATOR.run(&mut connection).await?;
+    let options = database::options(&database_url)?;
+    database::migrate(&options, database::MIGRATOR.iter().as_slice(), |line| tracing::info!("{line}"))
+        .await?;
+    let mut connection = Endpoint::new(options).connect().await?;
     seed(&mut connection).await?;
+    if limits == Limits::Off {
+        throttle::refill_all(&mut connection).await?;
+    }
     connection.close().await?;
 
     let smtp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;

@@ -1,5 +1,5 @@
-//! `/recovery`: the page that takes a trader through the recovery while the OMS has none of its own, and the reference for
-//! that one. It is built on the public API alone; what it has to know of the settings stands in its HTML.
+//! `/recovery`: the recovery page for users, until the OMS has its own, and a reference for that
+//! page. It uses only the public API. The settings that it needs are in its HTML.
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
@@ -24,8 +24,8 @@ use crate::http::extract::locale_of;
 use crate::http::{AppState, cookie};
 use crate::locale::Locale;
 
-/// Nothing but the page's own files and the API. No form is ever sent by the browser itself: its fields would stand in a
-/// URL. And no text becomes markup.
+/// Allows only the page's own files and the API. The browser itself submits no form, or its fields
+/// would be in a URL. Scripts cannot turn text into markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -36,13 +36,14 @@ const FILES: [(&str, &str, &str); 3] = [
     ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
 ];
 
-/// The start of a hash over the files: a browser keeps them for as long as they are these.
+/// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until
+/// they change.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
     digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
 });
 
-/// The page and its files.
+/// The routes of the page and its files.
 pub fn routes() -> Router<AppState> {
     Router::new()
         .route("/recovery", get(page))
@@ -53,8 +54,8 @@ pub fn routes() -> Router<AppState> {
         .route("/recovery/{file}", get(file))
 }
 
-/// `GET /recovery`, in the language that was chosen in this browser, or else in the one that it asks for, or else in
-/// Vietnamese, as the mails. `?lang=` chooses one for good.
+/// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
+/// language, else in Vietnamese. `?lang=` chooses a language.
 async fn page(
     State(state): State<AppState>,
     RawQuery(query): RawQuery,
@@ -70,10 +71,10 @@ async fn page(
         support: &config.mail.mail_support,
         phone: config.page.support_phone.as_ref(),
         sign_in: config.page.sign_in_url.to_string(),
-        hands_over: config.page.sign_in_url.is_of(config.clients.public_origin.as_ref()),
+        hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        now: in_milliseconds(state.app.clock.now()),
+        now: unix_seconds(state.app.clock.now()),
         version: &VERSION,
     };
     let page = match language(&headers) {
@@ -94,8 +95,8 @@ async fn to_page() -> Redirect {
     Redirect::to("/recovery")
 }
 
-/// `GET /recovery/{file}?VERSION`. One that is asked for as another version than this replica's is not kept: a roll-out
-/// is under way.
+/// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
+/// because a roll-out is in progress.
 async fn file(
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
@@ -103,16 +104,16 @@ async fn file(
     let Path(name) = name.map_err(|_| Problem::NotFound)?;
     let known = FILES.into_iter().find(|(known, ..)| *known == name);
     let (_, content_type, content) = known.ok_or(Problem::NotFound)?;
-    let keep = if query.as_deref() == Some(VERSION.as_str()) {
+    let cache = if query.as_deref() == Some(VERSION.as_str()) {
         "public, max-age=31536000, immutable"
     } else {
         "no-store"
     };
-    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, keep)], content).into_response())
+    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, cache)], content).into_response())
 }
 
-/// What `?lang=vi` or `?lang=en` is answered: the choice as a cookie, and the way back to the page at `path`. Any other query
-/// is none of ours.
+/// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at
+/// `path`. `None` for any other query.
 #[must_use]
 pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
     // In-app browsers add parameters of their own.
@@ -123,18 +124,19 @@ pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookie
     Some((StatusCode::SEE_OTHER, [(LOCATION, path)]).into_response())
 }
 
-/// The language of a page.
+/// The language of a page: chosen by the user, preferred by the browser, or Vietnamese.
 #[must_use]
 pub fn language(headers: &HeaderMap) -> Locale {
     cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
 }
 
-/// Seconds since 1970 with three decimals: a second that was cut short would make waits end late.
-fn in_milliseconds(time: OffsetDateTime) -> String {
+/// Unix time in seconds with three decimals. Whole seconds would make the page's countdowns end
+/// late.
+fn unix_seconds(time: OffsetDateTime) -> String {
     format!("{}.{:03}", time.unix_timestamp(), time.millisecond())
 }
 
-/// What the page knows of the service. Durations and times are in seconds.
+/// The settings and the time that the page's HTML contains. Times are in seconds.
 struct Facts<'a> {
     brand: &'a str,
     support: &'a str,
@@ -160,7 +162,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn both_languages_say_everything_that_the_layout_asks_for() {
+    fn both_languages_have_every_block_of_the_layout() {
         let blocks = |text: &'static str| -> BTreeSet<&str> {
             text.split("{% block ").skip(1).filter_map(|rest| rest.split(' ').next()).collect()
         };

@@ -1,18 +1,19 @@
-// The recovery page: email, code, new password, signed in.
+// The recovery page. Its steps are: email, code, new password, signed in.
 //
-// The first part is all that a client has to know of the API, which /openapi.json describes; a page of your own can begin
-// with it. The rest is what people see. No words are here: the page's own are in its HTML, and the errors say themselves
-// what was wrong and what to do, in the language that is asked for.
+// The first part is a complete client of the API that /openapi.json describes; your own page can
+// start from it. The rest is the user interface. This file contains no texts: they are in the HTML,
+// and error messages come from the service in the requested language.
 
 // ---- The API
 
-// Returns the status, the members of the answer, the id of the recovery, and after how many seconds to try again (0: at
-// once). An error is {error, message, status} and what helps: attempts_left, advice. Throws if there is no answer, or one
-// that is not the service's: then `answered` is true, for example for the error page of a proxy.
+// Resolves to the answer's members, its status, the id of the recovery, and the seconds to wait
+// before another try (0: none). An error is {error, message, status} with details such as
+// attempts_left and advice. Throws if there is no answer. If the answer is not from the service,
+// such as the error page of a proxy, the thrown error has `answered: true`.
 async function call(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
-    // The recovery is a cookie that scripts cannot read: the browser has to keep it and send it along.
+    // The recovery cookie is HttpOnly: the browser must store and send it.
     credentials: 'include',
     headers: {
       ...(body && { 'Content-Type': 'application/json' }),
@@ -22,53 +23,61 @@ async function call(method, path, body, headers = {}) {
     body: body && JSON.stringify(body),
     signal: timeout(30_000),
   });
-  const { headers: sent, status } = answer;
+  const { headers: received, status } = answer;
+  const id = received.get('X-Recovery-Id');
   const members = await answer.json().catch(() => Promise.reject(Object.assign(new Error(), { answered: true })));
-  return { ...members, status, id: sent.get('X-Recovery-Id'), wait: Number(sent.get('Retry-After')) };
+  return { ...members, status, id, wait: Number(received.get('Retry-After')) };
 }
 
-// AbortSignal.timeout is missing before Safari 16, Chrome 103 and Firefox 100.
+// Safari before 16, Chrome before 103 and Firefox before 100 have no AbortSignal.timeout.
 function timeout(milliseconds) {
   const controller = new AbortController();
   setTimeout(() => controller.abort(), milliseconds);
   return controller.signal;
 }
 
-// 200 for every address that could be one, so an answer never says who has an account. With the cookie of a recovery of the
-// same address that has some minutes to live, it sends the same code again.
-const start = (email, ticket) =>
+// Answers 200 for every valid address, so an answer never reveals who has an account. If the cookie
+// belongs to a recovery of the same address that is valid for some minutes more, the same code is
+// sent again.
+const startRecovery = (email, ticket) =>
   call('POST', '/api/auth/recovery/start', { email }, ticket ? { 'X-Recovery-Ticket': ticket } : {});
-// What the cookie's recovery is waiting for: 200 with {recovery: {id, email, state, expires_at, attempts_left, resend_at}},
-// or 401: there is none that goes on.
-const ask = () => call('GET', '/api/auth/recovery');
-// All tabs share the cookie. With the id of the recovery that a page shows, no request can meet another one: that is 401
-// recovery_id_mismatch, and costs nothing.
-const meaning = (id) => ({ 'X-Recovery-Id': id });
-// 400 with attempts_left for a wrong code; 401: start again. Spaces in the code do not matter.
-const verify = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, meaning(id));
-// 200 is a sign-in: sessionToken, jwt, session. 400 with advice for a password that is refused; 401: start again.
-const reset = (password, id) => call('POST', '/api/auth/recovery/reset-password', { password }, meaning(id));
+// The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at,
+// attempts_left, resend_at}}, or 401 if there is no recovery that can be continued.
+const fetchRecovery = () => call('GET', '/api/auth/recovery');
+// All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
+// on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
+const recoveryIdHeader = (id) => ({ 'X-Recovery-Id': id });
+// 400 with attempts_left for a wrong code; 401: start again. Spaces in the code are ignored.
+const verifyCode = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, recoveryIdHeader(id));
+// 200 signs the user in: sessionToken, jwt, session. 400 with advice for a refused password; 401:
+// start again.
+const resetPassword = (password, id) =>
+  call('POST', '/api/auth/recovery/reset-password', { password }, recoveryIdHeader(id));
 const logOut = (token) => call('POST', '/api/auth/logout', {}, { 'X-Session-Token': token });
 
-// ---- What is known
+// ---- State
 
-const facts = document.body.dataset;
-// Between two emails, so that the first can arrive. The service has its own limit, which it tells.
+const settings = document.body.dataset;
+// Seconds between two emails, so that the first can arrive. The service also has a limit, which its
+// answers state.
 const RESEND_WAIT = 30;
 
-// Time is the server's, as it was when it served this page, and what has passed since by a clock that nobody sets.
-const served = performance.getEntriesByType?.('navigation')[0]?.responseStart ?? 0;
-const now = () => Number(facts.now) + (performance.now() - served) / 1000;
+// The server's time: its time when it served this page, plus the time since then by the browser's
+// monotonic clock.
+const servedAt = performance.getEntriesByType?.('navigation')[0]?.responseStart ?? 0;
+const now = () => Number(settings.now) + (performance.now() - servedAt) / 1000;
 
-// What the server said last, in answer to `ask`; null while there is no recovery. Nothing of it is kept for a reload.
+// The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across
+// reloads.
 let recovery = null;
-// When things end, by the server's time: the code, the password, the waits of the forms.
-const ends = {};
-const remaining = (end) => Math.max(0, Math.ceil((ends[end] ?? 0) - now()));
-// The step that the server waits for.
+// Deadlines in the server's time: of the code and the password step, and until a form can be sent
+// again.
+const deadlines = {};
+const remaining = (name) => Math.max(0, Math.ceil((deadlines[name] ?? 0) - now()));
+// The step that the server expects next.
 const nextStep = () => ({ code_sent: 'code', verified: 'password' })[recovery?.state] ?? 'email';
 
-// The browser may block storage: then a reload forgets the address, and no session can be handed over.
+// Browsers can block storage. Then a reload forgets the email, and no session is handed over.
 const storage = {
   read: (key) => attempt(() => sessionStorage.getItem(key)) ?? '',
   write: (key, value) => attempt(() => (sessionStorage.setItem(key, value), true)) ?? false,
@@ -82,52 +91,59 @@ function attempt(action) {
   }
 }
 
-// The content of the email field, for a reload.
-const KEPT = 'vos_recovery_email';
-let typed = storage.read(KEPT);
-// Where the sign-in page of this host finds the session token. It takes it out, and asks GET /api/auth/session for the rest.
-const HANDED_OVER = 'vos_session_token';
+// The text of the email field is kept across reloads.
+const EMAIL_KEY = 'vos_recovery_email';
+let typedEmail = storage.read(EMAIL_KEY);
+function setTypedEmail(text) {
+  typedEmail = text;
+  storage.write(EMAIL_KEY, text);
+}
+// The sign-in page of this host reads the session token here, removes it, and fetches the rest from
+// GET /api/auth/session.
+const SESSION_TOKEN_KEY = 'vos_session_token';
 
-// An operator's ticket comes in the fragment, which no server sees, and leaves the address bar at once.
+// The recovery ticket of an operator. It comes in the URL's fragment, which browsers do not send,
+// and is removed from the address bar at once.
 let ticket = null;
 
-function learn(told) {
-  // What was typed was meant for the recovery on the screen.
-  if (told?.id !== recovery?.id) {
+function setRecovery(fetched) {
+  // The typed code and password belong to the previous recovery.
+  if (fetched?.id !== recovery?.id) {
     FIELDS.code.value = FIELDS.password.value = '';
     isFirstCode = true;
-    judgeLength();
+    checkLength();
   }
-  recovery = told;
-  typed ||= told?.email ?? '';
-  const at = (time) => Date.parse(time) / 1000 || 0;
-  ends.code = ends.password = 0;
-  ends[nextStep()] = at(told?.expires_at);
-  ends.resend = Math.max(at(told?.resend_at), ends.pause ?? 0);
+  recovery = fetched;
+  typedEmail ||= fetched?.email ?? '';
+  const seconds = (time) => Date.parse(time) / 1000 || 0;
+  deadlines.code = deadlines.password = 0;
+  deadlines[nextStep()] = seconds(fetched?.expires_at);
+  deadlines.resend = Math.max(seconds(fetched?.resend_at), deadlines.pause ?? 0);
 }
 
-// Asks the server and shows what it says. A recovery that is not the one on the screen, or not `expected`, was started
-// elsewhere in this browser, and that is said; so is `why` one has ended. False if the server could not be asked.
-let asked = 0;
+// Fetches the recovery and shows it. If it is neither the one on the screen nor `expected`, another
+// tab has started it, and the page says so. If the recovery has ended, the page shows the error
+// `why`. Returns false if there was no usable answer.
+let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
-  const mine = ++asked;
-  const answer = await ask().catch(() => null);
-  if (mine !== asked || ![200, 401].includes(answer?.status)) return false;
+  const thisFetch = ++fetches;
+  const answer = await fetchRecovery().catch(() => null);
+  if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
   const before = history.state?.step ?? step;
-  const wasUnderWay = before === 'code' || before === 'password';
-  const wasKnown = recovery?.id;
-  if (wasUnderWay && !answer.recovery) typed = recovery?.email ?? typed;
-  learn(answer.recovery ?? null);
+  const wasInProgress = before === 'code' || before === 'password';
+  const previousId = recovery?.id;
+  if (wasInProgress && !answer.recovery) typedEmail = recovery?.email ?? typedEmail;
+  setRecovery(answer.recovery ?? null);
   const target = stay && before === 'email' ? 'email' : nextStep();
-  if (target === step && target === before && recovery?.id === wasKnown) render();
-  else go(target, { instead: before !== 'email' || quietly, quietly });
-  if (!recovery && wasUnderWay) complain($('#start'), why ?? answer);
-  if (recovery && (wasUnderWay || !stay) && expected && expected !== recovery.id)
+  if (target === step && target === before && recovery?.id === previousId) render();
+  else go(target, { replace: before !== 'email' || quietly, quietly });
+  if (!recovery && wasInProgress) showError($('#start'), why ?? answer);
+  if (recovery && (wasInProgress || !stay) && expected && expected !== recovery.id)
     $('#network').textContent = $('#network').dataset.other;
   return true;
 }
 
-// ---- What is seen
+// ---- User interface
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const all = (selector) => document.querySelectorAll(selector);
@@ -135,15 +151,15 @@ const FIELDS = { email: $('#address'), code: $('#digits'), password: $('#secret'
 const name = document.title;
 let step = 'email';
 
-function show(wanted) {
-  step = wanted === 'email' || wanted === 'done' ? wanted : nextStep();
-  clear();
+function show(target) {
+  step = target === 'email' || target === 'done' ? target : nextStep();
+  clearMessages();
   for (const section of all('section')) section.hidden = section.id !== step;
   const section = $(`#${step}`);
   document.title = `${$('h1', section).textContent} · ${name}`;
   $('#back').hidden = step === 'done';
   $('#ticket').hidden = !ticket;
-  FIELDS.email.value = typed;
+  FIELDS.email.value = typedEmail;
   render();
 }
 
@@ -151,20 +167,22 @@ function render() {
   $('#account').value = $('.address').textContent = recovery?.email ?? '';
   $('#attempts').hidden = recovery?.attempts_left === undefined;
   $('#attempts b').textContent = recovery?.attempts_left;
-  // Without an attempt or with an expired code, another code is what helps.
-  $('#code').classList.toggle('needs-code', step === 'code' && (recovery?.attempts_left === 0 || remaining('code') === 0));
   tick();
+  // Without an attempt, or with an expired code, the user needs another code.
+  const needsCode = recovery?.attempts_left === 0 || remaining('code') === 0;
+  $('#code').classList.toggle('needs-code', step === 'code' && needsCode);
 }
 
-// Moves on, as a place in the browser's history: its back button leads to the address, and forward again. A step that is
-// over (`instead`) is no place to come back to. `quietly`: nobody has pressed anything, so the focus stays where it is.
-function go(wanted, { instead = false, quietly = false } = {}) {
-  show(wanted);
-  history[instead ? 'replaceState' : 'pushState']({ step, id: recovery?.id }, '');
+// Shows a step and adds it to the browser's history, so that the back button leads to the email
+// step. `replace` replaces a finished step, to which the user cannot return. `quietly` leaves the
+// focus where it is, because the user did not act.
+function go(target, { replace = false, quietly = false } = {}) {
+  show(target);
+  history[replace ? 'replaceState' : 'pushState']({ step, id: recovery?.id }, '');
   if (!quietly) (FIELDS[step] ?? $(`#${step} h1`)).focus();
 }
 
-// Twice a second: what is left of everything that ends.
+// Updates all countdowns, twice a second.
 function tick() {
   for (const line of all('[data-until]')) {
     const left = remaining(line.dataset.until);
@@ -172,82 +190,83 @@ function tick() {
     const time = $('time', line);
     if (time) time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, '0')}`;
   }
-  for (const line of all('[data-after]')) line.hidden = !ends[line.dataset.after] || remaining(line.dataset.after) > 0;
+  for (const line of all('[data-after]')) line.hidden = !deadlines[line.dataset.after] || remaining(line.dataset.after) > 0;
   for (const button of all('[data-wait]')) button.setAttribute('aria-disabled', remaining(button.dataset.wait) > 0);
   if (remaining(step) === 60) $('#news').textContent = $('#news').dataset.lastMinute;
 }
 
-function complain(form, { message, advice = [], attempts_left: attemptsLeft, status, needsHelp = status >= 429 }) {
+function showError(form, { message, advice = [], attempts_left: attemptsLeft, status, needsHelp = status >= 429 }) {
   const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
   const parts = [element('p', message)];
-  if (attemptsLeft !== undefined) parts.push(element('p', `${facts.attemptsLeft} ${attemptsLeft}`));
+  if (attemptsLeft !== undefined) parts.push(element('p', `${settings.attemptsLeft} ${attemptsLeft}`));
   if (advice.length) {
     const list = element('ul', '');
     list.append(...advice.map((one) => element('li', one)));
     parts.push(list);
   }
-  // Limits and outages are what support can help with.
-  if (needsHelp) parts.push($('#support').cloneNode(true).content);
+  // Support can help with rate limits and outages.
+  if (needsHelp) parts.push($('#support').content.cloneNode(true));
   $('.error', form).replaceChildren(...parts);
-  document.title = `${facts.error} ${$('h1', $(`#${step}`)).textContent} · ${name}`;
+  document.title = `${settings.error} ${$(`#${step} h1`).textContent} · ${name}`;
 }
 
-function clear() {
+function clearMessages() {
   for (const error of all('.error')) error.replaceChildren();
   for (const field of Object.values(FIELDS)) field.removeAttribute('aria-invalid');
   $('#resent').textContent = $('#news').textContent = '';
-  sayWhetherOnline();
+  showOnlineState();
 }
 
-function sayWhetherOnline() {
+function showOnlineState() {
   $('#network').textContent = navigator.onLine ? '' : $('#network').dataset.offline;
 }
 
-// Sends a form once, however often it is pressed, and does what every answer asks for; 200 is for `succeed`.
-async function send(form, request, succeed) {
+// Sends a form once, even if its button is pressed again, and handles every answer. `succeed`
+// handles a 200.
+async function submit(form, request, succeed) {
   if (form.getAttribute('aria-busy') === 'true' || remaining(form.id) > 0) return;
-  // What the server is being asked at this moment is out of date when it comes.
-  asked += 1;
-  clear();
+  // An answer to a fetch that is in progress would be out of date.
+  fetches += 1;
+  clearMessages();
   form.setAttribute('aria-busy', 'true');
   const answer = await request().catch(({ answered = false }) => ({ isLost: true, answered }));
-  if (answer.isLost) await isLost(form, answer.answered);
+  if (answer.isLost) await handleLostAnswer(form, answer.answered);
   else if (answer.status === 200) await succeed(answer);
-  else if (answer.status === 401) await isOver(answer);
-  else isRefused(form, answer);
+  else if (answer.status === 401) await handleEndedRecovery(answer);
+  else handleRefusal(form, answer);
   form.setAttribute('aria-busy', 'false');
 }
 
-// Whether the server has done what it was asked is not known: the server is asked.
-async function isLost(form, answered) {
+// Without an answer, it is unknown whether the server has handled the request: fetch the state.
+async function handleLostAnswer(form, answered) {
   const before = step;
   await refresh();
-  if (form.id === 'start' && recovery?.email === sent.toLowerCase()) go(nextStep());
+  if (form.id === 'start' && recovery?.email === sentEmail.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
   const { noAnswer, noService, offline } = $('#network').dataset;
-  if (answered) complain(form, { message: noService, needsHelp: true });
+  if (answered) showError(form, { message: noService, needsHelp: true });
   else $('#network').textContent = navigator.onLine ? noAnswer : offline;
 }
 
-// The recovery on the screen is over, or the cookie is of another one.
-async function isOver(answer) {
+// The recovery on the screen has ended, or the cookie belongs to another one.
+async function handleEndedRecovery(answer) {
   const isOther = answer.error === 'recovery_id_mismatch';
   if (await refresh({ why: isOther ? null : answer })) return;
   if (isOther) {
     $('#network').textContent = answer.message;
     return;
   }
-  typed = recovery?.email ?? typed;
-  learn(null);
-  go('email', { instead: true });
-  complain($('#start'), answer);
+  typedEmail = recovery?.email ?? typedEmail;
+  setRecovery(null);
+  go('email', { replace: true });
+  showError($('#start'), answer);
 }
 
-function isRefused(form, answer) {
-  if (answer.wait > 0) ends[form.id] = now() + answer.wait;
+function handleRefusal(form, answer) {
+  if (answer.wait > 0) deadlines[form.id] = now() + answer.wait;
   if (answer.attempts_left !== undefined) recovery.attempts_left = answer.attempts_left;
   show(step);
-  complain(form, answer);
+  showError(form, answer);
   if (answer.status === 400 && form.id !== 'resend') {
     FIELDS[step].setAttribute('aria-invalid', 'true');
     FIELDS[step].focus();
@@ -261,122 +280,127 @@ function onSubmit(id, request, succeed) {
   const form = $(`#${id}`);
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    send(form, request, succeed);
+    submit(form, request, succeed);
   });
 }
 
-// Goes where the server says that things are; while it does not say, where its last answer leads.
-async function goOn({ id }, otherwise) {
+// Shows the step that the server expects. If it does not answer, the step that follows from its
+// last answer.
+async function advance({ id }, otherwise) {
   if (await refresh({ stay: false, expected: id })) return;
-  learn({ id, ...otherwise });
-  go(nextStep(), { instead: step !== 'email' });
+  setRecovery({ id, ...otherwise });
+  go(nextStep(), { replace: step !== 'email' });
 }
 
-async function codeWasSent(answer, email) {
-  ends.pause = now() + RESEND_WAIT;
+async function handleCodeSent(answer, email) {
+  deadlines.pause = now() + RESEND_WAIT;
   ticket = null;
-  await goOn(answer, { email, state: 'code_sent' });
+  await advance(answer, { email, state: 'code_sent' });
 }
 
-// The field may have been changed before the answer comes.
-let sent = '';
-onSubmit('start', () => start((sent = cleaned(FIELDS.email.value)), ticket), (answer) => codeWasSent(answer, sent));
-onSubmit('resend', () => start(recovery.email, ticket), async (answer) => {
-  await codeWasSent(answer, recovery.email);
+// The address of the last start. The user may change the field before the answer arrives.
+let sentEmail = '';
+onSubmit(
+  'start',
+  () => startRecovery((sentEmail = cleanAddress(FIELDS.email.value)), ticket),
+  (answer) => handleCodeSent(answer, sentEmail),
+);
+onSubmit('resend', () => startRecovery(recovery.email, ticket), async (answer) => {
+  await handleCodeSent(answer, recovery.email);
   if (step === 'code') $('#resent').textContent = $('#resent').dataset.text;
 });
-onSubmit('verify', () => verify(digitsOf(FIELDS.code.value), recovery.id), async (answer) => {
+onSubmit('verify', () => verifyCode(digitsOf(FIELDS.code.value), recovery.id), async (answer) => {
   FIELDS.code.value = '';
-  await goOn(answer, { email: recovery.email, state: 'verified' });
+  await advance(answer, { email: recovery.email, state: 'verified' });
 });
-onSubmit('reset', () => reset(FIELDS.password.value, recovery.id), async (answer) => {
-  // A sign-in page of this host takes the session over, in this tab only and never in a URL. If it cannot, because it is on
-  // another host or storage is blocked, the session is ended: people sign in with the new password.
-  const isHandedOver = 'handsOver' in facts && storage.write(HANDED_OVER, answer.sessionToken);
+onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async (answer) => {
+  // A sign-in page of this host gets the session token by session storage, in this tab only and
+  // never in a URL. A page of another host cannot read it, so the session is ended and the user
+  // signs in with the new password.
+  const isHandedOver = 'handsOver' in settings && storage.write(SESSION_TOKEN_KEY, answer.sessionToken);
   if (!isHandedOver) await logOut(answer.sessionToken).catch(() => {});
   for (const text of all('[data-handed-over]')) text.hidden = (text.dataset.handedOver === 'yes') !== isHandedOver;
-  typed = '';
-  storage.remove(KEPT);
-  learn(null);
-  go('done', { instead: true });
+  typedEmail = '';
+  storage.remove(EMAIL_KEY);
+  setRecovery(null);
+  go('done', { replace: true });
 });
 
-// What was pasted may be more than the code: a whole line of the email. Digits of any script count; invisible and
-// bidirectional characters do not.
+// The user may paste more than the code, such as a whole line of the email. Digits of every script
+// count; invisible and bidirectional characters do not.
 function digitsOf(text) {
   const digits = text.replace(/\P{Nd}/gu, '').replace(/\P{ASCII}/gu, digitValue);
   return digits.length === 8 ? digits : text;
 }
-// Digits of a script are ten code points in a row, from zero.
+// Unicode encodes the digits of a script as ten code points in a row, from zero.
 function digitValue(digit) {
   const point = digit.codePointAt(0);
   let zero = point;
   while (/\p{Nd}/u.test(String.fromCodePoint(zero - 1))) zero -= 1;
   return (point - zero) % 10;
 }
-// The first complete code is sent at once: typed, pasted or filled in. After a wrong one the button sends, as attempts are few.
+// The first complete code is submitted at once, whether it was typed, pasted or filled in. After a
+// wrong code the button submits, because attempts are few.
 let isFirstCode = true;
 FIELDS.code.addEventListener('input', () => {
-  clear();
+  clearMessages();
   if (!isFirstCode || !/^\d{8}$/.test(digitsOf(FIELDS.code.value))) return;
   isFirstCode = false;
   $('#verify').requestSubmit?.();
 });
 
-// What people paste around an address: invisible and bidirectional characters, mailto:, <…>, a full-width @, a final dot.
-function cleaned(text) {
+// Removes what people paste around an address: invisible and bidirectional characters, mailto:, a
+// name and <>, and a final dot; a full-width @ becomes an @.
+function cleanAddress(text) {
   const visible = text.normalize('NFC').replace(/[\p{Cf}\p{Cc}]/gu, '').replace('＠', '@').trim();
   const bare = visible.replace(/^.*<([^<>]*)>$/, '$1').replace(/^mailto:/i, '').replace(/\?.*$/, '');
   return bare.trim().replace(/\.$/, '');
 }
-// Shows the address that will be sent when the field is left, and what is probably wrong with it.
-function judgeAddress() {
-  const address = cleaned(FIELDS.email.value);
-  if (address && address !== FIELDS.email.value) keepTyped((FIELDS.email.value = address));
+// When the user leaves the field, it shows the address that will be sent, and likely mistakes.
+function checkAddress() {
+  const address = cleanAddress(FIELDS.email.value);
+  if (address) FIELDS.email.value = address;
+  setTypedEmail(FIELDS.email.value);
   const [local, domain] = address.split(/@(?=[^@]*$)/);
-  const likely = domain && likelyDomain(domain.toLowerCase());
+  const similar = domain && similarDomain(domain.toLowerCase());
   $('#address-ascii').hidden = !/[^\x20-\x7e]/.test(local ?? '');
   $('#address-domain').hidden = !domain || isDomain(domain);
-  $('#address-typo').hidden = !likely;
-  $('#address-typo input').value = likely ? `${local}@${likely}` : '';
+  $('#address-typo').hidden = !similar;
+  $('#address-typo input').value = similar ? `${local}@${similar}` : '';
 }
-// A dot, and labels that the browser's URL parser (UTS 46) takes.
+// Email needs a domain with a dot that is a valid host name (UTS 46, by the browser's URL parser).
 function isDomain(domain) {
-  const host = attempt(() => new URL(`https://${domain}`).hostname);
-  return Boolean(host) && /^(?!.*--.*\.{2})[a-z0-9-]+(\.[a-z0-9-]+)+$/.test(host) && !/^[\d.]+$/.test(host);
+  const host = attempt(() => new URL(`https://${domain}`).hostname) ?? '';
+  return /^[a-z0-9-]+(\.[a-z0-9-]+)+$/.test(host) && !/^[\d.]+$/.test(host);
 }
-const DOMAINS = ['gmail.com', 'yahoo.com', 'yahoo.com.vn', 'outlook.com', 'outlook.com.vn', 'hotmail.com', 'icloud.com'];
-// A common domain that one slip leads to: a letter too many or too few, another one, or two swapped.
-function likelyDomain(domain) {
-  if (DOMAINS.includes(domain)) return null;
-  return DOMAINS.find((known) => isOneSlip(domain, known)) ?? null;
+const COMMON_DOMAINS = ['gmail.com', 'yahoo.com', 'yahoo.com.vn', 'outlook.com', 'outlook.com.vn', 'hotmail.com', 'icloud.com'];
+// The common domain that differs by one missing, extra, wrong or swapped letter, if there is one.
+function similarDomain(domain) {
+  if (COMMON_DOMAINS.includes(domain)) return null;
+  return COMMON_DOMAINS.find((common) => isOneTypo(domain, common)) ?? null;
 }
-function isOneSlip(typed, meant) {
+function isOneTypo(typed, meant) {
   let at = 0;
   while (at < typed.length && typed[at] === meant[at]) at += 1;
   const [a, b] = [typed.slice(at), meant.slice(at)];
-  const swapped = a.length > 1 && a[0] === b[1] && a[1] === b[0] && a.slice(2) === b.slice(2);
-  return swapped || a.slice(1) === b || a === b.slice(1) || a.slice(1) === b.slice(1);
+  const isSwapped = a.length > 1 && a[0] === b[1] && a[1] === b[0] && a.slice(2) === b.slice(2);
+  return isSwapped || a.slice(1) === b || a === b.slice(1) || a.slice(1) === b.slice(1);
 }
-function keepTyped(text) {
-  typed = text;
-  storage.write(KEPT, typed);
-}
-FIELDS.email.addEventListener('change', judgeAddress);
+FIELDS.email.addEventListener('change', checkAddress);
 $('#address-typo input').addEventListener('click', (event) => {
-  keepTyped((FIELDS.email.value = event.target.value));
-  judgeAddress();
+  setTypedEmail((FIELDS.email.value = event.target.value));
+  checkAddress();
   $('#start button').focus();
 });
 
-// The server's own rule of length, counted as it counts: code points of the composed form (NFC). It judges the rest itself,
-// once, because a password is not sent as it is typed.
-function judgeLength() {
+// Checks the length as the server does: in code points of the composed form (NFC). The server
+// checks the other rules once, because a password is not sent while the user types it.
+function checkLength() {
   const length = [...FIELDS.password.value.normalize('NFC')].length;
-  const missing = Number(facts.minChars) - length;
-  const excess = length - Number(facts.maxChars);
-  const verdicts = { 'too-short': length > 0 && missing > 0, 'long-enough': missing <= 0 && excess <= 0, 'too-long': excess > 0 };
-  for (const [id, holds] of Object.entries(verdicts)) $(`#${id}`).hidden = !holds;
+  const missing = Number(settings.minChars) - length;
+  const excess = length - Number(settings.maxChars);
+  const visible = { 'too-short': length > 0 && missing > 0, 'long-enough': missing <= 0 && excess <= 0, 'too-long': excess > 0 };
+  for (const [id, isVisible] of Object.entries(visible)) $(`#${id}`).hidden = !isVisible;
   for (const [id, count] of [['too-short', missing], ['too-long', excess]]) {
     $(`#${id} b`).textContent = count;
     const plural = $(`#${id} .plural`);
@@ -384,25 +408,25 @@ function judgeLength() {
   }
 }
 
-FIELDS.password.addEventListener('input', judgeLength);
+FIELDS.password.addEventListener('input', checkLength);
 $('#reveal').addEventListener('change', (event) => {
   FIELDS.password.type = event.target.checked ? 'text' : 'password';
 });
-// Another address has waits of its own.
+// The wait before a resend is per address.
 FIELDS.email.addEventListener('input', () => {
-  keepTyped(FIELDS.email.value);
-  delete ends.start;
-  clear();
+  setTypedEmail(FIELDS.email.value);
+  delete deadlines.start;
+  clearMessages();
   tick();
 });
 $('#other-email').addEventListener('click', () => go('email'));
 $('#have-code').addEventListener('click', () => go(nextStep()));
 $('#go-on').addEventListener('click', () => history.replaceState({ step: 'email' }, ''));
 
-addEventListener('online', sayWhetherOnline);
-addEventListener('offline', sayWhetherOnline);
+addEventListener('online', showOnlineState);
+addEventListener('offline', showOnlineState);
 
-// In-app browsers and link shorteners add parameters of their own, and some cut links off.
+// In-app browsers add parameters of their own, and some cut links off.
 function takeTicket() {
   const found = new URLSearchParams(location.hash.slice(1)).get('t');
   if (found === null) return;
@@ -416,25 +440,25 @@ addEventListener('popstate', (event) => {
   show(event.state?.step ?? 'email');
   if (event.state?.step !== step) history.replaceState({ step, id: recovery?.id }, '');
 });
-// The other language is another document: it has to get the ticket, too.
+// The other language is another document, which needs the ticket too.
 $('#language').addEventListener('click', (event) => {
   if (ticket) event.target.hash = `t=${ticket}`;
 });
 
-// Another tab may have gone on meanwhile.
-function isBack() {
+// Another tab may have continued the recovery meanwhile.
+function refreshOnReturn() {
   if (document.visibilityState !== 'visible' || step === 'done' || $('[aria-busy="true"]')) return;
   refresh({ quietly: true });
 }
-document.addEventListener('visibilitychange', isBack);
-addEventListener('pageshow', (event) => event.persisted && isBack());
-addEventListener('online', isBack);
+document.addEventListener('visibilitychange', refreshOnReturn);
+addEventListener('pageshow', (event) => event.persisted && refreshOnReturn());
+addEventListener('online', refreshOnReturn);
 
-const isNew = history.state === null;
+const isFirstVisit = history.state === null;
 history.replaceState({ step: 'email', ...history.state }, '');
 show(history.state.step === 'done' ? 'done' : 'email');
 takeTicket();
-if (step !== 'done') refresh({ stay: !isNew || ticket !== null, quietly: true });
+if (step !== 'done') refresh({ stay: !isFirstVisit || ticket !== null, quietly: true });
 setInterval(tick, 500);
-// Until here, the page says that it could not start.
+// Until this line has run, the page says that it could not start.
 $('#unready').remove();

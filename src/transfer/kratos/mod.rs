@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub use self::url::AdminUrl;
 use crate::config::ConfigError;
-use crate::http_client::{Bounds, HttpClient, NoAnswer};
+use crate::http_client::{Bounds, HttpClient, RequestError};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -165,19 +165,19 @@ impl Kratos {
         }
         let body = Full::from(json.unwrap_or_default());
         let request = request.body(body).map_err(|error| KratosError::Away(error.to_string()))?;
-        let answer = self.client.ask(request, Bounds { time: ANSWER, octets: max }).await?;
+        let answer = self.client.send(request, Bounds { time: ANSWER, octets: max }).await?;
         let (head, body) = answer.into_parts();
         Ok((head.status, head.headers, body))
     }
 }
 
-impl From<NoAnswer> for KratosError {
-    fn from(why: NoAnswer) -> Self {
+impl From<RequestError> for KratosError {
+    fn from(why: RequestError) -> Self {
         match why {
-            NoAnswer::TooLong => {
+            RequestError::TooLong => {
                 Self::Unreadable("its answer is too long: ask for smaller pages (--page-size)")
             }
-            NoAnswer::Away(_) | NoAnswer::Late(_) => Self::Away(why.to_string()),
+            RequestError::ConnectionFailed(_) | RequestError::TimedOut(_) => Self::Away(why.to_string()),
         }
     }
 }

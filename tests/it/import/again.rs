@@ -26,7 +26,7 @@ async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
     let before = accounts(&pool).await;
     let again = imports(&pool, &lines(&all), &[]);
     assert!(
-        again.well && again.said.starts_with("5 records: 0 new, 0 changed, 5 as they were, 0 left"),
+        again.well && again.said.starts_with("5 records: 0 new, 0 changed, 5 unchanged, 0 kept"),
         "{}",
         again.said
     );
@@ -46,7 +46,7 @@ async fn again_changes_nothing_that_was_used_here(pool: PgPool) {
     }
     let changed = imports(&pool, &lines(&all), &[]);
     assert!(
-        changed.well && changed.said.starts_with("5 records: 0 new, 1 changed, 0 as they were, 4 left"),
+        changed.well && changed.said.starts_with("5 records: 0 new, 1 changed, 0 unchanged, 4 kept"),
         "{}",
         changed.said
     );
@@ -93,7 +93,7 @@ async fn killed_in_the_middle_and_run_again_it_ends_the_same(pool: PgPool) {
     assert_eq!(count(&pool, "account").await, 4000, "in the middle");
     let again = imports(&pool, &all, &[]);
     assert!(
-        again.well && again.said.starts_with("5001 records: 1001 new, 0 changed, 4000 as they were"),
+        again.well && again.said.starts_with("5001 records: 1001 new, 0 changed, 4000 unchanged"),
         "{}",
         again.said
     );
@@ -155,7 +155,7 @@ async fn an_erased_account_is_not_imported_again(pool: PgPool) {
     assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com"]).well);
     let ended = imports(&pool, &all, &[]);
     assert!(
-        !ended.well && ended.said.starts_with("2 records: 0 new, 0 changed, 1 as they were"),
+        !ended.well && ended.said.starts_with("2 records: 0 new, 0 changed, 1 unchanged"),
         "{}",
         ended.said
     );

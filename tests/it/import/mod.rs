@@ -115,7 +115,7 @@ async fn a_hash_that_takes_too_much_memory_is_left_out_with_the_reason(pool: PgP
     let file = lines(&[identity(1, "a@example.com", &argon2), identity(2, "s@example.com", &scrypt)]);
     let ended = imports(&pool, &file, &[]);
     assert!(ended.well, "{}", ended.why);
-    assert!(ended.said.contains("2 of more memory than HASHING_MEMORY_KIB (262144)"), "{}", ended.said);
+    assert!(ended.said.contains("2 need more memory than HASHING_MEMORY_KIB (262144)"), "{}", ended.said);
     for email in ["a@example.com", "s@example.com"] {
         assert_eq!(hash_of(&pool, email).await, None);
     }
@@ -133,7 +133,7 @@ async fn every_kind_of_password_goes_on_to_work_and_is_hashed_anew(pool: PgPool)
     let ended = imports(&pool, &Value::Array(identities).to_string(), &["--login-failure-time", "10ms"]);
     assert!(ended.well, "{}", ended.why);
     assert!(ended.said.contains("13 records: 13 new, 0 changed"), "{}", ended.said);
-    let counted = "passwords that go on to work: argon2d 1, argon2i 1, argon2id 1, bcrypt 3, firebase-scrypt 1, pbkdf2-sha1 1, \
+    let counted = "passwords that keep working: argon2d 1, argon2i 1, argon2id 1, bcrypt 3, firebase-scrypt 1, pbkdf2-sha1 1, \
                  pbkdf2-sha256 1, pbkdf2-sha512 1, scrypt 1, sha256-crypt 1, sha512-crypt 1";
     assert!(ended.said.contains(counted), "{}", ended.said);
     assert!(ended.said.contains("the slowest hash is "), "{}", ended.said);
@@ -170,7 +170,7 @@ async fn what_is_too_weak_comes_without_a_password(pool: PgPool) {
         (0..).zip(hashes).map(|(n, hash)| identity(n, &format!("weak-{n}@example.com"), hash)).collect();
     let ended = imports(&pool, &lines(&identities), &[]);
     assert!(ended.well, "{}", ended.why);
-    let left_out = "6 too weak to keep (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 broken or too dear to compute, 1 of an \
+    let left_out = "6 too weak (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 malformed or too slow to verify, 1 of an \
                     unknown kind, 1 not in the file";
     assert!(ended.said.contains(left_out), "{}", ended.said);
     assert!(ended.said.contains("include_credential=password"), "{}", ended.said);
@@ -239,9 +239,9 @@ async fn what_is_refused_is_listed_with_line_and_reason(pool: PgPool) {
     let ended = imports(&pool, &content.join("\n"), &[]);
     assert!(!ended.well && ended.why.contains("6 records were refused"), "{}", ended.why);
     assert!(
-        ended
-            .said
-            .starts_with("9 records: 2 new, 0 changed, 1 as they were, 0 left as they are here, 6 refused"),
+        ended.said.starts_with(
+            "9 records: 2 new, 0 changed, 1 unchanged, 0 kept because they were used here, 6 refused"
+        ),
         "{}",
         ended.said
     );
@@ -292,7 +292,7 @@ async fn a_dry_run_writes_nothing(pool: PgPool) {
     let before = accounts(&pool).await;
     let ended = imports(&pool, &lines(&all), &["--dry-run"]);
     assert!(!ended.well && ended.why.contains("1 records were refused"), "{}", ended.why);
-    let counts = "4 records: nothing was written; it would be 2 new, 1 changed, 0 as they were, 0 left as they are here, 1 refused";
+    let counts = "4 records: dry run, the result would be 2 new, 1 changed, 0 unchanged, 0 kept because they were used here, 1 refused";
     assert!(ended.said.starts_with(counts), "{}", ended.said);
     assert_eq!((accounts(&pool).await, count(&pool, "audit_event").await), (before, events));
 }

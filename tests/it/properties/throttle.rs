@@ -146,7 +146,7 @@ async fn starts_draw_as_two_token_buckets_do(pool: PgPool) {
     ];
     let (addresses, tested) = (AtomicU32::new(0), Arc::clone(&service));
     holds(vec(step, 1..40), 15, async move |steps| {
-        let (service, budget) = (&tested, tested.app.address_budget);
+        let (service, budget) = (&tested, tested.app.address_limit);
         let email = format!("trader{}@example.com", addresses.fetch_add(1, Ordering::Relaxed));
         let key = throttle::recovery_key(&EmailAddress::parse(&email).unwrap(), None);
         let mut model = Buckets::full(budget, service.app.clock.now());

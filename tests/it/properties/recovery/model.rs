@@ -102,7 +102,7 @@ impl Model {
             last_password: 0,
         };
         Self {
-            budgets: (app.address_budget, app.device_budget),
+            budgets: (app.address_limit, app.device_limit),
             begin: app.clock.now(),
             accounts: owners.map(account).into(),
             browsers: (0..browsers).map(|_| Browser::default()).collect(),

@@ -1,0 +1,139 @@
+//! Brings the schema to this version while the previous release serves.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::Endpoint;
+
+/// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
+/// request is given up after 2 s.
+const LOCK_TIMEOUT: &str = "500ms";
+/// How often a step that got no lock is tried: for about five minutes.
+const TRIES: usize = 200;
+/// Between two tries, so that the statements that have queued get through.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the schema was not brought to this version, as a sentence for an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationFailure {
+    /// PostgreSQL refuses the connection, or does not answer.
+    #[error("DATABASE_URL cannot be connected to: {0}")]
+    Connect(#[source] sqlx::Error),
+    /// The role may not change the schema, like those of the service and of an operator.
+    #[error(
+        "DATABASE_URL connects as a role that may not change the schema: give `migrate` the URL of the database's owner"
+    )]
+    NotOwner,
+    /// The database has versions that the first of the steps replaced.
+    #[error(
+        "DATABASE_URL leads to a database from before 0.1.0, which cannot be migrated: write its accounts to a file with the \
+         program that made it (`vos-auth account export`), and import them into a new database; one for development you can drop"
+    )]
+    BeforeBaseline,
+    /// A step failed, or found no lock in any try.
+    #[error(transparent)]
+    Step(#[from] MigrateError),
+}
+
+/// Applies the `steps` that the database lacks, and tells `say` what it does. A step that gets no lock in time is tried again.
+/// A schema that is newer than the last step is left as it is.
+///
+/// # Errors
+///
+/// [`MigrationFailure`].
+pub async fn migrate(
+    options: &PgConnectOptions,
+    steps: &[Migration],
+    say: impl Fn(&str),
+) -> Result<(), MigrationFailure> {
+    // A step may take long; its role may have the service's timeout, as behind a pooler.
+    let settings = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", "0")];
+    let endpoint = Endpoint::new(options.clone().options(settings));
+    let mut tries = 1;
+    loop {
+        let connection = endpoint.connect().await.map_err(MigrationFailure::Connect)?;
+        match apply(connection, steps, &say).await {
+            Err(MigrationFailure::Step(error)) if is_blocked(&error) && tries < TRIES => {
+                say("another session holds a table that the next step changes: trying again");
+                tokio::time::sleep(PAUSE).await;
+                tries += 1;
+            }
+            Err(MigrationFailure::Step(error)) if is_refused(&error) => {
+                return Err(MigrationFailure::NotOwner);
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn apply(
+    mut connection: PgConnection,
+    steps: &[Migration],
+    say: impl Fn(&str),
+) -> Result<(), MigrationFailure> {
+    let mut migrator = Migrator::with_migrations(steps.to_vec());
+    connection.ensure_migrations_table(&migrator.table_name).await?;
+    let applied = connection.list_applied_migrations(&migrator.table_name).await?;
+    let baseline = steps.iter().map(|step| step.version).min();
+    if applied.iter().any(|applied| Some(applied.version) < baseline) {
+        return Err(MigrationFailure::BeforeBaseline);
+    }
+    let missing: Vec<_> =
+        steps.iter().filter(|step| applied.iter().all(|applied| applied.version != step.version)).collect();
+    say(&format!("{} migrations are applied, {} to go", applied.len(), missing.len()));
+    // A newer schema serves this release, too, and going back to it must not fail here.
+    migrator.set_ignore_missing(true);
+    let indexes: Vec<_> = missing.iter().filter_map(|step| index_of(step.sql.as_str())).collect();
+    drop_unfinished_indexes(&mut connection, &indexes, &say).await?;
+    migrator.run(&mut connection).await?;
+    say("the schema is up to date");
+    Ok(())
+}
+
+/// Drops the indexes that a step without locks did not finish. Such a step that got no lock in time, or was interrupted, leaves
+/// an invalid index; or PostgreSQL finished the index when `migrate` had ended and noted nothing. Under the lock of migrations, so
+/// that none is dropped while another `migrate` builds it.
+async fn drop_unfinished_indexes(
+    connection: &mut PgConnection,
+    missing: &[&str],
+    say: impl Fn(&str),
+) -> Result<(), MigrateError> {
+    connection.lock().await?;
+    let unfinished = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class t ON t.oid = indrelid
+        JOIN pg_class i ON i.oid = indexrelid
+        WHERE (NOT indisvalid OR i.relname = ANY($1)) AND t.relnamespace = current_schema()::regnamespace";
+    for index in sqlx::query_scalar::<_, String>(unfinished).bind(missing).fetch_all(&mut *connection).await?
+    {
+        sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY {index}")))
+            .execute(&mut *connection)
+            .await?;
+        say(&format!("{index} was not finished: it is dropped"));
+    }
+    connection.unlock().await
+}
+
+/// The index that a step builds without locks, if it is such a step.
+fn index_of(sql: &str) -> Option<&str> {
+    sql.split_once("\nCREATE INDEX CONCURRENTLY ")?.1.split_whitespace().next()
+}
+
+/// Whether a lock was not to be had in time, or in any order (a deadlock).
+fn is_blocked(error: &MigrateError) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("55P03" | "40P01"))
+}
+
+/// Whether the role lacks a right.
+fn is_refused(error: &MigrateError) -> bool {
+    sqlstate(error).as_deref() == Some("42501")
+}
+
+fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
+        return None;
+    };
+    cause.as_database_error()?.code()
+}
