@@ -14,6 +14,7 @@ mod oauth;
 mod origin;
 mod page;
 mod passwords;
+mod phone;
 mod rate_limits;
 mod relays;
 mod secrets;
@@ -39,6 +40,7 @@ pub use self::oauth::{OauthSettings, TokenUrl};
 pub use self::origin::{Origin, is_local};
 pub use self::page::PageSettings;
 pub use self::passwords::PasswordSettings;
+pub use self::phone::Phone;
 pub use self::rate_limits::RateLimitSettings;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{

@@ -37,6 +37,7 @@ mod openapi;
 mod operator;
 mod outage;
 mod page;
+mod page_people;
 mod page_tabs;
 mod page_trouble;
 mod plans;

@@ -35,8 +35,12 @@ pub async fn asks_for_a_code(browser: &Browser, page: &str) {
 /// Brings a browser to the field of the password.
 async fn enters_the_code(browser: &Browser, service: &Service) {
     let code = service.relay.mail(1).await.code();
+    // After a wrong code the button sends.
+    let is_first = browser.value("document.querySelector('#verify-error').innerText").await.is_empty();
     browser.types("#digits", &code).await;
-    browser.clicks("#verify button").await;
+    if !is_first {
+        browser.clicks("#verify button").await;
+    }
     browser.sees("#password").await;
 }
 
@@ -64,7 +68,6 @@ async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     assert!(browser.reads("#code .address").await.contains(EMAIL));
     inspect("2-code").await;
     browser.types("#digits", "0000 0000").await;
-    browser.clicks("#verify button").await;
     assert!(browser.reads("#verify-error").await.starts_with(wrong));
     assert_eq!(browser.reads("#attempts").await, left);
     browser.clicks("summary").await;
@@ -115,7 +118,7 @@ async fn the_whole_journey_in_english(pool: PgPool) {
     let words = [
         "Forgot your password?",
         "This email address is not valid.",
-        "Enter the code from your mail",
+        "Enter the code from your email",
         "Invalid or expired code.",
         "Attempts left: 4",
         "This password is easy to guess.",
@@ -131,7 +134,6 @@ async fn e10_a_code_can_be_pasted_as_written_in_the_email(pool: PgPool) {
     asks_for_a_code(&browser, &page).await;
     let code = service.relay.mail(1).await.code();
     browser.pastes(&format!("Your code: {} {}\n", &code[..4], &code[4..])).await;
-    browser.clicks("#verify button").await;
     browser.sees("#password").await;
     browser.pastes(PASSWORD).await;
     browser.clicks("#reset button").await;
@@ -149,7 +151,7 @@ async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) 
     enters_the_code(&browser, &service).await;
     let fields = browser
         .script(
-            "return [...document.querySelectorAll('input:not([type=checkbox])')]
+            "return [...document.querySelectorAll('input:not([type=checkbox], [type=button])')]
                .map((field) => [field.id, field.type, field.autocomplete, field.inputMode, field.value])",
         )
         .await;
@@ -301,8 +303,8 @@ async fn the_page_is_small_strict_and_can_be_turned_off(pool: PgPool) {
         );
         size += file.text.len();
     }
-    assert!(size < 40_000, "{size}");
-    for nothing in ["/recovery/", "/recovery/page.ts", "/recovery/%FF", "/recovery/../page.js"] {
+    assert!(size < 45_000, "{size}");
+    for nothing in ["/recovery/page.ts", "/recovery/%FF", "/recovery/../page.js"] {
         assert_eq!(client.get(nothing).await.error(), (404, "not_found"), "{nothing}");
     }
     let off = service.replica(&["--recovery-page=off"]).await;

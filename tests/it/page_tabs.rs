@@ -302,7 +302,6 @@ async fn verifies_in(tabs: &Tabs, service: &Service, tab: usize, email: &str, ma
     tabs.browser.clicks("#start button").await;
     tabs.browser.sees("#code").await;
     tabs.browser.types("#digits", &service.relay.mail(mail).await.code()).await;
-    tabs.browser.clicks("#verify button").await;
     tabs.browser.sees("#password").await;
 }
 
@@ -383,9 +382,8 @@ async fn after_a_lost_answer_the_page_shows_the_current_step(pool: PgPool) {
     browser.clicks("#start button").await;
     browser.sees("#code").await;
     assert_eq!(browser.value(ADDRESS).await, "trader@example.com");
-    browser.types("#digits", "00000000").await;
     lose_answer_of("/verify").await;
-    browser.clicks("#verify button").await;
+    browser.types("#digits", "00000000").await;
     assert!(browser.reads("#network").await.starts_with("The server has not answered."));
     assert_eq!(browser.reads("#attempts").await, "Attempts left: 4");
     browser.types("#digits", &service.relay.mail(1).await.code()).await;

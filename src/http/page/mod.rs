@@ -11,13 +11,14 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, VARY};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tower_cookies::Cookies;
+use url::form_urlencoded;
 
-use crate::config::PASSWORD_MAX_CHARS;
+use crate::config::{PASSWORD_MAX_CHARS, Phone};
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
 use crate::http::{AppState, cookie};
@@ -44,7 +45,13 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// The routes of the page and its files.
 pub fn routes() -> Router<AppState> {
-    Router::new().route("/recovery", get(page)).route("/recovery/{file}", get(file))
+    Router::new()
+        .route("/recovery", get(page))
+        // Links that somebody typed or that an app has changed.
+        .route("/recovery/", get(to_page))
+        // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
+        .route("/.well-known/change-password", get(to_page))
+        .route("/recovery/{file}", get(file))
 }
 
 /// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
@@ -62,6 +69,7 @@ async fn page(
     let facts = &Facts {
         brand: &config.mail.mail_brand,
         support: &config.mail.mail_support,
+        phone: config.page.support_phone.as_ref(),
         sign_in: config.page.sign_in_url.to_string(),
         hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
@@ -81,6 +89,10 @@ async fn page(
         (VARY, "accept-language, cookie"),
     ];
     (head, html).into_response()
+}
+
+async fn to_page() -> Redirect {
+    Redirect::to("/recovery")
 }
 
 /// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
@@ -104,7 +116,10 @@ async fn file(
 /// `path`. `None` for any other query.
 #[must_use]
 pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
-    let chosen = query?.strip_prefix("lang=")?.parse().ok()?;
+    // In-app browsers add parameters of their own.
+    let mut parameters = form_urlencoded::parse(query?.as_bytes());
+    let chosen =
+        parameters.find_map(|(name, value)| (name == "lang").then(|| value.parse().ok()).flatten())?;
     cookie::set_language(cookies, chosen);
     Some((StatusCode::SEE_OTHER, [(LOCATION, path)]).into_response())
 }
@@ -125,6 +140,7 @@ fn unix_seconds(time: OffsetDateTime) -> String {
 struct Facts<'a> {
     brand: &'a str,
     support: &'a str,
+    phone: Option<&'a Phone>,
     sign_in: String,
     hands_over: bool,
     min_chars: u16,

@@ -8,7 +8,8 @@
 
 // Resolves to the answer's members, its status, the id of the recovery, and the seconds to wait
 // before another try (0: none). An error is {error, message, status} with details such as
-// attempts_left and advice. Throws if there is no answer.
+// attempts_left and advice. Throws if there is no answer. If the answer is not from the service,
+// such as the error page of a proxy, the thrown error has `answered: true`.
 async function call(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
@@ -20,11 +21,19 @@ async function call(method, path, body, headers = {}) {
       ...headers,
     },
     body: body && JSON.stringify(body),
-    signal: AbortSignal.timeout(30_000),
+    signal: timeout(30_000),
   });
   const { headers: received, status } = answer;
   const id = received.get('X-Recovery-Id');
-  return { ...(await answer.json()), status, id, wait: Number(received.get('Retry-After')) };
+  const members = await answer.json().catch(() => Promise.reject(Object.assign(new Error(), { answered: true })));
+  return { ...members, status, id, wait: Number(received.get('Retry-After')) };
+}
+
+// Safari before 16, Chrome before 103 and Firefox before 100 have no AbortSignal.timeout.
+function timeout(milliseconds) {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), milliseconds);
+  return controller.signal;
 }
 
 // Answers 200 for every valid address, so an answer never reveals who has an account. If the cookie
@@ -55,7 +64,7 @@ const RESEND_WAIT = 30;
 
 // The server's time: its time when it served this page, plus the time since then by the browser's
 // monotonic clock.
-const servedAt = performance.getEntriesByType('navigation')[0].responseStart;
+const servedAt = performance.getEntriesByType?.('navigation')[0]?.responseStart ?? 0;
 const now = () => Number(settings.now) + (performance.now() - servedAt) / 1000;
 
 // The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across
@@ -68,9 +77,27 @@ const remaining = (name) => Math.max(0, Math.ceil((deadlines[name] ?? 0) - now()
 // The step that the server expects next.
 const nextStep = () => ({ code_sent: 'code', verified: 'password' })[recovery?.state] ?? 'email';
 
+// Browsers can block storage. Then a reload forgets the email, and no session is handed over.
+const storage = {
+  read: (key) => attempt(() => sessionStorage.getItem(key)) ?? '',
+  write: (key, value) => attempt(() => (sessionStorage.setItem(key, value), true)) ?? false,
+  remove: (key) => attempt(() => sessionStorage.removeItem(key)),
+};
+function attempt(action) {
+  try {
+    return action();
+  } catch {
+    return null;
+  }
+}
+
 // The text of the email field is kept across reloads.
 const EMAIL_KEY = 'vos_recovery_email';
-let typedEmail = sessionStorage.getItem(EMAIL_KEY) ?? '';
+let typedEmail = storage.read(EMAIL_KEY);
+function setTypedEmail(text) {
+  typedEmail = text;
+  storage.write(EMAIL_KEY, text);
+}
 // The sign-in page of this host reads the session token here, removes it, and fetches the rest from
 // GET /api/auth/session.
 const SESSION_TOKEN_KEY = 'vos_session_token';
@@ -83,6 +110,7 @@ function setRecovery(fetched) {
   // The typed code and password belong to the previous recovery.
   if (fetched?.id !== recovery?.id) {
     FIELDS.code.value = FIELDS.password.value = '';
+    isFirstCode = true;
     checkLength();
   }
   recovery = fetched;
@@ -140,6 +168,9 @@ function render() {
   $('#attempts').hidden = recovery?.attempts_left === undefined;
   $('#attempts b').textContent = recovery?.attempts_left;
   tick();
+  // Without an attempt, or with an expired code, the user needs another code.
+  const needsCode = recovery?.attempts_left === 0 || remaining('code') === 0;
+  $('#code').classList.toggle('needs-code', step === 'code' && needsCode);
 }
 
 // Shows a step and adds it to the browser's history, so that the back button leads to the email
@@ -160,20 +191,28 @@ function tick() {
     if (time) time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, '0')}`;
   }
   for (const line of all('[data-after]')) line.hidden = !deadlines[line.dataset.after] || remaining(line.dataset.after) > 0;
-  for (const button of all('[data-wait]')) button.ariaDisabled = remaining(button.dataset.wait) > 0;
+  for (const button of all('[data-wait]')) button.setAttribute('aria-disabled', remaining(button.dataset.wait) > 0);
   if (remaining(step) === 60) $('#news').textContent = $('#news').dataset.lastMinute;
 }
 
-function showError(form, { message, advice = [] }) {
+function showError(form, { message, advice = [], attempts_left: attemptsLeft, status, needsHelp = status >= 429 }) {
   const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-  const list = element('ul', '');
-  list.append(...advice.map((one) => element('li', one)));
-  $('.error', form).replaceChildren(element('p', message), ...(advice.length ? [list] : []));
+  const parts = [element('p', message)];
+  if (attemptsLeft !== undefined) parts.push(element('p', `${settings.attemptsLeft} ${attemptsLeft}`));
+  if (advice.length) {
+    const list = element('ul', '');
+    list.append(...advice.map((one) => element('li', one)));
+    parts.push(list);
+  }
+  // Support can help with rate limits and outages.
+  if (needsHelp) parts.push($('#support').content.cloneNode(true));
+  $('.error', form).replaceChildren(...parts);
+  document.title = `${settings.error} ${$(`#${step} h1`).textContent} · ${name}`;
 }
 
 function clearMessages() {
   for (const error of all('.error')) error.replaceChildren();
-  for (const field of Object.values(FIELDS)) field.ariaInvalid = null;
+  for (const field of Object.values(FIELDS)) field.removeAttribute('aria-invalid');
   $('#resent').textContent = $('#news').textContent = '';
   showOnlineState();
 }
@@ -185,26 +224,28 @@ function showOnlineState() {
 // Sends a form once, even if its button is pressed again, and handles every answer. `succeed`
 // handles a 200.
 async function submit(form, request, succeed) {
-  if (form.ariaBusy === 'true' || remaining(form.id) > 0) return;
+  if (form.getAttribute('aria-busy') === 'true' || remaining(form.id) > 0) return;
   // An answer to a fetch that is in progress would be out of date.
   fetches += 1;
   clearMessages();
-  form.ariaBusy = 'true';
-  const answer = await request().catch(() => null);
-  if (!answer) await handleLostAnswer(form);
+  form.setAttribute('aria-busy', 'true');
+  const answer = await request().catch(({ answered = false }) => ({ isLost: true, answered }));
+  if (answer.isLost) await handleLostAnswer(form, answer.answered);
   else if (answer.status === 200) await succeed(answer);
   else if (answer.status === 401) await handleEndedRecovery(answer);
   else handleRefusal(form, answer);
-  form.ariaBusy = 'false';
+  form.setAttribute('aria-busy', 'false');
 }
 
 // Without an answer, it is unknown whether the server has handled the request: fetch the state.
-async function handleLostAnswer(form) {
+async function handleLostAnswer(form, answered) {
   const before = step;
   await refresh();
   if (form.id === 'start' && recovery?.email === sentEmail.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
-  $('#network').textContent = navigator.onLine ? $('#network').dataset.noAnswer : $('#network').dataset.offline;
+  const { noAnswer, noService, offline } = $('#network').dataset;
+  if (answered) showError(form, { message: noService, needsHelp: true });
+  else $('#network').textContent = navigator.onLine ? noAnswer : offline;
 }
 
 // The recovery on the screen has ended, or the cookie belongs to another one.
@@ -227,8 +268,9 @@ function handleRefusal(form, answer) {
   show(step);
   showError(form, answer);
   if (answer.status === 400 && form.id !== 'resend') {
-    FIELDS[step].ariaInvalid = 'true';
+    FIELDS[step].setAttribute('aria-invalid', 'true');
     FIELDS[step].focus();
+    if (step === 'code') FIELDS.code.select();
   }
 }
 
@@ -260,7 +302,7 @@ async function handleCodeSent(answer, email) {
 let sentEmail = '';
 onSubmit(
   'start',
-  () => startRecovery((sentEmail = FIELDS.email.value.trim()), ticket),
+  () => startRecovery((sentEmail = cleanAddress(FIELDS.email.value)), ticket),
   (answer) => handleCodeSent(answer, sentEmail),
 );
 onSubmit('resend', () => startRecovery(recovery.email, ticket), async (answer) => {
@@ -275,19 +317,81 @@ onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async
   // A sign-in page of this host gets the session token by session storage, in this tab only and
   // never in a URL. A page of another host cannot read it, so the session is ended and the user
   // signs in with the new password.
-  if ('handsOver' in settings) sessionStorage.setItem(SESSION_TOKEN_KEY, answer.sessionToken);
-  else await logOut(answer.sessionToken).catch(() => {});
+  const isHandedOver = 'handsOver' in settings && storage.write(SESSION_TOKEN_KEY, answer.sessionToken);
+  if (!isHandedOver) await logOut(answer.sessionToken).catch(() => {});
+  for (const text of all('[data-handed-over]')) text.hidden = (text.dataset.handedOver === 'yes') !== isHandedOver;
   typedEmail = '';
-  sessionStorage.removeItem(EMAIL_KEY);
+  storage.remove(EMAIL_KEY);
   setRecovery(null);
   go('done', { replace: true });
 });
 
-// The user may paste more than the code, such as a whole line of the email.
+// The user may paste more than the code, such as a whole line of the email. Digits of every script
+// count; invisible and bidirectional characters do not.
 function digitsOf(text) {
-  const digits = text.replace(/\D/g, '');
+  const digits = text.replace(/\P{Nd}/gu, '').replace(/\P{ASCII}/gu, digitValue);
   return digits.length === 8 ? digits : text;
 }
+// Unicode encodes the digits of a script as ten code points in a row, from zero.
+function digitValue(digit) {
+  const point = digit.codePointAt(0);
+  let zero = point;
+  while (/\p{Nd}/u.test(String.fromCodePoint(zero - 1))) zero -= 1;
+  return (point - zero) % 10;
+}
+// The first complete code is submitted at once, whether it was typed, pasted or filled in. After a
+// wrong code the button submits, because attempts are few.
+let isFirstCode = true;
+FIELDS.code.addEventListener('input', () => {
+  clearMessages();
+  if (!isFirstCode || !/^\d{8}$/.test(digitsOf(FIELDS.code.value))) return;
+  isFirstCode = false;
+  $('#verify').requestSubmit?.();
+});
+
+// Removes what people paste around an address: invisible and bidirectional characters, mailto:, a
+// name and <>, and a final dot; a full-width @ becomes an @.
+function cleanAddress(text) {
+  const visible = text.normalize('NFC').replace(/[\p{Cf}\p{Cc}]/gu, '').replace('＠', '@').trim();
+  const bare = visible.replace(/^.*<([^<>]*)>$/, '$1').replace(/^mailto:/i, '').replace(/\?.*$/, '');
+  return bare.trim().replace(/\.$/, '');
+}
+// When the user leaves the field, it shows the address that will be sent, and likely mistakes.
+function checkAddress() {
+  const address = cleanAddress(FIELDS.email.value);
+  if (address) FIELDS.email.value = address;
+  setTypedEmail(FIELDS.email.value);
+  const [local, domain] = address.split(/@(?=[^@]*$)/);
+  const similar = domain && similarDomain(domain.toLowerCase());
+  $('#address-ascii').hidden = !/[^\x20-\x7e]/.test(local ?? '');
+  $('#address-domain').hidden = !domain || isDomain(domain);
+  $('#address-typo').hidden = !similar;
+  $('#address-typo input').value = similar ? `${local}@${similar}` : '';
+}
+// Email needs a domain with a dot that is a valid host name (UTS 46, by the browser's URL parser).
+function isDomain(domain) {
+  const host = attempt(() => new URL(`https://${domain}`).hostname) ?? '';
+  return /^[a-z0-9-]+(\.[a-z0-9-]+)+$/.test(host) && !/^[\d.]+$/.test(host);
+}
+const COMMON_DOMAINS = ['gmail.com', 'yahoo.com', 'yahoo.com.vn', 'outlook.com', 'outlook.com.vn', 'hotmail.com', 'icloud.com'];
+// The common domain that differs by one missing, extra, wrong or swapped letter, if there is one.
+function similarDomain(domain) {
+  if (COMMON_DOMAINS.includes(domain)) return null;
+  return COMMON_DOMAINS.find((common) => isOneTypo(domain, common)) ?? null;
+}
+function isOneTypo(typed, meant) {
+  let at = 0;
+  while (at < typed.length && typed[at] === meant[at]) at += 1;
+  const [a, b] = [typed.slice(at), meant.slice(at)];
+  const isSwapped = a.length > 1 && a[0] === b[1] && a[1] === b[0] && a.slice(2) === b.slice(2);
+  return isSwapped || a.slice(1) === b || a === b.slice(1) || a.slice(1) === b.slice(1);
+}
+FIELDS.email.addEventListener('change', checkAddress);
+$('#address-typo input').addEventListener('click', (event) => {
+  setTypedEmail((FIELDS.email.value = event.target.value));
+  checkAddress();
+  $('#start button').focus();
+});
 
 // Checks the length as the server does: in code points of the composed form (NFC). The server
 // checks the other rules once, because a password is not sent while the user types it.
@@ -310,8 +414,7 @@ $('#reveal').addEventListener('change', (event) => {
 });
 // The wait before a resend is per address.
 FIELDS.email.addEventListener('input', () => {
-  typedEmail = FIELDS.email.value;
-  sessionStorage.setItem(EMAIL_KEY, typedEmail);
+  setTypedEmail(FIELDS.email.value);
   delete deadlines.start;
   clearMessages();
   tick();
@@ -323,12 +426,14 @@ $('#go-on').addEventListener('click', () => history.replaceState({ step: 'email'
 addEventListener('online', showOnlineState);
 addEventListener('offline', showOnlineState);
 
+// In-app browsers add parameters of their own, and some cut links off.
 function takeTicket() {
-  const found = location.hash.match(/^#t=([\w-]+)$/)?.[1];
-  if (!found) return;
-  ticket = found;
+  const found = new URLSearchParams(location.hash.slice(1)).get('t');
+  if (found === null) return;
+  ticket = /^[\w-]{40,}$/.test(found) ? found : null;
   history.replaceState({ step: 'email' }, '', location.pathname);
   show('email');
+  $('#ticket-damaged').hidden = ticket !== null;
 }
 addEventListener('hashchange', takeTicket);
 addEventListener('popstate', (event) => {
@@ -355,3 +460,5 @@ show(history.state.step === 'done' ? 'done' : 'email');
 takeTicket();
 if (step !== 'done') refresh({ stay: !isFirstVisit || ticket !== null, quietly: true });
 setInterval(tick, 500);
+// Until this line has run, the page says that it could not start.
+$('#unready').remove();
