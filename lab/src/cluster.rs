@@ -95,7 +95,7 @@ impl Cluster {
         options.username("vos_auth").database("postgres")
     }
 
-    /// From now on it asks everybody but its owner for a password, and whoever comes over a network for TLS.
+    /// From now on it requires a password of every user but its owner, and TLS over a network.
     pub async fn asks_for_passwords(&self) {
         let rules =
             "local all vos_auth trust\nlocal all all scram-sha-256\nhostssl all all all scram-sha-256\n";
@@ -223,7 +223,7 @@ fn is_alive(pid: u32) -> bool {
 /// State and parent of a process.
 fn stat(pid: u32) -> Option<(String, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // They follow the name, which stands in parentheses.
+    // They follow the name, which is in parentheses.
     let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
     Some((rest.next()?.to_owned(), rest.next()?.parse().ok()?))
 }

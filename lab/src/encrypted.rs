@@ -94,7 +94,7 @@ ssl_key_file = '{tls}/key.pem'\n"
         Next::after(&self.tls)
     }
 
-    /// Shows it to whoever connects from now on; connections that stand go on.
+    /// New connections see it; open ones continue.
     pub async fn takes(&self, next: &Next) {
         next.replaces(&self.tls);
         sqlx::query("SELECT pg_reload_conf()").execute(&self.pool).await.unwrap();

@@ -14,7 +14,7 @@ use crate::Failure;
 use crate::postfix::Postfix;
 use crate::starts::{Start, address_of, number_of};
 
-/// Postfix notes the second at which it took a mail, and a fault is not over in the moment in which it is mended.
+/// Postfix logs the second at which it accepted an email, and a fault has effects after it is fixed.
 const BLUR: Duration = Duration::from_secs(3);
 
 /// When a fault of some kind was there.

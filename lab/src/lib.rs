@@ -7,7 +7,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | the service in this process, with a clock and a relay that the test controls | [`service`] |
-//! | the built program: run to its end, or followed line by line | [`program`] |
+//! | the built program: run to completion, or followed line by line | [`program`] |
 //! | the same as one replica under load; two replicas behind nginx | [`replica`], [`host`] |
 //! | the one SMTP double; a mail that it took | [`relay`], [`mail`] |
 //! | real relays: Postfix, and aiosmtpd for XOAUTH2; the token endpoint | [`postfix`], [`aiosmtpd`], [`tokens`] |
@@ -92,7 +92,7 @@ pub fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
-/// Runs a program to its end, or until SIGTERM or SIGINT. Either way it ends what it started.
+/// Runs a program to completion, or until SIGTERM or SIGINT. Either way it ends what it started.
 pub fn run(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {

@@ -82,7 +82,7 @@ impl Line {
         command
     }
 
-    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] stand in the place of those in `/etc`.
+    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] replace those in `/etc`.
     pub fn under(&self) -> [&str; 4] {
         [IP, "netns", "exec", &self.name]
     }

@@ -137,7 +137,7 @@ impl Drop for PgBouncer {
     }
 }
 
-/// The file with the lines for transaction mode, which stand in a comment, in place of the other. A version without
+/// The file with the lines for transaction mode, which are in a comment, instead of the other. A version without
 /// prepared statements refuses a setting that it does not know.
 fn in_transaction_mode(ini: &str) -> String {
     let knows_prepared_statements = version() >= (1, 21);

@@ -160,7 +160,7 @@ impl Postfix {
         output(shell.env("PATH", programs).env("MAIL_CONFIG", self.home.join("etc")));
     }
 
-    /// Shows the next certificate to whoever connects, and knows another password alone.
+    /// Shows new connections the next certificate, and accepts only another password.
     pub fn takes(&self, next: &Next, password: &str) {
         next.replaces(&self.home.join("tls"));
         set_password(&self.home.join("etc/sasl/sasldb2"), password);

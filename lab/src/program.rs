@@ -69,15 +69,15 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
 }
 
 pub fn run_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    run_to_its_end(command(under, arguments, environment), "")
+    run_to_completion(command(under, arguments, environment), "")
 }
 
 pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
-    run_to_its_end(command(&[], arguments, environment), input)
+    run_to_completion(command(&[], arguments, environment), input)
 }
 
 /// One that does not end is ended, and so has failed.
-fn run_to_its_end(mut command: Command, input: &str) -> Output {
+fn run_to_completion(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A program that reads nothing may be gone already.

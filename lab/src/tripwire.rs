@@ -56,7 +56,7 @@ impl Tripwire {
     }
 
     /// Whole again. Connections that it broke stay broken.
-    pub fn is_mended(&self) {
+    pub fn is_repaired(&self) {
         *self.state.lock().unwrap() = State::default();
         self.changed.notify_waiters();
     }
@@ -74,11 +74,11 @@ impl Tripwire {
 }
 
 /// Copies both ways, message by message: what the service writes at once is one. A broken way holds both ends open, as a
-/// dead network does, until it is mended.
+/// dead network does, until it is repaired.
 async fn forward(client: TcpStream, server: Box<dyn Stream>, state: Arc<Mutex<State>>, changed: Arc<Notify>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = split(server);
-    let mended = || async {
+    let repaired = || async {
         loop {
             let noticed = changed.notified();
             if !state.lock().unwrap().broken {
@@ -111,7 +111,7 @@ async fn forward(client: TcpStream, server: Box<dyn Stream>, state: Arc<Mutex<St
             }
             if held || last {
                 changed.notify_waiters();
-                return mended().await;
+                return repaired().await;
             }
         }
     };
@@ -120,7 +120,7 @@ async fn forward(client: TcpStream, server: Box<dyn Stream>, state: Arc<Mutex<St
         loop {
             let read = from_server.read(&mut buffer).await.unwrap_or(0);
             if state.lock().unwrap().broken {
-                return mended().await;
+                return repaired().await;
             }
             if read == 0 || to_client.write_all(&buffer[..read]).await.is_err() {
                 return;

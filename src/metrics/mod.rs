@@ -163,7 +163,7 @@ impl Default for Metrics {
         let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait for their lease";
         registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Pending emails of all replicas together";
-        registry.register("outbox_owed", help, metrics.outbox_pending.clone()); // dialect: quotes the metric's name
+        registry.register("outbox_pending", help, metrics.outbox_pending.clone()); // dialect: quotes the metric's name
         let help = "Notices that were given up and are kept for an operator";
         registry.register("outbox_given_up", help, metrics.outbox_given_up.clone());
         let help = "Age of the oldest pending email";

@@ -130,7 +130,7 @@ pub struct Backlog {
     /// The kind of email.
     pub kind: MailKind,
     /// How many are pending, without those that were given up.
-    pub owed: i64,
+    pub pending: i64,
     /// How many were given up and are kept.
     pub given_up: i64,
     /// When the oldest pending one was enqueued.
@@ -142,7 +142,7 @@ pub fn update_metrics(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTim
     for kind in MailKind::IN_OUTBOX {
         let label = KindLabel { kind: kind.into() };
         let found = backlog.iter().find(|backlog| backlog.kind == kind);
-        metrics.outbox_pending.get_or_create(&label).set(found.map_or(0, |found| found.owed));
+        metrics.outbox_pending.get_or_create(&label).set(found.map_or(0, |found| found.pending));
         metrics.outbox_given_up.get_or_create(&label).set(found.map_or(0, |found| found.given_up));
         let oldest = found.and_then(|found| found.oldest).map_or(0, |oldest| (now - oldest).whole_seconds());
         metrics.outbox_oldest.get_or_create(&label).set(oldest.max(0));
@@ -154,7 +154,7 @@ pub fn update_metrics(metrics: &Metrics, backlog: &[Backlog], now: OffsetDateTim
 pub async fn backlog(connection: &mut PgConnection) -> Result<Vec<Backlog>, sqlx::Error> {
     sqlx::query_as!(
         Backlog,
-        r#"SELECT kind AS "kind: MailKind", count(*) FILTER (WHERE next_attempt_at < expires_at) AS "owed!",
+        r#"SELECT kind AS "kind: MailKind", count(*) FILTER (WHERE next_attempt_at < expires_at) AS "pending!",
                count(*) FILTER (WHERE next_attempt_at >= expires_at) AS "given_up!",
                min(created_at) FILTER (WHERE next_attempt_at < expires_at) AS oldest
            FROM outbox GROUP BY kind"#

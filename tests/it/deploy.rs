@@ -220,7 +220,7 @@ async fn alerts_and_dashboard_use_existing_metrics(pool: PgPool) {
     // The service counts the outbox every few seconds.
     let page = format!("http://{}/metrics", service.metrics_address);
     let page = async || reqwest::get(&page).await.unwrap().text().await.unwrap();
-    service.until("metrics of the outbox", async || page().await.contains("vos_auth_outbox_owed{")).await;
+    service.until("metrics of the outbox", async || page().await.contains("vos_auth_outbox_pending{")).await;
     let page = page().await;
     let samples: BTreeSet<_> = page.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
 

@@ -15,7 +15,7 @@ use crate::openapi::document;
 /// The block of curl lines in the README that follows `heading`.
 fn readme_block(heading: &str) -> String {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading stands in the README");
+    let section = readme.split(&format!("## {heading}\n")).nth(1).expect("the heading is in the README");
     let section = section.split("\n## ").next().unwrap();
     let curl =
         section.split("```sh\n").find(|block| block.contains("\ncurl ")).expect("a block of curl lines");
@@ -53,7 +53,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let looks = "vos_auth_http_answers_total{route=\"/dev/mailbox.json\",status=\"200\"}";
     let metrics = program.line_with("Metrics: ");
     let metrics =
-        metrics.split(['/', ' ']).find_map(|part| part.parse().ok()).expect("the address of the figures");
+        metrics.split(['/', ' ']).find_map(|part| part.parse().ok()).expect("the address of the metrics");
     let looked = async { while metric(metrics, looks).await < 1.5 {} };
     tokio::time::timeout(PATIENCE, looked)
         .await
@@ -104,7 +104,7 @@ async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
 }
 
 #[sqlx::test]
-async fn dev_lifts_budgets_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
+async fn dev_lifts_rate_limits_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
     let url = database::url(&pool);
     for limits in ["1", "0"] {
         let port = free_port();

@@ -152,7 +152,7 @@ async fn r3_a_service_killed_at_any_step_of_a_reset_leaves_no_mixture(pool: PgPo
             if let Some(waiting) = &broken {
                 waiting.abort();
             }
-            stage.wire.is_mended();
+            stage.wire.is_repaired();
             seen.push(state_after(&mut connection, &email, &old).await);
             if broken.is_none() {
                 break 'steps;
@@ -183,7 +183,7 @@ async fn r3_a_postgres_killed_at_any_step_of_a_reset_leaves_no_mixture() {
                 break 'steps;
             }
             cluster.is_killed_and_restarted();
-            stage.wire.is_mended();
+            stage.wire.is_repaired();
             let mut connection = cluster.connect().await;
             seen.push(state_after(&mut connection, &email, &old).await);
             // The service reconnects by itself.

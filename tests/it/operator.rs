@@ -89,7 +89,7 @@ async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
             service.count("outbox WHERE last_error = 'rcpt 450 4.2.0'").await == 1
         })
         .await;
-    let pending = "vos_auth_outbox_owed{kind=\"recovery_code\"}";
+    let pending = "vos_auth_outbox_pending{kind=\"recovery_code\"}";
     service.until("the metric", async || service.metric(pending).await > 0.5).await;
     let id: Uuid = sqlx::query_scalar("SELECT id FROM outbox").fetch_one(&pool).await.unwrap();
     let listed = vos_auth(&["outbox", "list"], &environment).0;

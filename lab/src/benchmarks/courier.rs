@@ -188,7 +188,7 @@ impl Bench {
             order.iter().enumerate().map(|(place, (_, n))| ((LEFT - n) as usize).abs_diff(place)).max();
         let twice = twice(&seen);
         println!(
-            "\routage of 2 h: {LEFT} rows gone in {drained:.1?}; sent {}, expired and counted {expired}, sent twice {twice}; youngest first, no mail more than {} places from its turn; memory {before} -> {most} KiB",
+            "\routage of 2 h: {LEFT} rows deleted within {drained:.1?}; sent {}, expired and counted {expired}, sent twice {twice}; youngest first, no mail more than {} places from its turn; memory {before} -> {most} KiB",
             seen.len(),
             farthest.unwrap_or_default(),
         );

@@ -94,14 +94,14 @@ pub async fn run(options: Options) -> Result<(), Failure> {
         .flat_map(|(what, counts)| NAMES.iter().zip(counts).map(move |(name, cost)| (*what, *name, *cost)));
     let mut over = 0;
     for ((what, name, cost), bound) in rows.zip(bounds) {
-        let is_over = bound.is_some_and(|bound| cost > bound);
+        let exceeds = bound.is_some_and(|bound| cost > bound);
         let bound = bound.map_or(String::new(), |bound| format!("  bound {}", grouped(bound, 0)));
         println!(
             "{name:>12} a {what}: {:>12}{bound}{}",
             grouped(cost, 1),
-            if is_over { "  OVER" } else { "" }
+            if exceeds { "  OVER" } else { "" }
         );
-        over += usize::from(is_over);
+        over += usize::from(exceeds);
     }
     let by_name = |counts: &Counts| -> Value {
         NAMES.iter().zip(counts).map(|(name, cost)| ((*name).to_owned(), json!(cost))).collect()

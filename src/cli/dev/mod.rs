@@ -143,7 +143,7 @@ enum MailboxPage {
 
 fn welcome(port: u16, metrics: SocketAddr, limits: Limits) -> String {
     let [(vi, _, vi_password), (en, _, en_password)] = ACCOUNTS;
-    let limits = if limits == Limits::Off { "\n  Budgets are lifted (DEV_NO_LIMITS=1).\n" } else { "" };
+    let limits = if limits == Limits::Off { "\n  Rate limits are off (DEV_NO_LIMITS=1).\n" } else { "" };
     format!(
         "
   vos-auth is at http://localhost:{port}. Recover a password at http://localhost:{port}/recovery, or with curl:

@@ -32,7 +32,7 @@ pub struct Answer {
     /// When it came, and what the client waited for it.
     pub at: Instant,
     pub took: Duration,
-    /// How much later than it was meant to its request went out; zero in a closed loop.
+    /// How late its request was sent; zero in a closed loop.
     pub late: Duration,
 }
 
@@ -71,7 +71,7 @@ impl Loaded {
         quantile(self.of(status).map(|answer| answer.took), share)
     }
 
-    /// The same of how late requests went out.
+    /// The same for how late requests were sent.
     pub fn lateness(&self, share: f64) -> f64 {
         quantile(self.answers.iter().map(|answer| answer.late), share)
     }
@@ -139,7 +139,7 @@ impl Load {
         .await
     }
 
-    /// So many requests a second over at most so many connections. What is due within a tick goes out at its end, and an
+    /// So many requests a second over at most so many connections. What is due within a tick is sent at its end, and an
     /// answer is read at the end of a tick, too, and so counts up to a tick too much: a thread that woke for each would take
     /// a good part of a core.
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
@@ -235,7 +235,7 @@ impl Lanes {
         self.all[lane].send(request, due)
     }
 
-    /// Takes the answers that have come, and waits for one at most so long. Whoever has its answer asks `next` at once.
+    /// Takes the answers that have come, and waits for one at most so long. A connection whose answer has come sends `next` at once.
     fn read(
         &mut self,
         patience: Option<Duration>,

@@ -3,14 +3,14 @@
 WITH request AS (
     SELECT (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(n), 19, '0'))::uuid AS id,
         sha256(('token' || n)::bytea) AS token_hash,
-        sha256(('recovery|' || n || '@example.org')::bytea) AS budget_key,
+        sha256(('recovery|' || n || '@example.org')::bytea) AS bucket_key,
         n || '@example.org' AS email,
         now() AS at
     FROM (SELECT :n::bigint AS n) AS random
 ),
-budget AS (
+bucket AS (
     INSERT INTO throttle AS t (key, short_at, long_at, admitted)
-    SELECT budget_key, at + interval '300 s', at + interval '8640 s', 1 FROM request
+    SELECT bucket_key, at + interval '300 s', at + interval '8640 s', 1 FROM request
     ON CONFLICT (key) DO UPDATE SET (short_at, long_at, admitted) = (
         SELECT greatest(t.short_at, now()) + n * interval '300 s', greatest(t.long_at, now()) + n * interval '8640 s', n
         FROM (
@@ -26,11 +26,11 @@ budget AS (
 opened AS (
     INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, locale, client_ip, user_agent)
     SELECT id, token_hash, email, '1', at, at + interval '10 min', NULL, '127.0.0.1', ''
-    FROM request, budget WHERE admitted = 1
+    FROM request, bucket WHERE admitted = 1
 ),
-owed AS (
+enqueued AS (
     INSERT INTO outbox (id, kind, recovery_session_id, next_attempt_at, expires_at, created_at)
-    SELECT id, 'recovery_code', id, at, at + interval '10 min', at FROM request, budget WHERE admitted = 1
+    SELECT id, 'recovery_code', id, at, at + interval '10 min', at FROM request, bucket WHERE admitted = 1
     ON CONFLICT (recovery_session_id) DO NOTHING
 )
-SELECT admitted, retry_at FROM budget;
+SELECT admitted, retry_at FROM bucket;
