@@ -16,7 +16,7 @@ use rand::TryRng as _;
 use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq as _;
-use unicode_normalization::UnicodeNormalization as _;
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 use uuid::Uuid;
 
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
@@ -30,16 +30,16 @@ const KEY_BYTES: usize = 32;
 pub struct Code([u8; CODE_DIGITS]);
 
 impl Code {
-    /// Reads a code as users type and paste it: spaces and hyphens are ignored, and full-width
-    /// digits count as digits (NFKC). Returns `None` unless exactly 8 digits are left.
+    /// Reads a code as users type and paste it, such as a whole line of the email: digits of every
+    /// script count, everything else is ignored. Returns `None` unless there are exactly 8 digits, or
+    /// if there is a control character that is no white space.
     #[must_use]
     pub fn parse(typed: &str) -> Option<Self> {
-        let plain = typed.nfkc().filter(|c| !c.is_whitespace() && !"-‐‑‒–—−".contains(*c));
-        let digits: Option<Vec<u8>> = plain
-            .take(CODE_DIGITS + 1)
-            .map(|c| c.to_digit(10).and_then(|digit| u8::try_from(digit).ok()))
-            .collect();
-        Some(Self(digits?.try_into().ok()?))
+        if typed.chars().any(|c| c.is_control() && !c.is_whitespace()) {
+            return None;
+        }
+        let digits: Vec<u8> = typed.chars().filter_map(digit_value).take(CODE_DIGITS + 1).collect();
+        Some(Self(digits.try_into().ok()?))
     }
 
     /// Compares two codes in constant time.
@@ -55,6 +55,20 @@ impl Code {
         let (left, right) = digits.split_at(CODE_DIGITS / 2);
         format!("{left} {right}")
     }
+}
+
+/// The value of a decimal digit. Unicode encodes the digits of a script as ten code points in a row,
+/// from zero.
+fn digit_value(digit: char) -> Option<u8> {
+    let is_digit = |point: u32| {
+        char::from_u32(point).is_some_and(|c| c.general_category() == GeneralCategory::DecimalNumber)
+    };
+    let point = u32::from(digit);
+    if !is_digit(point) {
+        return None;
+    }
+    let zero = (0..point).rev().take_while(|point| is_digit(*point)).last().unwrap_or(point);
+    u8::try_from((point - zero) % 10).ok()
 }
 
 impl fmt::Debug for Code {
@@ -244,10 +258,14 @@ mod tests {
             "０１２３　４５６７",
             "0123–4567",
             "0 1 2 3 4 5 6 7",
+            "0123.4567",
+            "\u{202b}٠١٢٣ ٤٥٦٧\u{202c}",
+            "Mã của bạn là 0123 4567.",
+            "𝟘𝟙𝟚𝟛 𝟰𝟱𝟲𝟳",
         ] {
             assert!(Code::parse(typed).is_some_and(|read| read.matches(&code)), "{typed:?}");
         }
-        for typed in ["", "0123456", "012345678", "0123456a", "0123.4567", "+01234567", "①1234567x"] {
+        for typed in ["", "0123456", "012345678", "0123456a", "①1234567x", "01234567\u{0}", "01:05: 0123 4567"] {
             assert!(Code::parse(typed).is_none(), "{typed:?}");
         }
         assert!(!Code::parse("01234568").unwrap().matches(&code));

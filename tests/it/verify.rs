@@ -64,7 +64,7 @@ async fn anything_but_8_digits_spends_no_attempt(pool: PgPool) {
     service.has_account(TRADER).await;
     let mut client = service.client();
     let code = service.mails_code_to(&mut client, TRADER).await;
-    for typed in ["", "1234567", "123456789", "abcdefgh", "1234.5678", "١٢٣٤٥٦٧٨", "12345678\u{0}"] {
+    for typed in ["", "1234567", "123456789", "abcdefgh", "01:05: 1234 5678", "12345678\u{0}"] {
         let answer = client.verifies(typed).await;
         assert_eq!(answer.error(), (400, "code_malformed"), "{typed:?}");
         assert_eq!(answer.body["field"], "code");

@@ -329,14 +329,14 @@ onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async
 // The user may paste more than the code, such as a whole line of the email. Digits of every script
 // count; invisible and bidirectional characters do not.
 function digitsOf(text) {
-  const digits = text.replace(/\P{Nd}/gu, '').replace(/\P{ASCII}/gu, digitValue);
+  const digits = text.replace(/\P{Decimal_Number}/gu, '').replace(/\P{ASCII}/gu, digitValue);
   return digits.length === 8 ? digits : text;
 }
 // Unicode encodes the digits of a script as ten code points in a row, from zero.
 function digitValue(digit) {
   const point = digit.codePointAt(0);
   let zero = point;
-  while (/\p{Nd}/u.test(String.fromCodePoint(zero - 1))) zero -= 1;
+  while (/\p{Decimal_Number}/u.test(String.fromCodePoint(zero - 1))) zero -= 1;
   return (point - zero) % 10;
 }
 // The first complete code is submitted at once, whether it was typed, pasted or filled in. After a

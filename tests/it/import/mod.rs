@@ -170,8 +170,8 @@ async fn an_account_with_a_weak_hash_is_imported_without_a_password(pool: PgPool
         (0..).zip(hashes).map(|(n, hash)| identity(n, &format!("weak-{n}@example.com"), hash)).collect();
     let ended = imports(&pool, &lines(&identities), &[]);
     assert!(ended.ok, "{}", ended.err);
-    let left_out = "6 too weak to keep (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 broken or too expensive to compute, 1 of an \
-                    unknown kind, 1 not in the file";
+    let left_out = "6 too weak (hmac 1, md5 1, md5-crypt 2, sha256 1, ssha 1), 1 malformed or too slow to verify, \
+                    1 of an unknown scheme, 1 not in the file";
     assert!(ended.out.contains(left_out), "{}", ended.out);
     assert!(ended.out.contains("include_credential=password"), "{}", ended.out);
     assert_eq!(count(&pool, "account WHERE password_hash IS NULL AND state = 'active'").await, 9);
