@@ -265,7 +265,9 @@ mod tests {
         ] {
             assert!(Code::parse(typed).is_some_and(|read| read.matches(&code)), "{typed:?}");
         }
-        for typed in ["", "0123456", "012345678", "0123456a", "①1234567x", "01234567\u{0}", "01:05: 0123 4567"] {
+        for typed in
+            ["", "0123456", "012345678", "0123456a", "①1234567x", "01234567\u{0}", "01:05: 0123 4567"]
+        {
             assert!(Code::parse(typed).is_none(), "{typed:?}");
         }
         assert!(!Code::parse("01234568").unwrap().matches(&code));

@@ -70,7 +70,7 @@ async fn s5_client_input_reaches_no_header_or_smtp_command(pool: PgPool) {
     for part in [mail.raw.clone(), mail.text(), mail.html()] {
         assert!(!part.contains("evil") && !part.contains("9999") && !part.contains("+84"), "{part}");
     }
-    assert!(mail.text().contains("không xác định"));
+    assert!(mail.text().contains("Không xác định"));
     service.stops().await;
 }
 

@@ -149,7 +149,7 @@ fn mail_preview_writes_the_exact_email() {
         ("password_changed", "vi", "đã được thay đổi"),
         ("password_changed", "en", "was changed"),
         ("test", "vi", "Email kiểm tra"),
-        ("test", "en", "Test mail"),
+        ("test", "en", "Test email"),
     ] {
         let file = format!("{}/preview-{kind}-{locale}.eml", env!("CARGO_TARGET_TMPDIR"));
         let arguments = ["mail", "preview", "--kind", kind, "--locale", locale];

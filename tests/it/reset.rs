@@ -157,13 +157,15 @@ async fn r5_the_owner_is_notified_and_the_email_is_kept_until_it_is_accepted(poo
         assert!(!mail.raw.contains(NEW) && !mail.raw.contains(agent), "{}", mail.raw);
         let parsed = mail.parsed();
         let (subject, device, support) = match language {
-            "en" => {
-                ("Your Vero OMS password was changed", "Firefox on Windows", "tell us at support@verolabs.co")
-            }
+            "en" => (
+                "Your Vero OMS password was changed",
+                "Firefox on Windows",
+                "Contact us at support@verolabs.co",
+            ),
             _ => (
                 "Mật khẩu Vero OMS của bạn đã được thay đổi",
                 "Firefox trên Windows",
-                "báo cho chúng tôi qua support@verolabs.co",
+                "Liên hệ với chúng tôi qua support@verolabs.co",
             ),
         };
         assert_eq!(parsed.subject(), Some(subject));

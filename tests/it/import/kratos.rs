@@ -234,7 +234,7 @@ async fn a_failed_identity_is_listed_and_the_others_are_written(pool: PgPool) {
     kratos.fails_for(&[id(1)]);
     kratos.loses(id(2));
     let ended = export_to(&pool, &kratos, &since, &[]);
-    assert!(!ended.ok && ended.err.contains("5 accounts failed: "), "{}", ended.err);
+    assert!(!ended.ok && ended.err.contains("5 accounts failed; "), "{}", ended.err);
     assert!(ended.out.starts_with("7 of 7 accounts that were changed here: 2 written"), "{}", ended.out);
     let found: Vec<_> =
         failed(&pool).iter().map(|one| (one["id"].clone(), one["reason"].to_string())).collect();
