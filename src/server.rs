@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::census::Census;
 use crate::config::{ConfigError, STORAGE_DEADLINE};
 use crate::courier::Courier;
-use crate::database::failures;
 use crate::database::health::Health;
+use crate::database::{failures, in_time};
 use crate::http::listener::{Listener, affordable_connections};
 use crate::http::{self, AppState};
 use crate::metrics::ListenerLabel;
@@ -104,7 +104,12 @@ impl Server {
             tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &shutdown), async {
                 // The check finds the address that the pools connect to.
                 let health = app.health.check().await;
-                census.warm_up().await;
+                if health == Health::Ok {
+                    // The first request must not pay for the connection of its pool.
+                    let _ = tokio::join!(census.warm_up(), Box::pin(in_time(app.token_pool.acquire())));
+                } else {
+                    census.warm_up().await;
+                }
                 health
             });
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));

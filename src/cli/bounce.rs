@@ -63,7 +63,7 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     match noted {
         Bounced::Marked => terminal::line(format_args!("the address of account {id} is marked as bouncing")),
         Bounced::AlreadyMarked => {
-            terminal::line(format_args!("the address of account {id} was already marked as bouncing"))
+            terminal::line(format_args!("the address of account {id} was already marked as bouncing"));
         }
         Bounced::NotFound => {
             terminal::line("ignored: the account was erased or has another address now");

@@ -236,7 +236,7 @@ async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
         Unblocked::Filled(filled) => {
-            terminal::line(format_args!("{filled} rate limits of this address are reset"))
+            terminal::line(format_args!("{filled} rate limits of this address are reset"));
         }
         Unblocked::NotBefore(at) => {
             let at = at.truncate_to_second();
