@@ -88,7 +88,7 @@ impl Default for Holder {
 }
 
 impl Holder {
-    /// Whether the courier may claim now. A courier without a lock for [`GRACE`] claims without a
+    /// Whether the courier may claim now. A courier without a lock for `GRACE` claims without a
     /// holder.
     #[must_use]
     pub fn claim_permit(&self) -> ClaimPermit {

@@ -121,7 +121,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     if tells == 0 { Ok(()) } else { Err("time may tell who has an account".into()) }
 }
 
-/// What promise 1 forbids: `start` reads `account`, and takes 200 µs longer if somebody is there.
+/// What invariant 1 forbids: `start` reads `account`, and takes 200 µs longer if somebody is there.
 const LEAK: &str = "
     CREATE FUNCTION looks_accounts_up() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE began timestamptz := clock_timestamp();
