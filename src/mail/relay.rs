@@ -99,7 +99,8 @@ impl Relay {
         deadline: Instant,
         requester: Requester,
     ) -> Result<Connection, NotSent> {
-        Connection::open(&self.url, self.preferred(), ehlo_name, deadline, requester).await
+        // Boxed: it is seldom needed, and would be copied with the future of every delivery.
+        Box::pin(Connection::open(&self.url, self.preferred(), ehlo_name, deadline, requester)).await
     }
 
     /// Sends an email on an idle connection, or on a new one.
