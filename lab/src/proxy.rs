@@ -21,7 +21,7 @@ pub enum Way {
     Held,
     /// Present connections stay open and silent, as if the machine had died; new ones work.
     Lost,
-    /// Each read is delayed by [`SLOWNESS`].
+    /// Each read is delayed by `SLOWNESS`.
     Slow,
     /// Sends RST on all present and new connections.
     Reset,
@@ -31,7 +31,7 @@ pub enum Way {
     RefusesAll,
     /// SMTP: every recipient is answered 421, and the connection is closed.
     HangsUp,
-    /// SMTP: the greeting is delayed by [`LATENESS`].
+    /// SMTP: the greeting is delayed by `LATENESS`.
     GreetsLate,
     /// SMTP: the relay's answer to a mail is dropped, and the connection is closed.
     DropsAnswers,

@@ -144,7 +144,7 @@ impl Load {
 
     /// Runs an open loop of `rate` requests per second on at most this many connections.
     ///
-    /// The thread wakes once a [`TICK`], because to wake for each request would use much of a core.
+    /// The thread wakes once a `TICK`, because to wake for each request would use much of a core.
     /// So a response time is up to one tick too long.
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
