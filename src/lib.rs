@@ -5,11 +5,13 @@
 //! # Module map
 //!
 //! A file's name says what it contains. Each table belongs to one module. `docs/architecture.md`
-//! has diagrams.
+//! has diagrams. `CONTRIBUTING.md` has the steps to add a route, a setting, an error code or a
+//! migration.
 //!
 //! | Looking for | Module | Owns |
 //! |---|---|---|
 //! | all routes, on one screen | [`http`] | axum, with [`server`] and `cli/dev` |
+//! | the handlers of the API; cookies | `http/{recovery,session,cookie}.rs` | |
 //! | checks before a handler: request id, client address, rate limits, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
 //! | health, readiness, metrics endpoints | [`http::health`], [`http::metrics`] | |
@@ -25,10 +27,14 @@
 //! | JWTs, their keys and JWKS | [`jwt`] | |
 //! | the cookie of a known browser, the ticket of an operator | [`known_device`] | |
 //! | group commit: one flush for many callers | [`group_commit`] | |
-//! | rate limits of addresses, devices and networks; where a 429 is decided | [`throttle`] | `throttle` |
-//! | pending emails: claim, lease, retry, give up | [`outbox`] | `outbox`; its rounds append to `audit_event` |
+//! | rate limits of addresses, devices and networks | [`throttle`] | `throttle` |
+//! | who answers 429: for a network | [`http::guard`], `session/login.rs` | |
+//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`] | |
+//! | pending emails: claim, lease, what an operator sees | [`outbox`] | `outbox`; its rounds append to `audit_event` |
+//! | when an email is retried; what happens to one that is given up | `outbox/finish.rs` | |
 //! | which couriers are alive | [`outbox::holder`] | |
-//! | the loop that sends pending emails, its pace, one delivery | [`courier`], `courier/{rounds,pace,delivery}.rs` | |
+//! | the loop that sends pending emails, its pace | [`courier`], `courier/{rounds,pace}.rs` | |
+//! | one delivery: delivered, retried or given up | `courier/delivery.rs` | |
 //! | relays, in order of preference | [`mail::gateway`] | lettre: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections, its probe, one SMTP conversation | `mail/{relay_url,relay,probe,conversation}.rs` | |
 //! | connecting to a name with several addresses; TLS with relays | `mail/{connect,tls}.rs` | |
@@ -45,9 +51,11 @@
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
 //! | the client of a request: address, User-Agent, language | [`client`] | |
-//! | tokens, codes, keys | [`secret`] | all types of secrets |
+//! | tokens, keys; where a code is derived ([`secret::Key::code`]) | [`secret`] | all types of secrets |
 //! | the time | [`clock`] | the only reader of the system clock |
-//! | settings with their defaults, by section | [`config`], `config/*.rs` | |
+//! | settings with their defaults, by section (`vos-auth dev` has others: `cli/dev`) | [`config`], `config/*.rs` | |
+//! | the parts that all features share, built from the settings | [`app`] | |
+//! | starting and stopping the tasks of a replica | [`server`] | |
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | `DATABASE_URL`; which address of the server is used | `database/{options,endpoint}.rs` | |
 //! | migrations: locks, tries, unfinished indexes | `database/migration.rs`, `migrations/` | `_sqlx_migrations` |
@@ -68,53 +76,64 @@
 //!
 //! # The life of one `start`
 //!
-//! 1. [`http::guard::observe`] assigns a request id and determines the client's address; [`http::guard::admit`] checks the
-//!    origin and draws on the network's rate limit.
+//! 1. [`http::guard::observe`] assigns a request id and determines the client's address;
+//!    [`http::guard::admit`] checks the origin and draws on the network's rate limit.
 //! 2. [`http::extract::StrictJson`] parses the body, [`email_address::EmailAddress`] the address.
-//! 3. [`recovery::Recovery::start`] checks that a relay is up and hands the start to the [`group_commit`].
-//! 4. One statement commits every start that has arrived: rate limit, session, pending email. The [`courier`] is woken.
+//! 3. [`recovery::Recovery::start`] checks that a relay is up and hands the start to the
+//!    [`group_commit`].
+//! 4. One statement commits every start that has arrived: rate limit, session, pending email. The
+//!    [`courier`] is woken.
 //! 5. The response carries the cookie.
-//! 6. Later, the courier claims the row, looks the account up, derives the code, offers the email to the relays in turn
-//!    until one accepts it, and deletes the row with its next claim.
+//! 6. Later, the courier claims the row, looks the account up, derives the code, offers the email
+//!    to the relays in turn until one accepts it, and deletes the row with its next claim.
 //!
 //! # The life of one `reset-password`
 //!
-//! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks the session up first.
-//!    Without a session, or if the client names another recovery, the answer is 401 whatever the body is.
-//! 2. [`password::Hasher`] has a free place, or the answer is 503. There the policy is checked and the hash computed, outside
-//!    any transaction.
-//! 3. One transaction locks the account's row, consumes the recovery, ends other recoveries, sets the password, revokes
-//!    every session, opens a new one, enqueues the owner's notice, and records the event.
+//! 1. [`http::recovery::reset_password`] reads cookie and body; [`recovery::Recovery::reset`] looks
+//!    the session up first. Without a session, or if the client names another recovery, the answer
+//!    is 401 whatever the body is.
+//! 2. [`password::Hasher`] has a free place, or the answer is 503. There the policy is checked and
+//!    the hash computed, outside any transaction.
+//! 3. One transaction locks the account's row, consumes the recovery, ends other recoveries, sets
+//!    the password, revokes every session, opens a new one, enqueues the owner's notice, and
+//!    records the event.
 //! 4. The response contains token and JWT, clears the recovery cookie, and makes the browser known.
 //!
 //! # The life of one failed `login`
 //!
-//! 1. [`http::guard::admit_login`] draws on the network's rate limit. [`session::Login::run`] draws the rest of the price: one
-//!    unit for every four of our own hashes that could be computed in the time of the slowest stored hash.
-//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the [`password::Hasher`] or is refused.
-//! 3. It is counted as a failure before `account` is read. The password is then verified against the account's hash, or
-//!    against a decoy hash if there is none ([`password::Decoys`]).
-//! 4. After `LOGIN_FAILURE_TIME` the answer is 401, and the next login of the address has its turn. From step 2 on, all this
-//!    happens even if the client disconnects.
+//! 1. [`http::guard::admit_login`] draws on the network's rate limit. [`session::Login::run`] draws
+//!    the rest of the price: one unit for every four of our own hashes that could be computed in
+//!    the time of the slowest stored hash.
+//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the
+//!    [`password::Hasher`] or is refused.
+//! 3. It is counted as a failure before `account` is read. The password is then verified against
+//!    the account's hash, or against a decoy hash if there is none ([`password::Decoys`]).
+//! 4. After `LOGIN_FAILURE_TIME` the answer is 401, and the next login of the address has its turn.
+//!    From step 2 on, all this happens even if the client disconnects.
 //!
 //! # Invariants
 //!
-//! 1. **Blind start.** Before its step 6, a `start` never reads `account`, not even by a foreign key. `verify` and
-//!    `progress` read it only after the right code was entered; `progress` never reads the outbox.
-//! 2. **Accepted is kept.** A 200 follows the commit of session and email. A row leaves the outbox when a relay accepted
-//!    its email, when its code expires too soon, or when there is no recipient: every relay that is up says that the mailbox
-//!    does not exist ([`mail::verdict`]), or the account was erased. No email is sent inside a transaction.
-//! 3. **The code is never at rest.** It is derived from a secret and the session's id ([`secret::Key::code`]). No table,
-//!    log or subject contains it.
-//! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together ([`throttle::RateLimit`]): an attempt
-//!    is spent before its code is compared, a failed login is counted before its password is verified.
-//! 5. **Once.** Whatever changes or uses a password locks the account's row first ([`account::lock`]). A changed password
-//!    ends every session and recovery in the same transaction.
-//! 6. **Only the probe sets a relay's state.** A send changes nothing that `start` can see; it changes the order in which
-//!    the courier tries relays.
-//! 7. **One error shape.** Every error of the router is `{error, message, status}`; `start` answers 200, 400, 429 or 502.
-//! 8. **Secrets and addresses are never printed.** Their types redact themselves; errors and logs never quote a relay, a
-//!    client or a row.
+//! 1. **Blind start.** Before its step 6, a `start` never reads `account`, not even by a foreign
+//!    key. `verify` and `progress` read it only after the right code was entered; `progress` never
+//!    reads the outbox.
+//! 2. **Accepted is kept.** A 200 follows the commit of session and email. A row leaves the outbox
+//!    when a relay accepted its email, when its code expires too soon, or when there is no
+//!    recipient: every relay that is up says that the mailbox does not exist ([`mail::verdict`]),
+//!    or the account was erased. No email is sent inside a transaction.
+//! 3. **The code is never at rest.** It is derived from a secret and the session's id
+//!    ([`secret::Key::code`]). No table, log or subject contains it.
+//! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together
+//!    ([`throttle::RateLimit`]): an attempt is spent before its code is compared, a failed login is
+//!    counted before its password is verified.
+//! 5. **Once.** Whatever changes or uses a password locks the account's row first
+//!    ([`account::lock`]). A changed password ends every session and recovery in the same
+//!    transaction.
+//! 6. **Only the probe sets a relay's state.** A send changes nothing that `start` can see; it
+//!    changes the order in which the courier tries relays.
+//! 7. **One error shape.** Every error of the router is `{error, message, status}`; `start` answers
+//!    200, 400, 429 or 502.
+//! 8. **Secrets and addresses are never printed.** Their types redact themselves; errors and logs
+//!    never quote a relay, a client or a row.
 
 pub mod account;
 pub mod app;

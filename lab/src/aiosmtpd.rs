@@ -1,4 +1,4 @@
-//! A relay that signs in by XOAUTH2 alone and that we did not write: aiosmtpd, with the hook that judges tokens.
+//! aiosmtpd, a relay by others, configured to require XOAUTH2. Its hook checks each token.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use crate::tokens::TokenEndpoint;
 use crate::{PATIENCE, certificate, needs, place};
 
-/// Whether it is installed.
+/// Whether aiosmtpd is installed. If not, the test is skipped or fails, as [`needs::has`] says.
 pub fn is_installed() -> bool {
     needs::has_program("/usr/lib/python3/dist-packages/aiosmtpd")
 }
@@ -22,12 +22,12 @@ pub struct Aiosmtpd {
 }
 
 impl Aiosmtpd {
-    /// Takes the tokens that are good at `endpoint`.
+    /// Starts the relay. It accepts the tokens that are valid at `endpoint`.
     pub fn start(endpoint: &TokenEndpoint) -> Self {
         let folder = place::folder("aiosmtpd");
         certificate::make(&folder, "localhost");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/xoauth2_server.py");
-        // Debian's own Python, where its package is.
+        // Debian's own Python, because it finds Debian's package of aiosmtpd.
         let mut child = Command::new("/usr/bin/python3")
             .arg(script)
             .arg(&folder)
@@ -48,12 +48,12 @@ impl Aiosmtpd {
         format!("smtp://courier%40example.com@localhost:{}?auth=xoauth2", self.port)
     }
 
-    /// The certificate of its authority.
+    /// The path of its CA certificate.
     pub fn ca(&self) -> String {
         self.folder.join("ca.pem").display().to_string()
     }
 
-    /// Waits for the next mail, with who has sent it.
+    /// Waits for the next mail and returns it, with the user that sent it.
     pub fn mail(&self) -> serde_json::Value {
         let line = self.lines.recv_timeout(PATIENCE).expect("a mail comes");
         serde_json::from_str(&line).expect("a mail")

@@ -1,13 +1,14 @@
-//! Pending mails, as an outage leaves them.
+//! A backlog of pending mails, as after an outage.
 
 use sqlx::PgExecutor;
 
-/// How their addresses begin; the number follows.
+/// The start of each address; a number follows.
 pub const PREFIX: &str = "pending";
 
-/// Inserts so many pending mails, each of an account of its own: the first is `seconds` old, and the last is new.
+/// Inserts this many pending mails, each to an account of its own. The first is `seconds` old, and
+/// the last is new.
 pub async fn insert(database: impl PgExecutor<'_>, mails: u32, seconds: f64) -> Result<(), sqlx::Error> {
-    // Ids carry the time, as those of the service do: the courier and the sweeper go by it.
+    // The ids contain the time, as UUIDv7 does: the courier and the sweeper depend on it.
     let backlog = "
         WITH pending AS MATERIALIZED (
             SELECT n, $3 || n || '@example.com' AS email,
@@ -30,17 +31,17 @@ pub async fn insert(database: impl PgExecutor<'_>, mails: u32, seconds: f64) -> 
     Ok(())
 }
 
-/// The number in an address of one.
+/// The number in the address of such a mail.
 pub fn number_of(address: &str) -> Option<u32> {
     address.strip_prefix(PREFIX)?.strip_suffix("@example.com")?.parse().ok()
 }
 
-/// How many mails are pending.
+/// The number of pending mails.
 pub async fn count(database: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(database).await
 }
 
-/// Deletes what a measurement before has left: accounts, recoveries, mails, rate limits and events.
+/// Deletes the rows of an earlier measurement: accounts, recoveries, mails, rate limits, events.
 pub async fn clear(database: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
     let tables = "TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE";
     sqlx::raw_sql(tables).execute(database).await?;

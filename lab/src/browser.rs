@@ -1,4 +1,4 @@
-//! Chromium, driven as a person drives it: keys and clicks, and what can be seen.
+//! Chromium, driven as a person would: by keys and clicks, checking what is visible.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,22 +10,23 @@ use thirtyfour::prelude::*;
 
 use crate::place;
 
-/// How long a page may take for what is waited for. A browser shares the machine's cores with all other tests.
+/// How long to wait for a page. The browser shares the machine's cores with all other tests.
 const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// Widths and heights of a phone, of the narrowest screen that WCAG asks for (1.4.10), and of a desk.
+/// Widths and heights of a phone, of the narrowest screen of WCAG 1.4.10, and of a desktop.
 pub const PHONE: (u32, u32) = (390, 780);
 pub const NARROW: (u32, u32) = (320, 640);
 pub const DESKTOP: (u32, u32) = (1100, 760);
 
-/// A browser of its own. The driver is killed when it is dropped, and Chromium ends with the pipe between the two.
+/// A Chromium of its own. Dropping this kills the driver, which closes the pipe to Chromium and so
+/// ends it.
 pub struct Browser {
     pub driver: WebDriver,
     process: Child,
 }
 
 impl Browser {
-    /// Opens one that asks for pages in `language`.
+    /// Opens a browser that requests pages in `language`.
     pub async fn open(language: &str) -> Self {
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").env("TMPDIR", place::temporary(""));
@@ -33,7 +34,7 @@ impl Browser {
         let mut process = command.spawn().expect("chromedriver is there: `make test` installs it");
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
         let started = lines.find(|line| line.contains("started successfully on port")).expect("it starts");
-        // Its further lines have to go somewhere, or it would wait.
+        // Reads the remaining output: on a full pipe, chromedriver would block.
         std::thread::spawn(move || lines.for_each(drop));
         let port = started.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned();
         let mut wishes = DesiredCapabilities::chrome();
@@ -65,12 +66,12 @@ impl Browser {
         self.driver.goto(url).await.unwrap();
     }
 
-    /// What a script gives; it is not bound by the page's rules.
+    /// Runs a script and returns its result. The page's Content-Security-Policy does not apply.
     pub async fn script(&self, script: &str) -> Value {
         self.driver.execute(script, vec![]).await.unwrap().json().clone()
     }
 
-    /// Waits until an expression holds in the page, whichever document that is by then.
+    /// Waits until an expression is true in the page, even if the page is replaced meanwhile.
     pub async fn until(&self, expression: &str) {
         let script = format!("return Boolean({expression})");
         let waiting = async {
@@ -84,24 +85,25 @@ impl Browser {
         }
     }
 
-    /// Waits until something is seen.
+    /// Waits until the element is visible.
     pub async fn sees(&self, selector: &str) {
         self.until(&format!("document.querySelector('{selector}')?.checkVisibility()")).await;
     }
 
-    /// Waits until what is at `selector` is seen to say something, and gives it. What is hidden has an `innerText`, too.
+    /// Waits until the element is visible and has text, and returns the text. A hidden element has
+    /// an `innerText`, too.
     pub async fn reads(&self, selector: &str) -> String {
         self.sees(selector).await;
         self.until(&format!("document.querySelector('{selector}').innerText")).await;
         self.value(&format!("document.querySelector('{selector}').innerText")).await
     }
 
-    /// The text that an expression gives.
+    /// The value of an expression, as text.
     pub async fn value(&self, expression: &str) -> String {
         self.script(&format!("return String({expression})")).await.as_str().unwrap().to_owned()
     }
 
-    /// The `id` of what has the focus.
+    /// The `id` of the element that has the focus.
     pub async fn focus(&self) -> String {
         self.value("document.activeElement.id").await
     }
@@ -116,12 +118,12 @@ impl Browser {
         self.driver.find(By::Css(selector)).await.unwrap().click().await.unwrap();
     }
 
-    /// Types where the focus is, special keys included.
+    /// Sends keys to the focused element, special keys included.
     pub async fn presses(&self, keys: impl Into<TypingData>) {
         self.driver.active_element().await.unwrap().send_keys(keys).await.unwrap();
     }
 
-    /// What pasting does: the text arrives in one piece where the focus is.
+    /// Inserts text into the focused element all at once, as pasting does.
     pub async fn pastes(&self, text: &str) {
         self.devtools("Input.insertText", json!({ "text": text })).await;
     }
@@ -146,8 +148,8 @@ impl Browser {
         self.devtools("Network.emulateNetworkConditions", network).await;
     }
 
-    /// Checks what is shown, light and dark: axe finds nothing, and nothing is wider than the narrowest screen. With
-    /// `SCREENSHOTS` set to a folder, pictures of it are put there under `name`.
+    /// Checks the page, light and dark: axe finds no violation, and the page fits the narrowest
+    /// screen. If `SCREENSHOTS` names a folder, saves screenshots there, named after `name`.
     pub async fn inspect(&self, name: &str) {
         let axe = place::file("tests/page/node_modules/axe-core/axe.min.js");
         let axe = std::fs::read_to_string(axe).expect("axe is there: `make test` installs it");
@@ -172,7 +174,7 @@ impl Browser {
         self.is_sized(PHONE).await;
     }
 
-    /// The whole page, at least as high as the screen.
+    /// Saves a screenshot of the page, at least as high as the screen and at most twice that.
     async fn picture(&self, file: &Path, (width, height): (u32, u32)) {
         let whole = self.script("return document.documentElement.scrollHeight").await.as_u64().unwrap();
         let whole = u32::try_from(whole).unwrap().clamp(height, 2 * height);
@@ -180,7 +182,8 @@ impl Browser {
         self.driver.screenshot(file).await.unwrap();
     }
 
-    /// Ends it, after checking that no rule of a page was broken and no script failed.
+    /// Closes the browser. Checks first that no page violated its Content-Security-Policy and no
+    /// script failed.
     pub async fn closes(self) {
         for entry in self.driver.browser_log().await.unwrap() {
             let refused = entry.message.contains("Failed to load resource");

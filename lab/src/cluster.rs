@@ -11,9 +11,9 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::place;
 
-/// How long it may take to come up or to go.
+/// How long a cluster may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// It listens on no network unless its settings say so: the port is a part of its socket's name.
+/// Only a part of the socket's name, unless the settings make the cluster listen on a network.
 const PORT: u16 = 5432;
 
 pub struct Cluster {
@@ -23,17 +23,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes one, with the schema in its database `postgres`. `initdb` and `postgres` are on the PATH of `make test`.
+    /// Makes a cluster, with the schema in its database `postgres`. Needs `initdb` and `postgres`
+    /// on the PATH, as `make test` sets it.
     pub async fn start() -> Self {
         Self::start_with(|_| String::new()).await
     }
 
-    /// The same, with lines for its `postgresql.conf` that may name its folder.
+    /// The same, with lines for `postgresql.conf`, made from the path of the cluster's folder.
     pub async fn start_with(settings: impl FnOnce(&Path) -> String) -> Self {
         Self::start_at(PORT, settings).await
     }
 
-    /// The same at a port, which counts if the settings have it listen on a network.
+    /// The same at a port, for settings that make the cluster listen on a network.
     pub async fn start_at(port: u16, settings: impl FnOnce(&Path) -> String) -> Self {
         let cluster = Self::make(port, "vos_auth", settings);
         let mut connection = cluster.connect().await;
@@ -41,8 +42,8 @@ impl Cluster {
         cluster
     }
 
-    /// One as Debian's package makes it, and empty: its superuser is `postgres`, whom the system's user of that name is on the
-    /// socket; everybody else says a password, at 127.0.0.1 and the port.
+    /// Makes an empty cluster, as Debian's package does. The system's user `postgres` connects as
+    /// the superuser by the socket. All others need a password, at 127.0.0.1 and the port.
     pub async fn as_debian_makes_it(port: u16) -> Self {
         let cluster = Self::make(port, "postgres", |home| {
             let rules =
@@ -89,13 +90,13 @@ impl Cluster {
         self.home.join(format!(".s.PGSQL.{}", self.port))
     }
 
-    /// How its owner connects, who needs no password.
+    /// Options to connect as the owner, without a password.
     pub fn options(&self) -> PgConnectOptions {
         let options = PgConnectOptions::new().socket(&self.home).port(self.port);
         options.username("vos_auth").database("postgres")
     }
 
-    /// From now on it requires a password of every user but its owner, and TLS over a network.
+    /// Requires, from now on, a password of every user except the owner, and TLS over a network.
     pub async fn asks_for_passwords(&self) {
         let rules =
             "local all vos_auth trust\nlocal all all scram-sha-256\nhostssl all all all scram-sha-256\n";
@@ -103,13 +104,13 @@ impl Cluster {
         sqlx::query("SELECT pg_reload_conf()").execute(&mut self.connect().await).await.unwrap();
     }
 
-    /// The URL of its database for one who has to say a password.
+    /// The URL of its database for a user with a password.
     pub fn url_for(&self, user: &str, password: &str) -> String {
         let folder = self.home.display().to_string().replace('/', "%2F");
         format!("postgres://{user}:{password}@localhost/postgres?host={folder}")
     }
 
-    /// Connects, as soon as it is up.
+    /// Connects as soon as the cluster is up.
     pub async fn connect(&self) -> PgConnection {
         let options = self.options();
         let connecting = async {
@@ -123,7 +124,8 @@ impl Cluster {
         tokio::time::timeout(PATIENCE, connecting).await.expect("PostgreSQL comes up")
     }
 
-    /// Runs lines of bash in its folder as the user who owns it, with the way to it in the environment.
+    /// Runs lines of bash in its folder, as the user that owns it. The environment (`PGHOST` and so
+    /// on) leads to the cluster.
     pub fn owner_runs(&self, lines: &str, environment: &[(&str, &str)]) {
         let mut bash = as_owner("bash");
         bash.args(["-euc", lines]).current_dir(&self.home).env_remove("DATABASE_URL");
@@ -138,7 +140,8 @@ impl Cluster {
         self.starts_again();
     }
 
-    /// What `pg_ctl stop -m immediate` does: it ends without a checkpoint, and recovers at its next start.
+    /// Stops the cluster as `pg_ctl stop -m immediate` does: without a checkpoint, so that it
+    /// recovers when it starts again.
     pub fn stops_at_once(&mut self) {
         signal("-QUIT", &[self.server.id()]);
         self.server.wait().unwrap();
@@ -148,11 +151,11 @@ impl Cluster {
         self.server = serve(&self.home);
     }
 
-    /// Kills every process of it at once.
+    /// Kills all processes of the cluster at once.
     pub fn is_killed(&mut self) {
         let postmaster = self.server.id();
-        // Stopped, it forks no child that the list would lack; one that lives on keeps the shared memory, and the next
-        // start is refused.
+        // A stopped postmaster forks no child that the list would lack. A child that survived would
+        // keep the shared memory, and PostgreSQL would refuse the next start.
         signal("-STOP", &[postmaster]);
         let children = children_of(postmaster);
         signal("-KILL", &children);
@@ -168,7 +171,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Immediate: nothing of it is needed any more.
+        // Stops at once: its data is not needed again.
         signal("-QUIT", &[self.server.id()]);
         let _ = self.server.wait();
         let _ = std::fs::remove_dir_all(&self.home);
@@ -188,7 +191,7 @@ fn serve(home: &Path) -> Child {
         .unwrap()
 }
 
-/// PostgreSQL refuses to run as root.
+/// A command as the owner of the cluster: PostgreSQL refuses to run as root.
 fn as_owner(program: &str) -> Command {
     if !is_root() {
         return Command::new(program);
@@ -204,7 +207,7 @@ fn is_root() -> bool {
 
 fn signal(name: &str, processes: &[u32]) {
     let processes: Vec<_> = processes.iter().map(ToString::to_string).collect();
-    // One that has ended by itself meanwhile needs no signal.
+    // Errors are ignored: a process may have ended by itself.
     let _ = Command::new("bash").args(["-c", &format!("kill {name} {} 2>&-", processes.join(" "))]).status();
 }
 
@@ -220,7 +223,7 @@ fn is_alive(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state != "Z")
 }
 
-/// State and parent of a process.
+/// The state and the parent of a process.
 fn stat(pid: u32) -> Option<(String, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // They follow the name, which is in parentheses.

@@ -1,4 +1,4 @@
-//! A PostgreSQL that takes nobody over the network without TLS.
+//! A PostgreSQL that accepts network connections only with TLS.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ pub struct Encrypted {
     tls: PathBuf,
     name: &'static str,
     port: u16,
-    /// For its owner, who comes by its socket.
+    /// Connections of the owner, by the Unix socket.
     pub pool: PgPool,
 }
 
 impl Encrypted {
-    /// With a role for the service.
+    /// Starts it at `localhost`, with a role for the service.
     pub async fn start() -> Self {
         Self::start_at("localhost", "127.0.0.1").await
     }
 
-    /// The same under a name, at addresses with commas between them.
+    /// Starts it under another name, at addresses separated by commas.
     pub async fn start_at(name: &'static str, addresses: &str) -> Self {
-        // Behind those of the Postfixes.
+        // The ports below are those of the Postfix instances.
         let (port, mut tls) = (free_port(19), PathBuf::new());
         let cluster = Cluster::start_at(port, |home| {
             tls = home.join("tls");
@@ -52,7 +52,7 @@ ssl_key_file = '{tls}/key.pem'\n"
         Self { cluster, tls, name, port, pool }
     }
 
-    /// For who trusts the authorities in a file.
+    /// The URL for a client that trusts the authorities in a file.
     pub fn url_by(&self, authorities: &str) -> String {
         let (name, port) = (self.name, self.port);
         format!(
@@ -60,12 +60,12 @@ ssl_key_file = '{tls}/key.pem'\n"
         )
     }
 
-    /// For the service, which trusts what `trusts` last said.
+    /// The URL for the service, which trusts what [`Self::service_trusts`] set last.
     pub fn url(&self) -> String {
         self.url_by(&self.file("trusted.pem"))
     }
 
-    /// The certificate of its first authority.
+    /// The path of its first CA certificate.
     pub fn ca(&self) -> String {
         self.file("ca.pem")
     }
@@ -78,14 +78,15 @@ ssl_key_file = '{tls}/key.pem'\n"
         self.tls.join(name).display().to_string()
     }
 
-    /// Changes the file of the service's authorities at once: a connection that is made meanwhile reads it whole.
+    /// Replaces the file of the service's authorities atomically, so that no connection reads half
+    /// of it.
     pub fn service_trusts(&self, authorities: &str) {
         let new = self.tls.join("trusted.new");
         fs::copy(authorities, &new).unwrap();
         fs::rename(new, self.tls.join("trusted.pem")).unwrap();
     }
 
-    /// Whether who trusts these authorities alone can connect.
+    /// Whether a client that trusts only these authorities can connect.
     pub async fn is_trusted_by(&self, authorities: &str) -> bool {
         PgConnection::connect(&self.url_by(authorities)).await.is_ok()
     }
@@ -94,17 +95,17 @@ ssl_key_file = '{tls}/key.pem'\n"
         Next::after(&self.tls)
     }
 
-    /// New connections see it; open ones continue.
+    /// Uses the next certificate for new connections; open ones continue.
     pub async fn takes(&self, next: &Next) {
         next.replaces(&self.tls);
         sqlx::query("SELECT pg_reload_conf()").execute(&self.pool).await.unwrap();
     }
 
-    /// How many of the service's connections are older than the certificate that is shown now.
+    /// The number of the service's connections that are older than the present certificate.
     pub async fn older_connections(&self) -> i64 {
         let older = "SELECT count(*) FROM pg_stat_activity
             WHERE application_name = 'vos-auth' AND backend_start < pg_conf_load_time()";
-        // A new connection says when the server itself has read its files.
+        // On a new connection, because the time is that at which its own process loaded the files.
         sqlx::query_scalar(older).fetch_one(&mut self.cluster.connect().await).await.unwrap()
     }
 }

@@ -1,5 +1,6 @@
-//! A counterpart of Ory Kratos's admin API, as its documentation and source (v26.2.0) say it behaves: the list in pages, one
-//! identity, and a PUT that replaces it. What it does wrong when told to: fail for some identities, or be gone.
+//! A double of Ory Kratos's admin API, written after its documentation and source (v26.2.0): the
+//! list in pages, one identity, and a PUT that replaces it. A test can make it fail for some
+//! identities, or go down.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,10 +19,11 @@ use uuid::Uuid;
 
 use crate::now;
 
-/// The most identities of a page, whatever is asked for.
+/// The largest page, in identities, whatever the request says.
 const MAX_PAGE: usize = 500;
 
-/// A Kratos on a free port, on a thread of its own, so that it answers while a test waits for the program to end.
+/// A Kratos on a free port. It has a thread of its own, so that it answers while a test blocks
+/// until the program ends.
 pub struct Kratos {
     pub address: SocketAddr,
     inner: Shared,
@@ -32,18 +34,18 @@ type Shared = Arc<Mutex<Inner>>;
 #[derive(Default)]
 struct Inner {
     identities: BTreeMap<Uuid, Value>,
-    /// Answered with 500.
+    /// The identities whose requests are answered 500.
     failing: HashSet<Uuid>,
-    /// Such requests until it is gone; `None`: it stays.
+    /// The number of these requests until it goes down; `None`: never.
     until_gone: Option<(Method, usize)>,
     is_gone: bool,
     asked: Vec<Method>,
     authorization: Option<String>,
-    /// After so many of them, such requests wait to be answered.
+    /// After this many of these requests, it holds their answers.
     held: Option<(Method, usize, watch::Receiver<()>)>,
-    /// Where the links to its next pages point to.
+    /// The base URL of the links to other pages.
     links_to: String,
-    /// Behind the last page comes the first one.
+    /// Whether the last page links to the first one.
     is_endless: bool,
 }
 
@@ -73,12 +75,12 @@ impl Kratos {
         format!("http://{}", self.address)
     }
 
-    /// All identities, as the admin API gives them with passwords.
+    /// All identities, as the admin API returns them with passwords.
     pub fn identities(&self) -> Vec<Value> {
         self.inner.lock().unwrap().identities.values().cloned().collect()
     }
 
-    /// Something that happens to an identity there.
+    /// Changes a member of an identity, as Kratos itself would.
     pub fn changes(&self, id: &str, pointer: &str, value: Value) {
         let mut inner = self.inner.lock().unwrap();
         let identity = inner.identities.get_mut(&id.parse::<Uuid>().unwrap()).unwrap();
@@ -93,7 +95,8 @@ impl Kratos {
         self.inner.lock().unwrap().failing = ids.iter().map(|id| id.parse().unwrap()).collect();
     }
 
-    /// After so many more of these requests it ends every connection without an answer.
+    /// Goes down after this many more of these requests: it closes every connection without an
+    /// answer.
     pub fn is_gone_after(&self, requests: usize, method: Method) {
         self.inner.lock().unwrap().until_gone = Some((method, requests));
     }
@@ -103,24 +106,25 @@ impl Kratos {
         (inner.until_gone, inner.is_gone) = (None, false);
     }
 
-    /// After so many more of these requests it answers none until what this gives is dropped.
+    /// Holds the answers after this many more of these requests, until the returned sender is
+    /// dropped.
     pub fn holds_after(&self, requests: usize, method: Method) -> watch::Sender<()> {
         let (hold, waits) = watch::channel(());
         self.inner.lock().unwrap().held = Some((method, requests, waits));
         hold
     }
 
-    /// Lets the links to its pages name another host, as behind a proxy.
+    /// Sets the base URL of the links to other pages, as behind a proxy.
     pub fn links_to(&self, base: &str) {
         base.clone_into(&mut self.inner.lock().unwrap().links_to);
     }
 
-    /// Lets its list begin anew where it ends.
+    /// Makes the last page of the list link to the first one.
     pub fn never_ends(&self) {
         self.inner.lock().unwrap().is_endless = true;
     }
 
-    /// How often it was asked so, and forgets it.
+    /// The number of requests with this method since the last call.
     pub fn asked(&self, method: &Method) -> usize {
         let mut inner = self.inner.lock().unwrap();
         let before = inner.asked.len();
@@ -128,20 +132,21 @@ impl Kratos {
         before - inner.asked.len()
     }
 
-    /// The header that the last request had.
+    /// The Authorization header of the last request.
     pub fn authorization(&self) -> Option<String> {
         self.inner.lock().unwrap().authorization.clone()
     }
 }
 
-/// Counts a request, and holds it if it is to be held; one that comes while Kratos is gone ends its connection.
+/// Counts a request, and holds it if a test asked for that. While Kratos is down, closes the
+/// connection.
 async fn asked(inner: &Shared, method: Method, headers: &HeaderMap) {
     let (is_gone, held) = inner.lock().unwrap().counts(method, headers);
     if is_gone {
         hangs_up();
     }
     if let Some(mut held) = held {
-        // An error, when the other end is dropped.
+        // The error means that the test has dropped the sender.
         let _ = held.changed().await;
     }
 }
@@ -168,7 +173,7 @@ impl Inner {
     }
 }
 
-/// Ends the task of the connection, and the connection with it, without a word in the test's output.
+/// Ends the task of the connection, and so the connection, without a message in the test's output.
 fn hangs_up() -> ! {
     std::panic::resume_unwind(Box::new(()))
 }
@@ -178,7 +183,8 @@ fn problem(status: StatusCode) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Without `include_credential` of that kind, a credential has no config.
+/// An identity as a response has it: a credential has its config only if the query has
+/// `include_credential` with its kind.
 fn shown(identity: &Value, query: &[(String, String)]) -> Value {
     let mut identity = identity.clone();
     if let Some(kinds) = identity["credentials"].as_object_mut() {
@@ -216,7 +222,7 @@ async fn list(
     } else if inner.is_endless {
         links.push(link("next", Uuid::nil()));
     }
-    // The list leaves credentials out unless one kind is asked for.
+    // The list omits all credentials unless the query has `include_credential`.
     let wanted = query.iter().any(|(name, _)| name == "include_credential");
     let page: Vec<_> = page
         .into_iter()
@@ -246,8 +252,8 @@ async fn one(
     }
 }
 
-/// Replaces the identity. Of what the body does not have, `schema_id`, `state` and credentials stay, and the rest becomes
-/// null; organization and times are not of the body.
+/// Replaces the identity. If the body lacks `schema_id`, `state` or credentials, the old ones stay;
+/// other members that it lacks become null. The body cannot set the organization or the times.
 async fn put(
     State(inner): State<Shared>,
     Path(id): Path<Uuid>,
@@ -276,7 +282,7 @@ fn replaced(old: &Value, body: &Map<String, Value>) -> Result<Value, StatusCode>
         ["schema_id", "state", "traits", "metadata_public", "metadata_admin", "external_id", "credentials"];
     let at = json!(now().format(&Rfc3339).unwrap());
     let of = |name: &str| body.get(name).filter(|value| !value.is_null());
-    // Stricter than Kratos, which ignores what it does not know.
+    // Stricter than Kratos, which ignores unknown members.
     if body.keys().any(|name| !known.contains(&name.as_str()))
         || of("traits").is_none_or(|traits| traits["email"].as_str().is_none())
     {

@@ -1,4 +1,5 @@
-//! The ledger of a trial: every 200 that a client saw held against every mail that the relay kept.
+//! The ledger of a trial: compares every 200 that a client saw with every mail that the relay
+//! stored.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
@@ -14,10 +15,10 @@ use crate::Failure;
 use crate::postfix::Postfix;
 use crate::starts::{Start, address_of, number_of};
 
-/// Postfix logs the second at which it accepted an email, and a fault has effects after it is fixed.
+/// Tolerance of times: Postfix logs whole seconds, and a fault has effects after it is fixed.
 const BLUR: Duration = Duration::from_secs(3);
 
-/// When a fault of some kind was there.
+/// The time of one fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<K> {
     pub kind: K,
@@ -25,18 +26,18 @@ pub struct Window<K> {
     pub to: OffsetDateTime,
 }
 
-/// A mail that the relay took.
+/// A mail that the relay accepted.
 #[derive(Clone)]
 pub struct Kept {
     message_id: String,
-    /// Postfix's own name for it: the same mail delivered twice by Postfix has it twice.
+    /// Postfix's id. If Postfix itself delivers a mail twice, both copies have the same one.
     queue_id: String,
     to: String,
     taken_at: OffsetDateTime,
 }
 
 impl Kept {
-    /// Of the start that asked for it.
+    /// The number of the start that requested the mail.
     pub fn number(&self) -> Option<usize> {
         number_of(&self.to)
     }
@@ -59,7 +60,7 @@ pub fn kept(folder: &Path) -> Result<Vec<Kept>, Failure> {
     mails.collect()
 }
 
-/// Waits until no mail is pending any more, neither at the service nor at the relay.
+/// Waits until no mail is pending at the service or at the relay.
 pub async fn drains(connection: &mut PgConnection, postfix: &Postfix) -> Result<(), sqlx::Error> {
     let mut pending = 1_i64;
     while pending > 0 {
@@ -72,7 +73,7 @@ pub async fn drains(connection: &mut PgConnection, postfix: &Postfix) -> Result<
     Ok(())
 }
 
-/// What came of it all.
+/// The result of the comparison.
 #[derive(Debug)]
 pub struct Verdict<K> {
     pub answers: BTreeMap<String, usize>,
@@ -109,7 +110,7 @@ impl<K> Default for Verdict<K> {
 }
 
 impl<K: Copy + Debug + Ord> Verdict<K> {
-    /// `duplicating` are the faults that may have had a mail sent again.
+    /// Compares starts and mails. `duplicating` are the faults that may cause a second copy.
     pub fn of(starts: &[Start], kept: &[Kept], duplicating: &[Window<K>]) -> Self {
         let mut verdict = Self::default();
         let by_number: HashMap<usize, &Start> = starts.iter().map(|start| (start.number, start)).collect();
@@ -157,12 +158,16 @@ impl<K: Copy + Debug + Ord> Verdict<K> {
         self.answers.get(status).copied().unwrap_or_default()
     }
 
-    /// Mails that were sent again.
+    /// The number of second copies that a fault explains.
     pub fn twice(&self) -> usize {
         self.twice.values().sum()
     }
 
-    /// Prints the table. An error if a promise was broken.
+    /// Prints the results.
+    ///
+    /// # Errors
+    ///
+    /// If a promise was broken.
     pub fn is_told(&self, windows: &[Window<K>], drained: Duration, took: Duration) -> Result<(), Failure> {
         println!("\nfault              injected   mails sent again");
         let mut injected: BTreeMap<K, usize> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! A network of a test's own: a veth pair between this network namespace and another. Its MTU is Ethernet's, so that a large
-//! request crosses in many segments and round trips, which loopback hides.
+//! A network for one test: a veth pair between this network namespace and another. Its MTU is that
+//! of Ethernet, so that a large request needs many segments and round trips, unlike on loopback.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct Line {
     pub far: Ipv4Addr,
 }
 
-/// Whether one can be laid.
+/// Whether this machine can make such a network.
 pub fn can_lay() -> bool {
     needs::has_root("a network namespace") && needs::has_program(IP)
 }
@@ -29,7 +29,7 @@ impl Line {
         static COUNT: AtomicU8 = AtomicU8::new(0);
         let (pid, number) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed) % 60);
         let name = format!("edge{pid}x{number}");
-        // Of 198.18.0.0/15, which is for measurements of networks (RFC 2544).
+        // From 198.18.0.0/15, the range for network benchmarks (RFC 2544).
         let [.., high, low] = pid.to_be_bytes();
         let address = |host| Ipv4Addr::new(198, 18 + high % 2, low, number * 4 + host);
         let line = Self { name, near: address(1), far: address(2) };
@@ -44,28 +44,28 @@ impl Line {
         line
     }
 
-    /// The hosts that programs at the far end know by name: `/etc/hosts`, for them alone.
+    /// Sets `/etc/hosts` for programs at the far end.
     pub fn knows(&self, hosts: &str) {
         let folder = self.folder();
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("hosts"), hosts).unwrap();
     }
 
-    /// One more address of this end.
+    /// Adds an address to this end.
     pub fn has_address(&self, address: Ipv4Addr) {
         let name = &self.name;
         ip(&format!("address add {address}/32 dev {name}"));
         ip(&format!("-n {name} route add {address}/32 dev far"));
     }
 
-    /// From now on nothing that the far end sends to an address of this end arrives, and nobody says so: it goes to a card that
-    /// is not there.
+    /// Silently drops what the far end sends to an address of this end, by a MAC address that does
+    /// not exist.
     pub fn loses(&self, address: Ipv4Addr) {
         let name = &self.name;
         ip(&format!("-n {name} neighbour replace {address} lladdr 02:00:00:00:00:01 nud permanent dev far"));
     }
 
-    /// It arrives again.
+    /// Undoes [`Self::loses`].
     pub fn finds(&self, address: Ipv4Addr) {
         ip(&format!("-n {} neighbour delete {address} dev far", self.name));
     }
@@ -74,7 +74,7 @@ impl Line {
         Path::new("/etc/netns").join(&self.name)
     }
 
-    /// A program that runs at the far end, with the same file system.
+    /// A command that runs a program at the far end, with the same file system.
     pub fn at_far_end(&self, program: &str) -> Command {
         let [ip, arguments @ ..] = self.under();
         let mut command = Command::new(ip);
@@ -82,7 +82,8 @@ impl Line {
         command
     }
 
-    /// What runs a program at the far end. Files in `/etc/netns/` and [`Line::name`] replace those in `/etc`.
+    /// The arguments before a program that run it at the far end. For it, the files of
+    /// `/etc/netns/NAME` replace those in `/etc`.
     pub fn under(&self) -> [&str; 4] {
         [IP, "netns", "exec", &self.name]
     }
@@ -97,7 +98,7 @@ impl Line {
     }
 }
 
-/// The pair goes with the namespace.
+/// Deleting the namespace deletes the pair, too.
 impl Drop for Line {
     fn drop(&mut self) {
         let _ = Command::new(IP).args(["netns", "delete", &self.name]).status();

@@ -1,5 +1,7 @@
-//! A constant, bounded load through nginx of people who get back in: start, the code from the mail, verify, reset,
-//! login, session; and of a REST API that holds each JWT against a JWKS kept as long as it may be. Counts what fails.
+//! A constant, bounded load through nginx, which counts failures.
+//!
+//! - Users go through the whole flow: start, the code from the mail, verify, reset, login, session.
+//! - A REST API verifies each JWT with a JWKS that it caches for as long as it may.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,27 +21,27 @@ use crate::nginx::Nginx;
 use crate::postfix::Postfix;
 use crate::relay::{Mail, Relay};
 
-/// People under way at once.
+/// The number of users at once.
 const PEOPLE: usize = 3;
-/// How often each sets out, unless the way before has taken longer.
+/// How often each user begins the flow, unless the last flow took longer.
 const PACE: Duration = Duration::from_millis(400);
 const PASSWORD: &str = "morning boat on a green river";
 
-/// Where mails are read.
+/// Where the users read their mails.
 pub enum Mailbox {
     Relay(Relay),
     Postfix(Arc<Postfix>),
 }
 
-/// What was asked, and what of it failed.
+/// The requests and their failures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub requests: usize,
-    /// Those who have gone the whole way.
+    /// Users who completed the flow.
     pub people: usize,
-    /// Codes from a mail that were not taken.
+    /// Codes from a mail that the service refused.
     pub codes_refused: usize,
-    /// Each request that was not answered 200, and each JWT that was refused, in words.
+    /// A line for each request that was not answered 200, and for each JWT that was refused.
     pub failures: Vec<String>,
 }
 
@@ -48,14 +50,14 @@ pub struct Load {
     accounts: PgPool,
     mailbox: Mailbox,
     counts: Mutex<Counts>,
-    /// How long the JWKS is kept, and what was kept when.
+    /// How long the REST API caches the JWKS; the cached JWKS and its time.
     jwks_life: Duration,
     jwks: tokio::sync::Mutex<Option<(Instant, Value)>>,
     /// The last JWT by each key.
     jwts: Mutex<BTreeMap<String, String>>,
 }
 
-/// One who has a code that is not entered yet. Its name is its browser's, too.
+/// A user with a code that is not entered yet. The browser has the same name.
 pub struct Person {
     pub name: String,
     code: String,
@@ -84,7 +86,7 @@ impl Load {
         })
     }
 
-    /// Goes on for as long as `work` takes; everybody who is under way then arrives.
+    /// Runs the load for as long as `work` takes. Then waits until all users have finished.
     pub async fn during<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
         let over = CancellationToken::new();
         let people: JoinSet<()> = (0..PEOPLE)
@@ -108,19 +110,19 @@ impl Load {
         self.counts.lock().unwrap().clone()
     }
 
-    /// By how many keys JWTs were signed.
+    /// The number of keys that signed the JWTs.
     pub fn keys(&self) -> usize {
         self.jwts.lock().unwrap().len()
     }
 
-    /// Somebody new goes the whole way.
+    /// Takes a new user through the whole flow.
     pub async fn person(&self) {
         if let Some(person) = self.has_code().await {
             self.gets_in(&person).await;
         }
     }
 
-    /// So many people with a code in hand.
+    /// Makes this many users who have a code.
     pub async fn have_codes(&self, people: usize) -> Vec<Person> {
         let mut have = Vec::new();
         for _ in 0..people {
@@ -129,7 +131,7 @@ impl Load {
         have
     }
 
-    /// Somebody new asks for a code and finds it in the mail.
+    /// Makes a user, who requests a code and reads it in the mail.
     pub async fn has_code(&self) -> Option<Person> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("person{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -141,7 +143,8 @@ impl Load {
         Some(Person { name, code })
     }
 
-    /// Enters the code, chooses a password, signs in with it, refreshes, and takes the JWT to the REST API.
+    /// The user enters the code, sets a password, signs in, refreshes, and sends the JWT to the
+    /// REST API.
     pub async fn gets_in(&self, person: &Person) -> Option<()> {
         let Person { name, code } = person;
         self.asks(name, "/api/auth/recovery/verify", Some(json!({ "code": code })), "").await?;
@@ -156,7 +159,7 @@ impl Load {
         Some(())
     }
 
-    /// The status of a `start` from a browser, which is not counted.
+    /// Sends a `start` from a browser, which is not counted. Returns the status.
     pub async fn starts_from(&self, browser: &str, email: &str) -> u16 {
         let body = json!({ "email": email }).to_string();
         self.nginx.asks(browser, "/api/auth/recovery/start", &["--json", &body]).await.0
@@ -177,7 +180,7 @@ impl Load {
         None
     }
 
-    /// The REST API, which knows only the keys of the JWKS that it keeps.
+    /// Verifies a JWT as the REST API does, with the JWKS that it caches.
     async fn takes_jwt(&self, jwt: &str) {
         let mut kept = self.jwks.lock().await;
         if kept.as_ref().is_none_or(|(since, _)| since.elapsed() >= self.jwks_life) {
@@ -191,7 +194,7 @@ impl Load {
         }
     }
 
-    /// The REST API meets the last JWT by each key again, with the JWKS as it is now.
+    /// Verifies the last JWT of each key again, with the present JWKS.
     pub async fn takes_old_jwts(&self) {
         *self.jwks.lock().await = None;
         let jwts: Vec<_> = self.jwts.lock().unwrap().values().cloned().collect();
@@ -213,7 +216,7 @@ impl Mailbox {
     }
 }
 
-/// The id of the key that signed it.
+/// Verifies a JWT and returns the id of its key.
 fn verify(jwt: &str, jwks: &Value) -> Result<String, &'static str> {
     let octets = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| "it is no base64url");
     let (message, signature) = jwt.rsplit_once('.').ok_or("it is no JWT")?;

@@ -1,4 +1,5 @@
-//! An nginx of a test's own before two replicas: `deploy/nginx.conf` with its addresses and its certificate changed.
+//! An nginx in front of two replicas, one for each test: `deploy/nginx.conf` with changed addresses
+//! and certificate.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,7 +16,7 @@ use crate::place::{self, free_port};
 use crate::{PATIENCE, needs};
 
 const PROGRAM: &str = "/usr/sbin/nginx";
-/// Where clients come from: an address that is not nginx's own.
+/// The address of the clients, which is not nginx's own.
 pub const CLIENT: &str = "127.0.0.2";
 
 /// How it differs from `deploy/nginx.conf`.
@@ -23,23 +24,24 @@ pub const CLIENT: &str = "127.0.0.2";
 pub struct Setup<'a> {
     /// The network at whose far end it runs, instead of loopback.
     pub line: Option<&'a Line>,
-    /// Changes of its text; each has to find what it changes. `{plain}` is the port without TLS.
+    /// Replacements in its text, each of which must match. `{plain}` is the port without TLS.
     pub changes: &'a [(&'a str, &'a str)],
-    /// Whether its main context is Debian's after the command of docs/operate/install.md, or nginx's own defaults.
+    /// Whether its main context is Debian's, changed by the command of docs/operate/install.md.
+    /// Otherwise it has nginx's defaults.
     pub is_documented: bool,
 }
 
 pub struct Nginx {
     home: PathBuf,
     host: Ipv4Addr,
-    /// Where its clients come from.
+    /// The address of its clients.
     client: Ipv4Addr,
     pub tls: u16,
     pub plain: u16,
     process: Child,
 }
 
-/// Whether there is one to test with.
+/// Whether nginx is installed.
 pub fn is_installed() -> bool {
     needs::has_program(PROGRAM)
 }
@@ -56,7 +58,7 @@ impl Nginx {
         make_certificate(&home);
         let host = setup.line.map_or(Ipv4Addr::LOCALHOST, |line| line.far);
         let client = setup.line.map_or(CLIENT.parse().unwrap(), |line| line.near);
-        // Beyond those of the Postfixes.
+        // The ports below are those of other servers.
         let (tls, plain) = (free_port(40 + number % 5 * 2), free_port(41 + number % 5 * 2));
         let site = place::text("deploy/nginx.conf");
         let site = with_own_addresses(&site, host, [tls, plain], replicas);
@@ -78,7 +80,8 @@ impl Nginx {
         Self { home, host, client, tls, plain, process }
     }
 
-    /// Takes a new certificate into use as an operator does: files changed, then a reload. Ends when it is served.
+    /// Installs a new certificate as an operator does: replaces the files, then reloads nginx.
+    /// Returns when nginx serves it.
     pub async fn has_new_certificate(&self) {
         make_certificate(&self.home);
         let reload = format!("kill -HUP {}", self.process.id());
@@ -88,7 +91,8 @@ impl Nginx {
         tokio::time::timeout(PATIENCE, served).await.expect("the new certificate is served");
     }
 
-    /// What curl is answered over TLS, with the cookies of the browser of that name: the status, and the body.
+    /// Sends a request by curl over TLS, with the cookies of a named browser. Returns status and
+    /// body.
     pub async fn asks(&self, browser: &str, path: &str, more: &[&str]) -> (u16, Value) {
         let jar = self.home.join(browser).display().to_string();
         let cookies = format!("cookie = \"{jar}\"\ncookie-jar = \"{jar}\"\n");
@@ -97,7 +101,7 @@ impl Nginx {
         (status.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
     }
 
-    /// Posts all of these at once, and gives the statuses.
+    /// Posts all bodies in parallel, and returns the statuses.
     pub async fn posts_at_once(&self, path: &str, bodies: &[String]) -> Vec<u16> {
         let transfers = bodies.iter().map(|body| {
             let (transfer, body) = (self.transfer(path, "%{http_code}\\n"), body.replace('"', "\\\""));
@@ -108,12 +112,13 @@ impl Nginx {
         output.lines().map(|status| status.parse().unwrap()).collect()
     }
 
-    /// What nginx has to say of requests that failed.
+    /// nginx's error log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("error.log")).unwrap_or_default()
     }
 
-    /// Asks for `path` so many times at a steady rate, with `more` in the words of curl's configuration: the statuses.
+    /// Requests `path` this many times at a constant rate, and returns the statuses. `more` has
+    /// further lines of curl's configuration.
     pub async fn asks_at_a_rate(&self, path: &str, times: usize, a_second: usize, more: &str) -> Vec<u16> {
         let one = format!("{}output = \"/dev/null\"\n{more}", self.transfer(path, "%{http_code}\\n"));
         let lines = format!("rate = \"{a_second}/s\"\n{}", vec![one; times].join("next\n"));
@@ -121,7 +126,7 @@ impl Nginx {
         output.lines().map(|status| status.parse().unwrap()).collect()
     }
 
-    /// One transfer in the words of curl's configuration.
+    /// One transfer, as lines of curl's configuration.
     fn transfer(&self, path: &str, write_out: &str) -> String {
         let Self { tls: port, host, client, .. } = self;
         let home = self.home.display();
@@ -132,7 +137,7 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
         )
     }
 
-    /// Apart from the test's own thread, on which its relay runs.
+    /// Runs curl outside the test's own thread, which must not block.
     async fn curl(&self, lines: String, more: &[&str]) -> String {
         let more: Vec<String> = more.iter().map(ToString::to_string).collect();
         let asking = tokio::task::spawn_blocking(move || {
@@ -141,7 +146,7 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
             let mut curl = curl.stderr(Stdio::piped()).spawn().unwrap();
             curl.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
             let output = curl.wait_with_output().unwrap();
-            // What nobody answered has no status; curl alone knows why.
+            // A request without an answer has no status; only curl's message says why.
             eprint!("{}", String::from_utf8_lossy(&output.stderr));
             output.stdout
         });
@@ -151,7 +156,7 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SIGTERM, as a killed master leaves its workers behind.
+        // SIGTERM, because a master that is killed leaves its workers running.
         let _ = Command::new("bash").args(["-c", &format!("kill {}", self.process.id())]).status();
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.home);
@@ -178,7 +183,7 @@ http {{
     )
 }
 
-/// What the command of docs/operate/install.md makes of the lines on workers in Debian's nginx.conf.
+/// The worker settings of Debian's nginx.conf, changed by the command of docs/operate/install.md.
 fn documented_workers(home: &Path) -> String {
     let debian = home.join("debian.conf");
     let lines = "worker_processes auto;\nevents {\n\tworker_connections 768;\n\t# multi_accept on;\n}\n";
@@ -187,7 +192,7 @@ fn documented_workers(home: &Path) -> String {
     let (before, _) = page.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
     let command = &before[before.rfind("sed -i").expect("it is sed's")..];
     let script = format!("{command} {}", debian.display());
-    // Once more changes nothing.
+    // Twice, because a second run must change nothing.
     for _ in 0..2 {
         assert!(Command::new("bash").args(["-c", &script]).status().unwrap().success(), "{script}");
     }
@@ -213,7 +218,7 @@ fn with_own_addresses(
     with_changes(site.to_owned(), &changes.each_ref().map(|(from, to)| (*from, to.as_str())))
 }
 
-/// Every change has to find what it changes.
+/// Applies the replacements, each of which must match.
 fn with_changes(site: String, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(site, |site, (from, to)| {
         assert!(site.contains(from), "{from}");
@@ -221,7 +226,7 @@ fn with_changes(site: String, changes: &[(&str, &str)]) -> String {
     })
 }
 
-/// Clients trust every one that there was.
+/// Makes a new certificate. Clients trust this one and all earlier ones.
 fn make_certificate(home: &Path) {
     let script = "set -e; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
         -subj /CN=platform.verolabs.co -addext subjectAltName=DNS:platform.verolabs.co -keyout new.key -out new.pem

@@ -1,4 +1,4 @@
-//! Where things are: the repository, what cargo built, folders and ports for what a test starts. And commands.
+//! Paths of the repository and of cargo's output, temporary folders, free ports, and commands.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
-/// The folder of a build profile, such as `target/debug`: this executable is in it, or in its `deps`.
+/// The folder of the build profile, such as `target/debug`. This executable is in it, or in its
+/// `deps`.
 static PROFILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder }
@@ -18,7 +19,7 @@ pub fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)
 }
 
-/// The text of one.
+/// The text of a file of the repository.
 pub fn text(path: &str) -> String {
     let path = file(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -33,25 +34,25 @@ pub fn built() -> &'static Path {
     built
 }
 
-/// Uses another binary from the first on.
+/// Sets another binary. Must be called before anything starts the service.
 pub fn uses(program: PathBuf) {
     BUILT.set(program).expect("it is said before anything is started");
 }
 
-/// The folder of what is built, `target`.
+/// Cargo's output folder, `target`.
 pub fn target() -> &'static Path {
     PROFILE.parent().unwrap()
 }
 
-/// A file or folder of that name in `target/tmp`, which cargo gives to tests.
+/// A path in `target/tmp`, cargo's folder for the temporary files of tests.
 pub fn temporary(name: &str) -> String {
     let folder = target().join("tmp");
     fs::create_dir_all(&folder).unwrap();
     folder.join(name).display().to_string()
 }
 
-/// A new folder in the machine's folder for temporary files, which all users reach. It is its maker's to remove; what processes
-/// left that were killed is removed here.
+/// Makes a folder in the machine's temporary folder, which all users can read. The caller removes
+/// it. This function removes the folders of processes that were killed.
 pub fn folder(what: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let (prefix, pid) = (format!("vos-auth-{what}-"), std::process::id());
@@ -70,7 +71,7 @@ pub fn folder(what: &str) -> PathBuf {
     folder
 }
 
-/// Removes a folder and what is mounted in it.
+/// Removes a folder, and unmounts what is mounted in it.
 fn remove(folder: &Path) {
     for mounted in fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines() {
         let place = mounted.split(' ').nth(1).unwrap_or_default();
@@ -81,8 +82,8 @@ fn remove(folder: &Path) {
     let _ = fs::remove_dir_all(folder);
 }
 
-/// A port below those that the kernel assigns: between this look and the server's own, no other process gets it. Two numbers
-/// under 50 have different ports.
+/// A free port below those that the kernel assigns, so that no other process gets it before the
+/// server listens. Two numbers below 50 give different ports.
 pub fn free_port(number: usize) -> u16 {
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap_or_default() * 100;
@@ -90,12 +91,12 @@ pub fn free_port(number: usize) -> u16 {
     (first..32_000).step_by(100).find(is_free).expect("a free port")
 }
 
-/// An address that is free now, for a server whose clients must know it before it starts.
+/// A free address, for a server whose clients must know it before the server starts.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
-/// Runs a command, which must succeed, and gives what it printed.
+/// Runs a command, which must succeed, and returns its output.
 pub fn output(command: &mut Command) -> String {
     let ended = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));

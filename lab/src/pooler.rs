@@ -1,4 +1,5 @@
-//! A way to PostgreSQL that drops the settings a client asks for as it connects, as connection poolers do.
+//! A proxy before PostgreSQL that drops the settings in a client's startup message, as connection
+//! poolers do.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -7,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::Server;
 
-/// Listens before a server for as long as the test runs.
+/// Starts the proxy, which runs as long as the test.
 pub async fn drops_settings_before(server: Server) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -20,7 +21,7 @@ pub async fn drops_settings_before(server: Server) -> SocketAddr {
 }
 
 async fn forward(mut client: TcpStream, server: Server) -> std::io::Result<()> {
-    // The first message: its length, which counts itself, the protocol's version, names and values.
+    // The startup message: its length (including these 4 bytes), the version, names and values.
     let mut message = vec![0; usize::try_from(client.read_u32().await?).unwrap() - 4];
     client.read_exact(&mut message).await?;
     let (version, parameters) = message.split_at(4);

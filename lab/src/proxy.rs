@@ -1,4 +1,4 @@
-//! The proxy that misbehaves on cue, before PostgreSQL or before a relay.
+//! A proxy before PostgreSQL or a relay, with failures that a test can choose.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,37 +9,37 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-/// How a proxy treats what passes it.
+/// What a proxy does with connections and data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Open,
     /// Connections are cut, and new ones are closed at once.
     Cut,
-    /// Nothing comes through, and what was under way never does: the connection ends with the stall.
+    /// No data passes, and none later: the connection is closed when the stall ends.
     Stalled,
-    /// Nothing comes through until the way changes; then it does.
+    /// No data passes until the way changes; then all of it does.
     Held,
-    /// Connections that there are stay so, silent for ever, as when a machine is gone; new ones come through.
+    /// Present connections stay open and silent, as if the machine had died; new ones work.
     Lost,
-    /// Every piece waits.
+    /// Each read is delayed by `SLOWNESS`.
     Slow,
-    /// RST for every connection that there is and every new one.
+    /// Sends RST on all present and new connections.
     Reset,
-    /// SMTP: every recipient is put off.
+    /// SMTP: every recipient is deferred.
     PutsOff,
-    /// SMTP: every recipient is refused, as by a relay that does not know its client.
+    /// SMTP: every recipient is refused, as by a relay that does not accept the client.
     RefusesAll,
-    /// SMTP: 421 for every recipient, and the connection is gone.
+    /// SMTP: every recipient is answered 421, and the connection is closed.
     HangsUp,
-    /// SMTP: who connects waits for the greeting.
+    /// SMTP: the greeting is delayed by `LATENESS`.
     GreetsLate,
-    /// SMTP: the relay's answer to a mail is swallowed, and the connection is gone.
+    /// SMTP: the relay's answer to a mail is dropped, and the connection is closed.
     DropsAnswers,
 }
 
-/// How long a piece waits when the way is slow.
+/// The delay of each read on [`Way::Slow`].
 const SLOWNESS: Duration = Duration::from_millis(150);
-/// How long a late greeting takes: postscreen's default.
+/// The delay of a late greeting: postscreen's default.
 const LATENESS: Duration = Duration::from_secs(6);
 
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -75,7 +75,7 @@ impl Proxy {
         Self::at(Ipv4Addr::LOCALHOST.into(), server).await
     }
 
-    /// The same at an address of this machine.
+    /// Starts a proxy that listens at this address of the machine.
     pub async fn at(address: IpAddr, server: Server) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -152,7 +152,7 @@ async fn pump(
     }
 }
 
-/// Waits as the way wants, and gives the one that holds then.
+/// Waits as the way says, and returns the way after that.
 async fn let_pass(ways: &mut watch::Receiver<Way>) -> io::Result<Way> {
     let way = *ways.wait_for(|way| *way != Way::Held).await.map_err(io::Error::other)?;
     if way == Way::Slow {

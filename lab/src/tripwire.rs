@@ -1,5 +1,5 @@
-//! A way to PostgreSQL that breaks at a given step: after so many messages of the service, or before it hears the answer
-//! to one.
+//! A proxy before PostgreSQL that breaks at a given message of the service: before PostgreSQL gets
+//! it, or before the service gets the answer.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 
 use crate::proxy::{Server, Stream};
 
-/// Where the way breaks, counted from now.
+/// The message at which the proxy breaks, counted from now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
-    /// This message of the service, and nothing after it, reaches PostgreSQL no more.
+    /// PostgreSQL gets neither this message nor any after it.
     Before(usize),
-    /// It does, and the service hears no answer.
+    /// PostgreSQL gets this message, and the service gets no answer.
     After(usize),
 }
 
@@ -55,13 +55,13 @@ impl Tripwire {
         *self.state.lock().unwrap() = State { armed: Some(at), ..State::default() };
     }
 
-    /// Whole again. Connections that it broke stay broken.
+    /// Forwards new connections again. Broken connections do not recover.
     pub fn is_repaired(&self) {
         *self.state.lock().unwrap() = State::default();
         self.changed.notify_waiters();
     }
 
-    /// Waits until it has broken.
+    /// Waits until the proxy has broken.
     pub async fn until_broken(&self) {
         loop {
             let changed = self.changed.notified();
@@ -73,8 +73,8 @@ impl Tripwire {
     }
 }
 
-/// Copies both ways, message by message: what the service writes at once is one. A broken way holds both ends open, as a
-/// dead network does, until it is repaired.
+/// Copies in both directions. One read from the service counts as one message. While broken, it
+/// keeps both ends open, as a dead network does, until it is repaired.
 async fn forward(client: TcpStream, server: Box<dyn Stream>, state: Arc<Mutex<State>>, changed: Arc<Notify>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = split(server);

@@ -66,7 +66,7 @@ pub struct Metrics {
     pub login_price: Gauge,
     /// Stored hashes by scheme, as last counted.
     pub stored_hashes: Family<HashLabel, Gauge>,
-    /// When they were last counted completely, in Unix time.
+    /// When the last complete count of stored hashes ended, in Unix time.
     pub hashes_counted: Gauge,
     /// Accounts whose address bounces, as last counted.
     pub bouncing_accounts: Gauge,

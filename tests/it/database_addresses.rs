@@ -17,7 +17,7 @@ use crate::harness::{PATIENCE, metric};
 
 const NAME: &str = "db.test";
 const SILENT: &str = "vos_auth_database_silent_addresses";
-/// What a busy machine may add. Waiting for a silent address takes minutes.
+/// How much a busy machine may add. To wait for a silent address would take minutes.
 const NOISE: Duration = Duration::from_secs(3);
 
 /// The server at the near end of a line. Programs at the far end resolve its name.
@@ -47,7 +47,7 @@ impl Site {
         self.server.url().replace("verify-full", mode)
     }
 
-    /// The service at the far end. No test here needs its relay.
+    /// Starts the service at the far end of the line. No test here needs its relay.
     fn serves(&self, mode: &str) -> (Program, Client) {
         let (url, any) = (self.url(mode), format!("{}:0", self.line.far));
         let changes =
@@ -58,7 +58,7 @@ impl Site {
         (program, client)
     }
 
-    /// The duration of an operator's command, which connects once.
+    /// Runs an operator's command, which connects once, and returns its duration.
     fn times_a_command(&self, mode: &str) -> Duration {
         let (url, began) = (self.url(mode), Instant::now());
         let listed = run_under(&self.line.under(), &["outbox", "list"], &[("DATABASE_URL", &url)]);

@@ -1,5 +1,5 @@
-//! `vos-auth migrate`, older and newer schemas, while the service runs. The release has one step:
-//! tests that need another append it.
+//! `vos-auth migrate`, and older and newer schemas while the service runs. This release has one
+//! migration: tests that need another append it.
 
 use std::cell::RefCell;
 use std::process::Command;
@@ -11,12 +11,12 @@ use vos_auth::database::MIGRATOR;
 use crate::harness::program::{Program, run};
 use crate::harness::{PATIENCE, Service, database};
 
-/// A step that locks a table, and one that builds an index without locks.
+/// A migration that locks a table. The next one builds an index without locks.
 const ADDS_A_COLUMN: &str = "ALTER TABLE account ADD COLUMN of_the_next_release text;";
 const BUILDS_AN_INDEX: &str = "-- no-transaction\n-- Of the next release.\n\
     CREATE INDEX CONCURRENTLY audit_event_account_id_idx ON audit_event (account_id);";
 
-/// The steps of this release, and one of the next.
+/// The migrations of this release, and one of the next.
 fn steps_and(sql: &'static str) -> Vec<Migration> {
     let mut steps = MIGRATOR.iter().cloned().collect::<Vec<_>>();
     let version = steps.last().unwrap().version + 1;
@@ -26,7 +26,7 @@ fn steps_and(sql: &'static str) -> Vec<Migration> {
     steps
 }
 
-/// Migrates through all steps, and runs `then` at a line with `part`. Gives every line.
+/// Applies all migrations, and runs `then` after an output line with `part`. Returns every line.
 async fn migrate_through(
     pool: &PgPool,
     steps: &[Migration],
@@ -89,7 +89,7 @@ async fn migrate_ignores_the_statement_timeout_of_its_role(pool: PgPool) {
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
 }
 
-/// A step that waits for its lock would block every request on that table.
+/// A migration that waits for its lock would block every request on that table.
 #[sqlx::test]
 async fn migrate_releases_a_table_that_is_in_use_and_retries(pool: PgPool) {
     let mut reader = pool.begin().await.unwrap();
@@ -131,7 +131,7 @@ async fn migrate_rebuilds_an_unfinished_index(pool: PgPool) {
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
-/// PostgreSQL continues when `migrate` is killed, and the step is not recorded as done.
+/// PostgreSQL continues when `migrate` is killed, and the migration is not recorded as done.
 #[sqlx::test]
 async fn migrate_continues_when_an_index_was_finished_after_it_was_killed(pool: PgPool) {
     sqlx::raw_sql(BUILDS_AN_INDEX).execute(&pool).await.unwrap();
@@ -198,7 +198,7 @@ fn with_postgres_recreates_a_cluster_from_before_the_baseline() {
     let has_kept = "psql -d postgres -Atc \"SELECT count(*) FROM pg_database WHERE datname = 'kept'\"";
     let (kept, output) = with_postgres(has_kept);
     assert_eq!((kept.trim(), output.as_str()), ("1", ""), "the cluster is kept");
-    // As it was made before the baseline, and before another one.
+    // A cluster from before the baseline, and one from before another baseline.
     for stamp in ["", "0001"] {
         std::fs::write(&ready, stamp).unwrap();
         let (kept, output) = with_postgres(&format!("{has_kept}; createdb kept"));

@@ -21,7 +21,7 @@ const PASSWORDS: [&str; 2] = ["night train in autumn rain", "slow lamps over mis
 const BUSY: &[&str] = &["--network-burst=1000000", "--network-per-minute=1000000"];
 
 /// Does what a person would do next on the screen: types an address, the code that was mailed to
-/// the shown address, or a password for it. Gives the shown address.
+/// the shown address, or a password for it. Returns the shown address.
 const ACT: &str = "
     const [what, email, codes, passwords] = ARGUMENTS;
     const seen = (id) => document.getElementById(id).checkVisibility();
@@ -179,7 +179,7 @@ impl Case<'_> {
         [of(&self.emails[0]).await, of(&self.emails[1]).await]
     }
 
-    /// Gives the address on the screen if a code or a password was sent.
+    /// Does `action` in a tab. Returns the address on the screen if a code or a password was sent.
     async fn acts(&mut self, tab: usize, action: &str, email: &str) -> Option<String> {
         let browser = &self.tabs.browser;
         self.tabs.switch_to(tab).await;
@@ -213,7 +213,8 @@ impl Case<'_> {
         None
     }
 
-    /// Checks that only what was on a screen was changed. Gives the number of signed-in tabs.
+    /// Checks that only accounts shown on a screen were changed. Returns the number of signed-in
+    /// tabs.
     async fn check(&mut self) -> usize {
         for tab in 0..2 {
             self.tabs.switch_to(tab).await;

@@ -1,4 +1,4 @@
-//! What a relay remembers that counts mails instead of keeping them.
+//! The counts of a relay that counts mails instead of storing them.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use super::{Mail, Mood, Relay};
 /// How long [`Mood::HoldsOneIn`] holds a message.
 pub(super) const HOLD: Duration = Duration::from_secs(30);
 
-/// What became of the mails to one address.
+/// The mails to one address.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Arrival {
-    /// When the first was taken.
+    /// When the first was accepted.
     pub taken_at: Option<Instant>,
-    /// How many were taken.
+    /// How many were accepted.
     pub taken: usize,
-    /// The first one's place in the order of all that were taken.
+    /// The position of the first among all accepted mails.
     pub place: usize,
     /// Whether one was held.
     pub held: bool,
@@ -52,20 +52,20 @@ impl Arrivals {
 }
 
 impl Relay {
-    /// One that keeps no mail, only whose came and when.
+    /// Starts a relay that stores no mails, only the recipients and times.
     pub async fn counting() -> Self {
         let relay = Self::start().await;
         relay.state.lock().unwrap().arrivals = Some(Arrivals::default());
         relay
     }
 
-    /// What came since the last call, by address, at a relay that counts.
+    /// Removes and returns the counts since the last call, by address. For a relay that counts.
     pub fn takes_arrivals(&self) -> HashMap<String, Arrival> {
         let mut state = self.state.lock().unwrap();
         state.arrivals.as_mut().map(std::mem::take).expect("it counts").into_map()
     }
 
-    /// Whether the mood has this message held.
+    /// Whether the mood says to hold this message.
     pub(super) fn holds(&self, mood: Mood, recipients: &[String]) -> bool {
         let mut state = self.state.lock().unwrap();
         state.messages += 1;
@@ -78,7 +78,7 @@ impl Relay {
         held
     }
 
-    /// Keeps a mail, or counts it.
+    /// Stores a mail, or counts it.
     pub(super) fn takes(&self, mail: Mail) {
         let mut state = self.state.lock().unwrap();
         match &mut state.arrivals {

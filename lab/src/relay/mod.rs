@@ -1,4 +1,5 @@
-//! The SMTP double: a relay that does on cue what relays do on bad days. It keeps every mail, or counts them for a measurement.
+//! The SMTP double: a relay that refuses, stalls or disconnects when a test tells it to. It stores
+//! every mail, or only counts them, for a measurement.
 
 mod arrivals;
 mod mood;
@@ -20,7 +21,8 @@ pub use crate::mail::Mail;
 use crate::mail::read_data;
 use crate::tokens::{Judge, heard_token};
 
-/// A thread of its own, so that a test which waits for a program's end leaves no QUIT of the program's unanswered.
+/// A thread of its own: a test that blocks until a program ends must not block the answer to that
+/// program's QUIT.
 static THREAD: LazyLock<Runtime> =
     LazyLock::new(|| runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
 
@@ -31,7 +33,7 @@ async fn bound(address: SocketAddr) -> TcpListener {
 #[derive(Default)]
 struct State {
     mails: Vec<Mail>,
-    /// Instead of mails, if it counts.
+    /// Used instead of `mails` by a relay that only counts.
     arrivals: Option<Arrivals>,
     messages: usize,
     mood: Mood,
@@ -41,14 +43,14 @@ struct State {
     open: usize,
     most_open: usize,
     lost: usize,
-    /// Which access tokens are good; without it nobody has to sign in.
+    /// Decides whether an access token is valid. `None`: clients need not sign in.
     is_good: Option<Arc<Judge>>,
     signed_in: Vec<(String, String)>,
     announced: &'static [&'static str],
     ended: Vec<Ended>,
 }
 
-/// How a conversation went that has ended.
+/// The result of a conversation that has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
     pub mails: usize,
@@ -87,7 +89,7 @@ impl Relay {
         self.address.port()
     }
 
-    /// What it answers EHLO with, after its name.
+    /// Sets the extensions that the relay announces in its answer to EHLO.
     pub fn announces(&self, announced: &'static [&'static str]) {
         self.state.lock().unwrap().announced = announced;
     }
@@ -108,19 +110,20 @@ impl Relay {
         connections.shutdown().await;
     }
 
-    /// Listens again, at the same address.
+    /// Listens again at the same address.
     pub async fn comes_back(&self) {
         let listener = bound(self.address).await;
         self.listen(listener);
     }
 
-    /// Whatever is connected stays so and is answered no more, as when something on the way forgot it.
+    /// Leaves all present connections open, but answers nothing on them, as if a firewall had
+    /// dropped their state.
     pub fn loses_its_connections(&self) {
         let mut state = self.state.lock().unwrap();
         state.lost = state.connected;
     }
 
-    /// From now on it takes mails of those alone who sign in by XOAUTH2 with a token that is good.
+    /// From now on, the relay requires clients to sign in by XOAUTH2 with a valid token.
     pub fn wants_tokens(&self, is_good: impl Fn(&str) -> bool + Send + Sync + 'static) {
         self.state.lock().unwrap().is_good = Some(Arc::new(is_good));
     }
@@ -130,22 +133,23 @@ impl Relay {
         self.state.lock().unwrap().signed_in.clone()
     }
 
-    /// How many have connected so far.
+    /// The number of connections so far.
     pub fn connected(&self) -> usize {
         self.state.lock().unwrap().connected
     }
 
-    /// How many connections were open at once.
+    /// The largest number of connections that were open at once.
     pub fn most_open(&self) -> usize {
         self.state.lock().unwrap().most_open
     }
 
-    /// Waits until so many have connected.
+    /// Waits until `count` connections were made.
     pub async fn until_connected(&self, count: usize) {
         self.until(|state| state.connected >= count).await;
     }
 
-    /// Waits until so many conversations with mails have ended, and gives them in that order.
+    /// Waits until `count` conversations with mails have ended. Returns all of them, in the order
+    /// in which they ended.
     pub async fn until_ended(&self, count: usize) -> Vec<Ended> {
         let with_mails =
             |state: &State| state.ended.iter().filter(|ended| ended.mails > 0).copied().collect::<Vec<_>>();
@@ -158,30 +162,30 @@ impl Relay {
         self.state.lock().unwrap().mails.clone()
     }
 
-    /// The mails that have arrived since the last call, in order; they are forgotten.
+    /// Removes and returns the mails that have arrived since the last call, in order.
     pub fn takes_mails(&self) -> Vec<Mail> {
         std::mem::take(&mut self.state.lock().unwrap().mails)
     }
 
-    /// Waits until `count` mails have arrived, and gives the last of them.
+    /// Waits until `count` mails have arrived, and returns the last of them.
     pub async fn mail(&self, count: usize) -> Mail {
         self.until(|state| state.mails.len() >= count).await;
         self.mails()[count - 1].clone()
     }
 
-    /// Waits until `count` mails to an address have arrived, and gives the last of them.
+    /// Waits until `count` mails to an address have arrived, and returns the last of them.
     pub async fn mail_to(&self, address: &str, count: usize) -> Mail {
         let to = |mail: &&Mail| mail.recipients == [address];
         self.until(|state| state.mails.iter().filter(to).count() >= count).await;
         self.mails().iter().filter(to).nth(count - 1).unwrap().clone()
     }
 
-    /// How often a recipient was named, whatever was answered.
+    /// The number of RCPT commands, whatever the answers.
     pub fn asked(&self) -> usize {
         self.state.lock().unwrap().recipients_asked
     }
 
-    /// Waits until a recipient was named for the `count`th time, whatever was answered.
+    /// Waits for the `count`th RCPT command, whatever the answers.
     pub async fn until_asked(&self, count: usize) {
         self.until(|state| state.recipients_asked >= count).await;
     }
@@ -209,7 +213,7 @@ impl Relay {
         state.announced.iter().copied().chain(tokens).collect()
     }
 
-    /// Whether it has announced every parameter of a MAIL.
+    /// Whether the relay announced the extension of each parameter of a MAIL command.
     fn has_announced(&self, parameters: &str) -> bool {
         let announced = self.announced();
         parameters.split_whitespace().all(|parameter| {
@@ -280,7 +284,7 @@ impl Conversation {
                 "AUTH" => {
                     is_in = self.signs_in(&mut stream, &line).await?;
                     if !is_in {
-                        // As Exchange Online does: the next try wants another connection.
+                        // As Exchange Online does: the client must reconnect to try again.
                         return stream.write_all(b"535 5.7.3 Authentication unsuccessful\r\n").await;
                     }
                     "235 2.7.0 welcome"
@@ -326,7 +330,7 @@ impl Conversation {
                         if relay.holds(mood, &recipients)
                             && tokio::time::timeout(arrivals::HOLD, stream.read_line(&mut line)).await.is_ok()
                         {
-                            // The client left meanwhile: it has not heard that the mail was taken, so it was not.
+                            // The client left without an answer, so the mail is not accepted.
                             return Ok(());
                         }
                         self.ended.mails += 1;
@@ -343,17 +347,17 @@ impl Conversation {
                 }
                 _ => "250 ok",
             };
-            // In one write: as a second one the end of the line would wait for the client's delayed acknowledgement.
+            // In one write: the second of two would wait for the client's delayed acknowledgement.
             stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
         }
     }
 
-    /// Whether it goes on then.
+    /// Greets the client, as the mood says. Returns whether the conversation continues.
     async fn greets(&self, stream: &mut BufReader<TcpStream>) -> std::io::Result<bool> {
         stream.get_ref().set_nodelay(true)?;
         match self.relay.mood() {
             Mood::GreetsLate(after) => tokio::time::sleep(after).await,
-            // Until the client leaves.
+            // Waits until the client disconnects.
             Mood::GreetsNobody => return stream.read_line(&mut String::new()).await.map(|_| false),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What a relay does with the next mails.
+//! How a relay answers the next mails.
 
 use std::time::Duration;
 
@@ -14,20 +14,21 @@ pub enum Mood {
     RefusesData(&'static str),
     /// Answers the message with this.
     RefusesMessage(&'static str),
-    /// Keeps the mail, then drops the connection before it has answered.
+    /// Stores the mail, then closes the connection without an answer.
     DropsAfterData,
     /// Never answers RCPT.
     StallsAtRecipient,
-    /// Answers RCPT when its mood has changed.
+    /// Answers RCPT once its mood has changed.
     HoldsAtRecipient,
-    /// Answers one message in so many after 30 s, which is longer than a conversation may take.
+    /// Answers one message in this many after 30 s, longer than a conversation may take.
     HoldsOneIn(usize),
-    /// Answers the dot with a code that is no yes, but that lettre takes for one.
+    /// Answers the message with 354, which is no acceptance, but which lettre takes for one.
     SaysMoreAfterData,
-    /// Greets so long after it was connected to.
+    /// Sends its greeting this long after the connection was made.
     GreetsLate(Duration),
-    /// Never greets who connects now.
+    /// Never greets new connections.
     GreetsNobody,
-    /// Answers this command so, if a mail was taken on the connection, and closes it; "." is the message's end.
+    /// After a mail was accepted on a connection: answers this command with this, then closes the
+    /// connection. The command "." is the end of a message.
     TiresAt(&'static str, &'static str),
 }

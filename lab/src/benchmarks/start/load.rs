@@ -1,9 +1,12 @@
-//! Loads one address with requests over kept connections, from a thread of its own: closed-loop, where each connection
-//! waits for its answer before it asks again, or open-loop, where each request is sent at its time whatever became of the
-//! ones before, and an answer's time counts from when its request was due.
+//! The load generator: sends requests to one address over keep-alive connections, from a thread of
+//! its own.
 //!
-//! It shares the machine with what it measures. So no runtime stands between it and the sockets, and one look at them
-//! takes all that has come.
+//! - Closed loop: each connection sends its next request when it has the response.
+//! - Open loop: requests are sent at a constant rate, whether or not earlier ones were answered. A
+//!   response time counts from the moment when its request was due.
+//!
+//! The generator shares the machine with the service that it measures. So it uses no async runtime,
+//! and one poll reads all responses that have arrived.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -19,24 +22,24 @@ use tokio::sync::oneshot;
 
 use crate::Failure;
 
-/// How exactly an open loop keeps its times.
+/// The precision of send times in an open loop.
 const TICK: Duration = Duration::from_micros(250);
 
-/// The requests of a load, by their numbers.
+/// Makes the request with a given number.
 pub type Requests = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
 
-/// One answer.
+/// The status and the times of one response.
 #[derive(Clone, Copy)]
 pub struct Answer {
     pub status: u16,
-    /// When it came, and what the client waited for it.
+    /// When it arrived, and how long the client waited for it.
     pub at: Instant,
     pub took: Duration,
     /// How late its request was sent; zero in a closed loop.
     pub late: Duration,
 }
 
-/// What a load saw.
+/// The responses to a load.
 #[derive(Default)]
 pub struct Loaded {
     pub answers: Vec<Answer>,
@@ -49,29 +52,29 @@ impl Loaded {
         Self { answers, seconds: (last - began).as_secs_f64() }
     }
 
-    /// A part of it.
+    /// The responses that arrived within `span`.
     pub fn within(&self, span: &Range<Instant>) -> Self {
         let answers = self.answers.iter().filter(|answer| span.contains(&answer.at)).copied().collect();
         Self { answers, seconds: (span.end - span.start).as_secs_f64() }
     }
 
-    /// What one more load saw.
+    /// Adds the responses to another load.
     pub fn add(&mut self, more: Self) {
         self.answers.extend(more.answers);
         self.seconds += more.seconds;
     }
 
-    /// Answers of a status, a second.
+    /// Responses with this status per second.
     pub fn rate(&self, status: u16) -> f64 {
         self.of(status).count() as f64 / self.seconds
     }
 
-    /// What clients waited at most, in ms, in all but the slowest of these answers: `share` of 1.
+    /// A quantile of the response times with this status, in ms; `share` is 0.99 for p99.
     pub fn quantile(&self, status: u16, share: f64) -> f64 {
         quantile(self.of(status).map(|answer| answer.took), share)
     }
 
-    /// The same for how late requests were sent.
+    /// The same quantile of how late requests were sent, in ms.
     pub fn lateness(&self, share: f64) -> f64 {
         quantile(self.answers.iter().map(|answer| answer.late), share)
     }
@@ -98,7 +101,7 @@ pub fn quantile(times: impl Iterator<Item = Duration>, share: f64) -> f64 {
     times.select_nth_unstable(place).1.as_secs_f64() * 1e3
 }
 
-/// Which requests were made: numbers go on from load to load, so that none is made twice.
+/// The numbers of requests. They continue from load to load, so that no request is sent twice.
 #[derive(Clone, Default)]
 pub struct Numbers(Arc<AtomicU64>);
 
@@ -121,7 +124,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// So many connections, each with one request at a time.
+    /// Runs a closed loop on this many connections.
     pub async fn closed(&self, connections: usize, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
         on_a_thread(move || {
@@ -139,9 +142,10 @@ impl Load {
         .await
     }
 
-    /// So many requests a second over at most so many connections. What is due within a tick is sent at its end, and an
-    /// answer is read at the end of a tick, too, and so counts up to a tick too much: a thread that woke for each would take
-    /// a good part of a core.
+    /// Runs an open loop of `rate` requests per second on at most this many connections.
+    ///
+    /// The thread wakes once a `TICK`, because to wake for each request would use much of a core.
+    /// So a response time is up to one tick too long.
     pub async fn open(&self, connections: usize, rate: f64, lasting: Duration) -> Result<Loaded, Failure> {
         let load = self.clone();
         on_a_thread(move || {
@@ -166,13 +170,13 @@ impl Load {
         .await
     }
 
-    /// A request that was not made before.
+    /// A request that was not sent before.
     pub fn next(&self) -> Vec<u8> {
         (self.requests)(self.numbers.claim())
     }
 }
 
-/// Runs it beside the benchmark's own runtime.
+/// Runs `work` on a new thread, outside the benchmark's async runtime.
 async fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -181,8 +185,8 @@ async fn on_a_thread<T: Send + 'static>(
     Ok(seen.await??)
 }
 
-/// This thread runs at once whenever it wants to, if root measures: a request that goes late would count as a slow answer.
-/// A nice value does not do: it counts only among what one session has started, and PostgreSQL has one of its own.
+/// Gives this thread real-time priority, if run as root: a request that is sent late would count as
+/// a slow response. A nice value has effect only within one session, and PostgreSQL has another.
 fn goes_first() {
     let thread = std::fs::read_link("/proc/thread-self").ok();
     if let Some(id) = thread.as_deref().and_then(|path| path.file_name()) {
@@ -209,7 +213,7 @@ impl Lanes {
         let (poll, mut all) = (Poll::new()?, Vec::new());
         for number in 0..connections {
             let mut connection = Connection::open(address)?;
-            // What it takes to accept them is not measured.
+            // Sends one request now, so that accepting the connection is not measured.
             connection.asks(b"GET /healthz HTTP/1.1\r\nhost: bench\r\n\r\n")?;
             let Connection { stream, read } = connection;
             stream.set_nonblocking(true)?;
@@ -229,13 +233,14 @@ impl Lanes {
         self.free.len() < self.all.len()
     }
 
-    /// Sends a request that was meant to go at `due`.
+    /// Sends a request that was due at `due`.
     fn send(&mut self, request: &[u8], due: Instant) -> std::io::Result<()> {
         let lane = self.free.pop().ok_or(ErrorKind::WouldBlock)?;
         self.all[lane].send(request, due)
     }
 
-    /// Takes the answers that have come, and waits for one at most so long. A connection whose answer has come sends `next` at once.
+    /// Reads the responses that have arrived, and waits for one at most `patience`. A connection
+    /// with a response sends `next` at once.
     fn read(
         &mut self,
         patience: Option<Duration>,
@@ -266,7 +271,7 @@ impl Lane {
     }
 }
 
-/// One kept connection.
+/// One keep-alive connection.
 pub struct Connection<S = std::net::TcpStream> {
     stream: S,
     read: Vec<u8>,
@@ -279,13 +284,14 @@ impl Connection {
         Ok(Self { stream, read: Vec::with_capacity(4096) })
     }
 
-    /// Waits for the answer, which [`Connection::answer`] has then, and gives its status.
+    /// Sends a request, waits for its response, and returns the status. [`Connection::answer`] has
+    /// the whole response.
     pub fn asks(&mut self, request: &[u8]) -> std::io::Result<u16> {
         self.sends(request)?;
         Ok(self.reads()?.ok_or(ErrorKind::WouldBlock)?)
     }
 
-    /// The last answer, head and body.
+    /// The last response, head and body.
     pub fn answer(&self) -> String {
         String::from_utf8_lossy(&self.read).into_owned()
     }
@@ -297,7 +303,7 @@ impl<S: Read + Write> Connection<S> {
         self.stream.write_all(request)
     }
 
-    /// The status of the answer; nothing if it is not there as a whole and would have to be waited for.
+    /// The status of the response; `None` if it is incomplete and no more can be read now.
     fn reads(&mut self) -> std::io::Result<Option<u16>> {
         let mut part = [0; 4096];
         loop {
@@ -314,7 +320,7 @@ impl<S: Read + Write> Connection<S> {
     }
 }
 
-/// The status of an answer that has arrived as a whole.
+/// The status of a response, if it is complete.
 fn complete(read: &[u8]) -> Option<u16> {
     let end = read.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&read[..end]).ok()?;

@@ -1,8 +1,11 @@
 //! `make blind`: does the time of an answer tell who has an account?
 //!
-//! It makes calls for known, disabled, passwordless and unknown addresses in random order: on one connection and on sixteen, quiet
-//! and under load, with an idle relay and with one that holds mails. It ends with an error if the answer is yes, twice. `--leak`
-//! plants a look-up of accounts into `start` and imports hashes past the service: then it must end with an error.
+//! It makes calls for known, disabled, passwordless and unknown addresses in random order: on 1 and
+//! on 16 connections, without and with load, with an idle relay and with one that holds mails. It
+//! ends with an error if a cell answers yes twice.
+//!
+//! `--leak` adds a look-up of accounts to `start` and imports hashes past the service. Then the
+//! trial must end with an error.
 
 mod auc;
 mod calls;
@@ -26,22 +29,23 @@ use self::calls::{Call, KINDS, Subject, UNKNOWN, begins, in_parallel, one_by_one
 /// Trial: whether the time of an answer tells who has an account
 #[derive(Args, Default)]
 pub struct Options {
-    /// Calls of each kind in each cell of start and verify; of the others, a share of it
+    /// Calls of each kind in each cell of start and verify; the other cells have a share of it
     #[arg(long, default_value = "20000")]
     calls: usize,
     /// Default: a random one
     #[arg(long)]
     seed: Option<u64>,
-    /// Measure these calls alone; may be given several times
+    /// Measure only these calls; may be given several times
     #[arg(long)]
     call: Vec<Call>,
-    /// Measure on so many connections alone
+    /// Measure only on this many connections
     #[arg(long)]
     connections: Option<usize>,
-    /// Measure without load and with a relay that does not stall, alone
+    /// Measure only without load and with a relay that does not stall
     #[arg(long)]
     quiet: bool,
-    /// Have `start` look accounts up for 200 µs, and parallel logins meet hashes that were not counted, to see that it is found
+    /// Plant two leaks, to check that the trial finds them: `start` looks accounts up for 200 µs,
+    /// and parallel logins verify hashes that were not counted
     #[arg(long)]
     leak: bool,
 }
@@ -68,7 +72,7 @@ impl Options {
             (self.call.is_empty() || self.call.contains(&cell.call))
                 && self.connections.is_none_or(|only| only == cell.connections)
                 && !(self.quiet && (cell.loaded || cell.stalled))
-                // What is about another call than the measured one hides behind load.
+                // Load would hide the effect of an earlier call on the measured one.
                 && !(cell.loaded && matches!(cell.call, Call::Resend | Call::Later | Call::AtOnce))
                 && !(cell.stalled && cell.call == Call::AtOnce)
         });
@@ -90,13 +94,13 @@ pub async fn run(options: Options) -> Result<(), Failure> {
         cells.len()
     );
     println!("call    conns  load   relay     unknown  kind             median    AUC  interval");
-    // Of all cells, whichever are measured: what was left out may be measured in another run.
+    // Of all cells, even unmeasured ones: another run may measure those.
     let comparisons = Options::default().cells().len() * (KINDS.len() - 1);
     let blind = Blind { url, pool, calls: options.calls, comparisons };
     let mut tells = 0;
     for (number, cell) in cells.into_iter().enumerate() {
         let seed = seed + number as u64 * 2;
-        // Chance leaves 0.5 out now and then, and not twice.
+        // By chance an interval sometimes excludes 0.5, but hardly twice.
         if blind.tells(cell, seed).await? && blind.tells(cell, seed + 1).await? {
             tells += 1;
         }
@@ -121,7 +125,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     if tells == 0 { Ok(()) } else { Err("time may tell who has an account".into()) }
 }
 
-/// What invariant 1 forbids: `start` reads `account`, and takes 200 µs longer if somebody is there.
+/// Breaks invariant 1: `start` reads `account`, and takes 200 µs longer if the account exists.
 const LEAK: &str = "
     CREATE FUNCTION looks_accounts_up() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE began timestamptz := clock_timestamp();
@@ -160,7 +164,7 @@ impl Blind {
             order.into_iter().map(|n| Subject::new(n % KINDS.len(), n / KINDS.len())).collect();
         if matches!(cell.call, Call::Verify | Call::Progress | Call::Resend) {
             calls = in_parallel(16, &calls, |share| begins(base.clone(), share)).await?;
-            // The mails of known addresses take time of this machine. That shows, and is said in docs/security.md.
+            // Sending mails to known addresses uses CPU, which is measurable: see docs/security.md.
             self.until_mails_are_sent(cell.stalled).await?;
         }
         let mut took: [Vec<f64>; 4] = Default::default();
@@ -206,7 +210,7 @@ impl Blind {
         tells
     }
 
-    /// With a relay that stalls they never are.
+    /// Waits until no mail is pending; not if the relay stalls, because they stay pending then.
     async fn until_mails_are_sent(&self, stalled: bool) -> Result<(), Failure> {
         while !stalled && backlog::count(&self.pool).await? > 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -239,7 +243,8 @@ impl Blind {
     }
 }
 
-/// So many standard errors to each side hold all comparisons together at 95% (Bonferroni).
+/// The half-width of an interval in standard errors, so that all comparisons together have 95%
+/// confidence (Bonferroni).
 fn errors(comparisons: usize) -> f64 {
     // Quantiles of the normal distribution at 1 - 0.05 / (2 n).
     match comparisons {

@@ -1,8 +1,9 @@
 //! `make chaos`: an accepted start gets its email, whatever breaks.
 //!
-//! Two replicas of the built program are behind nginx with `deploy/nginx.conf` (without TLS), with a real PostgreSQL, a real
-//! Postfix and clients. Faults of every kind are injected at random, by a seed that is printed. At the end, every 200 that a client
-//! saw is held against every mail that the relay kept. It ends with an error unless nothing was lost.
+//! Two replicas of the built program run behind nginx with `deploy/nginx.conf` (without TLS), with
+//! a real PostgreSQL, a real Postfix and clients. The trial injects faults of every kind at random,
+//! by a seed that it prints. At the end it compares every 200 that a client saw with every mail
+//! that the relay stored. It ends with an error if an email was lost, or another promise broken.
 
 mod faults;
 mod names;
@@ -28,15 +29,15 @@ use vos_auth_lab::{Failure, database};
 use self::faults::{Fault, Kind, Member, World};
 use self::names::{Names, RELAY};
 
-/// Between two faults.
+/// The pause between two faults.
 const CALM: Duration = Duration::from_secs(5);
-/// How long pending mails may take to be sent once all is well.
+/// How long the service may take to send the pending mails after the last fault.
 const DRAIN: Duration = Duration::from_mins(5);
 
 /// Trial: breaks everything around two replicas under load, and counts what was lost
 #[derive(Args)]
 pub struct Options {
-    /// Goes on until so many starts were accepted and every fault was injected
+    /// Accepted starts. The trial ends when it has these and has injected every fault
     #[arg(long, default_value = "20000")]
     accepted: usize,
     #[arg(long, default_value = "45")]
@@ -50,12 +51,12 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Result<(), Failure> {
-    // By the way to a database of its own it has `initdb` on its PATH.
+    // `scripts/with-postgres`, which this runs if need be, puts `initdb` on the PATH.
     database::of_program("chaos", "")?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     println!("chaos: seed {seed}; setting up…");
     let began = Instant::now();
-    // More than can be asked for: by those that are accepted and refused, and while a fault lasts.
+    // More addresses than the load can use, refused starts and the time of the faults included.
     let addresses = 3 * options.accepted + options.faults * 30 * usize::try_from(options.rate)?;
     let http = [free_address(), free_address()];
     let world = world(addresses, http).await?;
@@ -146,7 +147,7 @@ async fn injects(
     Ok(windows)
 }
 
-/// Waits until no mail is pending any more, at the service or at the relay.
+/// Waits until no mail is pending at the service or at the relay.
 async fn drains(world: &World, progress: &Progress, load: &Starts, mails: &Path) -> Result<(), Failure> {
     let drained = async {
         let mut connection = world.cluster.lock().await.connect().await;
@@ -158,7 +159,7 @@ async fn drains(world: &World, progress: &Progress, load: &Starts, mails: &Path)
     }
 }
 
-/// What is going on, for people who wait.
+/// The progress, printed for the person who runs the trial.
 #[derive(Default)]
 struct Progress {
     faults: AtomicUsize,

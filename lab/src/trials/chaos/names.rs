@@ -1,5 +1,5 @@
-//! A relay's name with two addresses, known to the replicas alone: they have an /etc/hosts of their own. The relay is at the
-//! second address; at the first one nothing listens, which is said at once, or it is silent.
+//! A relay's name with two addresses, which only the replicas resolve, by an /etc/hosts of their
+//! own. The relay listens at the second address. The first refuses connections or is silent.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use vos_auth_lab::Failure;
 use vos_auth_lab::place::temporary;
 
-/// Plain text goes to this machine alone, by this name.
+/// The only name that the service uses without TLS.
 pub const RELAY: &str = "localhost";
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 3)];
 
@@ -22,14 +22,14 @@ pub struct Names {
     port: u16,
 }
 
-/// What makes an address silent, until it is dropped.
+/// Keeps an address silent until it is dropped.
 pub struct Silence {
     _listener: TcpListener,
     _waiting: Vec<TcpStream>,
 }
 
 impl Names {
-    /// Which address the resolver gives first is its own decision.
+    /// Writes the file, and asks the resolver which address it returns first.
     pub fn new() -> Result<Self, Failure> {
         let hosts = PathBuf::from(temporary("chaos-hosts"));
         let lines = ADDRESSES.map(|address| format!("{address} {RELAY}\n")).concat();
@@ -45,13 +45,13 @@ impl Names {
         Ok(names)
     }
 
-    /// The command before a program that is to know the name.
+    /// The command that runs a program with this /etc/hosts.
     pub fn inside(&self) -> Vec<String> {
         let mount = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", self.hosts.display());
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount, "sh"].map(Into::into).into()
     }
 
-    /// Where the relay is to listen.
+    /// The address at which the relay has to listen.
     pub fn second(&self) -> IpAddr {
         ADDRESSES.into_iter().find(|address| *address != self.first).unwrap_or(ADDRESSES[1]).into()
     }
@@ -60,7 +60,7 @@ impl Names {
         self.port = port;
     }
 
-    /// The kernel drops what comes for a listener whose queue is full.
+    /// Makes the first address silent: the kernel drops packets for a listener with a full queue.
     pub fn first_is_silent(&self) -> Result<Silence, Failure> {
         let address = SocketAddr::from((self.first, self.port));
         let socket = TcpSocket::new_v4()?;
