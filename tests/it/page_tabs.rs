@@ -213,8 +213,7 @@ impl Case<'_> {
         None
     }
 
-    /// Checks that only accounts shown on a screen were changed. Returns the number of signed-in
-    /// tabs.
+    /// Checks that only accounts on a screen were changed. Returns the number of signed-in tabs.
     async fn check(&mut self) -> usize {
         for tab in 0..2 {
             self.tabs.switch_to(tab).await;
