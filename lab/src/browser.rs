@@ -1,6 +1,6 @@
 //! Chromium, driven as a person would: by keys and clicks, checking what is visible.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -18,6 +18,10 @@ pub const PHONE: (u32, u32) = (390, 780);
 pub const NARROW: (u32, u32) = (320, 640);
 pub const DESKTOP: (u32, u32) = (1100, 760);
 
+/// How often chromedriver may meet a port that is taken. It takes a free port of `::1` and needs the same port of
+/// `127.0.0.1`, where the other tests hold thousands.
+const DRIVER_STARTS: u32 = 20;
+
 /// A Chromium of its own. Dropping this kills the driver, which closes the pipe to Chromium and so
 /// ends it.
 pub struct Browser {
@@ -28,15 +32,7 @@ pub struct Browser {
 impl Browser {
     /// Opens a browser that requests pages in `language`.
     pub async fn open(language: &str) -> Self {
-        let mut command = Command::new("chromedriver");
-        command.arg("--port=0").env("TMPDIR", place::temporary(""));
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = command.spawn().expect("chromedriver is there: `make test` installs it");
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let started = lines.find(|line| line.contains("started successfully on port")).expect("it starts");
-        // Reads the remaining output: on a full pipe, chromedriver would block.
-        std::thread::spawn(move || lines.for_each(drop));
-        let port = started.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned();
+        let (process, port) = start_driver();
         let mut wishes = DesiredCapabilities::chrome();
         wishes.set_binary("/usr/bin/chromium").unwrap();
         for flag in [
@@ -199,4 +195,30 @@ impl Drop for Browser {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Starts chromedriver and returns it with its port.
+fn start_driver() -> (Child, String) {
+    let mut reason = String::new();
+    for _ in 0..DRIVER_STARTS {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").env("TMPDIR", place::temporary(""));
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("chromedriver is there: `make test` installs it");
+        let mut errors = process.stderr.take().unwrap();
+        // Both pipes are read to their end: chromedriver would block on a full one.
+        let errors = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+        if let Some(started) = lines.find(|line| line.contains("started successfully on port")) {
+            std::thread::spawn(move || lines.for_each(drop));
+            return (process, started.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned());
+        }
+        process.wait().unwrap();
+        reason = errors.join().unwrap();
+    }
+    panic!("chromedriver did not start: {reason}");
 }

@@ -85,15 +85,23 @@ fn remove(folder: &Path) {
 /// A free port below those that the kernel assigns, so that no other process gets it before the
 /// server listens. Two numbers below 50 give different ports.
 pub fn free_port(number: usize) -> u16 {
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap_or_default() * 100;
-    let first = first + u16::try_from(number % 50).unwrap_or_default() * 2;
-    (first..32_000).step_by(100).find(is_free).expect("a free port")
+    free_port_from(number % 50 * 2)
 }
 
-/// A free address, for a server whose clients must know it before the server starts.
+/// A free address, for a server whose clients must know it before the server starts. Fifty calls in
+/// a row give different ones.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let odd = CALLS.fetch_add(1, Ordering::Relaxed) % 50 * 2 + 1;
+    (Ipv4Addr::LOCALHOST, free_port_from(odd)).into()
+}
+
+/// The first free port of every hundredth one, from `first` of this process's hundred.
+fn free_port_from(first: usize) -> u16 {
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let first = 10_000 + std::process::id() as usize % 200 * 100 + first;
+    let first = u16::try_from(first).expect("below 30,100");
+    (first..32_000).step_by(100).find(is_free).expect("a free port")
 }
 
 /// Runs a command, which must succeed, and returns its output.

@@ -8,6 +8,7 @@ use sqlx::PgPool;
 use crate::harness::browser::{Browser, DESKTOP};
 use crate::harness::client::Client;
 use crate::harness::database;
+use crate::harness::place::free_address;
 use crate::harness::program::Program;
 use crate::harness::{PATIENCE, metric};
 use crate::openapi::document;
@@ -103,20 +104,25 @@ async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
     tokio::time::timeout(PATIENCE, waiting).await.expect("the mail arrives")
 }
 
+/// Runs `dev` once and returns the statuses of so many starts for one address.
+async fn starts_against_dev(url: &str, no_limits: &str, starts: usize) -> Vec<u16> {
+    let port = free_port();
+    let environment = [("DATABASE_URL", url), ("PORT", port.as_str()), ("DEV_NO_LIMITS", no_limits)];
+    let mut program = Program::start(&["dev"], &environment);
+    program.line_with("relay is usable");
+    let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+    let mut statuses = Vec::new();
+    for _ in 0..starts {
+        statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
+    }
+    statuses
+}
+
 #[sqlx::test]
 async fn dev_lifts_rate_limits_on_request_and_starts_again_on_the_same_database(pool: PgPool) {
     let url = database::url(&pool);
     for limits in ["1", "0"] {
-        let port = free_port();
-        let environment =
-            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
-        let mut program = Program::start(&["dev"], &environment);
-        program.line_with("relay is usable");
-        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
-        let mut statuses = Vec::new();
-        for _ in 0..50 {
-            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
-        }
+        let statuses = starts_against_dev(&url, limits, 50).await;
         assert_eq!(statuses.contains(&429), limits == "0", "{statuses:?}");
     }
 }
@@ -155,8 +161,7 @@ async fn the_reference_of_the_api_shows_every_operation_and_calls_it(pool: PgPoo
 }
 
 pub fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port().to_string()
+    free_address().port().to_string()
 }
 
 /// An earlier run with limits may have used up the buckets of the demo accounts for hours.
@@ -164,16 +169,7 @@ pub fn free_port() -> String {
 async fn dev_without_limits_lifts_those_that_were_used_up_before(pool: PgPool) {
     let url = database::url(&pool);
     for limits in ["0", "1"] {
-        let port = free_port();
-        let environment =
-            [("DATABASE_URL", url.as_str()), ("PORT", port.as_str()), ("DEV_NO_LIMITS", limits)];
-        let mut program = Program::start(&["dev"], &environment);
-        program.line_with("relay is usable");
-        let client = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
-        let mut statuses = Vec::new();
-        for _ in 0..20 {
-            statuses.push(Client::clone(&client).starts_recovery("trader.vi@example.com").await.status);
-        }
+        let statuses = starts_against_dev(&url, limits, 20).await;
         assert_eq!(statuses.contains(&429), limits == "0", "DEV_NO_LIMITS={limits}: {statuses:?}");
     }
 }

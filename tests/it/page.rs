@@ -6,15 +6,15 @@ use thirtyfour::prelude::*;
 
 use crate::harness::Service;
 use crate::harness::browser::Browser;
+use crate::harness::place::free_address;
 
 const EMAIL: &str = "trader@example.com";
 const PASSWORD: &str = "chuyen tau dem mua thu";
 
 /// A service that a browser may call, and the URL of its page.
 pub async fn page_of(pool: &PgPool, settings: &[&str]) -> (Service, String) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, origin) = (free.local_addr().unwrap(), format!("http://{}", free.local_addr().unwrap()));
-    drop(free);
+    let address = free_address();
+    let origin = format!("http://{address}");
     let (address, public) = (format!("--http-addr={address}"), format!("--public-origin={origin}"));
     let settings: Vec<_> =
         [address.as_str(), public.as_str()].into_iter().chain(settings.iter().copied()).collect();
@@ -237,8 +237,8 @@ async fn the_whole_journey_by_keyboard(pool: PgPool) {
     browser.presses(EMAIL).await;
     browser.presses(Key::Enter).await;
     browser.sees("#code").await;
+    // The last digit sends the code.
     browser.presses(service.relay.mail(1).await.code()).await;
-    browser.presses(Key::Enter).await;
     browser.sees("#password").await;
     browser.presses(PASSWORD).await;
     browser.presses(Key::Tab).await;
