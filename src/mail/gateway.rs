@@ -16,6 +16,7 @@ use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::oauth::Tokens;
 use crate::mail::relay::Relay;
+use crate::mail::relay_url::RelayUrl;
 use crate::mail::sender;
 use crate::mail::tls::Authorities;
 
@@ -74,7 +75,8 @@ impl Gateway {
         let relays = urls
             .iter()
             .map(|url| {
-                Relay::parse(url, settings, ca.as_ref(), tokens.as_ref())
+                RelayUrl::parse(url, settings, ca.as_ref(), tokens.as_ref())
+                    .map(|url| Relay::new(url, settings))
                     .map_err(|why| ConfigError::new("SMTP_RELAYS", why))
             })
             .collect::<Result<Vec<_>, _>>()?;

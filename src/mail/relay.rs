@@ -17,10 +17,9 @@ use crate::config::RelaySettings;
 use crate::mail::conversation::Connection;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
-use crate::mail::oauth::{Requester, Tokens};
+use crate::mail::oauth::Requester;
 use crate::mail::relay_url::RelayUrl;
 use crate::mail::sign_in::SignIn;
-use crate::mail::tls::Authorities;
 
 /// A relay of `SMTP_RELAYS`.
 pub(super) struct Relay {
@@ -63,19 +62,8 @@ impl fmt::Debug for Relay {
 }
 
 impl Relay {
-    /// Reads an entry of `SMTP_RELAYS`.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong, as in [`RelayUrl::parse`].
-    pub(super) fn parse(
-        text: &str,
-        settings: &RelaySettings,
-        ca: Option<&Authorities>,
-        tokens: Option<&Arc<Tokens>>,
-    ) -> Result<Self, String> {
-        let url = RelayUrl::parse(text, settings, ca, tokens)?;
-        Ok(Self {
+    pub(super) fn new(url: RelayUrl, settings: &RelaySettings) -> Self {
+        Self {
             up: AtomicBool::new(false),
             failure: Mutex::default(),
             preferred: Mutex::default(),
@@ -89,7 +77,7 @@ impl Relay {
             mails_per_connection: settings.smtp_mails_per_connection,
             quitting: TaskTracker::new(),
             url,
-        })
+        }
     }
 
     /// A new connection; see [`Connection::open`].
@@ -267,7 +255,7 @@ mod tests {
     #[test]
     fn a_relays_url_limits_its_connections_and_rate() {
         let settings = Settings::parse_from(["test", "--smtp-connections=5"]).relays;
-        let parse = |text: &str| Relay::parse(text, &settings, None, None).unwrap();
+        let parse = |text: &str| Relay::new(RelayUrl::parse(text, &settings, None, None).unwrap(), &settings);
         let (usual, own) =
             (parse("smtps://mx.example.com"), parse("smtps://mx.example.com?connections=2&per_second=14"));
         assert_eq!((usual.free_slots(), usual.rate_limiter.is_some()), (5, false));

@@ -332,8 +332,8 @@ async fn holders_of_leases(pool: &PgPool, now: OffsetDateTime) -> Result<Vec<i32
 /// Ends the leases of these holders. Returns how many it ended.
 async fn release(pool: &PgPool, now: OffsetDateTime, holders: &[i32]) -> Result<u64, sqlx::Error> {
     let released = sqlx::query!(
-        "UPDATE outbox SET lease_until = NULL, holder = NULL WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM outbox WHERE id >= $1 AND lease_until > $2 AND holder = ANY($3) FOR UPDATE SKIP LOCKED))",
+        "UPDATE outbox SET lease_until = NULL, holder = NULL WHERE id = ANY(ARRAY(
+             SELECT id FROM outbox WHERE id >= $1 AND lease_until > $2 AND holder = ANY($3) FOR UPDATE SKIP LOCKED))",
         Uuid::nil(),
         now,
         holders
