@@ -1,4 +1,5 @@
-//! Every answer is as the published documents describe it: schema, headers and the whole example, in both languages.
+//! Every answer is as the published documents describe it: schema, headers and the whole example,
+//! in both languages.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -113,7 +114,8 @@ impl Walk {
         }
         let code = answer.body["error"].as_str().unwrap_or_default();
         let known = [method, path, &answer.status.to_string(), code].map(str::to_owned);
-        // The answers of one cause differ in their details alone, such as the attempts that are left: the first is compared.
+        // The answers of one cause differ in their details alone, such as the attempts that are
+        // left: the first is compared.
         if path != "/openapi.json" && !self.driven.contains(&known) {
             let examples = examples(document, described);
             match examples.iter().find(|example| example["error"].as_str().unwrap_or_default() == code) {

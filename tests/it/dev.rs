@@ -23,8 +23,8 @@ fn readme_block(heading: &str) -> String {
     curl.split("```").next().unwrap().to_owned()
 }
 
-/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so that the test runs
-/// beside a `make run`.
+/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so
+/// that the test runs beside a `make run`.
 #[sqlx::test(migrations = false)]
 async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let url = database::url(&pool);
@@ -47,7 +47,8 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
         let signed_in = signed_in.unwrap_or_else(|| panic!("{said}"));
         serde_json::from_str::<Value>(signed_in).unwrap()
     };
-    // The first mail is held back, as it needs the table of accounts, until it was looked for in vain.
+    // The first mail is held back, as it needs the table of accounts, until it was looked for in
+    // vain.
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let first = tokio::task::spawn_blocking(whole_way.clone());

@@ -1,5 +1,5 @@
-//! The recovery page where people use it: blocked storage, old browsers, proxies that answer, links that an app has changed,
-//! addresses and codes as they are pasted.
+//! The recovery page where people use it: blocked storage, old browsers, proxies that answer, links
+//! that an app has changed, addresses and codes as they are pasted.
 
 use serde_json::json;
 use sqlx::PgPool;

@@ -33,7 +33,8 @@ const STARTS_A_SECOND: u32 = 20;
 /// The rows that the outage left: one every 72 ms for two hours.
 const LEFT: u32 = 100_000;
 
-/// Benchmark: how the courier performs beside lettre alone, with replicas, a slow relay and a backlog
+/// Benchmark: how the courier performs beside lettre alone, with replicas, a slow relay and a
+/// backlog
 #[derive(Args)]
 pub struct Options {}
 
