@@ -49,7 +49,7 @@ pub struct AddressStatus {
 }
 
 impl Endpoint {
-    /// An endpoint with these options. It looks nothing up yet.
+    /// An endpoint with these options. It resolves no name yet.
     #[must_use]
     pub fn new(options: PgConnectOptions) -> Self {
         let (addresses, resolving, pools) = (Mutex::default(), AtomicBool::default(), Mutex::default());

@@ -260,8 +260,8 @@ pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Re
     Ok(refilled.execute(executor).await?.rows_affected())
 }
 
-/// Fills every bucket again, for `DEV_NO_LIMITS=1`: [`RateLimit::unlimited`] still refuses where an earlier run with limits has
-/// drawn on one.
+/// Fills every bucket again, for `DEV_NO_LIMITS=1`: even [`RateLimit::unlimited`] refuses a request
+/// whose bucket an earlier run with limits has emptied.
 pub async fn refill_all(executor: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
     sqlx::query!("DELETE FROM throttle WHERE true").execute(executor).await?;
     Ok(())
