@@ -113,8 +113,8 @@ fn fill(node: &mut Value, locale: Locale, shared: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// The body of an error. `advice` of the details names a password: the policy's own advice takes
-/// its place.
+/// The body of an error. In the details, `advice` is a password, which is replaced by the policy's
+/// advice for it.
 fn body(problem: Problem, details: &Value, locale: Locale) -> Value {
     let mut body = json!({
         "error": problem.code(),
@@ -200,7 +200,7 @@ fn every_error_code_has_its_text_and_its_example() {
     }
 }
 
-/// The facts that a generated client rests on (the published contract).
+/// The properties of the document that generated clients depend on (the published contract).
 #[test]
 fn the_published_facts_stand() {
     for language in ["vi", "en"] {
