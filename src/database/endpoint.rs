@@ -87,7 +87,8 @@ impl Endpoint {
         Box::pin(PgConnection::connect_with(&now)).await
     }
 
-    /// Makes the pool follow the results of later probes.
+    /// Registers a pool: when a later probe selects another address, the pool's new connections use
+    /// it.
     pub(super) fn manage(&self, pool: &PgPool) {
         self.pools().push(pool.clone());
     }
