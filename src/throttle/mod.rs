@@ -45,9 +45,9 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// Recovery emails of one address: `ADDRESS_BURST` at once and one more every 5 minutes;
-    /// `ADDRESS_PER_DAY` at once and as many a day. With the defaults (3 and 10), at most 19 in any
-    /// 24 hours.
+    /// Recovery emails of one address. The short bucket holds `ADDRESS_BURST` and is refilled by
+    /// one every 5 minutes. The long bucket holds `ADDRESS_PER_DAY` and is refilled by as many a
+    /// day. With the defaults (3 and 10), at most 19 emails are sent in any 24 hours.
     #[must_use]
     pub fn for_address(settings: &RateLimitSettings) -> Self {
         Self {
