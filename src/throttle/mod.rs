@@ -58,15 +58,17 @@ impl RateLimit {
         }
     }
 
-    /// Failed logins with one address, or wrong current passwords of one account: 10 at once, one
-    /// more every 5 minutes, 100 a day.
+    /// Failed logins with one address, or wrong current passwords of one account. The short bucket
+    /// holds 10 and is refilled by one every 5 minutes. The long bucket holds 100 and is refilled
+    /// by as many a day.
     #[must_use]
     pub fn for_failures() -> Self {
         Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 100, long_refill: DAY / 100 }
     }
 
-    /// Browsers that become known with one address: 10 at once, one more every 5 minutes, 10 a day.
-    /// Each known browser has rate limits of its own.
+    /// Browsers that become known with one address. Both buckets hold 10: the short one is refilled
+    /// by one every 5 minutes, the long one by 10 a day. Each known browser has rate limits of its
+    /// own.
     #[must_use]
     pub fn for_new_devices() -> Self {
         Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 10, long_refill: DAY / 10 }
