@@ -5,7 +5,8 @@ use zxcvbn::feedback::{Suggestion, Warning};
 
 use crate::error::Problem;
 
-/// A language that the service speaks. As text it is its language tag, as in `lang="vi"` and in the database.
+/// A language that the service speaks. As text it is its language tag, as in `lang="vi"` and in the
+/// database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Locale {
@@ -16,10 +17,11 @@ pub enum Locale {
 }
 
 impl Locale {
-    /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers; `None` if it names neither.
+    /// The language that an Accept-Language header (RFC 9110 §12.5.4) prefers; `None` if it names
+    /// neither.
     ///
-    /// The crate `accept-language` is not used: it sorts by a float that the client sends, and a `q` of NaN can make that
-    /// sort panic (docs/decisions/0003).
+    /// The crate `accept-language` is not used: it sorts by a float that the client sends, and a
+    /// `q` of NaN can make that sort panic (docs/decisions/0003).
     #[must_use]
     pub fn preferred(accept_language: &str) -> Option<Self> {
         let mut best: Option<(Self, u16)> = None;
@@ -38,7 +40,8 @@ impl Locale {
     }
 }
 
-/// A quality value of at most three decimals in thousandths. Anything else is 0, which means "not acceptable".
+/// A quality value of at most three decimals in thousandths. Anything else is 0, which means "not
+/// acceptable".
 fn thousandths(quality: &str) -> u16 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|b| b.is_ascii_digit()) {

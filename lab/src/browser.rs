@@ -18,8 +18,8 @@ pub const PHONE: (u32, u32) = (390, 780);
 pub const NARROW: (u32, u32) = (320, 640);
 pub const DESKTOP: (u32, u32) = (1100, 760);
 
-/// How often chromedriver may meet a port that is taken. It takes a free port of `::1` and needs the same port of
-/// `127.0.0.1`, where the other tests hold thousands.
+/// How often chromedriver may meet a port that is taken. It takes a free port of `::1` and needs
+/// the same port of `127.0.0.1`, where the other tests hold thousands.
 const DRIVER_STARTS: u32 = 20;
 
 /// A Chromium of its own. Dropping this kills the driver, which closes the pipe to Chromium and so

@@ -1,10 +1,11 @@
-//! Certificates of servers that tests run: `cert.pem` and `key.pem`, by an authority of their own, `ca.pem`.
+//! Certificates for servers that tests run: `cert.pem` and `key.pem`, signed by their own
+//! authority, `ca.pem`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Makes them in a folder, for a server of that name.
+/// Makes these files in a folder, for a server called `name`.
 pub fn make(folder: &Path, name: &str) {
     let script = "set -e
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \
@@ -16,16 +17,16 @@ pub fn make(folder: &Path, name: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// A certificate by another authority, which is not shown yet.
+/// The next certificate of a server, by another authority. The server does not use it yet.
 pub struct Next {
     folder: PathBuf,
-    /// The files of its authority alone, and of both.
+    /// The file with only its authority. `both` also contains that of the current certificate.
     pub ca: String,
     pub both: String,
 }
 
 impl Next {
-    /// After the one in that folder.
+    /// Makes the next certificate after the one in this folder.
     pub fn after(current: &Path) -> Self {
         let folder = current.join("next");
         fs::create_dir(&folder).unwrap();
@@ -36,7 +37,7 @@ impl Next {
         Self { folder, ca: ca.display().to_string(), both: both.display().to_string() }
     }
 
-    /// Puts it in the place of the one before; the files stay their owner's.
+    /// Replaces the current certificate. The files keep their owner.
     pub fn replaces(&self, current: &Path) {
         for file in ["key.pem", "cert.pem"] {
             fs::copy(self.folder.join(file), current.join(file)).unwrap();

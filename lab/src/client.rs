@@ -1,4 +1,5 @@
-//! A client of the API that keeps cookies as a browser does, and the session token as the login page does.
+//! A client of the API. It keeps cookies as a browser does, and the session token as the login page
+//! does.
 
 use std::net::SocketAddr;
 
@@ -78,7 +79,7 @@ impl Client {
         self.post_json("/api/auth/logout", "{}").await
     }
 
-    /// Posts, and keeps what the answer gives.
+    /// Sends a POST, and keeps the cookies and the token of the answer.
     async fn posts(&mut self, path: &str, body: Value) -> Answer {
         let answer = self.post_json(path, &body.to_string()).await;
         for (name, kept) in [(RECOVERY, &mut self.cookie), (DEVICE, &mut self.device)] {
@@ -153,7 +154,7 @@ impl Answer {
         value
     }
 
-    /// Status and machine code, after checking that the error has the one shape.
+    /// The status and the error code. Checks that the body has the form of all errors.
     pub fn error(&self) -> (u16, &str) {
         assert_eq!(self.header("content-type"), Some("application/json"), "{}", self.text);
         assert_eq!(self.body["status"], self.status, "{}", self.text);
@@ -163,7 +164,7 @@ impl Answer {
         (self.status, self.body["error"].as_str().expect("an error has a code"))
     }
 
-    /// A wrong code, and how many may still be tried.
+    /// The number of attempts left, in the answer to a wrong code.
     pub fn attempts_left(&self) -> u64 {
         assert_eq!(self.error(), (400, "code_invalid"));
         self.body["attempts_left"].as_u64().expect("attempts_left")

@@ -1,7 +1,8 @@
 //! The database of a test or a program, the roles that connect to it, and the proxy before it.
 //!
-//! The service connects as in production: as a role that owns nothing and has what `deploy/grants.sql` grants it. So do an
-//! operator's commands. A test's own pool, `migrate` and `dev` connect as the owner.
+//! As in production, the service connects as a role that owns nothing and has the rights that
+//! `deploy/grants.sql` grants. So do the commands of an operator. The pool of a test, `migrate` and
+//! `dev` connect as the owner.
 
 use std::collections::HashSet;
 use std::os::unix::process::CommandExt as _;
@@ -19,7 +20,7 @@ pub const SERVE: &str = "vos_auth_serve";
 /// The role of an operator's commands.
 pub const OPERATOR: &str = "vos_auth_operator";
 
-/// The owner's URL of a test's database: that of the suite, with the database's name.
+/// The owner's URL of a test's database: the URL of the test suite with the name of this database.
 pub fn url(pool: &PgPool) -> String {
     let mut url: Url = std::env::var("DATABASE_URL").expect("make test sets DATABASE_URL").parse().unwrap();
     url.set_path(pool.connect_options().get_database().unwrap());
@@ -47,9 +48,9 @@ fn url_as(pool: &PgPool, role: &str) -> String {
     url.into()
 }
 
-/// Grants by `deploy/grants.sql` in the database of a URL of its owner.
+/// Runs `deploy/grants.sql` in the database of `url`, which is the owner's.
 pub fn grant(url: &str) {
-    // Roles are of the whole cluster: another test may make them at the same moment.
+    // Roles belong to the whole cluster, so another test may create them at the same moment.
     let make = |role| {
         format!(
             "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$"
@@ -66,8 +67,8 @@ pub fn grant(url: &str) {
     assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
 }
 
-/// Waits until no service is connected to a test's database any more, for less than the longest that one may wait for a
-/// relay.
+/// Waits until no service is connected to a test's database, but less long than a service may wait
+/// for a relay.
 pub async fn until_left(pool: &PgPool) {
     let connected = "SELECT EXISTS (SELECT FROM pg_stat_activity
         WHERE application_name = 'vos-auth' AND datname = current_database())";
@@ -80,7 +81,7 @@ pub async fn until_left(pool: &PgPool) {
 }
 
 impl Server {
-    /// Where the server of a pool listens.
+    /// The address of the server of a pool.
     pub fn of(pool: &PgPool) -> Self {
         let options = pool.connect_options();
         match options.get_socket() {
@@ -91,12 +92,12 @@ impl Server {
 }
 
 impl Proxy {
-    /// Before the server of a pool.
+    /// Starts a proxy in front of the server of a pool.
     pub async fn before(pool: &PgPool) -> Self {
         Self::before_server(Server::of(pool)).await
     }
 
-    /// The service's URL of `pool`'s database by this way.
+    /// The URL of the pool's database for the service, through this proxy.
     pub fn url(&self, pool: &PgPool) -> String {
         let mut url: Url = service_url(pool).parse().unwrap();
         url.set_query(None);
@@ -106,8 +107,9 @@ impl Proxy {
     }
 }
 
-/// The URL of the database of a program. Without `DATABASE_URL` the program is run again by `scripts/with-postgres`, which sets
-/// it: with the cluster `name`, and these options of its server.
+/// The URL of the database of a program. If `DATABASE_URL` is not set, runs the program again under
+/// `scripts/with-postgres`, which starts the cluster `name` with these server options and sets the
+/// variable.
 pub fn of_program(name: &str, options: &str) -> Result<String, Failure> {
     if let Ok(url) = std::env::var("DATABASE_URL") {
         return Ok(url);
@@ -117,7 +119,7 @@ pub fn of_program(name: &str, options: &str) -> Result<String, Failure> {
     Err(again.env("POSTGRES_OPTIONS", options).exec().into())
 }
 
-/// Empties the database of a program and makes the schema anew.
+/// Empties the database of a program and creates the schema again.
 pub async fn anew(url: &str) -> Result<PgPool, Failure> {
     let pool = PgPool::connect(url).await?;
     sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await?;

@@ -15,13 +15,13 @@ pub struct Host {
     pub nginx: Arc<Nginx>,
     replicas: [Option<Program>; 2],
     addresses: [SocketAddr; 2],
-    /// Another release than the built one.
+    /// The binary of another release, instead of the built one.
     pub program: Option<PathBuf>,
     environment: Vec<(String, String)>,
 }
 
 impl Host {
-    /// Starts both with the usual settings behind a proxy, less or more `changes`.
+    /// Starts both replicas behind a proxy, with the usual settings and these `changes`.
     pub async fn start(database_url: &str, relays: &str, changes: &[(&str, &str)]) -> Self {
         Self::start_of(None, database_url, relays, changes).await
     }
@@ -43,7 +43,8 @@ impl Host {
         let environment = serve_environment(database_url, relays, &[&behind, changes].concat());
         let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let first = 20 + COUNT.fetch_add(1, Ordering::Relaxed) % 10 * 2;
-        // One that starts anew does so at its old address: below the ports that others are given meanwhile.
+        // A replica is restarted at its old address, so the port must be one that the kernel does
+        // not assign to others.
         let addresses =
             [first, first + 1].map(|number| SocketAddr::from(([127, 0, 0, 1], free_port(number))));
         let mut host = Self {
@@ -66,7 +67,8 @@ impl Host {
         }
     }
 
-    /// Ends a replica with SIGTERM, starts another in its place, and waits until that is ready.
+    /// Stops a replica with SIGTERM, starts another in its place, and waits until that one is
+    /// ready.
     pub async fn replaces(&mut self, place: usize) {
         let (former, address) = (self.replicas[place].take(), self.addresses[place]);
         let (program, mut environment) = (self.program.clone(), self.environment.clone());
@@ -93,7 +95,7 @@ impl Host {
         tokio::time::timeout(PATIENCE, ready).await.expect("the new replica is ready");
     }
 
-    /// Takes the replicas out, for a test that ends them in its own way.
+    /// Hands the replicas over to a test that ends them in its own way.
     pub fn replicas(&mut self) -> [Program; 2] {
         self.replicas.each_mut().map(|replica| replica.take().expect("it runs"))
     }

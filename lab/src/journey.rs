@@ -3,8 +3,9 @@
 use crate::client::Client;
 use crate::relay::Relay;
 
-/// Asks for a code, enters the one from the email, chooses a password, logs in with it, refreshes the session and logs
-/// out. `email` has an account, and `client` is new. Every answer has to be the right one.
+/// Requests a code, enters the one from the email, chooses a password, logs in with it, refreshes
+/// the session and logs out. `email` must have an account, and `client` must be new. Checks every
+/// answer.
 pub async fn is_walked_by(client: &Client, relay: &Relay, email: &str) {
     let password = "night train in autumn rain";
     let before = relay.mails().len();

@@ -1,15 +1,17 @@
-//! The lab of vos-auth: what the integration tests (`tests/it`), the trials and the benchmarks share.
+//! The lab of vos-auth: the code that the integration tests (`tests/it`), the trials and the
+//! benchmarks share.
 //!
-//! The parts are real where they can be: PostgreSQL, Postfix, nginx, PgBouncer, Chromium and the built program. The doubles are
-//! servers that must fail on cue, such as the SMTP relay. A value ends what it started when it is dropped. A part that cannot do
-//! its work panics: that fails the test, or ends the program with an error.
+//! Components are real where possible: PostgreSQL, Postfix, nginx, PgBouncer, Chromium and the
+//! built program. The test doubles are servers that must fail when a test tells them to, such as
+//! the SMTP relay. When a value is dropped, it stops the processes and servers that it started.
+//! Code that cannot do its work panics, which fails the test or ends the program with an error.
 //!
 //! | Looking for | Module |
 //! |---|---|
 //! | the service in this process, with a clock and a relay that the test controls | [`service`] |
 //! | the built program: run to completion, or followed line by line | [`program`] |
 //! | the same as one replica under load; two replicas behind nginx | [`replica`], [`host`] |
-//! | the one SMTP double; a mail that it took | [`relay`], [`mail`] |
+//! | the one SMTP double; a mail that it accepted | [`relay`], [`mail`] |
 //! | real relays: Postfix, and aiosmtpd for XOAUTH2; the token endpoint | [`postfix`], [`aiosmtpd`], [`tokens`] |
 //! | the database of a test, its roles and URLs | [`database`] |
 //! | a PostgreSQL cluster that may be killed; one that wants TLS; one set up by the documents | [`cluster`], [`encrypted`], [`machine`] |
@@ -20,7 +22,7 @@
 //! | clients: HTTP, raw octets, a browser; the whole recovery flow | [`client`], [`raw`], [`browser`], [`journey`] |
 //! | load: `start` at a constant rate; people who walk the whole flow | [`starts`], [`load`] |
 //! | pending mails that an outage left | [`backlog`] |
-//! | every 200 held against every mail | [`ledger`] |
+//! | the comparison of every 200 with every mail | [`ledger`] |
 //! | doubles of Kratos and of a trace receiver | [`kratos`], [`receiver`] |
 //! | a network, a full disk, certificates | [`mod@line`], [`small_disk`], [`certificate`] |
 //! | what a machine lacks; folders, ports and commands | [`needs`], [`place`] |
@@ -83,16 +85,17 @@ pub use self::service::{Service, Setup, metric};
 /// Why a program ended with an error.
 pub type Failure = Box<dyn std::error::Error>;
 
-/// How long anything may take that is waited for; reaching it fails the test.
+/// The longest time to wait for anything. After that, the test fails.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The real time, for what PostgreSQL and Postfix compare with theirs.
+/// The real time, for values that PostgreSQL and Postfix compare with their own clocks.
 #[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 pub fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
-/// Runs a program to completion, or until SIGTERM or SIGINT. Either way it ends what it started.
+/// Runs a program to completion, or until SIGTERM or SIGINT. In both cases, everything that it
+/// started is stopped.
 pub fn run(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {

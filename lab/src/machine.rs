@@ -1,5 +1,6 @@
-//! The machine that docs/operate/install.md makes, as far as its database goes: PostgreSQL as Debian sets it up, and roles, files
-//! and environment by the document's own lines. Only folders and the port differ.
+//! The database part of a machine that is set up by docs/operate/install.md: PostgreSQL as Debian
+//! installs it, and roles, files and environment by the commands of the document. Only folders and
+//! the port differ.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +15,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// With the three roles, the database, its schema and the rights on it. Needs root.
+    /// Creates the three roles, the database, its schema and the rights. Needs root.
     pub async fn start() -> Self {
         // Behind those of the Postfixes.
         let port = free_port(18);
@@ -34,7 +35,8 @@ impl Machine {
         machine
     }
 
-    /// Runs lines of a document as root in the clone, in a shell that has an operator's settings.
+    /// Runs commands of a document as root in the repository, in a shell with an operator's
+    /// settings.
     pub fn operator_runs(&self, lines: &str) -> String {
         self.root_runs(&format!("{}{lines}", install("Load an operator's settings")))
     }

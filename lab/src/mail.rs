@@ -1,4 +1,4 @@
-//! A mail that a relay has taken: off the wire, and what its reader finds in it.
+//! A mail that a relay has accepted: as it came over the wire, and as its reader sees it.
 
 use mail_parser::{Message, MessageParser};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -29,12 +29,12 @@ impl Mail {
         self.parsed().message_id().expect("a Message-ID").to_owned()
     }
 
-    /// The 8 digits, as a reader finds them: alone on a line.
+    /// The code: 8 digits on a line of their own, as a reader finds them.
     pub fn code(&self) -> String {
         self.code_if_any().expect("a code")
     }
 
-    /// The same; none in an email about something else.
+    /// The same; `None` for an email without a code.
     pub fn code_if_any(&self) -> Option<String> {
         let text = self.text();
         let lone = |line: &&str| {
@@ -48,7 +48,7 @@ impl Mail {
     }
 }
 
-/// What follows on DATA, up to the dot, without its dot-stuffing.
+/// The lines after DATA up to the final dot, without dot-stuffing.
 pub async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
     let mut raw = String::new();
     loop {

@@ -1,4 +1,5 @@
-//! `lab`: trials, which pass or fail, and benchmarks, which measure. `lab/README.md` says what each needs and how long it takes.
+//! `lab`: trials, which pass or fail, and benchmarks, which measure. `lab/README.md` says what each
+//! needs and how long it takes.
 
 mod trials;
 

@@ -1,5 +1,6 @@
-//! A PgBouncer of a test's own before the suite's PostgreSQL: `deploy/pgbouncer.ini` with its addresses changed, and
-//! the statements of `docs/operate/poolers.md` run as they stand there, for a role and a database of the tests.
+//! A PgBouncer for one test, in front of the test suite's PostgreSQL. It uses
+//! `deploy/pgbouncer.ini` with other addresses. The statements of `docs/operate/poolers.md` are run
+//! as written, for a role and a database of the tests.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpStream};
@@ -14,9 +15,9 @@ use sqlx::{AssertSqlSafe, PgPool};
 use crate::place::{self, free_port};
 use crate::{PATIENCE, needs};
 
-/// What runs PgBouncer; `make pooler` names that of another Debian.
+/// The command that runs PgBouncer. `make pooler` sets that of another Debian.
 const PROGRAM: &str = "PGBOUNCER";
-/// In the place of the document's role.
+/// The role that replaces the document's role.
 const ROLE: &str = "vos_auth_pooled";
 const PASSWORD: &str = "pooled";
 /// How the document's statements begin.
@@ -44,7 +45,7 @@ fn document() -> String {
     place::text("docs/operate/poolers.md")
 }
 
-/// Whether there is one to test with.
+/// Whether a PgBouncer is installed.
 pub fn is_installed() -> bool {
     needs::has_program(program())
 }
@@ -83,7 +84,7 @@ pub async fn ends_sessions(pool: &PgPool) {
 }
 
 impl PgBouncer {
-    /// With this many server connections at most.
+    /// Starts PgBouncer with at most this many server connections.
     pub async fn before(pool: &PgPool, mode: Mode, server_connections: usize) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +118,7 @@ impl PgBouncer {
         Self { home, port, database, process }
     }
 
-    /// The URL of the test's database by PgBouncer.
+    /// The URL of the test's database through PgBouncer.
     pub fn url(&self) -> String {
         let (port, database) = (self.port, &self.database);
         format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/{database}")
@@ -137,8 +138,8 @@ impl Drop for PgBouncer {
     }
 }
 
-/// The file with the lines for transaction mode, which are in a comment, instead of the other. A version without
-/// prepared statements refuses a setting that it does not know.
+/// The configuration for transaction mode: the lines from its comment replace that for session
+/// mode. The setting for prepared statements is left out for versions that do not know it.
 fn in_transaction_mode(ini: &str) -> String {
     let knows_prepared_statements = version() >= (1, 21);
     let is_for_it = |line: &&str| knows_prepared_statements || !line.contains("max_prepared_statements");
@@ -147,7 +148,8 @@ fn in_transaction_mode(ini: &str) -> String {
     ini.replace("\npool_mode = session\n", &format!("\n{}\n", lines.join("\n")))
 }
 
-/// A role that may read and write every table, and owns none, as the whole suite shares it.
+/// Creates the role, which may read and write every table. It owns none, because all tests share
+/// it.
 async fn make_role(pool: &PgPool) {
     let make = format!(
         "DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_read_all_data, pg_write_all_data;
@@ -157,14 +159,15 @@ async fn make_role(pool: &PgPool) {
     sqlx::raw_sql(AssertSqlSafe(make)).execute(pool).await.unwrap();
 }
 
-/// What PgBouncer checks the role's password against.
+/// The hash with which PgBouncer verifies the role's password.
 async fn secret(pool: &PgPool) -> String {
     make_role(pool).await;
     let secret = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
     sqlx::query_scalar(secret).bind(ROLE).fetch_one(pool).await.unwrap()
 }
 
-/// PgBouncer does not run as root: the user who runs PostgreSQL runs it, who alone may reach the suite's.
+/// PgBouncer refuses to run as root. The user of PostgreSQL runs it, because only that user may
+/// connect to the test suite's server.
 fn start(home: &std::path::Path, port: u16) -> Child {
     let mut pgbouncer = Command::new(program());
     if fs::metadata("/proc/self").unwrap().uid() == 0 {

@@ -1,5 +1,6 @@
-//! A Postfix of a test or a program: it takes every mail for `example.com` and keeps it in a maildir. For tests it wants TLS and
-//! a password; for programs it takes mail of this machine as it comes.
+//! A Postfix for a test or a program. It accepts every mail for `example.com` and stores it in a
+//! maildir. For tests it requires TLS and a password; for programs it accepts all mail from this
+//! machine.
 
 use std::collections::HashSet;
 use std::fs;
@@ -21,7 +22,7 @@ use crate::{PATIENCE, needs};
 pub const USER: &str = "courier";
 pub const PASSWORD: &str = "a relay's password";
 
-/// Whether Postfix can run at all: it has processes of several users.
+/// Whether Postfix can run. It needs root, because its processes run as several users.
 pub fn can_run() -> bool {
     needs::has_root("Postfix") && needs::has_program(files::path("usr/sbin/postfix"))
 }
@@ -31,14 +32,14 @@ pub struct Postfix {
     pub port: u16,
     master: Child,
     is_open: bool,
-    /// Of its queue.
+    /// The file system of its queue.
     disk: Option<SmallDisk>,
 }
 
-/// How it differs from one that takes no mail without TLS and a password.
+/// How an instance differs from the default, which requires TLS and a password.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
-    /// What it offers for AUTH.
+    /// The mechanisms that it offers for AUTH.
     pub mechanisms: &'a str,
     /// TLS from the first byte.
     pub implicit: bool,
@@ -46,9 +47,11 @@ pub struct Setup<'a> {
     pub name: &'a str,
     /// Lines for main.cf.
     pub settings: &'a str,
-    /// Without TLS and a password, and it does not log conversations: for programs that send many mails.
+    /// Requires neither TLS nor a password, and does not log conversations: for programs that send
+    /// many mails.
     pub is_open: bool,
-    /// Its queue is a small file system in memory, which can be full. Not every machine lets root mount one.
+    /// Its queue is on a small file system in memory, which can be filled. On some machines, even
+    /// root cannot mount one.
     pub has_small_queue: bool,
 }
 
@@ -69,7 +72,7 @@ impl Postfix {
     pub fn start(setup: Setup<'_>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Not under target/: its users may not reach that.
+        // Not under target/, because Postfix's users may have no access to that.
         let home = place::folder("postfix");
         for folder in ["etc", "queue", "data", "log", "mail", "etc/sasl", "tls"] {
             fs::create_dir_all(home.join(folder)).unwrap();
@@ -114,7 +117,7 @@ impl Postfix {
         self.home.join("tls/ca.pem").display().to_string()
     }
 
-    /// Waits until it keeps so many mails, and gives them as they came.
+    /// Waits until it has stored `count` mails, and returns all stored mails.
     pub fn mails(&self, count: usize) -> Vec<String> {
         until("the mails", || self.kept().count() >= count);
         self.kept().map(|mail| fs::read_to_string(mail).unwrap()).collect()
@@ -133,7 +136,7 @@ impl Postfix {
         Mail { sender: String::new(), recipients: vec![address.to_owned()], raw: found.unwrap() }
     }
 
-    /// Where it keeps what it has delivered.
+    /// The folder of delivered mails.
     pub fn maildir(&self) -> PathBuf {
         self.home.join("mail/all/new")
     }
@@ -147,12 +150,13 @@ impl Postfix {
         Next::after(&self.home.join("tls"))
     }
 
-    /// A folder that its users reach.
+    /// A folder to which Postfix's users have access.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// Runs lines of a document that set it up, as root. They are in force when it starts again.
+    /// Runs the configuration commands of a document as root. They have effect when Postfix starts
+    /// again.
     pub fn is_set_up_by(&self, lines: &str) {
         let programs = format!("{}:{}", files::path("usr/sbin").display(), std::env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
@@ -160,14 +164,14 @@ impl Postfix {
         output(shell.env("PATH", programs).env("MAIL_CONFIG", self.home.join("etc")));
     }
 
-    /// Shows new connections the next certificate, and accepts only another password.
+    /// From now on, uses the next certificate for new connections and accepts only this password.
     pub fn takes(&self, next: &Next, password: &str) {
         next.replaces(&self.home.join("tls"));
         set_password(&self.home.join("etc/sasl/sasldb2"), password);
         output(files::program("usr/sbin/postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
     }
 
-    /// What it logged, with every line that clients sent it outside TLS and inside.
+    /// The log of Postfix, with every line that clients sent, with or without TLS.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("log/mail.log")).unwrap_or_default()
     }
@@ -191,7 +195,7 @@ impl Postfix {
         self.is_up();
     }
 
-    /// Freezes every process of it: who talks to it waits.
+    /// Stops all its processes with SIGSTOP, so that clients wait for it.
     pub fn freezes(&self) {
         self.signal("STOP");
     }
@@ -204,12 +208,12 @@ impl Postfix {
         output(Command::new("bash").args(["-c", &format!("kill -{name} -- -{}", self.master.id())]));
     }
 
-    /// The disk of its queue, if it has a small one.
+    /// The file system of its queue, if it has a small one.
     pub fn disk(&self) -> Option<&SmallDisk> {
         self.disk.as_ref()
     }
 
-    /// How many mails it still has to deliver to its maildir.
+    /// The number of mails that it has accepted but not yet delivered to the maildir.
     pub fn pending(&self) -> usize {
         let queue = ["maildrop", "incoming", "active", "deferred"];
         queue.iter().map(|folder| mails_in(&self.home.join("queue").join(folder))).sum()
@@ -236,9 +240,10 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// One that a program started ends with the program, in whatever way that ends; a test may start it on a thread that ends sooner.
+/// Starts Postfix. For a program, Postfix is killed when the thread that started it ends, however
+/// the program ends. Not for a test, because a test may start it on a thread that ends earlier.
 fn serve(home: &Path, is_open: bool) -> Child {
-    // It makes what its queue lacks.
+    // This creates the missing folders of its queue.
     output(files::program("usr/sbin/postfix").arg("-c").arg(home.join("etc")).arg("check"));
     let under: &[&str] = if is_open { &["setpriv", "--pdeathsig", "KILL"] } else { &["env"] };
     let mut master = Command::new(under[0]);
@@ -247,8 +252,9 @@ fn serve(home: &Path, is_open: bool) -> Child {
     master.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Mails in a folder and its folders. Postfix makes a file executable before it answers 250; another was never taken, and
-/// Postfix removes it later.
+/// The number of mails in a folder and its subfolders. Postfix makes the file of a mail executable
+/// before it answers 250. Other files are of mails that it did not accept, and it removes them
+/// later.
 fn mails_in(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let is_taken = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|file| file.mode() & 0o100 != 0);
@@ -303,7 +309,7 @@ virtual_minimum_uid = 1
     )
 }
 
-/// It tries again every 3 s to deliver what it has taken.
+/// Postfix retries a delivery every 3 s.
 const OPEN: &str = "smtpd_relay_restrictions = permit_mynetworks, reject
 mynetworks = 127.0.0.0/8
 virtual_mailbox_limit = 0

@@ -1,5 +1,5 @@
-//! The files of Postfix, which `scripts/apt-install` unpacks under target/ without installing it: a mail server that the
-//! machine has keeps its place.
+//! The files of Postfix. `scripts/apt-install` unpacks them under target/ and does not install
+//! them, so that an installed mail server of the machine is not replaced.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +15,7 @@ pub fn path(file: &str) -> PathBuf {
     root().join(file)
 }
 
-/// A program such as `usr/sbin/postfix`, which finds its libraries.
+/// A command for a program such as `usr/sbin/postfix`, which can find its libraries.
 pub fn program(file: &str) -> Command {
     let mut command = Command::new(path(file));
     command.envs([libraries()]);

@@ -17,7 +17,7 @@ pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
 const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
 
-/// A folder with a key for JWTs, which the program makes once for a process.
+/// A folder with a key for JWTs. The built program makes it once for each test process.
 pub fn keys_folder() -> &'static str {
     static FOLDER: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
         let folder = place::temporary(&format!("jwt-keys-{}", std::process::id()));
@@ -28,7 +28,8 @@ pub fn keys_folder() -> &'static str {
     &FOLDER
 }
 
-/// `serve` with a whole environment, less or more what a test changes.
+/// The complete environment of `serve`, with the changes of a test. An empty value removes a
+/// variable.
 pub fn serve_environment<'a>(
     database_url: &'a str,
     relay: &'a str,
@@ -54,8 +55,8 @@ pub fn serve_environment<'a>(
     environment
 }
 
-/// The program with an environment of its own: nothing of the suite's reaches it unless it is given. `under` is what
-/// runs it, such as `prlimit --nofile=600`; nothing, mostly.
+/// A command for the program. It gets only this environment, and nothing of the test suite's.
+/// `under` is a command that runs the program, such as `prlimit --nofile=600`; mostly it is empty.
 fn command(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let program = built().to_str().expect("a path in UTF-8");
     let mut line = under.iter().copied().chain([program]).chain(arguments.iter().copied());
@@ -76,11 +77,11 @@ pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &
     run_to_completion(command(&[], arguments, environment), input)
 }
 
-/// One that does not end is ended, and so has failed.
+/// Kills the command if it does not end in time, so that it fails.
 fn run_to_completion(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A program that reads nothing may be gone already.
+    // The error is ignored: a program that does not read its input may have ended already.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -92,7 +93,8 @@ fn run_to_completion(mut command: Command, input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Waits until a program finds a relay usable that is a task of the test.
+/// Waits until the program has found its relay usable. Async, because that relay may be a task of
+/// the test.
 pub async fn has_relay(client: &Client) {
     let found = async { while client.get("/readyz").await.body["parts"]["mail"] != "ok" {} };
     tokio::time::timeout(PATIENCE, found).await.expect("a usable relay");
@@ -106,24 +108,25 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it and follows both of its outputs.
+    /// Starts the program and reads its standard output and standard error.
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::start_under(&[], arguments, environment)
     }
 
-    /// The same, run by another program.
+    /// The same, run by the command `under`.
     pub fn start_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::follow(command(under, arguments, environment))
     }
 
-    /// The same of another release: `program` is its binary.
+    /// The same with another release, whose binary is `program`.
     pub fn start_of(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(environment.iter().copied());
         Self::follow(command)
     }
 
-    /// One whose outputs are dropped, so that reading them costs a measurement nothing.
+    /// Starts the program and discards its outputs, so that reading them does not disturb a
+    /// measurement.
     pub fn start_unheard(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = command(under, arguments, environment);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -146,12 +149,14 @@ impl Program {
         Self { child, lines, seen: Vec::new() }
     }
 
-    /// Waits for a line that holds `part`, and gives it; one that came before counts, as the two outputs have no order.
+    /// Waits for a line that contains `part`, and returns it. Earlier lines count too, because the
+    /// two outputs have no common order.
     pub fn line_with(&mut self, part: &str) -> String {
         self.line_if_any(part).unwrap_or_else(|seen| panic!("no line with {part:?} in:\n{seen}"))
     }
 
-    /// The same; all that it wrote, if it ends without such a line.
+    /// The same. If the program ends without such a line, returns everything that it wrote as the
+    /// error.
     pub fn line_if_any(&mut self, part: &str) -> Result<String, String> {
         if let Some(line) = self.seen.iter().find(|line| line.contains(part)) {
             return Ok(line.clone());
@@ -167,13 +172,13 @@ impl Program {
         }
     }
 
-    /// From now on, what it writes is printed on standard error.
+    /// From now on, prints the program's output on standard error.
     pub fn is_printed(&mut self) {
         let lines = std::mem::replace(&mut self.lines, channel().1);
         std::thread::spawn(move || lines.iter().for_each(|line| eprintln!("{line}")));
     }
 
-    /// The address of the API, as a JSON log line names it.
+    /// The address of the API, from the program's log in JSON.
     pub fn address(&mut self) -> std::net::SocketAddr {
         self.address_of("http_addr")
     }
@@ -192,7 +197,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Ends it as the kernel ends a process: without a word.
+    /// Kills the program with SIGKILL.
     pub fn is_killed(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -204,7 +209,7 @@ impl Program {
         assert!(status.success());
     }
 
-    /// Waits for its end: everything it wrote, and whether it ended well.
+    /// Waits until the program ends. Returns all lines that it wrote, and whether it succeeded.
     pub fn ends(mut self) -> (Vec<String>, bool) {
         let well = self.child.wait().unwrap().success();
         self.seen.extend(self.lines.iter());

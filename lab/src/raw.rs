@@ -1,4 +1,5 @@
-//! A client that writes what it pleases to a socket, as slowly as it pleases, and reads what comes until the end.
+//! A client that writes arbitrary octets to a socket, as slowly as a test wants, and reads what the
+//! service answers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use tokio::time::{interval, timeout};
 
 use crate::PATIENCE;
 
-/// Between two drops of a client that drips: that is what such a client does, and nothing is waited for.
+/// The pause between two writes or reads of a slow client. It is not a wait of the test for
+/// something else.
 const DRIP: Duration = Duration::from_millis(10);
 
 pub struct Raw {
@@ -22,27 +24,30 @@ impl Raw {
         Self { stream: TcpStream::connect(address).await.unwrap(), seen: Vec::new() }
     }
 
-    /// One whose kernel takes little for it: what it does not read stays with the service.
+    /// A client with a small receive buffer, so that data which it does not read stays at the
+    /// service.
     pub async fn connect_narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(2048).unwrap();
         Self { stream: socket.connect(address).await.unwrap(), seen: Vec::new() }
     }
 
-    /// A connection, and the first that it says.
+    /// Connects and sends the first octets.
     pub async fn says(address: SocketAddr, octets: impl AsRef<[u8]>) -> Self {
         let mut raw = Self::connect(address).await;
         assert!(raw.sends(octets).await, "the first is taken");
         raw
     }
 
-    /// Whether it was taken: a service that has closed takes nothing.
+    /// Sends octets. Returns whether that worked: it does not if the service has closed the
+    /// connection.
     pub async fn sends(&mut self, octets: impl AsRef<[u8]>) -> bool {
         let sending = timeout(PATIENCE, self.stream.write_all(octets.as_ref()));
         sending.await.expect("it is taken or refused").is_ok()
     }
 
-    /// Sends the same again and again until the service has closed: how many octets it could.
+    /// Sends the same octets again and again until the service closes the connection. Returns how
+    /// many were sent.
     pub async fn floods(&mut self, octets: &[u8]) -> usize {
         let mut sent = 0;
         let flooding = async {
@@ -54,7 +59,7 @@ impl Raw {
         sent
     }
 
-    /// The same, a drop at a time.
+    /// The same, with a pause after each write.
     pub async fn drips(&mut self, octets: &[u8]) {
         let mut tick = interval(DRIP);
         let dripping = async {
@@ -65,7 +70,8 @@ impl Raw {
         timeout(PATIENCE, dripping).await.expect("who drips is cut off");
     }
 
-    /// Reads a little at a time until the service has closed: how many octets that were.
+    /// Reads a few octets at a time until the service closes the connection. Returns how many were
+    /// read.
     pub async fn sips(&mut self) -> usize {
         let (mut tick, mut sip, mut sipped) = (interval(DRIP), [0; 512], 0);
         let sipping = async {
@@ -78,7 +84,7 @@ impl Raw {
         sipped
     }
 
-    /// Reads until `part` has come, and gives all that has.
+    /// Reads until `part` has arrived, and returns everything received so far.
     pub async fn hears(&mut self, part: &str) -> String {
         while !self.text().contains(part) {
             assert!(self.reads().await, "no {part:?} in {:?}", self.text());
@@ -86,18 +92,18 @@ impl Raw {
         self.text()
     }
 
-    /// Everything until the service has closed.
+    /// Reads until the service closes the connection, and returns everything received.
     pub async fn hears_all(mut self) -> String {
         self.hears_until_the_end().await
     }
 
-    /// Everything until the service sends no more; the connection stays.
+    /// Reads until the service stops sending, and keeps the connection open.
     pub async fn hears_until_the_end(&mut self) -> String {
         while self.reads().await {}
         self.text()
     }
 
-    /// Whether so many drops are taken, one after the other.
+    /// Sends the octets `drops` times, with pauses. Returns whether all writes worked.
     pub async fn drips_on(&mut self, octets: &[u8], drops: usize) -> bool {
         let mut tick = interval(DRIP);
         for _ in 0..drops {

@@ -1,5 +1,5 @@
-//! A receiver of traces of the tests' own: it decodes what OTLP over HTTP sends it. On a thread of its own, so that it
-//! answers while a test waits for the program to end.
+//! A receiver of traces (OTLP over HTTP) for tests, which decodes them. It runs on a thread of its
+//! own, so that it answers while a test waits for the program to end.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 
-/// What the receiver does with what it is sent.
+/// How the receiver answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
     Takes,
@@ -77,25 +77,25 @@ impl Receiver {
         self.state.lock().unwrap().mood = mood;
     }
 
-    /// How often it was sent something.
+    /// The number of requests so far.
     pub fn asked(&self) -> usize {
         self.state.lock().unwrap().asked
     }
 
-    /// Every octet that it has taken.
+    /// The bodies of all accepted requests, one after the other.
     pub fn octets(&self) -> Vec<u8> {
         self.state.lock().unwrap().taken.concat()
     }
 
-    /// What the spans say that they are of.
+    /// An attribute of the resource that the spans belong to.
     pub fn resource(&self, name: &str) -> String {
         let first = ExportTraceServiceRequest::decode(&self.octets()[..]).unwrap().resource_spans.remove(0);
         value_of(&first.resource.unwrap().attributes, name).expect("the resource says so")
     }
 
-    /// The spans that it has taken, in the order in which they began.
+    /// The accepted spans, in the order in which they began.
     pub fn spans(&self) -> Vec<Traced> {
-        // Messages of protobuf that follow each other are one message.
+        // Concatenated protobuf messages are decoded as one merged message.
         let request = ExportTraceServiceRequest::decode(&self.octets()[..]).unwrap();
         let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
         let mut spans: Vec<_> = scopes.flat_map(|scope| scope.spans).map(Traced).collect();
@@ -121,7 +121,7 @@ impl Traced {
         hex(&self.0.span_id)
     }
 
-    /// Empty for one that begins a trace.
+    /// The id of the parent span; empty if this span begins a trace.
     pub fn parent(&self) -> String {
         hex(&self.0.parent_span_id)
     }

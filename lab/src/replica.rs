@@ -1,5 +1,5 @@
-//! One `vos-auth serve` under load, whose limits for networks are out of the way. It ends when it is dropped, and with this
-//! process in whatever way that ends.
+//! One `vos-auth serve` for load tests, with network limits that are too high to matter. It ends
+//! when it is dropped, or when this process ends in any way.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use crate::place::free_address;
 use crate::program::{Program, serve_environment};
 use crate::service::metric_in;
 
-/// The signal is sent when the thread that started it ends: never start it from a thread of the blocking pool.
+/// Kills the replica when the thread that started it ends. So never start one from a thread of the
+/// blocking pool.
 const WITH_THIS_PROCESS: [&str; 3] = ["/usr/bin/setpriv", "--pdeathsig", "KILL"];
 
 pub struct Replica {
@@ -33,12 +34,13 @@ fn environment<'a>(
 }
 
 impl Replica {
-    /// One with the usual settings, less or more `changes`. Once it serves, it prints what it logs.
+    /// Starts a replica with the usual settings and these `changes`, and waits until it serves.
+    /// From then on its log is printed.
     pub async fn start(database_url: &str, relay: &str, changes: &[(&str, &str)]) -> Result<Self, Failure> {
         Self::start_under(&[], database_url, relay, changes).await
     }
 
-    /// The same, started by the command `under`, which ends by executing the program.
+    /// The same, started by the command `under`, which must finally exec the program.
     pub async fn start_under(
         under: &[&str],
         database_url: &str,
@@ -61,7 +63,8 @@ impl Replica {
         Ok(Self { program, address, metrics_address, http: reqwest::Client::new() })
     }
 
-    /// One whose log is dropped, so that reading it costs the measurement nothing. Returns once it listens.
+    /// Starts a replica whose log is discarded, so that reading it does not disturb a measurement.
+    /// Returns when it listens.
     pub async fn start_unheard(
         database_url: &str,
         relay: &str,
@@ -95,7 +98,8 @@ impl Replica {
         line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_default()
     }
 
-    /// The metric in the first line that begins so; 0 if there is none.
+    /// The value in the first line of the metrics that begins with `line_start`; 0 if there is
+    /// none.
     pub async fn metric(&self, line_start: &str) -> Result<usize, Failure> {
         let page =
             self.http.get(format!("http://{}/metrics", self.metrics_address)).send().await?.text().await?;

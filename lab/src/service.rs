@@ -1,4 +1,5 @@
-//! The service in this process: every part as in production, but the clock and the relay are the test's.
+//! The service in this process. Every part is that of production, except the clock and the relay,
+//! which the test controls.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -29,7 +30,7 @@ struct Settings {
     config: Config,
 }
 
-/// A running service with a clock and a relay that are in the test's hands.
+/// A running service whose clock and relay the test controls.
 pub struct Service {
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
@@ -42,7 +43,7 @@ pub struct Service {
     running: JoinHandle<Result<(), TaskEnded>>,
 }
 
-/// How a service differs from the usual one.
+/// How a service differs from the default.
 #[derive(Default)]
 pub struct Setup {
     pub settings: Vec<String>,
@@ -124,7 +125,7 @@ impl Service {
         self.has_account_in(email, None).await;
     }
 
-    /// An account of a service that is not of this process.
+    /// Creates an account for a service that runs in another process.
     pub async fn has_account_at(pool: &PgPool, email: &str) {
         Self::make_account(pool, email, None).await;
     }
@@ -140,24 +141,24 @@ impl Service {
         account::create(&mut connection, now(), new).await.unwrap();
     }
 
-    /// An account with a password, hashed as cheaply as may be.
+    /// Creates an account with a password, at the lowest hashing cost.
     pub async fn has_trader(&self, email: &str, password: &str) {
         Self::has_trader_at(&self.pool, email, password).await;
     }
 
-    /// The same, of a service that is not of this process.
+    /// The same for a service that runs in another process.
     pub async fn has_trader_at(pool: &PgPool, email: &str, password: &str) {
         Self::make_account(pool, email, None).await;
         let hash = Password::new(password).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });
         put_hash(pool, email, &hash).await;
     }
 
-    /// Puts a hash in the place of an account's, as an import does.
+    /// Replaces the password hash of an account, as an import does.
     pub async fn has_hash(&self, email: &str, hash: &str) {
         put_hash(&self.pool, email, hash).await;
     }
 
-    /// A client whose recovery of `email` is verified: the next thing it needs is a password.
+    /// A client whose recovery of `email` is verified, so that the next step is the new password.
     pub async fn verified(&self, email: &str) -> Client {
         let mut client = self.client();
         self.verifies_from(&mut client, email).await;
@@ -170,7 +171,7 @@ impl Service {
         assert!(client.verifies(&code).await.is_verified());
     }
 
-    /// Takes a client through start, and gives the code from the mail.
+    /// Takes a client through start, and returns the code from the mail.
     pub async fn mails_code_to(&self, client: &mut Client, email: &str) -> String {
         self.until_outbox_has(0).await;
         let before = self.relay.mails().len();
@@ -181,7 +182,8 @@ impl Service {
         mail.code()
     }
 
-    /// Waits for a condition that some other task brings about, looking again whenever others have had their turn.
+    /// Waits until a condition holds that another task causes. Yields to other tasks between two
+    /// checks.
     pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let waiting = async {
             while !holds().await {
@@ -191,7 +193,7 @@ impl Service {
         tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
     }
 
-    /// Waits until the probe has noticed what happened to the relay.
+    /// Waits until the probe has noticed a change of the relay, so that `/readyz` has this state.
     pub async fn until_mail_is(&self, state: &str) {
         self.until("the probe's finding", async || {
             let answer = self.client().get("/readyz").await;
@@ -213,12 +215,12 @@ impl Service {
         metric(self.metrics_address, line_start).await
     }
 
-    /// What SIGTERM does.
+    /// Tells the service to stop, as SIGTERM does.
     pub fn is_told_to_stop(&self) {
         self.stop.cancel();
     }
 
-    /// Stops it as SIGTERM does, and waits until it has.
+    /// Stops the service as SIGTERM does, and waits until it has stopped.
     pub async fn stops(self) {
         self.is_told_to_stop();
         tokio::time::timeout(PATIENCE, self.running)
@@ -234,13 +236,13 @@ async fn put_hash(pool: &PgPool, email: &str, hash: &str) {
     assert_eq!(stored.execute(pool).await.unwrap().rows_affected(), 1);
 }
 
-/// The metric in the first line that begins so; 0 if there is none.
+/// The value in the first line of the metrics that begins with `line_start`; 0 if there is none.
 pub async fn metric(address: SocketAddr, line_start: &str) -> f64 {
     let page = reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
     metric_in(&page, line_start).unwrap_or(0.0)
 }
 
-/// The metric in the first line of a page that begins so.
+/// The value in the first line of `page` that begins with `line_start`.
 pub fn metric_in<T: FromStr>(page: &str, line_start: &str) -> Option<T> {
     let line = page.lines().find(|line| line.starts_with(line_start));
     line?.rsplit(' ').next()?.parse().ok()

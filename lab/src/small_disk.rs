@@ -12,12 +12,13 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts one of 48 MB for the user of PostgreSQL; why it cannot be, otherwise.
+    /// Mounts a file system of 48 MB for the user of PostgreSQL. The error says why that is not
+    /// possible.
     pub fn mount() -> Result<Self, String> {
         Self::mount_at(place::folder("disk"), "uid=postgres,mode=700")
     }
 
-    /// The same at an empty folder, with these options of mount(8).
+    /// The same at an empty folder, with these options for mount(8).
     pub fn mount_at(path: PathBuf, options: &str) -> Result<Self, String> {
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size=48m,{options}"), "vos-auth-test"])

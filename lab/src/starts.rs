@@ -1,4 +1,5 @@
-//! `start` at a constant rate, whatever became of the ones before: each for an address of its own, by a replica that is ready.
+//! Sends `start` requests at a constant rate, whether or not earlier ones were answered. Each is
+//! for a new address, and is sent to a replica that is ready.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +12,9 @@ use tokio::sync::Semaphore;
 
 use crate::now;
 
-/// Longer than any answer of the service may take.
+/// The timeout of a request: longer than the service may take to answer.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Starts under way at once.
+/// The largest number of starts at the same time.
 const CLIENTS: u32 = 48;
 
 /// One start, and what its client saw.
@@ -27,7 +28,7 @@ pub struct Start {
     pub status: Option<u16>,
 }
 
-/// The balancer's view of the replicas: where each is, if it is ready.
+/// The addresses of the replicas that are ready, as a load balancer knows them.
 #[derive(Clone, Default)]
 pub struct Ready(Arc<Mutex<[Option<SocketAddr>; 2]>>);
 
@@ -50,7 +51,7 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// Those that have ended, in the order of their ends.
+    /// The starts that have ended, in the order in which they ended.
     pub fn seen(&self) -> Vec<Start> {
         self.seen.lock().expect("no task panicked").clone()
     }
@@ -59,7 +60,7 @@ impl Starts {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Goes on until it is dropped, or until so many addresses were asked for and answered.
+    /// Runs until it is dropped, or until a start for each of `addresses` addresses has ended.
     pub async fn run(&self, ready: Ready, a_second: u32, addresses: usize) {
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         let free = Arc::new(Semaphore::new(CLIENTS as usize));
@@ -94,7 +95,7 @@ impl Starts {
     }
 }
 
-/// An account for each of so many addresses.
+/// Creates an account for each address of the load.
 pub async fn have_accounts(connection: &mut PgConnection, addresses: usize) -> Result<(), sqlx::Error> {
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)
         SELECT gen_random_uuid(), 'trader' || n || '@example.com', $2, $2 FROM generate_series(0, $1) AS n";
@@ -107,7 +108,7 @@ pub fn address_of(number: usize) -> String {
     format!("trader{number}@example.com")
 }
 
-/// The other way round.
+/// The number in an address: the inverse of [`address_of`].
 pub fn number_of(address: &str) -> Option<usize> {
     address.strip_prefix("trader")?.strip_suffix("@example.com")?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! A token endpoint of the tests' own (RFC 6749 §3.2), and what a relay of theirs hears by XOAUTH2.
+//! A token endpoint for tests (RFC 6749 §3.2), and the relay's side of XOAUTH2.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,23 +23,23 @@ use crate::PATIENCE;
 pub const CLIENT: &str = "the client:1";
 pub const SECRET: &str = "the client's secret%+";
 
-/// Says of an access token whether it is good.
+/// Decides whether an access token is valid.
 pub type Judge = dyn Fn(&str) -> bool + Send + Sync;
 
 /// What the endpoint does with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// Issues a token that lives so many seconds.
+    /// Issues a token that is valid for this many seconds.
     Issues(u32),
     Answers(u16, &'static str),
-    /// Answers when its mood has changed.
+    /// Answers only after the mood has changed.
     Holds,
 }
 
-/// What it was sent.
+/// One request to the endpoint.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// User and password of HTTP Basic, as they were before RFC 6749 §2.3.1 encoded them.
+    /// The user and password of HTTP Basic, without the encoding of RFC 6749 §2.3.1.
     pub client: Option<(String, String)>,
     pub form: HashMap<String, String>,
 }
@@ -47,12 +47,12 @@ pub struct Asked {
 struct Held {
     mood: Mood,
     asked: Vec<Asked>,
-    /// Characters that make a token as long as those of Microsoft are.
+    /// The number of characters added to each token. Those of Microsoft are long.
     padding: usize,
     issued: Vec<(String, bool)>,
 }
 
-/// An endpoint on a free port, on a thread of its own. Clones are the same one.
+/// An endpoint on a free port, which runs on a thread of its own. Clones are the same endpoint.
 #[derive(Clone)]
 pub struct TokenEndpoint {
     address: SocketAddr,
@@ -82,7 +82,7 @@ impl TokenEndpoint {
         format!("http://{}/token", self.address)
     }
 
-    /// Where a relay asks whether `?token=` is good.
+    /// The URL at which a relay asks whether `?token=` is valid.
     pub fn introspection(&self) -> String {
         format!("http://{}/is-good", self.address)
     }
@@ -99,7 +99,7 @@ impl TokenEndpoint {
         self.held().asked.clone()
     }
 
-    /// Waits until it was asked for the `count`th time, and gives what it was sent then.
+    /// Waits for the `count`th request, and returns it.
     pub async fn asked_for(&self, count: usize) -> Asked {
         let waiting = async {
             while self.held().asked.len() < count {
@@ -110,7 +110,7 @@ impl TokenEndpoint {
         self.asked()[count - 1].clone()
     }
 
-    /// Whether it has issued that token and has not revoked it.
+    /// Whether the endpoint has issued this token and has not revoked it.
     pub fn is_good(&self, token: &str) -> bool {
         self.held().issued.iter().any(|(issued, is_good)| issued == token && *is_good)
     }
@@ -158,13 +158,15 @@ async fn token(State(endpoint): State<TokenEndpoint>, headers: HeaderMap, body: 
     (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/json")], answer).into_response()
 }
 
-/// The server's side of AUTH XOAUTH2 after its first line: the user and the token, or nothing for one that is not good.
+/// The server's side of AUTH XOAUTH2, after the client's first line. Returns the user and the
+/// token; `None` if the token is not valid.
 pub async fn heard_token(
     stream: &mut BufReader<TcpStream>,
     line: &str,
     is_good: &Judge,
 ) -> io::Result<Option<(String, String)>> {
-    // RFC 5321 §4.5.3.1.4; RFC 4954 §4 has longer responses on a line of their own.
+    // The limit of RFC 5321 §4.5.3.1.4. By RFC 4954 §4, a longer response is sent on a line of its
+    // own.
     assert!(line.len() <= 512, "{} octets", line.len());
     let mut response = String::new();
     match line.trim_end().split(' ').collect::<Vec<_>>()[..] {

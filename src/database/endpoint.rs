@@ -49,7 +49,7 @@ pub struct AddressStatus {
 }
 
 impl Endpoint {
-    /// An endpoint with these options. It looks nothing up yet.
+    /// An endpoint with these options. It resolves no name yet.
     #[must_use]
     pub fn new(options: PgConnectOptions) -> Self {
         let (addresses, resolving, pools) = (Mutex::default(), AtomicBool::default(), Mutex::default());
@@ -87,7 +87,8 @@ impl Endpoint {
         Box::pin(PgConnection::connect_with(&now)).await
     }
 
-    /// Makes the pool follow the results of later probes.
+    /// Registers a pool: when a later probe selects another address, the pool's new connections use
+    /// it.
     pub(super) fn manage(&self, pool: &PgPool) {
         self.pools().push(pool.clone());
     }

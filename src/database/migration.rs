@@ -9,15 +9,15 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Endpoint;
 
-/// How long a step waits for a lock, in PostgreSQL's words. Every statement on that table queues behind it meanwhile, and a
-/// request is given up after 2 s.
+/// How long a step waits for a lock, as a value of `lock_timeout`. Meanwhile every statement on
+/// that table queues behind the step, and the service gives up a request after 2 s.
 const LOCK_TIMEOUT: &str = "500ms";
-/// How often a step that got no lock is tried: for about five minutes.
+/// How often a step that gets no lock is tried: this takes about five minutes.
 const TRIES: usize = 200;
-/// Between two tries, so that the statements that have queued get through.
+/// The pause between two tries, in which the queued statements can run.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why the schema was not brought to this version, as a sentence for an operator.
+/// Why the migration failed, as a sentence for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationFailure {
     /// PostgreSQL refuses the connection, or does not answer.
@@ -28,19 +28,19 @@ pub enum MigrationFailure {
         "DATABASE_URL connects as a role that may not change the schema: give `migrate` the URL of the database's owner"
     )]
     NotOwner,
-    /// The database has versions that the first of the steps replaced.
+    /// The database has migrations from before the baseline, which is the first step.
     #[error(
         "DATABASE_URL leads to a database from before 0.1.0, which cannot be migrated: write its accounts to a file with the \
          program that made it (`vos-auth account export`), and import them into a new database; one for development you can drop"
     )]
     BeforeBaseline,
-    /// A step failed, or found no lock in any try.
+    /// A step failed, or got no lock in any try.
     #[error(transparent)]
     Step(#[from] MigrateError),
 }
 
-/// Applies the `steps` that the database lacks, and tells `say` what it does. A step that gets no lock in time is tried again.
-/// A schema that is newer than the last step is left as it is.
+/// Applies the `steps` that the database lacks, and reports the progress to `say`. A step that gets
+/// no lock in time is tried again. A schema that is newer than the last step is left as it is.
 ///
 /// # Errors
 ///
@@ -94,9 +94,10 @@ async fn apply(
     Ok(())
 }
 
-/// Drops the indexes that a step without locks did not finish. Such a step that got no lock in time, or was interrupted, leaves
-/// an invalid index; or PostgreSQL finished the index when `migrate` had ended and noted nothing. Under the lock of migrations, so
-/// that none is dropped while another `migrate` builds it.
+/// Drops the indexes of unfinished `CREATE INDEX CONCURRENTLY` steps. If such a step gets no lock
+/// in time or is interrupted, it leaves an invalid index. Or PostgreSQL finishes the index after
+/// `migrate` has ended, so that the step is not recorded. Call it under the lock of migrations, so
+/// that it drops no index that another `migrate` is building.
 async fn drop_unfinished_indexes(
     connection: &mut PgConnection,
     missing: &[&str],
@@ -116,12 +117,12 @@ async fn drop_unfinished_indexes(
     connection.unlock().await
 }
 
-/// The index that a step builds without locks, if it is such a step.
+/// The index that a step builds with `CREATE INDEX CONCURRENTLY`, if it is such a step.
 fn index_of(sql: &str) -> Option<&str> {
     sql.split_once("\nCREATE INDEX CONCURRENTLY ")?.1.split_whitespace().next()
 }
 
-/// Whether a lock was not to be had in time, or in any order (a deadlock).
+/// Whether the step failed because of a lock: it waited too long, or there was a deadlock.
 fn is_blocked(error: &MigrateError) -> bool {
     matches!(sqlstate(error).as_deref(), Some("55P03" | "40P01"))
 }

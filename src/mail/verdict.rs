@@ -45,7 +45,8 @@ impl NotSent {
         self.is_of_mail() && matches!(self.code, Some(500..=599)) && matches!(self.verdict(), Verdict::Relay)
     }
 
-    /// Whether it answers a command of an email, and not one of connecting.
+    /// Whether it is the answer to a command for an email (such as RCPT), and not to one for the
+    /// connection.
     const fn is_of_mail(&self) -> bool {
         matches!(self.stage, Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Message)
     }

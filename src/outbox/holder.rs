@@ -37,7 +37,8 @@ const MAX_CHECK_AGE: Duration = Duration::from_millis(1500);
 ///
 /// The second ends first, because it counts from the start of a check that found the lock.
 const GRACE: Duration = Duration::from_secs(2);
-/// Replaces [`GRACE`] for this long after this courier lost its lock: probably all lost theirs.
+/// Replaces [`GRACE`] for this long after this courier lost its lock: the other couriers have
+/// probably lost theirs, too.
 const CAUTIOUS_GRACE: Duration = Duration::from_secs(10);
 /// The pause before a courier behind a connection pooler tries to get a session of its own.
 const POOLED_RETRY_PAUSE: Duration = Duration::from_mins(1);

@@ -31,8 +31,8 @@ pub struct Code([u8; CODE_DIGITS]);
 
 impl Code {
     /// Reads a code as users type and paste it, such as a whole line of the email: digits of every
-    /// script count, everything else is ignored. Returns `None` unless there are exactly 8 digits, or
-    /// if there is a control character that is no white space.
+    /// script count, everything else is ignored. Returns `None` unless there are exactly 8 digits,
+    /// or if there is a control character that is no white space.
     #[must_use]
     pub fn parse(typed: &str) -> Option<Self> {
         if typed.chars().any(|c| c.is_control() && !c.is_whitespace()) {
@@ -57,8 +57,8 @@ impl Code {
     }
 }
 
-/// The value of a decimal digit. Unicode encodes the digits of a script as ten code points in a row,
-/// from zero.
+/// The value of a decimal digit. Unicode encodes the digits of a script as ten code points in a
+/// row, from zero.
 fn digit_value(digit: char) -> Option<u8> {
     let is_digit = |point: u32| {
         char::from_u32(point).is_some_and(|c| c.general_category() == GeneralCategory::DecimalNumber)

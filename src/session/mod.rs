@@ -85,8 +85,7 @@ impl Authenticated {
 }
 
 /// Whether this service issued a session token, judged by the token's MAC. Tokens of the previous
-/// format have no MAC. The MAC uses `DEVICE_SECRETS`, which are kept for a year: a session outlives
-/// a rotation of `RECOVERY_SECRETS`. `DEVICE_SECRETS`, which are kept for a year: a session
+/// format have no MAC. The MAC uses `DEVICE_SECRETS`, which are kept for a year, because a session
 /// outlives a rotation of `RECOVERY_SECRETS`.
 #[must_use]
 pub fn was_issued(app: &App, token: &Token) -> bool {

@@ -45,9 +45,9 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// Recovery emails of one address: `ADDRESS_BURST` at once and one more every 5 minutes;
-    /// `ADDRESS_PER_DAY` at once and as many a day. With the defaults (3 and 10), at most 19 in any
-    /// 24 hours.
+    /// Recovery emails of one address. The short bucket holds `ADDRESS_BURST` and is refilled by
+    /// one every 5 minutes. The long bucket holds `ADDRESS_PER_DAY` and is refilled by as many a
+    /// day. With the defaults (3 and 10), at most 19 emails are sent in any 24 hours.
     #[must_use]
     pub fn for_address(settings: &RateLimitSettings) -> Self {
         Self {
@@ -58,15 +58,17 @@ impl RateLimit {
         }
     }
 
-    /// Failed logins with one address, or wrong current passwords of one account: 10 at once, one
-    /// more every 5 minutes, 100 a day.
+    /// Failed logins with one address, or wrong current passwords of one account. The short bucket
+    /// holds 10 and is refilled by one every 5 minutes. The long bucket holds 100 and is refilled
+    /// by as many a day.
     #[must_use]
     pub fn for_failures() -> Self {
         Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 100, long_refill: DAY / 100 }
     }
 
-    /// Browsers that become known with one address: 10 at once, one more every 5 minutes, 10 a day.
-    /// Each known browser has rate limits of its own.
+    /// Browsers that become known with one address. Both buckets hold 10: the short one is refilled
+    /// by one every 5 minutes, the long one by 10 a day. Each known browser has rate limits of its
+    /// own.
     #[must_use]
     pub fn for_new_devices() -> Self {
         Self { short_burst: 10, short_refill: SHORT_REFILL, long_burst: 10, long_refill: DAY / 10 }
@@ -260,8 +262,8 @@ pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Re
     Ok(refilled.execute(executor).await?.rows_affected())
 }
 
-/// Fills every bucket again, for `DEV_NO_LIMITS=1`: [`RateLimit::unlimited`] still refuses where an earlier run with limits has
-/// drawn on one.
+/// Fills every bucket again, for `DEV_NO_LIMITS=1`: even [`RateLimit::unlimited`] refuses a request
+/// whose bucket an earlier run with limits has emptied.
 pub async fn refill_all(executor: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
     sqlx::query!("DELETE FROM throttle WHERE true").execute(executor).await?;
     Ok(())

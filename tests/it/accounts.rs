@@ -77,7 +77,7 @@ async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
     assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active again");
     assert_eq!(account(&pool, &["enable", TRADER]).unwrap(), "the account is active already");
     assert_eq!(service.count("audit_event WHERE what = 'account_enabled'").await, 1);
-    // What was pending stays ended: the code belongs to a decoy, and the recovery is used up.
+    // The recoveries that were pending remain ended: one is now a decoy, and the other is consumed.
     assert_eq!(recovering.verifies(&code).await.attempts_left(), 4);
     assert_eq!(verified.resets(NEW).await.error(), (401, "recovery_session_used"));
     assert_eq!(client.refreshes().await.status, 401);

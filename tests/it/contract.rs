@@ -1,4 +1,5 @@
-//! Every answer is as the published documents describe it: schema, headers and the whole example, in both languages.
+//! Every answer is as the published documents describe it: schema, headers and the whole example,
+//! in both languages.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -113,7 +114,8 @@ impl Walk {
         }
         let code = answer.body["error"].as_str().unwrap_or_default();
         let known = [method, path, &answer.status.to_string(), code].map(str::to_owned);
-        // The answers of one cause differ in their details alone, such as the attempts that are left: the first is compared.
+        // Answers with the same cause differ only in details, such as the attempts left. So only
+        // the first one is compared.
         if path != "/openapi.json" && !self.driven.contains(&known) {
             let examples = examples(document, described);
             match examples.iter().find(|example| example["error"].as_str().unwrap_or_default() == code) {
@@ -124,7 +126,7 @@ impl Walk {
         self.driven.insert(known);
     }
 
-    /// What a session token opens, one after the other.
+    /// Checks all requests that need a session token, one after the other.
     async fn by_token(&mut self, client: &Client, one: &str) {
         self.check("get", SESSION, &client.refreshes().await);
         self.check("get", SESSIONS, &client.get(SESSIONS).await);
@@ -132,7 +134,7 @@ impl Walk {
         self.check("delete", ONE_SESSION, &client.delete(one).await);
     }
 
-    /// Every answer was like its example, and every example was met.
+    /// Asserts that every answer matched its example, and that every example was received.
     fn ends_complete(&self) {
         assert!(self.stale.is_empty(), "{}: {:#?}", self.language, self.stale);
         let mut described = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! `vos-auth dev`, as a newcomer meets it: the README's lines as they stand there.
+//! `vos-auth dev` as a newcomer uses it: the commands of the README, as written.
 
 use std::process::Command;
 
@@ -23,8 +23,8 @@ fn readme_block(heading: &str) -> String {
     curl.split("```").next().unwrap().to_owned()
 }
 
-/// A newcomer's first minutes: the whole way back in, with curl alone. The port alone differs, so that the test runs
-/// beside a `make run`.
+/// A newcomer's first minutes: a whole recovery with curl. Only the port differs from the README,
+/// so that the test can run while `make run` is running.
 #[sqlx::test(migrations = false)]
 async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let url = database::url(&pool);
@@ -38,7 +38,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let folder = format!("{}/readme-{port}", env!("CARGO_TARGET_TMPDIR"));
     std::fs::create_dir_all(&folder).unwrap();
     let whole_way = move || {
-        // It would look for its mail for ever.
+        // Without its mail, the loop in the block would run for ever.
         let patience = PATIENCE.as_secs().to_string();
         let mut bash = Command::new("timeout");
         let output = bash.args([&patience, "bash", "-c", &block]).current_dir(&folder).output().unwrap();
@@ -47,7 +47,8 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
         let signed_in = signed_in.unwrap_or_else(|| panic!("{said}"));
         serde_json::from_str::<Value>(signed_in).unwrap()
     };
-    // The first mail is held back, as it needs the table of accounts, until it was looked for in vain.
+    // A lock on the table of accounts delays the first mail, until the block has looked for it in
+    // vain.
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE account IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let first = tokio::task::spawn_blocking(whole_way.clone());
@@ -61,7 +62,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
         .expect("the mailbox is looked into before and after the start");
     held.rollback().await.unwrap();
     first.await.unwrap();
-    // Once more, with that code in the mailbox.
+    // Run the block again, with the first code in the mailbox.
     let signed_in = tokio::task::spawn_blocking(whole_way).await.unwrap();
     assert_eq!(signed_in["identity"]["traits"]["email"], "trader.vi@example.com");
     assert_eq!(signed_in["jwt"].as_str().unwrap().split('.').count(), 3);
@@ -76,7 +77,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     members.sort_unstable();
     assert_eq!(members, ["from", "html", "received_at", "subject", "text", "to"]);
     assert_eq!(mail["to"], serde_json::json!(["trader.vi@example.com"]));
-    // The other account, in its language; the newest stands first.
+    // The other account gets emails in its own language. The newest email is the first in the list.
     Client::clone(&client).starts_recovery("trader.en@example.com").await;
     let mails = mailbox_has(&client, 5).await;
     assert_eq!(mails[0]["subject"], "Your Vero OMS recovery code");

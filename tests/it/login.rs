@@ -246,7 +246,7 @@ async fn foreign_hashes_are_rehashed_on_use(pool: PgPool) {
     let service = Service::start(&pool).await;
     let hashes = [
         bcrypt::hash(PASSWORD, 4).unwrap(),
-        // From Python's hashlib, of `con meo treo cay cau`, in the incumbent's format.
+        // The hash of `con meo treo cay cau` by Python's hashlib, in Kratos's format.
         "$pbkdf2-sha256$i=1000,l=32$AAECAwQFBgcICQoLDA0ODw$1ais+Zz5CUXaRLw2+GrgweO3OApy5eAfNTy6HdYbqYA"
             .to_owned(),
         "$scrypt$ln=1024,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$cPsJpRNXzsFVdD6TOvXUn8kwnoJjd5+ZO9B5w3HALG4"

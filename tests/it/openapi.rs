@@ -1,6 +1,7 @@
-//! The served documents are generated: `openapi/openapi.json` describes the API in English, `openapi/overlay.vi.json` has the
-//! Vietnamese texts by JSON pointer, and the service's own messages fill the examples of errors.
-//! `UPDATE_DOCS=1 cargo test --test it -- openapi` writes them.
+//! The served documents are generated: `openapi/openapi.json` describes the API in English,
+//! `openapi/overlay.vi.json` has the Vietnamese texts by JSON pointer, and the service's own
+//! messages fill the examples of errors. `UPDATE_DOCS=1 cargo test --test it -- openapi` writes
+//! them.
 
 use std::collections::BTreeSet;
 
@@ -90,7 +91,8 @@ fn generated(locale: Locale) -> Value {
     document
 }
 
-/// Fills the examples that are named like an error code. One without details of its own becomes a shared example.
+/// Fills the examples that are named like an error code. One without details of its own becomes a
+/// shared example.
 fn fill(node: &mut Value, locale: Locale, shared: &mut BTreeSet<&'static str>) {
     let examples = node.get_mut("examples").and_then(Value::as_object_mut);
     for (name, example) in examples.into_iter().flatten() {
@@ -111,7 +113,8 @@ fn fill(node: &mut Value, locale: Locale, shared: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// The body of an error. `advice` of the details names a password: the policy's own advice takes its place.
+/// The body of an error. In the details, `advice` is a password, which is replaced by the policy's
+/// advice for it.
 fn body(problem: Problem, details: &Value, locale: Locale) -> Value {
     let mut body = json!({
         "error": problem.code(),
@@ -166,7 +169,8 @@ fn the_overlay_has_every_text_that_people_read() {
 fn every_route_of_the_api_is_described() {
     let document = document("en");
     let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-    // The router cannot be asked for its routes. The page's are in a module of their own, and no part of the API.
+    // The router cannot be asked for its routes. The page's are in a module of their own, and no
+    // part of the API.
     let router = include_str!("../../src/http/mod.rs");
     let served = router.split(".route(").skip(1).map(|route| route.split('"').nth(1).unwrap()).collect();
     assert_eq!(described, served);
@@ -196,7 +200,7 @@ fn every_error_code_has_its_text_and_its_example() {
     }
 }
 
-/// The facts that a generated client rests on (the published contract).
+/// The properties of the document that generated clients depend on (the published contract).
 #[test]
 fn the_published_facts_stand() {
     for language in ["vi", "en"] {

@@ -250,7 +250,8 @@ async fn stopping_finishes_requests_in_progress(pool: PgPool) {
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, refused).await.expect("no new connections");
-    // Enough round trips to PostgreSQL, with timers running ahead, to stop several times.
+    // Let a second pass for timers, with real round trips to PostgreSQL: the service could stop
+    // several times.
     for _ in 0..200 {
         tokio::time::pause();
         tokio::time::advance(Duration::from_millis(5)).await;

@@ -1,5 +1,5 @@
-//! The recovery page where people use it: blocked storage, old browsers, proxies that answer, links that an app has changed,
-//! addresses and codes as they are pasted.
+//! The recovery page under real conditions: blocked storage, old browsers, proxies that answer,
+//! links that an app has changed, addresses and codes as they are pasted.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -42,7 +42,8 @@ async fn with_storage_blocked_the_whole_journey_works_and_leads_to_a_sign_in(poo
     service.stops().await;
 }
 
-/// What browsers of the last five years lack at least one of, as far as Chromium can do without it.
+/// Removes features that some browsers of the last five years lack, if Chromium can run without
+/// them.
 #[sqlx::test]
 async fn without_younger_apis_the_whole_journey_works(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -54,7 +55,7 @@ async fn without_younger_apis_the_whole_journey_works(pool: PgPool) {
     before_load(&browser, older).await;
     asks_for_a_code(&browser, &page).await;
     browser.types("#digits", &service.relay.mail(1).await.code()).await;
-    // Nothing is sent by itself without requestSubmit; the button is there.
+    // Without requestSubmit, the page does not send a complete code itself. The button does.
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
     browser.types("#secret", PASSWORD).await;
@@ -76,7 +77,7 @@ async fn a_script_that_does_not_load_or_fails_leaves_a_sentence_with_the_contact
     let contact =
         browser.value("[...document.querySelectorAll('#unready a')].map((link) => link.href)").await;
     assert_eq!(contact, "mailto:support@verolabs.co,tel:+842812345678");
-    // Its error is what this test is about.
+    // Not by `closes`, which fails on errors of scripts: here such an error is expected.
     browser.driver.clone().quit().await.unwrap();
 
     let browser = Browser::open("vi").await;

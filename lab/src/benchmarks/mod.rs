@@ -1,5 +1,5 @@
-//! The benchmarks: they measure, and pass or fail nothing but their own accounts. `cargo bench` runs them by the thin files in
-//! `benches/`, and `lab start` and `lab courier` do the same.
+//! The benchmarks. They measure, and fail only if mails or requests are missing. `cargo bench` runs
+//! them by the short files in `benches/`; `lab start` and `lab courier` do the same.
 
 pub mod courier;
 pub mod start;
@@ -17,7 +17,7 @@ struct Bench<O: Args> {
     bench: bool,
 }
 
-/// The whole of a file in `benches/`.
+/// All that a file in `benches/` has to call.
 pub fn run<O: Args, F>(benchmark: impl FnOnce(O) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>>,

@@ -1,11 +1,11 @@
 //! `make cost`: what one start and one delivered code cost, in counts that noise does not change.
 //!
-//! Counted are instructions of the service under callgrind, and statements, octets of WAL and touched buffers of PostgreSQL. It
-//! ends with an error if a count is over its bound.
+//! It counts the instructions of the service under callgrind, and the statements, octets of WAL and
+//! used buffers of PostgreSQL. It ends with an error if a count exceeds its bound.
 //!
-//! A start is one for an unknown address; the courier deletes its mail's row. A delivered code is what follows a start for a known
-//! address: the courier claims the mail from a backlog, a relay accepts it, and the courier deletes the row. A code that a user
-//! waits for costs both.
+//! A start is for an unknown address, so the courier only deletes the row of its mail. A delivered
+//! code is the work after a start for a known address: the courier claims the mail from a backlog,
+//! a relay accepts it, and the courier deletes the row. A code that a user receives costs both.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use vos_auth_lab::program::{Program, serve_environment};
 use vos_auth_lab::relay::Relay;
 use vos_auth_lab::{Failure, PATIENCE, backlog, database, now, place};
 
-/// Runs with many less runs with few: what boot and stop cost cancels out.
+/// The counts are the difference between a run with many and a run with few, so the cost of
+/// starting and stopping cancels out.
 const FEW: u32 = 200;
 const STARTS: u32 = 1000;
 const CODES: u32 = 400;
@@ -26,7 +27,7 @@ const CODES: u32 = 400;
 /// Trial: what a start and a delivered code cost, against bounds
 #[derive(Args)]
 pub struct Options {
-    /// Say what PostgreSQL spends a code on
+    /// Print what each statement for a code costs PostgreSQL
     #[arg(long)]
     by_statement: bool,
     /// The most instructions of a start
@@ -55,7 +56,7 @@ pub struct Options {
     code_buffers: Option<f64>,
 }
 
-/// What a run has to do.
+/// The work of a run.
 #[derive(Clone, Copy)]
 struct Work {
     starts: u32,
@@ -123,7 +124,7 @@ impl Bench {
         Ok(std::array::from_fn(|place| (many[place] - few[place]) / f64::from(count)))
     }
 
-    /// Of one run as it is, and of another under callgrind.
+    /// The counts of a normal run, and the instructions of another one under callgrind.
     async fn counts(&mut self, work: Work) -> Result<Counts, Failure> {
         let [statements, wal, buffers] = self.storage(work).await?;
         self.has_backlog(work.mails).await?;
@@ -156,7 +157,8 @@ impl Bench {
     }
 
     async fn has_backlog(&mut self, mails: u32) -> Result<(), Failure> {
-        // The first change of a page after a checkpoint writes the whole page into the WAL, so all pages are new ones.
+        // The first change of a page after a checkpoint writes the whole page into the WAL. So
+        // begin with new pages.
         backlog::clear(&mut self.connection).await?;
         sqlx::raw_sql("CHECKPOINT").execute(&mut self.connection).await?;
         if mails > 0 {
@@ -169,19 +171,20 @@ impl Bench {
     async fn runs(&mut self, tool: &[&str], work: Work) -> Result<(), Failure> {
         let changes = [
             ("NETWORK_BURST", "1000000"),
-            // One thread: how often others are woken is noise.
+            // One thread, because how often further threads are woken is noise.
             ("TOKIO_WORKER_THREADS", "1"),
         ];
         let relay = self.relay.url();
         let environment = serve_environment(&self.url, &relay, &changes);
         let mut service = Program::start_under(tool, &["serve"], &environment);
-        // A client that costs next to nothing: the pace of the starts is the service's.
+        // A client that uses hardly any CPU time, so that the service determines the pace of the
+        // starts.
         let mut connection = Connection::open(service.address())?;
         let began = Instant::now();
         while connection.asks(b"GET /readyz HTTP/1.1\r\nhost: cost\r\n\r\n")? != 200 {
             waits(began).await?;
         }
-        // Numbers that no run before has had: a rate limit of an address would be in the way.
+        // Numbers that no earlier run has used, so that no rate limit of an address is in the way.
         let first = now().unix_timestamp_nanos();
         for number in (first..).take(work.starts as usize) {
             let body = json!({ "email": format!("unknown-{number}@example.org") }).to_string();

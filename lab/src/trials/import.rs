@@ -1,7 +1,8 @@
-//! `make import`: the move of many accounts in Kratos's format, with every kind of password.
+//! `make import`: imports many accounts in Kratos's format, with every kind of password.
 //!
-//! It imports a file in one go, once more, and again with a `kill -9` in the middle, and compares what is stored. Then 100
-//! accounts of each kind log in over HTTP. It ends with an error if the accounts differ or a login has the wrong answer.
+//! It imports a file without interruption, then a second time, then with a `kill -9` in the middle,
+//! and compares the stored accounts. Then 100 accounts of each kind log in over HTTP. It ends with
+//! an error if the accounts differ or a login gets the wrong answer.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,11 +19,11 @@ use vos_auth_lab::{Failure, database, place};
 
 const PASSWORD: &str = "con meo treo cay cau";
 const WRONG: &str = "con meo treo cay chuoi";
-/// Logins of each kind of password.
+/// The number of logins for each kind of password.
 const EACH: usize = 100;
-/// Clients that log in at once.
+/// The number of clients that log in in parallel.
 const CLIENTS: usize = 4;
-/// Kinds of hashes that are imported, and that nobody can log in with: unsupported ones, and none.
+/// Kinds of accounts that are imported without a usable password: unsupported hashes, and no hash.
 const NOT_WORKING: [(&str, Option<&str>); 7] = [
     ("md5", Some("$md5$CY9rzUYh03PK3k6DJie09g==")),
     ("sha256", Some("$sha256$pf=e1NBTFR9e1BBU1NXT1JEfQ==$MTIz$oQSrEkuL0sWCuv6yXJ2lPxk0NFQ1WOdWWYaeQmBG7lU=")),
@@ -33,7 +34,7 @@ const NOT_WORKING: [(&str, Option<&str>); 7] = [
     ("none", None),
 ];
 
-/// Trial: the import of many accounts, killed in the middle and run again
+/// Trial: imports many accounts, kills the import in the middle and repeats it
 #[derive(Args)]
 pub struct Options {
     /// How many
@@ -120,7 +121,7 @@ fn identity(number: usize, kinds: &[Kind]) -> Value {
     })
 }
 
-/// Everything that the accounts are, but the time of their import, as one number.
+/// A checksum of all columns of the accounts, except the times of their import.
 async fn stored(pool: &PgPool) -> Result<String, sqlx::Error> {
     let stored = "SELECT count(*) || '|' || md5(string_agg(
             md5((to_jsonb(a) - 'updated_at' - 'imported_at')::text), '' ORDER BY id))
@@ -141,7 +142,7 @@ struct Import {
 /// How one went.
 struct Outcome {
     took: Duration,
-    /// The peak of its memory in MiB.
+    /// The peak of the import's memory in MiB.
     peak: f64,
     said: String,
     is_killed: bool,
@@ -197,7 +198,8 @@ fn peak_of(pid: u32) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
-/// 100 of each kind log in; a few once more, with what was hashed anew, and with a wrong password.
+/// 100 accounts of each kind log in. A few of them log in again with the new hash, and with a wrong
+/// password.
 async fn logins(
     url: &str,
     pool: &PgPool,
@@ -248,7 +250,7 @@ async fn logins(
     }
 }
 
-/// One after the other: the kind of each, and its status.
+/// Logs in one account after the other. Returns the kind and the status of each login.
 async fn log_in(
     url: String,
     numbers: Vec<(usize, usize)>,
@@ -264,7 +266,7 @@ async fn log_in(
             if status != 503 {
                 break;
             }
-            // The queue of the hashing threads is full: as the answer says, come back later.
+            // The queue of the hashing threads is full: retry later, as the answer says.
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         answers.push((kind, status));

@@ -1,4 +1,5 @@
-//! The trials: each breaks or counts something, and ends with an error if a promise was broken.
+//! The trials. Each one breaks or counts something, and ends with an error if the service did not
+//! keep a promise.
 
 pub mod blind;
 pub mod chaos;

@@ -1,7 +1,7 @@
-//! `make upgrade`: from the release before to this one and back, under load.
+//! `make upgrade`: upgrades from the previous release to this one and rolls back, under load.
 //!
-//! Two replicas of the built program are behind a real nginx, on a database with many rows, while people recover their passwords.
-//! It ends with an error if a request failed or a live code was refused.
+//! Two replicas of the built program run behind a real nginx, with a large database, while people
+//! recover their passwords. It ends with an error if a request failed or a valid code was refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,19 +16,20 @@ use vos_auth_lab::program::{Program, built};
 use vos_auth_lab::relay::Relay;
 use vos_auth_lab::{Failure, database};
 
-/// How often PostgreSQL is asked who waits for a lock.
+/// How often to ask PostgreSQL which sessions wait for a lock.
 const LOOK: Duration = Duration::from_millis(10);
-/// People whose code is mailed before a step and entered after it, and those who come after a step.
+/// The number of people who get a code before a step and enter it after the step, and of those who
+/// begin after it.
 const HELD: usize = 6;
 const AFTER: usize = 12;
 
-/// Trial: goes from the release before to this one and back, under load
+/// Trial: upgrades from the previous release to this one and rolls back, under load
 #[derive(Args)]
 pub struct Options {
-    /// The binary of the release before
+    /// The binary of the previous release
     #[arg(long)]
     from: PathBuf,
-    /// Accounts, sessions of recovery and audit events that are there before
+    /// The number of accounts, recoveries and audit events to insert before
     #[arg(long, default_value = "200000")]
     rows: i64,
 }
@@ -67,7 +68,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
 struct Upgrade {
     host: Host,
     load: Arc<Load>,
-    /// The longest wait for a lock of this step, in microseconds.
+    /// The longest wait for a lock during this step, in microseconds.
     waited: Arc<AtomicU64>,
 }
 
@@ -82,7 +83,7 @@ impl Upgrade {
         Ok(())
     }
 
-    /// Codes that were mailed before it are entered after it.
+    /// Runs one step. Codes that were mailed before it are entered after it.
     async fn step(
         &mut self,
         name: &str,
@@ -124,7 +125,7 @@ async fn migrates(program: &Path, url: &str) -> Result<(), Failure> {
     if well { Ok(()) } else { Err(said.join("\n").into()) }
 }
 
-/// Rows as they are in a service that has been at work for a while.
+/// Inserts rows such as a service has after some time in use.
 async fn fill(pool: &PgPool, rows: i64) -> Result<(), Failure> {
     for what in [
         "account (id, email, created_at, updated_at)

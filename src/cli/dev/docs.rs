@@ -1,5 +1,5 @@
-//! `/docs`: an interactive reference of the API, which openapi-explorer renders from `/openapi.json`. It loads nothing from
-//! elsewhere.
+//! `/docs`: an interactive reference of the API, which openapi-explorer renders from
+//! `/openapi.json`. It loads nothing from elsewhere.
 
 use axum::Router;
 use axum::extract::RawQuery;
@@ -12,10 +12,11 @@ use tower_cookies::Cookies;
 use crate::http::page;
 use crate::locale::Locale;
 
-/// `dist/browser/openapi-explorer.min.js` of the npm package openapi-explorer 2.4.820, by `gzip -9n`.
+/// `dist/browser/openapi-explorer.min.js` of the npm package openapi-explorer 2.4.820, by
+/// `gzip -9n`.
 const VIEWER: &[u8] = include_bytes!("openapi-explorer.min.js.gz");
 
-/// The viewer styles its elements inline, and lit-html alone makes markup.
+/// The viewer needs inline styles. Only lit-html may turn text into markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types lit-html";

@@ -1,5 +1,5 @@
-//! `vos-auth dev`: the whole service on this machine, with secrets, accounts and a mailbox of its own. `serve` has none
-//! of it.
+//! `vos-auth dev`: the whole service on this machine, with its own secrets, accounts and mailbox.
+//! `serve` has none of these.
 
 pub mod docs;
 pub mod mailbox;
@@ -40,7 +40,8 @@ const ACCOUNTS: [(&str, Locale, &str); 2] = [
     ("trader.en@example.com", Locale::En, "night train in autumn rain"),
 ];
 
-/// The page's own rules: its one script and style, and the frame that shows a mail's HTML with its inline style.
+/// The Content-Security-Policy of the mailbox. It allows the page's script and style, and the frame
+/// that shows the HTML of a mail with its inline style.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self'; \
                            form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -91,8 +92,8 @@ pub async fn run(
     Ok(server.run_with(routes(mailbox), stop).await?)
 }
 
-/// Makes the demo accounts, or gives them their passwords back: the welcome says them, and a try of the recovery changed
-/// them.
+/// Creates the demo accounts. If they exist, resets their passwords to those that the welcome
+/// message shows, because a recovery may have changed them.
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");

@@ -47,7 +47,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 pub fn routes() -> Router<AppState> {
     Router::new()
         .route("/recovery", get(page))
-        // Links that somebody typed or that an app has changed.
+        // For links that a person typed, or that an app has changed.
         .route("/recovery/", get(to_page))
         // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
         .route("/.well-known/change-password", get(to_page))

@@ -39,7 +39,7 @@ async fn a_repeated_import_changes_no_account_that_was_used_here(pool: PgPool) {
     assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com"]).ok);
     assert!(service.client().logs_in("trader-3@example.com", PASSWORD).await.is_signed_in());
     let used = accounts(&pool).await;
-    // Meanwhile the accounts change at the incumbent.
+    // Meanwhile the accounts change in Kratos.
     for identity in &mut all {
         identity["credentials"]["password"]["config"]["hashed_password"] = ARGON2ID.into();
         identity["traits"]["desk"] = json!(7);

@@ -1,4 +1,4 @@
-//! The move from the incumbent, with the built program: what is imported, what is not, and that an
+//! The move from Ory Kratos, with the built program: what is imported, what is not, and that an
 //! import can be interrupted and repeated.
 
 mod again;
@@ -23,7 +23,7 @@ fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     include_str!("../../hashes.tsv").lines().map(|line| line.split_once('\t').unwrap())
 }
 
-/// An identity as the incumbent's admin API writes it.
+/// An identity as Kratos's admin API writes it.
 fn identity(number: u32, email: &str, hash: &str) -> Value {
     json!({
         "id": Uuid::from_u128(0x9f42_0000_0000_4000_8000_0000_0000_0000 + u128::from(number)),

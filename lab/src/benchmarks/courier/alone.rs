@@ -1,5 +1,6 @@
-//! How many mails a second the courier hands over, beside lettre alone in a loop: as many kept connections, a mail like
-//! those of the courier, no database. With a relay that is a task, and with Postfix.
+//! Compares the courier with lettre alone: how many mails a second each hands over to a relay.
+//! lettre runs in a loop on as many open connections, with a mail like those of the courier and
+//! without a database. The relay is a task of this program, and then Postfix.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +32,7 @@ struct Settings {
     config: Config,
 }
 
-/// What relay, where it listens, and how many mails it is given in a round.
+/// The relay: its name, its address, and the number of mails in a round.
 pub struct Given<'a> {
     pub name: &'a str,
     pub port: u16,
@@ -39,17 +40,17 @@ pub struct Given<'a> {
     pub postfix: Option<&'a Postfix>,
 }
 
-/// How lettre hands the message over.
+/// How lettre sends the message.
 #[derive(Clone, Copy)]
 enum Way {
     /// As its `send` does.
     Send,
-    /// In one write with the dot that ends it, as the courier has it done (docs/decisions/0016).
+    /// The message and its final dot in one write, as the courier does (docs/decisions/0016).
     OneWrite,
 }
 
 impl Bench {
-    /// Prints mails a second of each, all rounds together.
+    /// Prints the mails a second of each, over all rounds.
     pub async fn beside_lettre(&self, given: &Given<'_>) -> Result<(), Failure> {
         let mut took = [Duration::ZERO; 3];
         for round in 1..=ROUNDS {
@@ -69,7 +70,7 @@ impl Bench {
         Ok(())
     }
 
-    /// How long one replica took from its first mail to its last.
+    /// The time between the first and the last mail of one replica.
     async fn hands_over(&self, given: &Given<'_>) -> Result<Duration, Failure> {
         self.is_empty().await?;
         self.has_backlog(given.mails, 1.0).await?;
@@ -93,7 +94,7 @@ impl Bench {
 }
 
 impl Given<'_> {
-    /// Postfix delivers what it took after it took it.
+    /// Postfix delivers mails some time after it has accepted them.
     async fn is_idle(&self) {
         while self.postfix.is_some_and(|postfix| postfix.pending() > 0) {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -154,7 +155,7 @@ async fn one_write(
         connection.command(Rcpt::new(to.clone(), vec![])).await?;
     }
     connection.command(Data).await?;
-    // No line of it begins with a dot.
+    // No line of the message begins with a dot.
     let message = format!("{}\r\n.\r\n", String::from_utf8_lossy(bytes).trim_end_matches("\r\n"));
     connection.command(message).await?;
     Ok(())

@@ -1,7 +1,14 @@
-//! `make courier`: how the courier performs, with the release binary, a real PostgreSQL and a relay that takes everything.
+//! `make courier`: how fast the courier is, with the release binary, a real PostgreSQL and a relay
+//! that accepts every mail.
 //!
-//! It measures four things: mails a second beside lettre alone; one, two and four replicas on one outbox; a relay that holds every
-//! tenth mail; and the backlog of an outage of two hours. It ends with an error if a mail was lost or sent twice.
+//! It measures four things:
+//!
+//! - mails a second, compared with lettre alone;
+//! - one, two and four replicas with one outbox;
+//! - a relay that delays every tenth mail;
+//! - the backlog of an outage of two hours.
+//!
+//! It ends with an error if a mail was lost or sent twice.
 
 mod alone;
 
@@ -18,15 +25,16 @@ use crate::replica::Replica;
 use crate::starts::{Ready, Starts, address_of, have_accounts};
 use crate::{Failure, backlog, database};
 
-/// Mails that the replicas find pending.
+/// The number of mails that are pending when the replicas start.
 const PENDING: u32 = 20_000;
-/// Starts of each half of the measurement with a stalling relay, and how many a second.
+/// The number of starts in each half of the measurement with a stalling relay, and their rate.
 const STARTS: usize = 1_200;
 const STARTS_A_SECOND: u32 = 20;
-/// Rows that the outage has left, one every 72 ms for two hours.
+/// The rows that the outage left: one every 72 ms for two hours.
 const LEFT: u32 = 100_000;
 
-/// Benchmark: how the courier performs beside lettre alone, with replicas, a slow relay and a backlog
+/// Benchmark: how the courier performs beside lettre alone, with replicas, a slow relay and a
+/// backlog
 #[derive(Args)]
 pub struct Options {}
 
@@ -151,7 +159,7 @@ impl Bench {
         Ok(well)
     }
 
-    /// When each start was accepted, by address.
+    /// The time at which each start was accepted, by address.
     async fn starts(&self, replica: &Replica) -> HashMap<String, Instant> {
         let (starts, ready) = (Starts::default(), Ready::default());
         ready.is(0, Some(replica.address));
@@ -183,7 +191,7 @@ impl Bench {
         let in_order = |(email, seen): (&String, &Arrival)| Some((seen.place, backlog::number_of(email)?));
         let mut order: Vec<_> = seen.iter().filter_map(in_order).collect();
         order.sort_unstable();
-        // Mails that are under way together may overtake each other.
+        // Mails that are sent at the same time may overtake each other.
         let farthest =
             order.iter().enumerate().map(|(place, (_, n))| ((LEFT - n) as usize).abs_diff(place)).max();
         let twice = twice(&seen);

@@ -1,4 +1,4 @@
-//! From exec to the first 200, against a migrated database.
+//! Measures the time from exec to the first 200, with a migrated database.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::replica::Replica;
 
 const BOOTS: usize = 20;
 
-/// A 200 of /readyz says that PostgreSQL and a relay answer: from then on a `start` is accepted.
+/// A 200 of /readyz means that PostgreSQL and a relay answer, so that a `start` is accepted.
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     println!("from exec to the first 200 of /readyz, {BOOTS} times; in ms");
     header(&["p50", "most"]);

@@ -1,4 +1,4 @@
-//! What a measurement costs the machine, and what PostgreSQL does alone.
+//! The CPU time that a measurement uses, and pgbench, which measures PostgreSQL alone.
 
 use std::fs;
 use std::process::Command;
@@ -11,14 +11,15 @@ pub fn cpu_of(pid: u32) -> f64 {
     stat(pid).map_or(0.0, |stat| stat.own)
 }
 
-/// CPU seconds of PostgreSQL: of the server's process `pid`, those that it started, and those of them that have ended.
+/// The CPU seconds of PostgreSQL: of the server's process `pid` and of all its child processes,
+/// including those that have ended.
 pub fn cpu_of_postgres(pid: u32) -> f64 {
     loop {
         let ended = || stat(pid).map_or(0.0, |stat| stat.ended);
         let before = ended();
         let children = processes().filter_map(stat).filter(|stat| stat.parent == pid).map(|stat| stat.own);
         let living = children.sum::<f64>() + cpu_of(pid);
-        // One that ended meanwhile would count twice, or not at all.
+        // A child that ended meanwhile would count twice, or not at all: then read again.
         if ended() <= before {
             return living + before;
         }
@@ -38,22 +39,22 @@ struct Stat {
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // A name may hold spaces; what follows its bracket may not.
+    // The name in parentheses may contain spaces, so the fields begin after it.
     let fields: Vec<u64> =
         text.rsplit_once(')')?.1.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
-    // Ticks are hundredths of a second on every Linux that Debian makes.
+    // A tick is a hundredth of a second on every Debian.
     let seconds = |from: usize| (fields[from] + fields[from + 1]) as f64 / 100.0;
     Some(Stat { parent: u32::try_from(fields[1]).ok()?, own: seconds(11), ended: seconds(13) })
 }
 
-/// The process of the server that a connection leads to.
+/// The id of the server process that the pool is connected to.
 pub async fn postmaster(pool: &sqlx::PgPool) -> Result<u32, Failure> {
     let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(pool).await?;
     stat(backend.cast_unsigned()).map(|stat| stat.parent).ok_or_else(|| "PostgreSQL runs elsewhere".into())
 }
 
-/// pgbench with the single-row form of the statement, prepared, every address once: transactions a second and their mean
-/// time in ms.
+/// Runs pgbench with the statement of `start` for one row, prepared, with a new address each time.
+/// Returns the transactions a second and their mean time in ms.
 pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64), Failure> {
     let said = run_pgbench(url, clients, lasting, &[])?;
     let number = |start: &str| {
@@ -62,7 +63,8 @@ pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64
     number("tps = ").zip(number("latency average = ")).ok_or_else(|| format!("pgbench: {said}").into())
 }
 
-/// The same, open-loop: so many a second, at times that are Poisson's; how long each took from when it was due.
+/// The same as an open loop: a given rate, at random times (a Poisson process). Returns how long
+/// each transaction took from the moment when it was due.
 pub fn pgbench_open(
     url: &str,
     clients: usize,

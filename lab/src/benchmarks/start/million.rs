@@ -1,5 +1,5 @@
-//! A million accounts and a million recoveries, live and expired, beside an empty database; and what the sweeper and a
-//! checkpoint cost meanwhile.
+//! Compares a database with a million accounts and a million recoveries, live and expired, with an
+//! empty one. Then measures what the sweeper and a checkpoint cost.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -14,15 +14,16 @@ use crate::Failure;
 use crate::replica::Replica;
 
 const CONNECTIONS: usize = 64;
-/// Alternating rounds on the empty and on the full database, for each second that a measurement lasts. They are short, as
-/// what the machine can changes within seconds.
+/// The number of alternating rounds on the empty and on the full database, for each second of a
+/// measurement. Rounds are short, because the speed of the machine changes within seconds.
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
-/// How many recoveries come of age, and rate limits full again, while the sweeper is measured, which looks several times meanwhile.
+/// The number of recoveries that become old enough to be deleted, and of rate limits that become
+/// full, while the sweeper is measured. It runs several times in that time.
 const AGED: i64 = 600_000;
-/// As many of them a second.
+/// How many of them a second.
 const AGED_A_SECOND: i64 = 2000;
-/// When a recovery is deleted.
+/// The age at which a recovery is deleted.
 const AGE: Duration = Duration::from_hours(24).saturating_add(RESET_LIFETIME).saturating_add(CODE_LIFETIME);
 
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
@@ -34,7 +35,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
     let (mut empty, mut million) = (Vec::new(), Vec::new());
     for round in 0..2 * pairs {
-        // Which of the two is first changes from round to round, as the machine's noise does.
+        // The order of the two changes from round to round, so that noise affects both alike.
         let is_full = matches!(round % 4, 1 | 2);
         for pool in [&bench.pool, &full.pool] {
             settles(pool).await?;
@@ -42,7 +43,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
         let (replica, seen) =
             if is_full { (&full_replica, &mut million) } else { (&empty_replica, &mut empty) };
         if !is_full {
-            // The outbox is as full in one as in the other.
+            // The outbox is equally full in both databases.
             sqlx::raw_sql("TRUNCATE recovery_session, throttle").execute(&bench.pool).await?;
         }
         seen.push(bench.starts(replica).closed(CONNECTIONS, ROUND).await?);
@@ -60,7 +61,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     Ok(json!({ "empty": empty, "million": million, "mean": mean, "error": error, "disturbed": disturbed }))
 }
 
-/// The mean, and the error that it has at most in nineteen of twenty runs.
+/// The mean, and its error with 95% confidence.
 fn mean(values: &[f64]) -> (f64, f64) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -90,7 +91,7 @@ async fn full(bench: &Bench) -> Result<Full, Failure> {
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)
         SELECT gen_random_uuid(), 'somebody-' || n || '@example.com', now(), now() FROM generate_series(1, 1000000) AS n";
     sqlx::raw_sql(accounts).execute(&pool).await?;
-    // Half of them live, half expired, and not yet old enough to be swept.
+    // Half of them are live. The others have expired, but are not yet old enough to be deleted.
     recoveries(&pool, 500_000, Duration::from_mins(5)).await?;
     recoveries(&pool, 500_000, Duration::from_hours(20)).await?;
     rate_limits(&pool, 500_000, Duration::from_hours(2)).await?;
@@ -99,9 +100,9 @@ async fn full(bench: &Bench) -> Result<Full, Failure> {
     Ok(Full { url, pool })
 }
 
-/// Recoveries of which the first began so long ago, and the others after it at an even pace.
+/// Inserts recoveries. The first began `ago` before now, and the others follow at a constant rate.
 async fn recoveries(pool: &PgPool, rows: i64, ago: Duration) -> Result<(), Failure> {
-    // Ids carry the time, as those of the service do: the sweeper goes by it.
+    // The ids contain the time, as those of the service do, because the sweeper depends on it.
     let recoveries = "
         INSERT INTO recovery_session (id, token_hash, email, key_id, created_at, expires_at, client_ip, user_agent)
         SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7000'
@@ -118,7 +119,8 @@ async fn recoveries(pool: &PgPool, rows: i64, ago: Duration) -> Result<(), Failu
     Ok(())
 }
 
-/// Rate limits of which the first is full again after so long, and the others after it at an even pace.
+/// Inserts rate limits. The first is full again `after` from now, and the others follow at a
+/// constant rate.
 async fn rate_limits(pool: &PgPool, rows: i64, after: Duration) -> Result<(), Failure> {
     let rate_limits = "
         INSERT INTO throttle (key, short_at, long_at, admitted)
@@ -134,8 +136,8 @@ async fn rate_limits(pool: &PgPool, rows: i64, after: Duration) -> Result<(), Fa
 }
 
 impl Full {
-    /// One load while recoveries come of age and rate limits are full again: after the sweeper has looked it is at work until it
-    /// has deleted them, and then rests until it looks again.
+    /// Runs one load while recoveries become old enough to be deleted and rate limits become full.
+    /// The sweeper alternates between work, until all of them are deleted, and rest.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         let lasting = Duration::from_secs((AGED / AGED_A_SECOND).unsigned_abs());
         recoveries(&self.pool, AGED, AGE).await?;
@@ -150,7 +152,7 @@ impl Full {
         let (seen, sweeps) = (seen?, sweeps?);
         let rests: Vec<_> = sweeps.windows(2).map(|two| seen.within(&(two[0].end..two[1].start))).collect();
         let works: Vec<_> = sweeps.windows(3).map(|three| seen.within(&three[1])).collect();
-        // Beside the rests before and after it, as the table grows meanwhile.
+        // Compared with the rests before and after it, because the table grows meanwhile.
         let ratio = |(work, rests): (&Loaded, &[Loaded])| {
             2.0 * work.rate(200) / (rests[0].rate(200) + rests[1].rate(200))
         };
@@ -164,7 +166,7 @@ impl Full {
         Ok(json!({ "apart": apart, "during": during, "ratios": ratios }))
     }
 
-    /// One load, and a checkpoint in the midst of it.
+    /// Runs one load, with a checkpoint in the middle of it.
     async fn flushed(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start before and after a checkpoint, and during it; one run");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
@@ -188,7 +190,7 @@ impl Full {
     }
 }
 
-/// When the sweeper is at work: as long as it deletes something every few seconds.
+/// The periods in which the sweeper works: it deletes something at least every few seconds.
 async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instant>>, Failure> {
     let (began, mut before) = (Instant::now(), rows_swept(replica).await?);
     let mut sweeps: Vec<Range<Instant>> = Vec::new();
@@ -207,7 +209,7 @@ async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instan
     Ok(sweeps)
 }
 
-/// How many rows the sweeper has deleted.
+/// The number of rows that the sweeper has deleted.
 async fn rows_swept(replica: &Replica) -> Result<usize, Failure> {
     replica.metric("vos_auth_swept_rows_total").await
 }

@@ -1,5 +1,6 @@
-//! `make bench`: how many starts the service answers a second, beside what PostgreSQL does alone with the same statement in the
-//! same run. `--part` picks parts; docs/performance.md has the measurements and what they mean.
+//! `make bench`: how many starts the service answers a second, compared with PostgreSQL alone,
+//! which runs the same statement in the same run. `--part` picks parts; docs/performance.md has the
+//! measurements and what they mean.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -28,7 +29,7 @@ use crate::relay::Relay;
 use crate::replica::Replica;
 use crate::{Failure, database, place};
 
-/// What PostgreSQL keeps of them by default (`max_wal_size` of 1 GiB), more or less.
+/// About as many WAL segments as PostgreSQL keeps by default (`max_wal_size` of 1 GiB).
 const SEGMENTS: usize = 48;
 
 /// Benchmark: `start` and what follows it, beside PostgreSQL alone with the same statement
@@ -37,7 +38,7 @@ pub struct Options {
     /// How long each measurement lasts, in seconds
     #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Measure these alone; may be given several times
+    /// Measure only this part; may be given several times
     #[arg(long)]
     part: Vec<Part>,
     /// Settings of the service as NAME=VALUE, to compare them
@@ -52,15 +53,15 @@ pub struct Options {
 enum Part {
     /// `start`, closed-loop, beside pgbench
     Closed,
-    /// `start`, open-loop, at half and at 90% of what it can
+    /// `start`, open-loop, at half and at 90% of its capacity
     Open,
-    /// `start`, open-loop, at twice what it can, with a slow disk
+    /// `start`, open-loop, at twice its capacity, with a slow disk
     Overload,
     /// verify, session and login
     Others,
     /// From exec to the first 200
     Boot,
-    /// A million starts, and the memory that is left
+    /// A million starts, and the memory of the service
     Memory,
     /// A million accounts and sessions, and the sweeper
     Million,
@@ -118,8 +119,9 @@ impl Bench {
         })
     }
 
-    /// The service as it is deployed, logging every request, on the database of `url`; only the network's rate limit is raised,
-    /// as all of the load comes from one address.
+    /// Starts the service on the database of `url`, configured as in production, with a log line
+    /// for each request. Only the rate limit of a network is raised, because all of the load comes
+    /// from one address.
     async fn serve(&self, url: &str, more: &[(&str, &str)]) -> Result<Replica, Failure> {
         let usual =
             [("NETWORK_BURST", "100000000"), ("NETWORK_PER_MINUTE", "4000000000"), ("LOG_LEVEL", "info")];
@@ -130,13 +132,13 @@ impl Bench {
         while replica.metric("vos_auth_relay_up{relay=\"0\"}").await? == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // The first connections, pages and plans are not measured, nor are mails that pgbench left pending.
+        // Warms up connections, pages and plans, and waits for mails that pgbench left pending.
         self.starts(&replica).closed(8, Duration::from_secs(1)).await?;
         settles(&PgPool::connect(url).await?).await?;
         Ok(replica)
     }
 
-    /// Starts, every address once, one in a hundred of somebody.
+    /// A load of starts, each for a new address. One in a hundred addresses has an account.
     fn starts(&self, replica: &Replica) -> Load {
         let requests = Arc::new(|number: u64| {
             let (who, host) = if number.is_multiple_of(100) { ("known", "com") } else { ("unknown", "org") };
@@ -146,8 +148,8 @@ impl Bench {
     }
 }
 
-/// Waits until the courier is done and all that was written is on the disk, so that neither takes from what is measured
-/// next.
+/// Waits until the courier has sent everything and all data is on the disk, so that neither
+/// disturbs the next measurement.
 async fn settles(pool: &PgPool) -> Result<(), Failure> {
     while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(pool).await? {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -155,14 +157,15 @@ async fn settles(pool: &PgPool) -> Result<(), Failure> {
     is_on_the_disk()
 }
 
-/// The kernel writes what is 30 s old at once, and commits meanwhile wait for it (docs/performance.md).
+/// Writes all data to the disk. Otherwise the kernel writes all that is 30 s old at once, and
+/// commits wait for it (docs/performance.md).
 fn is_on_the_disk() -> Result<(), Failure> {
     Command::new("sync").status()?;
     Ok(())
 }
 
-/// A server that has written a while uses its segments of WAL again. A new one makes each anew, and commits meanwhile
-/// wait for that.
+/// Makes PostgreSQL create its WAL segments now. A server that has run for a while reuses them. A
+/// new one would create them during the measurement, and commits would wait for that.
 async fn has_been_in_use(pool: &PgPool) -> Result<(), Failure> {
     for _ in 0..SEGMENTS {
         sqlx::raw_sql("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()")
@@ -173,7 +176,7 @@ async fn has_been_in_use(pool: &PgPool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An empty database but for the accounts that one in a hundred starts is for.
+/// Makes a database that is empty except for the accounts that one in a hundred starts is for.
 async fn schema(url: &str) -> Result<PgPool, Failure> {
     let pool = database::anew(url).await?;
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)
@@ -183,7 +186,7 @@ async fn schema(url: &str) -> Result<PgPool, Failure> {
     Ok(pool)
 }
 
-/// A row of a table for people, and the same as JSON.
+/// Prints a row of a table, and returns it as JSON.
 fn row(columns: &[(&str, f64)]) -> Value {
     let line: Vec<_> = columns.iter().map(|(name, number)| cell(name, *number)).collect();
     println!("{}", line.concat());

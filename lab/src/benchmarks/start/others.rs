@@ -14,15 +14,16 @@ use crate::Failure;
 use crate::replica::Replica;
 
 const CONNECTIONS: usize = 64;
-/// Hashing is the machine's; more at once would only wait.
+/// Logins are limited by the cores that hash: more of them at once would only wait.
 const LOGINS: usize = 4;
 const TRADERS: u64 = 64;
 const PASSWORD: &str = "morning boat on a green river";
-/// Recoveries that are guessed at, each as often as it may be.
+/// Recoveries for which wrong codes are entered, each as often as it allows.
 const RECOVERIES: usize = 20_032;
 const GUESSES: u64 = 5;
 
-/// Each closed-loop; verify with wrong codes, five a recovery, and login with the right password.
+/// Runs each of the three as a closed loop: `verify` with five wrong codes for each recovery, and
+/// `login` with the right password.
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let replica = bench.serve(&bench.url, &[]).await?;
     let cost = Cost::default();
@@ -83,7 +84,7 @@ fn login(trader: u64) -> Vec<u8> {
     post("/api/auth/login", "", &body)
 }
 
-/// Cookies of recoveries that have just begun.
+/// The cookies of new recoveries.
 async fn recoveries(bench: &Bench, replica: &Replica) -> Result<Vec<String>, Failure> {
     let mut beginning = JoinSet::new();
     for _ in 0..CONNECTIONS {

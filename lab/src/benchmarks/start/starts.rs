@@ -1,4 +1,5 @@
-//! `start`: closed-loop beside pgbench, open-loop, overloaded, and a million of them.
+//! `start` in a closed loop compared with pgbench, in an open loop, under overload, and a million
+//! times.
 
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
@@ -13,21 +14,21 @@ use crate::Failure;
 use crate::replica::Replica;
 
 const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
-/// Alternating rounds of a closed loop and of pgbench, against the machine's noise. pgbench's are not short, as each of its
-/// connections begins with a cold cache.
+/// Rounds of the closed loop and of pgbench alternate, so that noise affects both alike. They are
+/// not short, because each connection of pgbench begins with a cold cache.
 const ROUNDS: usize = 5;
-/// A round of an open loop. What the machine can changes within seconds, so it is as near as can be to the one in which its
-/// rate was found.
+/// The length of a round of an open loop. The speed of the machine changes within seconds, so a
+/// round is short and directly follows the one that determined its rate.
 const OPEN_ROUND: Duration = Duration::from_secs(1);
-/// Rounds of an open loop for each second that a measurement lasts.
+/// The number of rounds of an open loop for each second of a measurement.
 const OPEN_ROUNDS: usize = 3;
-/// Parts of the capacity that an open loop asks for.
+/// The rates of an open loop, as shares of the capacity.
 const SHARES: [f64; 2] = [0.5, 0.9];
-/// Connections of pgbench's open loop: it is at its quickest with about so many.
+/// Connections of pgbench's open loop. pgbench is fastest with about this many.
 const PGBENCH_OPEN: usize = 8;
 /// Connections of an open loop: enough that a request hardly ever waits for one.
 const OPEN_CONNECTIONS: usize = 1024;
-/// Connections of the closed loop that finds what a slow disk can.
+/// Connections of the closed loop that measures the capacity with a slow disk.
 const SLOW_DISK_CONNECTIONS: usize = 256;
 
 /// CPU seconds of the service and of PostgreSQL.
@@ -45,7 +46,8 @@ impl Spent {
     }
 }
 
-/// Closed-loop, each concurrency beside pgbench with the same; all rounds together.
+/// Runs a closed loop and pgbench with the same numbers of connections. Reports all rounds
+/// together.
 pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     println!(
         "start, closed-loop, beside pgbench with the single-row statement; times in ms, CPU in s per 1,000, memory in MiB"
@@ -75,7 +77,7 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
             spent.add(&before, &Spent::by(bench, &replica));
             memory = memory.max(resident(&replica));
             settles(&bench.pool).await?;
-            // pgbench has the machine for itself.
+            // Without the service, so that pgbench has the machine to itself.
             drop(replica);
             let (rate, latency) = pgbench(&bench.url, connections, bench.lasting)?;
             alone += rate / ROUNDS as f64;
@@ -102,7 +104,8 @@ pub async fn closed(bench: &Bench) -> Result<Value, Failure> {
     Ok(Value::Array(rows))
 }
 
-/// Open-loop, at half and at 90% of what a closed loop reached just before; then pgbench alone in the same way.
+/// Runs an open loop at half and at 90% of the rate that a closed loop reached just before. Then
+/// runs pgbench alone in the same way.
 pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     println!(
         "start, open-loop, at half and at 90% of what a closed loop of 64 reached in the second before each"
@@ -127,7 +130,7 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     header(&OPEN);
     let mut rows: Vec<_> = meant.iter().zip(&seen).map(|(meant, seen)| open_row(*meant, seen)).collect();
     rows.push(ours.report("start"));
-    // pgbench has the machine for itself.
+    // Without the service, so that pgbench has the machine to itself.
     drop(replica);
     println!("pgbench alone on {PGBENCH_OPEN} connections, in the same way, but at random times");
     let mut alone = Waits::default();
@@ -144,12 +147,12 @@ pub async fn open(bench: &Bench) -> Result<Value, Failure> {
     Ok(Value::Array(rows))
 }
 
-/// What clients of open loops waited in each round, at half and at 90% of what could be done.
+/// How long clients of open loops waited in each round, at half and at 90% of the capacity.
 #[derive(Default)]
 struct Waits([Vec<Vec<Duration>>; 2]);
 
 impl Waits {
-    /// These rounds, all together.
+    /// The result of these rounds together.
     fn of(&self, rounds: Range<usize>) -> Multiple {
         let [half, most] = [(&self.0[0], 0.5), (&self.0[1], 0.99)];
         let over = |(all, share): (&Vec<Vec<Duration>>, f64)| {
@@ -158,7 +161,7 @@ impl Waits {
         Multiple { half: over(half), most: over(most) }
     }
 
-    /// All rounds together, and each by itself.
+    /// Reports all rounds together, and each one.
     fn report(&self, whose: &str) -> Value {
         let rounds = self.0[0].len();
         let together = self.of(0..rounds);
@@ -174,7 +177,7 @@ impl Waits {
     }
 }
 
-/// How much longer one in a hundred waits at 90% than one in two at half.
+/// The p99 of waits at 90% of the capacity, compared with the median at half of it.
 struct Multiple {
     half: f64,
     most: f64,
@@ -210,7 +213,7 @@ fn open_row(meant: f64, seen: &Loaded) -> Value {
     ])
 }
 
-/// A disk whose every flush takes 5 ms, and twice the starts that the service can then commit.
+/// Sends twice as many starts as the service can commit with a disk whose every flush takes 5 ms.
 pub async fn overload(bench: &Bench) -> Result<Value, Failure> {
     slow_disk(bench, true).await?;
     let measured = overloaded(bench).await;
@@ -219,7 +222,8 @@ pub async fn overload(bench: &Bench) -> Result<Value, Failure> {
 }
 
 async fn overloaded(bench: &Bench) -> Result<Value, Failure> {
-    // Small batches: the disk is what there is too little of, and not the two cores that the load has a part of.
+    // Small batches, so that the disk is the limit and not the two cores, which the load generator
+    // shares.
     let replica = bench.serve(&bench.url, &[("START_BATCH", "16")]).await?;
     let capacity = bench.starts(&replica).closed(SLOW_DISK_CONNECTIONS, bench.lasting).await?.rate(200);
     println!(
@@ -242,7 +246,8 @@ async fn slow_disk(bench: &Bench, slow: bool) -> Result<(), Failure> {
     for statement in statements.into_iter().chain(["SELECT pg_reload_conf()"]) {
         sqlx::raw_sql(statement).execute(&bench.pool).await?;
     }
-    // The server reads it when it has been signalled, which is soon; a connection sees it from its next statement.
+    // The server reads the setting soon after the signal. A connection sees it from its next
+    // statement on.
     let wanted = if slow { "5000" } else { "0" };
     loop {
         let delay: String = sqlx::query_scalar("SHOW commit_delay").fetch_one(&bench.pool).await?;
@@ -253,7 +258,7 @@ async fn slow_disk(bench: &Bench, slow: bool) -> Result<(), Failure> {
     }
 }
 
-/// A million starts at 64 connections, and what is resident meanwhile.
+/// Sends a million starts on 64 connections, and reports the resident memory.
 pub async fn memory(bench: &Bench) -> Result<Value, Failure> {
     println!("a million starts at 64 connections; memory in MiB");
     header(&["starts", "memory"]);

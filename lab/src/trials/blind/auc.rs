@@ -1,9 +1,10 @@
-//! How well a stopwatch tells two kinds of calls apart: the area under the ROC curve, 0.5 for not at all.
+//! How well the times of two kinds of calls can be told apart: the area under the ROC curve (AUC).
+//! At 0.5, they cannot.
 
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
-/// Resamples of a bootstrap.
+/// The number of resamples of the bootstrap.
 const RESAMPLES: u32 = 200;
 
 /// An estimate and its interval.
@@ -15,8 +16,9 @@ pub struct Auc {
 }
 
 impl Auc {
-    /// The chance that a call of `one` took longer than one of `other`; its interval is so many standard errors wide to
-    /// each side, as the bootstrap finds them.
+    /// The probability that a call of `one` takes longer than a call of `other`. The interval
+    /// extends by `errors` standard errors to each side; the bootstrap estimates the standard
+    /// error.
     pub fn of(one: &[f64], other: &[f64], errors: f64, random: &mut SmallRng) -> Self {
         let at = area(one, other);
         let resample = |from: &[f64], random: &mut SmallRng| -> Vec<f64> {
@@ -30,18 +32,18 @@ impl Auc {
         Self { at, low: at - half, high: at + half }
     }
 
-    /// Whether chance does not explain it.
+    /// Whether the interval excludes 0.5, so that chance does not explain the difference.
     pub fn tells(&self) -> bool {
         self.low > 0.5 || self.high < 0.5
     }
 
-    /// Whether it reaches farther from 0.5 than `bound`, so that it shows too little either way.
+    /// Whether the interval reaches farther from 0.5 than `bound`, so that it proves too little.
     pub fn is_wide(&self, bound: f64) -> bool {
         self.low < 0.5 - bound || self.high > 0.5 + bound
     }
 }
 
-/// Mann and Whitney's U over its most; ties count half.
+/// The Mann–Whitney U divided by its maximum; ties count half.
 fn area(one: &[f64], other: &[f64]) -> f64 {
     let mut all: Vec<_> = one.iter().map(|took| (*took, true)).collect();
     all.extend(other.iter().map(|took| (*took, false)));
@@ -60,7 +62,7 @@ fn count(sample: &[f64]) -> f64 {
     sample.iter().map(|_| 1.0).sum()
 }
 
-/// The middle one, in the unit of the sample.
+/// The median, in the unit of the sample.
 pub fn median(sample: &[f64]) -> f64 {
     let mut sorted = sample.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

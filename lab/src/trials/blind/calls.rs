@@ -1,4 +1,4 @@
-//! The calls that are timed, and those that go before.
+//! The calls whose times are measured, and the calls that prepare them.
 
 use std::time::{Duration, Instant};
 
@@ -6,22 +6,24 @@ use clap::ValueEnum;
 
 use vos_auth_lab::Failure;
 
-/// Starts a second of strangers while a cell is loaded.
+/// The rate of starts by other clients in a cell with load.
 const LOAD: u32 = 300;
-/// After this long a call for a known address may leave no trace in the next one.
+/// The pause after a call for a known address. After it, the call must have no effect on the time
+/// of the next one.
 const LATER: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Call {
     Start,
-    /// Another start with the cookie of the first.
+    /// A second start with the cookie of the first.
     Resend,
     Verify,
-    /// What the recovery is waiting for.
+    /// `GET /api/auth/recovery`.
     Progress,
-    /// A start for an unknown address, 100 ms after one for the address in question.
+    /// A start for an unknown address, 100 ms after a start for the address of this kind.
     Later,
-    /// The same at once. That shows, because a mail takes time of the machine: docs/security.md has the measurement.
+    /// The same without a pause. The effect can be measured, because sending a mail takes CPU time:
+    /// see docs/security.md.
     AtOnce,
     Login,
     /// Bursts of logins with imported hashes, in cells of their own (`parallel.rs`).
@@ -32,7 +34,7 @@ impl Call {
     pub const ALL: [Self; 7] =
         [Self::Start, Self::Resend, Self::Verify, Self::Progress, Self::Later, Self::AtOnce, Self::Login];
 
-    /// On how many connections it is made.
+    /// The numbers of connections on which this call is measured.
     pub fn connections(self) -> &'static [usize] {
         match self {
             Self::Start | Self::Resend | Self::Verify | Self::Progress => &[1, 16],
@@ -43,7 +45,7 @@ impl Call {
         }
     }
 
-    /// One in how many calls is made of it, as it takes so much longer.
+    /// By how much the number of calls is divided, because this call takes longer.
     pub fn share(self) -> usize {
         match self {
             Self::Start | Self::Verify | Self::Progress => 1,
@@ -54,11 +56,12 @@ impl Call {
     }
 }
 
-/// Whose address a call is for.
+/// The kind of address that a call is for.
 pub const KINDS: [&str; 4] = ["unknown", "known", "disabled", "nopassword"];
 pub const UNKNOWN: usize = 0;
 
-/// What the addresses of a kind begin with: equally long, so that their length does not tell.
+/// The prefix of the addresses of a kind. All have the same length, so that the length reveals
+/// nothing.
 pub fn prefix(kind: usize) -> String {
     format!("{:-<10}", KINDS[kind])
 }
@@ -68,7 +71,7 @@ pub fn prefix(kind: usize) -> String {
 pub struct Subject {
     kind: usize,
     email: String,
-    /// Of the recovery that was begun for it.
+    /// The cookie of the recovery that was begun for it.
     cookie: String,
 }
 
@@ -78,7 +81,7 @@ impl Subject {
     }
 }
 
-/// Has so many connections work through their shares at once.
+/// Makes all calls, divided among this many parallel connections.
 pub async fn in_parallel<T: Send + 'static, W>(
     connections: usize,
     subjects: &[Subject],
@@ -112,7 +115,7 @@ pub async fn begins(base: String, share: Vec<Subject>) -> Result<Vec<Subject>, r
     Ok(begun)
 }
 
-/// One connection, one call after the other. Gives the kind of each, and how long its answer took.
+/// Makes one call after the other on one connection. Returns the kind and the time of each.
 pub async fn one_by_one(
     call: Call,
     base: String,
@@ -164,7 +167,7 @@ fn post(
     client.post(format!("{base}{path}")).header("content-type", "application/json").body(body.to_string())
 }
 
-/// Others who ask for codes meanwhile, each from the network that `from` gives it.
+/// Starts by other clients in the meantime, each from the network that `from` returns.
 pub async fn strangers(base: String, are_there: bool, from: impl Fn(u32) -> Option<String>) {
     let client = reqwest::Client::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1) / LOAD);

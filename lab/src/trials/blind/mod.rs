@@ -1,8 +1,8 @@
-//! `make blind`: does the time of an answer tell who has an account?
+//! `make blind`: does the time of an answer reveal who has an account?
 //!
 //! It makes calls for known, disabled, passwordless and unknown addresses in random order: on 1 and
-//! on 16 connections, without and with load, with an idle relay and with one that holds mails. It
-//! ends with an error if a cell answers yes twice.
+//! on 16 connections, without and with load, with an idle relay and with one that holds mails. Each
+//! combination is a cell. The trial ends with an error if a cell answers yes twice.
 //!
 //! `--leak` adds a look-up of accounts to `start` and imports hashes past the service. Then the
 //! trial must end with an error.

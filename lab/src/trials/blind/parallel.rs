@@ -1,6 +1,6 @@
-//! Parallel logins with imported hashes. A trial is a burst of wrong logins of one kind of address from a network of its own, and
-//! logins of made-up addresses from other networks meanwhile. What a stranger sees of it: how long the slowest of either
-//! took, and how many were answered 401, 429 and 503.
+//! Parallel logins with imported hashes. A trial is a burst of wrong logins for one kind of address
+//! from one network, together with logins for made-up addresses from other networks. It measures
+//! what a stranger can see: the slowest answer of both groups, and the numbers of 401, 429 and 503.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ use super::Blind;
 use super::auc::{Auc, median};
 use super::calls::{KINDS, UNKNOWN, prefix, strangers};
 
-/// What is imported: half of the accounts have such a hash, the others one of the service's own.
+/// The kinds of imported hashes. Half of the accounts have one, the others a hash of the service's
+/// own kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scheme {
     Bcrypt,
@@ -31,7 +32,7 @@ pub enum Scheme {
 impl Scheme {
     pub const ALL: [Self; 4] = [Self::Bcrypt, Self::Scrypt, Self::Pbkdf2, Self::Argon2];
 
-    /// A hash that no password is known of.
+    /// A hash of this kind of an unknown password.
     fn hash(self) -> String {
         let tail = |octets: usize| format!("{}${}", "A".repeat(22), "A".repeat(octets));
         match self {
@@ -42,7 +43,7 @@ impl Scheme {
         }
     }
 
-    /// As `account import` advises: above twice what the hash takes.
+    /// Above twice the time of the hash, as `account import` advises.
     fn failure_time(self) -> &'static str {
         if self == Self::Bcrypt { "700ms" } else { "400ms" }
     }
@@ -62,21 +63,23 @@ impl Cell {
     }
 }
 
-/// Logins of one address at the same moment, and of how many further addresses one.
+/// The number of parallel logins for one address, and of further addresses with one login each.
 const OF_ONE: usize = 4;
 const FURTHER: usize = 4;
-/// Logins of made-up addresses meanwhile, each from another network.
+/// The number of parallel logins for made-up addresses, each from another network.
 const OTHERS: usize = 4;
-/// They begin so much later.
+/// The delay of these logins after the burst.
 const LATER: Duration = Duration::from_millis(30);
-/// What is measured of a trial.
+/// The measured values of a trial.
 const SEEN: [&str; 6] = ["time", "others", "401", "429", "503", "o-503"];
-/// With the rule taken out: the service counts the hashes again a minute after its start.
+/// The length of a cell that runs with a planted leak: the service counts the hashes again a minute
+/// after its start.
 const UNCOUNTED: Duration = Duration::from_secs(50);
-/// Interval: family-wise 99% over all comparisons (Bonferroni), the normal distribution's quantile at 1 - 0.01 / 288.
+/// The half-width of an interval in standard errors, so that all comparisons together have 99%
+/// confidence (Bonferroni). It is the quantile of the normal distribution at 1 - 0.01 / 288.
 const ERRORS: f64 = 3.98;
 
-/// Whether a cell tells.
+/// Measures a cell. Returns whether it reveals the kind of an address.
 pub async fn tells(
     blind: &Blind,
     cell: Cell,
@@ -89,7 +92,7 @@ pub async fn tells(
     let changes = [
         ("TRUSTED_PROXIES", "127.0.0.1/32"),
         ("LOGIN_FAILURE_TIME", cell.scheme.failure_time()),
-        // So that the onset of 429 and of 503 is within a trial.
+        // Limits at which answers 429 and 503 begin within a trial.
         ("NETWORK_BURST", if cell.scheme == Scheme::Bcrypt { "60" } else { "20" }),
         ("NETWORK_PER_MINUTE", "60"),
         ("HASHING_THREADS", "2"),
@@ -97,7 +100,7 @@ pub async fn tells(
     ];
     let replica = if leak {
         let replica = Replica::start(&blind.url, &relay.url(), &changes).await?;
-        // It has counted once it answers.
+        // When the service answers, it has counted the hashes.
         reqwest::get(format!("http://{}/healthz", replica.address)).await?.error_for_status()?;
         has_accounts(blind, cell.scheme, trials, leak).await?;
         replica
@@ -159,7 +162,7 @@ fn mean(sample: &[f64]) -> f64 {
     sample.iter().sum::<f64>() / sample.iter().map(|_| 1.0).sum::<f64>()
 }
 
-/// One burst, and what was seen of it.
+/// Runs one burst, and returns what a stranger sees.
 async fn trial(base: &str, kind: usize, number: usize, network: u32) -> Result<[f64; SEEN.len()], Failure> {
     let address = |of: usize| format!("{}{number}-{of}@example.com", prefix(kind));
     let attacker = network_of(0, network);
@@ -187,7 +190,7 @@ async fn trial(base: &str, kind: usize, number: usize, network: u32) -> Result<[
     ])
 }
 
-/// A network that no other trial has.
+/// A network that no other trial uses.
 fn network_of(part: usize, network: u32) -> String {
     let [_, a, b, c] = network.to_be_bytes();
     format!("2001:db8:{part:x}{a:02x}:{b:02x}{c:02x}::1")
@@ -213,8 +216,9 @@ async fn ended(mut logins: JoinSet<Result<(u16, f64), reqwest::Error>>) -> Resul
     Ok(answers)
 }
 
-/// Accounts of every kind, enough for the addresses of each trial. Half of the hashes are imported, whatever the kind; with
-/// the rule taken out all are, or too few trials would fit into its minute.
+/// Inserts accounts of every kind, enough for the addresses of all trials. Half of the hashes are
+/// imported, whatever the kind. With the planted leak all of them are, because otherwise too few
+/// trials would fit into the minute.
 async fn has_accounts(blind: &Blind, scheme: Scheme, trials: usize, leak: bool) -> Result<(), Failure> {
     let own = Password::new("a password that nobody guesses").hash(Cost::default());
     let accounts = "INSERT INTO account (id, email, state, password_hash, created_at, updated_at)

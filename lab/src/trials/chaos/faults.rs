@@ -1,4 +1,4 @@
-//! What is broken, and the world that it is broken in.
+//! The faults, and the components in which they are injected.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use super::names::Names;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Kind {
-    // First: where several could have had a mail sent again, it is this one.
+    // First, because a second copy of a mail is attributed to the first fault that may have caused
+    // it.
     RelayAnswerLost,
     ReplicaKilled,
     PostgresKilled,
@@ -42,7 +43,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether it can fall between the relay's 250 and the commit of the deletion, so that the mail is sent again.
+    /// Whether the fault can occur between the relay's 250 and the commit that deletes the row, so
+    /// that the mail is sent again.
     pub fn may_duplicate(self) -> bool {
         !matches!(
             self,
@@ -59,7 +61,7 @@ impl Kind {
         )
     }
 
-    /// Two faults of one part are not injected together.
+    /// The part that the fault breaks. Two faults of the same part are not injected together.
     fn part(self) -> u8 {
         match self {
             Self::ReplicaKilled | Self::ClockAhead | Self::ClockBehind => 0,
@@ -76,13 +78,13 @@ impl Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub kind: Kind,
-    /// Which replica, or the path to which.
+    /// The index of the replica, or of the replica whose path is broken.
     place: usize,
     lasts: Duration,
     pub with_the_one_before: bool,
 }
 
-/// Every kind once, then at random; some together with the one before.
+/// A schedule: every kind once, then random ones. Some faults overlap with the one before.
 pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fault> {
     let mut order = Vec::new();
     while order.len() < faults {
@@ -107,7 +109,8 @@ pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fau
     faults.collect()
 }
 
-/// A replica, which may be gone, the command it is started by, and the file that its clock goes by.
+/// A replica that may not be running, the command that starts it, and the file that shifts its
+/// clock.
 pub struct Member {
     inside: Vec<String>,
     database_url: String,
@@ -135,7 +138,7 @@ impl Member {
         *self.running.lock().await = None;
     }
 
-    /// As a supervisor does it: again and again.
+    /// Starts the replica, and retries as a supervisor does.
     async fn starts_again(&self) -> Result<(), Failure> {
         let inside: Vec<_> = self.inside.iter().map(String::as_str).collect();
         let changes: Vec<_> = self.changes.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -150,7 +153,7 @@ impl Member {
         Err("a replica does not start".into())
     }
 
-    /// As a whole: a file that is written in place is empty for a moment.
+    /// Replaces the whole file, because a file that is written in place is empty for a moment.
     fn is_off_by(&self, by: &str) -> std::io::Result<()> {
         let next = self.clock.with_extension("next");
         std::fs::write(&next, by)?;
@@ -168,7 +171,7 @@ pub struct World {
 }
 
 impl World {
-    /// Breaks something, and sets it right again.
+    /// Injects a fault and repairs it. Returns the time between the two.
     pub async fn suffers(&self, fault: Fault) -> Result<Window<Kind>, Failure> {
         let from = now();
         let (member, database) = (&self.members[fault.place], &self.databases[fault.place]);

@@ -1,4 +1,4 @@
-//! `make chaos`: an accepted start gets its email, whatever breaks.
+//! `make chaos`: shows that every accepted start gets its email, whatever breaks.
 //!
 //! Two replicas of the built program run behind nginx with `deploy/nginx.conf` (without TLS), with
 //! a real PostgreSQL, a real Postfix and clients. The trial injects faults of every kind at random,
@@ -42,7 +42,7 @@ pub struct Options {
     accepted: usize,
     #[arg(long, default_value = "45")]
     faults: usize,
-    /// The same seed has the same faults. Default: a random one
+    /// The same seed gives the same faults. Default: a random seed
     #[arg(long)]
     seed: Option<u64>,
     /// Starts a second
@@ -56,7 +56,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     println!("chaos: seed {seed}; setting up…");
     let began = Instant::now();
-    // More addresses than the load can use, refused starts and the time of the faults included.
+    // More addresses than the load can use, even with refused starts and during the faults.
     let addresses = 3 * options.accepted + options.faults * 30 * usize::try_from(options.rate)?;
     let http = [free_address(), free_address()];
     let world = world(addresses, http).await?;
@@ -84,7 +84,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     Verdict::of(&load.seen(), &kept, &duplicating).is_told(&windows, drained, began.elapsed())
 }
 
-/// Everything that is needed, and an account for each address.
+/// Starts all components, and creates an account for each address.
 async fn world(addresses: usize, http: [SocketAddr; 2]) -> Result<World, Failure> {
     let cluster = Cluster::start().await;
     have_accounts(&mut cluster.connect().await, addresses).await?;
@@ -113,7 +113,7 @@ async fn world(addresses: usize, http: [SocketAddr; 2]) -> Result<World, Failure
     Ok(World { cluster: cluster.into(), postfix: postfix.into(), databases, relay, names, members })
 }
 
-/// Where Debian's package puts it depends on the machine.
+/// The path in Debian's package depends on the architecture.
 fn faketime() -> Result<PathBuf, Failure> {
     let folders = std::fs::read_dir("/usr/lib")?.flatten();
     let mut found = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));

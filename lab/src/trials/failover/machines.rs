@@ -1,5 +1,6 @@
-//! Two database machines, the third vote and HAProxy, each in a PID namespace, by the files of `deploy/` with addresses
-//! and folders of this run put in. 10.0.0.N is 127.A.B.N here, so every port stands as it is there.
+//! Two database machines, the witness (the third etcd) and HAProxy, each in a PID namespace. They
+//! use the files of `deploy/` with the addresses and folders of this run. 10.0.0.N is 127.A.B.N
+//! here, so the ports need no change.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +12,12 @@ use vos_auth_lab::place::{self, output};
 
 use super::namespace::Namespace;
 
-/// How long a machine may take to be what is waited for.
+/// The longest time to wait for a machine to reach a state.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// As in `deploy/patroni.yml`.
 const SUPERUSER: &str = "postgres:CHANGE-superuser";
 
-/// The folder of a run, and where its machines are.
+/// The folder and the network of a run.
 pub struct Site {
     home: PathBuf,
     network: String,
@@ -26,7 +27,8 @@ pub struct Site {
 impl Site {
     pub fn new() -> Result<Self, Failure> {
         let (pid, home) = (std::process::id(), place::folder("failover"));
-        // 127.0 is for everybody, and process ids have 22 bits at most.
+        // Other programs use 127.0. The network is derived from the process id, which has at most
+        // 22 bits.
         let network = format!("127.{}.{}.", 1 + pid / 256 % 254, pid % 256);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
         let site = Self { home, network, client };
@@ -86,7 +88,7 @@ impl Site {
         fs::create_dir(&home)?;
         let own = |template: &str| -> String {
             let lines = template.lines().map(|line| {
-                // A line that names two machines is the same on all.
+                // A line that names two machines is the same on all machines, so it is not changed.
                 if line.contains("10.0.0.22") {
                     return line.to_owned();
                 }
@@ -101,7 +103,8 @@ impl Site {
         output(Command::new("chown").args(["-R", "postgres:postgres"]).arg(&home));
         let as_postgres = "setpriv --reuid=postgres --regid=postgres --clear-groups";
         let etcd = format!("(set -a; . ./etcd.env; exec {as_postgres} etcd)");
-        // It remembers the first version that etcd names, which is an old one until all members have met.
+        // Patroni remembers the first version that etcd reports, which is an old one until all
+        // members have joined.
         let patroni = format!(
             "(until curl -s http://{}{number}:2379/version | grep -q cluster.:.3.4; do sleep 0.2; done
              exec {as_postgres} --reset-env patroni patroni.yml)",
@@ -115,7 +118,7 @@ impl Site {
         Ok(Machine { address, script, log, running, client: self.client.clone() })
     }
 
-    /// With the addresses and certificates of this run.
+    /// Fills the addresses and certificates of this run into a file of `deploy/`.
     fn addressed(&self, template: &str) -> String {
         let template = template.replace("10.0.0.", &self.network);
         template.replace("/etc/patroni/tls", &self.home.display().to_string())
@@ -128,7 +131,7 @@ impl Drop for Site {
     }
 }
 
-/// A machine, which may be lost.
+/// A machine that the trial can take down.
 pub struct Machine {
     pub address: String,
     script: String,
@@ -138,7 +141,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// What its Patroni says it is: `primary`, or `synchronous` for the standby that commits wait for.
+    /// Whether its Patroni reports this role: `primary`, or `synchronous` for the standby that
+    /// commits wait for.
     pub async fn is(&self, role: &str) -> bool {
         let answer = self.client.get(format!("http://{}:8008/{role}", self.address)).send().await;
         answer.is_ok_and(|answer| answer.status() == 200)
@@ -167,7 +171,7 @@ impl Machine {
         self.running = None;
     }
 
-    /// What its disk holds is what it held.
+    /// Starts the machine again, with the data on its disk.
     pub async fn comes_back(&mut self) -> Result<(), Failure> {
         self.is_killed();
         self.running = Some(Namespace::start(&self.script, &self.log).await?);

@@ -1,8 +1,10 @@
 //! `make failover`: the loss of a database machine.
 //!
-//! Two PostgreSQL under Patroni, three etcd and HAProxy run by the files of `deploy/`, with two replicas of the built program, a
-//! real Postfix and clients. One machine after the other is lost with all its processes, and comes back. It prints what clients saw
-//! of each loss. At the end, every 200 is held against every mail that the relay kept. It ends with an error unless nothing was lost.
+//! Two PostgreSQL servers under Patroni, three etcd and HAProxy run with the files of `deploy/`,
+//! together with two replicas of the built program, a real Postfix and clients. The trial takes
+//! down one machine after the other with all its processes, brings it back, and prints what clients
+//! saw. At the end it compares every 200 with every mail that the relay stored. It ends with an
+//! error if a mail was lost.
 
 mod faults;
 mod machines;
@@ -24,14 +26,17 @@ use self::machines::{Machine, Site};
 use self::namespace::Namespace;
 use self::row::Row;
 
-/// Before each loss, and between the loss of a machine and its return once the service works again.
+/// The pause before each loss, and between the moment when the service works again and the return
+/// of the machine.
 const CALM: Duration = Duration::from_secs(5);
-/// How long the relay is frozen before a loss. A mail is sent within milliseconds, so it would have left before the loss; what is
-/// accepted meanwhile is pending in the databases alone.
+/// How long the relay is frozen before a loss. Otherwise almost every mail would be sent before the
+/// loss, because sending takes milliseconds. The starts that are accepted in this time exist only
+/// in the databases.
 const PENDING: Duration = Duration::from_secs(1);
-/// How long it may take until starts are accepted again, and until every pending mail is sent.
+/// The longest time until starts are accepted again, and until every pending mail is sent.
 const PATIENCE: Duration = Duration::from_mins(5);
-/// More than are under way at any time: so many after a loss are of after it.
+/// More starts than can be in progress at once. After this many results, the starts began after the
+/// loss.
 const ENOUGH: usize = 100;
 /// The role's password, for this run alone.
 const PASSWORD: &str = "failover";
@@ -73,19 +78,19 @@ pub async fn run(options: Options) -> Result<(), Failure> {
 
 struct World {
     machines: [Machine; 2],
-    /// Which of them is the primary.
+    /// The index of the machine that is the primary.
     primary: usize,
     database_url: String,
     postfix: Postfix,
     ready: Ready,
-    // Held, and ended with it.
+    // Stopped when this value is dropped.
     _replicas: [Replica; 2],
     _balancer: Namespace,
     _witness: Machine,
 }
 
 impl World {
-    /// Everything that is needed, and an account for each address.
+    /// Starts all components, and creates an account for each address.
     async fn start(site: &Site, addresses: usize) -> Result<Self, Failure> {
         let witness = site.witness().await?;
         let machines = [site.database("pg1", 21).await?, site.database("pg2", 22).await?];
@@ -110,7 +115,8 @@ impl World {
         let replicas = [replica().await?, replica().await?];
         let ready = Ready::default();
         for (place, replica) in replicas.iter().enumerate() {
-            // Whatever /readyz says: what clients see is what is measured.
+            // Clients use both replicas whatever /readyz says, because the trial measures what
+            // clients see.
             ready.is(place, Some(replica.address));
         }
         Ok(Self {
@@ -135,7 +141,7 @@ impl World {
         Ok(windows)
     }
 
-    /// Loses a machine, waits until starts are accepted without it, and has it back.
+    /// Takes down a machine, waits until starts are accepted without it, and brings it back.
     async fn loses_one(&mut self, kind: Kind, load: &Starts) -> Result<Window<Kind>, Failure> {
         let standby = 1 - self.primary;
         let lost = if kind == Kind::StandbySilent { standby } else { self.primary };

@@ -1,4 +1,5 @@
-//! Processes that are lost together: all that runs in a PID namespace ends with its first process. Needs root.
+//! Processes that are killed together: when the first process of a PID namespace ends, the kernel
+//! kills all others in it. Needs root.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,12 +9,13 @@ use vos_auth_lab::Failure;
 
 pub struct Namespace {
     unshare: Child,
-    /// Its first process, as seen from here.
+    /// The id of its first process, outside the namespace.
     first: String,
 }
 
 impl Namespace {
-    /// Runs `script` with bash until it is dropped, or until this process ends in whatever way. What it says goes to `log`.
+    /// Runs `script` with bash until the value is dropped, or until this process ends in any way.
+    /// Its output is appended to `log`.
     pub async fn start(script: &str, log: &Path) -> Result<Self, Failure> {
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new("setpriv");
@@ -33,14 +35,14 @@ impl Namespace {
         }
     }
 
-    /// Freezes all of it but its first process, which does nothing.
+    /// Freezes all processes except the first one, which does nothing.
     pub fn falls_silent(&self) -> Result<(), Failure> {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.first, "--pid", "bash", "-c", "kill -STOP -1"]);
         if command.status()?.success() { Ok(()) } else { Err("a machine cannot be frozen".into()) }
     }
 
-    /// Kills all of it with one signal, and returns when all of it is gone.
+    /// Kills all processes with one signal, and returns when they have ended.
     pub fn is_killed(&mut self) {
         let _ = Command::new("kill").args(["-KILL", &self.first]).stderr(Stdio::null()).status();
         let _ = self.unshare.wait();

@@ -10,15 +10,17 @@ use super::faults::Kind;
 
 pub struct Row {
     window: Window<Kind>,
-    /// From the loss to the first 200 after it. Zero: there was no pause of a second.
+    /// The time from the loss to the first 200 after it. Zero if there was no pause of at least a
+    /// second.
     served_again: Duration,
-    /// The longest that a client waited for what was no 200.
+    /// The longest time that a client waited for an answer other than 200.
     longest: Duration,
     verdict: Verdict<Kind>,
 }
 
 impl Row {
-    /// Of the starts that ended from when the relay was frozen until there were two machines again.
+    /// Evaluates the starts that ended between the moment when the relay was frozen and the return
+    /// of the second machine.
     pub fn of(window: Window<Kind>, starts: &[Start], kept: &[Kept]) -> Self {
         let is_in = |start: &&Start| (window.from - PENDING..window.to).contains(&start.ended_at);
         let mut starts: Vec<_> = starts.iter().filter(is_in).cloned().collect();
@@ -27,7 +29,7 @@ impl Row {
         let is_asked = |mail: &&Kept| mail.number().is_some_and(|number| asked.contains(&number));
         let kept: Vec<_> = kept.iter().filter(is_asked).cloned().collect();
         let accepted = starts.iter().filter(|start| start.status == Some(200)).map(|start| start.ended_at);
-        // The pause is the longest between two answers.
+        // The pause is the longest time between two accepted starts.
         let times: Vec<_> = std::iter::once(window.from).chain(accepted).collect();
         let longest = times.windows(2).map(|pair| (pair[1] - pair[0], pair[1])).max();
         let served_again =

@@ -1,4 +1,4 @@
-//! Clients that hold connections and send next to nothing.
+//! Clients that hold connections and send hardly anything.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,20 +10,21 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
-/// Connections that say nothing.
+/// Connections on which nothing is sent.
 pub const IDLE: usize = 10_000;
-/// Connections that drip: every other one headers, the rest bodies.
+/// Connections that send slowly: half of them headers, the others bodies.
 pub const SLOW: usize = 200;
-/// Between two drops.
+/// The pause between two writes of a slow connection.
 const DRIP: Duration = Duration::from_millis(100);
-/// Connections of one address of 127.0.0.0/8, so that ports do not run short.
+/// The number of connections from one address of 127.0.0.0/8. One address does not have enough
+/// ports for all.
 const OF_AN_ADDRESS: usize = 1_000;
 
-/// Gone when dropped.
+/// All connections, which are closed when this is dropped.
 pub struct Crowd {
     _idle: Vec<TcpStream>,
     _dripping: JoinSet<()>,
-    /// Slow writers that the service has cut off; each has come again.
+    /// How many slow connections the service has closed. The client of each has connected again.
     pub cut: Arc<AtomicUsize>,
 }
 
@@ -37,7 +38,7 @@ impl Crowd {
         for number in 0..SLOW {
             let cut = Arc::clone(&cut);
             dripping.spawn(async move {
-                // One that cannot connect has been kept out, and tries again.
+                // If the service does not accept the connection, try again.
                 loop {
                     if let Ok(stream) = connect(service, IDLE + number).await {
                         let _ = drips(stream, number % 2 == 0).await;
@@ -50,7 +51,7 @@ impl Crowd {
     }
 }
 
-/// From one of several addresses of this machine.
+/// Connects from one of several addresses of this machine.
 async fn connect(service: SocketAddr, number: usize) -> std::io::Result<TcpStream> {
     let host = u8::try_from(10 + number / OF_AN_ADDRESS).unwrap_or(u8::MAX);
     let socket = TcpSocket::new_v4()?;
@@ -58,7 +59,7 @@ async fn connect(service: SocketAddr, number: usize) -> std::io::Result<TcpStrea
     socket.connect(service).await
 }
 
-/// A header or an octet of a body at a time, until the service closes.
+/// Sends one header, or one octet of a body, at a time until the service closes the connection.
 async fn drips(mut stream: TcpStream, headers: bool) -> std::io::Result<()> {
     let (head, drop): (&[u8], &[u8]) = if headers {
         (b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n")

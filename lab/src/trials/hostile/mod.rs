@@ -1,8 +1,12 @@
-//! `make hostile`: what ordinary clients notice of 10,000 idle connections and 200 slow writers, and what those cost.
+//! `make hostile`: how 10,000 idle connections and 200 slow writers (the crowd) affect ordinary
+//! clients and the service's memory.
 //!
-//! Quiet and crowded rounds alternate, with the release binary, its usual limits and a real PostgreSQL. It ends with an error if
-//! the crowd makes the slowest hundredth of the starts more than three times as slow, twice; if memory passes its bound; or if a
-//! request through nginx fails while others hold its connections.
+//! Rounds without and with the crowd alternate, with the release binary, its default limits and a
+//! real PostgreSQL. The trial ends with an error in any of three cases:
+//!
+//! - the crowd makes the p99 of starts more than three times as long, in two measurements;
+//! - the memory exceeds its bound;
+//! - a request through nginx fails while others hold its connections.
 
 mod crowd;
 mod proxied;
@@ -17,22 +21,23 @@ use vos_auth_lab::{Failure, database};
 
 use self::crowd::{Crowd, IDLE, SLOW};
 
-/// Quiet rounds of one measurement, and as many crowded ones.
+/// The number of rounds without the crowd in one measurement, and of those with it.
 const ROUNDS: usize = 3;
-/// How long a round is. A crowded one outlasts BODY_TIMEOUT, so that slow writers are cut off in it.
+/// The length of a round: longer than BODY_TIMEOUT, so that slow writers are disconnected during
+/// it.
 const ROUND: Duration = Duration::from_secs(11);
-/// Ordinary clients, and what each waits between an answer and its next start.
+/// The number of ordinary clients, and the pause of each between an answer and its next start.
 const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(5);
-/// A client opens a connection of its own for every so many starts.
+/// A client opens a new connection after this many starts.
 const STARTS_A_CONNECTION: usize = 16;
 const PROXY: (&str, &str) = ("TRUSTED_PROXIES", "127.0.0.1/32");
-/// How much slower the slowest hundredth may become.
+/// The largest allowed ratio of the p99 with the crowd to that without.
 const MAX_RATIO: f64 = 3.0;
-/// Resident memory with the crowd in MiB.
+/// The largest allowed resident memory with the crowd, in MiB.
 const MAX_MEMORY: f64 = 256.0;
 
-/// Trial: what ordinary clients notice of idle and slow connections
+/// Trial: how idle and slow connections affect ordinary clients
 #[derive(Args)]
 pub struct Options {}
 
@@ -45,14 +50,14 @@ pub async fn run(_: Options) -> Result<(), Failure> {
     database::anew(&url).await?;
     let relay = Relay::counting().await;
     let replica = Replica::start(&url, &relay.url(), &[PROXY]).await?;
-    // The first connections, pages and plans are not measured.
+    // Warms up connections, pages and plans.
     starts(&replica, Duration::from_secs(2)).await?;
     let alone = resident(&replica);
     println!(
         "{IDLE} idle connections, {SLOW} slow writers; {CLIENTS} ordinary clients; times in ms, memory in MiB"
     );
     println!("          starts     p50     p99  resident    open   cut off");
-    // Noise of the machine is not there twice.
+    // Measures a second time if the ratio is too large, because noise rarely occurs twice.
     let mut measured = measure(&replica, alone).await?;
     if measured.ratio > MAX_RATIO {
         measured = measure(&replica, alone).await?;
@@ -71,8 +76,8 @@ struct Measured {
     memory: f64,
 }
 
-/// Alternating quiet and crowded rounds, and the row of each kind. `alone` is the memory before any crowd: the allocator keeps
-/// what one has left.
+/// Alternates rounds without and with the crowd, and prints a row for each kind. `alone` is the
+/// memory before the first crowd: the allocator keeps memory that a crowd has used.
 async fn measure(replica: &Replica, alone: f64) -> Result<Measured, Failure> {
     let (mut quiet, mut crowded) = (Vec::new(), Vec::new());
     let (mut memory, mut open, mut cut) = (0.0_f64, 0, 0);
@@ -116,7 +121,7 @@ impl Times {
     }
 }
 
-/// What ordinary clients wait for their starts, in seconds.
+/// The times that ordinary clients wait for their starts, in seconds.
 async fn starts(replica: &Replica, lasting: Duration) -> Result<Vec<f64>, Failure> {
     let url = format!("http://{}/api/auth/recovery/start", replica.address);
     let mut clients = tokio::task::JoinSet::new();
@@ -134,7 +139,7 @@ async fn one_after_the_other(url: String, until: Instant) -> Result<Vec<f64>, re
     let client = reqwest::Client::new();
     let mut took = Vec::new();
     while Instant::now() < until {
-        // Every address is new, so that no rate limit of an address is in the way.
+        // Every address is new, so that no rate limit of an address refuses it.
         let body = format!(r#"{{"email":"{}@example.com"}}"#, rand::random::<u64>());
         let mut request = client.post(&url).header("content-type", "application/json").body(body);
         if took.len() % STARTS_A_CONNECTION == 0 {
@@ -152,7 +157,7 @@ async fn connections(replica: &Replica) -> Result<usize, Failure> {
     replica.metric("vos_auth_connections{listener=\"api\"}").await
 }
 
-/// Waits until the crowd's connections are gone from the service, too.
+/// Waits until the service, too, has closed the crowd's connections.
 async fn until_alone(replica: &Replica) -> Result<(), Failure> {
     while connections(replica).await? > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! The same through nginx: unfinished headers on the port without TLS, from one address.
+//! The same attack on nginx: one address sends unfinished headers to the port without TLS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,13 +11,16 @@ use vos_auth_lab::Failure;
 use vos_auth_lab::nginx::{Nginx, Setup};
 use vos_auth_lab::replica::Replica;
 
-/// Clients that never finish a header. nginx closes each after `client_header_timeout`, and it comes again.
+/// The number of clients that never finish their headers. nginx disconnects each after
+/// `client_header_timeout`, and it connects again.
 const UNFINISHED: usize = 1_700;
-/// The victim's requests, each on a connection of its own, over more than two of those timeouts.
+/// The number of requests of another client (the victim), each on a new connection. They take
+/// longer than two of those timeouts.
 const REQUESTS: usize = 440;
 const A_SECOND: usize = 20;
 
-/// Runs the shipped nginx.conf with the workers of docs/operate/install.md, and fails if one request of the victim does.
+/// Runs the shipped nginx.conf with the worker settings of docs/operate/install.md. Fails if any
+/// request of the victim fails.
 pub async fn measure(replica: &Replica) -> Result<(), Failure> {
     let nginx = Nginx::start([replica.address; 2], &Setup { is_documented: true, ..Setup::default() });
     let plain = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.plain));
@@ -40,7 +43,7 @@ pub async fn measure(replica: &Replica) -> Result<(), Failure> {
     if failed > 0 { Err(format!("a victim's requests failed: {}", nginx.log()).into()) } else { Ok(()) }
 }
 
-/// Begins a request, and returns when nginx has closed.
+/// Begins a request, and returns when nginx has closed the connection.
 async fn unfinished(nginx: SocketAddr) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((Ipv4Addr::new(127, 0, 0, 9), 0).into())?;
