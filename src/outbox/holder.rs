@@ -198,7 +198,7 @@ impl<F: Fn()> Keeper<F> {
                 // Not after a loss: the leases would name this process's own former id, whose
                 // emails it still sends.
                 if !leases_read && let Ok(named) = in_time(holders_of_leases(&self.pool, now)).await {
-                    peers.add(&named);
+                    peers.add(&named, self.holder.lock_state().id);
                     leases_read = true;
                 }
                 if !gone.is_empty() && self.release(now, &gone).await {
@@ -283,8 +283,9 @@ impl<F: Fn()> Keeper<F> {
 struct Peers(HashMap<i32, Option<Instant>>);
 
 impl Peers {
-    fn add(&mut self, holders: &[i32]) {
-        for holder in holders {
+    /// Adds the holders that leases name, without `own`: this courier may have claimed already.
+    fn add(&mut self, holders: &[i32], own: i32) {
+        for holder in holders.iter().filter(|holder| **holder != own) {
             self.0.entry(*holder).or_default();
         }
     }
@@ -367,10 +368,10 @@ mod tests {
         assert!(look(&mut peers, 14, &[], GRACE).is_empty());
         peers.reset_absences();
         assert!(look(&mut peers, 17, &[], GRACE).is_empty(), "there was no check meanwhile");
-        peers.add(&[3]);
+        peers.add(&[3, 4], 4);
         assert!(look(&mut peers, 18, &[], GRACE).is_empty());
         assert_eq!(look(&mut peers, 20, &[1], GRACE), [] as [i32; 0]);
-        assert_eq!(look(&mut peers, 21, &[1], GRACE), [3]);
+        assert_eq!(look(&mut peers, 21, &[1], GRACE), [3], "4 is this courier itself");
     }
 
     #[test]
