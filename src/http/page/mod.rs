@@ -66,12 +66,13 @@ async fn page(
         return chosen;
     }
     let config = &state.app.config;
+    let sign_in = config.page.sign_in_url.as_ref().expect("`serve` and `dev` require it with the page");
     let facts = &Facts {
         brand: &config.mail.mail_brand,
         support: &config.mail.mail_support,
         phone: config.page.support_phone.as_ref(),
-        sign_in: config.page.sign_in_url.to_string(),
-        hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
+        sign_in: sign_in.to_string(),
+        hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
         now: unix_seconds(state.app.clock.now()),
