@@ -14,7 +14,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
 use tower_cookies::Cookies;
 use url::form_urlencoded;
 
@@ -75,7 +74,6 @@ async fn page(
         hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
-        now: unix_seconds(state.app.clock.now()),
         version: &VERSION,
     };
     let page = match language(&headers) {
@@ -131,13 +129,7 @@ pub fn language(headers: &HeaderMap) -> Locale {
     cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
 }
 
-/// Unix time in seconds with three decimals. Whole seconds would make the page's countdowns end
-/// late.
-fn unix_seconds(time: OffsetDateTime) -> String {
-    format!("{}.{:03}", time.unix_timestamp(), time.millisecond())
-}
-
-/// The settings and the time that the page's HTML contains. Times are in seconds.
+/// The settings that the page's HTML contains.
 struct Facts<'a> {
     brand: &'a str,
     support: &'a str,
@@ -146,7 +138,6 @@ struct Facts<'a> {
     hands_over: bool,
     min_chars: u16,
     max_chars: usize,
-    now: String,
     version: &'a str,
 }
 
