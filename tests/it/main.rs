@@ -32,6 +32,7 @@ mod login;
 mod mail;
 mod metrics;
 mod migrate;
+mod nginx_page;
 mod observed;
 mod openapi;
 mod operator;
