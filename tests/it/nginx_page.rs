@@ -50,12 +50,11 @@ async fn without_a_replica_people_see_a_page_and_programs_json() {
     if !is_installed() {
         return;
     }
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let silent = silent.local_addr().map(|address| (address, silent)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap();
     let (none, slow) = (free_address(), ("proxy_read_timeout 30s", "proxy_read_timeout 200ms"));
     let closed = ("location = /recovery {\n", "location = /recovery {\n    return 503;\n");
-    for (replica, change, status) in
-        [(none, None, 502), (silent.0, Some(slow), 504), (none, Some(closed), 503)]
+    for (replica, change, status) in [(none, None, 502), (silent, Some(slow), 504), (none, Some(closed), 503)]
     {
         let (_nginx, address) = start(replica, change.as_slice());
         is_the_page(asks(address, "/recovery", "").await, status).await;
