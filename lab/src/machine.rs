@@ -30,7 +30,8 @@ impl Machine {
         let settings = machine.folder.join("deploy/vos-auth.env.example");
         std::fs::copy(settings, machine.etc().join("vos-auth.env")).unwrap();
         machine.root_runs(&install("Create the database"));
-        machine.root_runs(&format!("host=platform.verolabs.co\n{}", install("Write the settings")));
+        let names = "host=platform.verolabs.co sign_in=/login";
+        machine.root_runs(&format!("{names}\n{}", install("Write the settings")));
         machine.operator_runs(&install("Create the schema and grant the rights"));
         machine
     }

@@ -64,6 +64,8 @@ impl Nginx {
         let site = with_own_addresses(&site, host, [tls, plain], replicas);
         let site = with_changes(site, setup.changes).replace("{plain}", &plain.to_string());
         fs::write(home.join("site.conf"), site).unwrap();
+        let page = "recovery-unavailable.html";
+        fs::copy(place::file("deploy").join(page), home.join(page)).unwrap();
         fs::write(home.join("nginx.conf"), main_context(&home, setup.is_documented)).unwrap();
         let mut nginx = match setup.line {
             Some(line) => line.at_far_end(PROGRAM),
@@ -210,6 +212,7 @@ fn with_own_addresses(
         ("listen [::]:80;", String::new()),
         ("listen 443 ", format!("listen {host}:{tls} ")),
         ("listen [::]:443 ssl;", String::new()),
+        ("root /etc/nginx/vos-auth;", "root .;".to_owned()),
         ("10.0.0.11:8080", first.to_string()),
         ("10.0.0.12:8080", second.to_string()),
         ("/etc/nginx/tls/platform.verolabs.co.pem", "cert.pem".to_owned()),

@@ -15,6 +15,7 @@ pub use crate::place::built;
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
+const SIGN_IN: (&str, &str) = ("SIGN_IN_URL", "/login");
 const ANY_PORTS: [(&str, &str); 2] = [("HTTP_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")];
 
 /// A folder with a key for JWTs. The built program makes it once for each test process.
@@ -37,6 +38,7 @@ pub fn serve_environment<'a>(
 ) -> Vec<(&'a str, &'a str)> {
     let mut environment = vec![
         ORIGIN,
+        SIGN_IN,
         ("DATABASE_URL", database_url),
         ("RECOVERY_SECRETS", SECRET),
         ("DEVICE_SECRETS", SECRET),

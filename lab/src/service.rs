@@ -83,6 +83,7 @@ impl Service {
             "--http-addr=127.0.0.1:0",
             "--metrics-addr=127.0.0.1:0",
             "--public-origin=https://platform.verolabs.co",
+            "--sign-in-url=/login",
             "--smtp-probe-interval=20ms",
             "--outbox-poll-interval=20ms",
             "--drain-delay=0s",

@@ -30,7 +30,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::app::{App, Limits};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, Secrets, TraceSettings};
+use crate::config::{self, Config, ConfigError, Secrets, Switch, TraceSettings};
 use crate::database::Endpoint;
 use crate::server::Server;
 use crate::traces::Traces;
@@ -227,6 +227,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
     if config.clients.public_origin.is_none() {
         let why = "is missing: set it to the origin that browsers see, such as https://platform.verolabs.co";
         return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
+    }
+    if config.page.recovery_page == Switch::On && config.page.sign_in_url.is_none() {
+        let why = "is missing: set it to your sign-in page, such as https://oms.verolabs.co/login, or RECOVERY_PAGE=off";
+        return Err(ConfigError::new("SIGN_IN_URL", why).into());
     }
     if config.jwt.jwt_keys.is_none() {
         let why = "is missing: set it to the folder of the keys that sign JWTs; `vos-auth key generate` creates a key";

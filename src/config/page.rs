@@ -17,7 +17,7 @@ pub struct PageSettings {
     pub support_phone: Option<Phone>,
 
     /// The sign-in page that /recovery links to: a path of this host, or an https URL of the same site. A page of
-    /// this host receives the session token
-    #[arg(long, env, default_value = "/")]
-    pub sign_in_url: SignInUrl,
+    /// this host receives the session token. Required by `serve` while RECOVERY_PAGE is on
+    #[arg(long, env)]
+    pub sign_in_url: Option<SignInUrl>,
 }

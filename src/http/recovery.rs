@@ -44,6 +44,8 @@ pub struct ResetRequest {
 #[derive(Debug, Serialize)]
 pub struct RecoveryResponse {
     recovery: RecoveryFacts,
+    #[serde(with = "rfc3339")]
+    now: OffsetDateTime,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,7 +89,7 @@ pub async fn progress(
 ) -> Result<Json<RecoveryResponse>, Error> {
     let device = cookie::known_device(&headers, &state.app);
     let progress = state.recovery.progress(cookie::recovery_token(&headers), device).await?;
-    Ok(Json(RecoveryResponse { recovery: progress.into() }))
+    Ok(Json(RecoveryResponse { now: progress.now, recovery: progress.into() }))
 }
 
 /// `POST /api/auth/recovery/start`: enqueues an email with a code and sets the recovery cookie, for

@@ -30,6 +30,8 @@ pub struct Progress {
     pub attempts_left: i16,
     /// When the rate limit admits the next `start` for the address from this browser.
     pub resend_at: OffsetDateTime,
+    /// The service's time, for countdowns.
+    pub now: OffsetDateTime,
 }
 
 /// What a recovery waits for.
@@ -71,6 +73,7 @@ impl Recovery {
             expires_at: session.expires_at,
             attempts_left: session.attempts_left,
             resend_at: within_deadline("read rate limit", free_at).await?,
+            now,
         })
     }
 }

@@ -44,7 +44,7 @@ fn validator(document: &Value, schema: &Value) -> Validator {
 }
 
 /// Members whose values change from run to run: ids, tokens, times, keys, and where the client is.
-const VOLATILE: [&str; 14] = [
+const VOLATILE: [&str; 15] = [
     "id",
     "sid",
     "sessionToken",
@@ -54,6 +54,7 @@ const VOLATILE: [&str; 14] = [
     "expires_at",
     "last_seen_at",
     "resend_at",
+    "now",
     "ip_address",
     "requestId",
     "kid",

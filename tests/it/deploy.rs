@@ -95,6 +95,9 @@ async fn nginx_exposes_only_public_paths_and_answers_in_the_services_error_shape
     for path in ["/openapi.json", "/.well-known/jwks.json"] {
         assert_eq!(nginx.asks("any", path, &[]).await.0, 200, "{path}");
     }
+    for path in ["/.well-known/change-password", "/recovery/"] {
+        assert_eq!(nginx.asks("any", path, &[]).await.0, 303, "{path}");
+    }
     for path in [
         "/",
         "/healthz",

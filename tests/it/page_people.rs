@@ -1,6 +1,8 @@
 //! The recovery page under real conditions: blocked storage, old browsers, proxies that answer,
 //! links that an app has changed, addresses and codes as they are pasted.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::PgPool;
 
@@ -12,7 +14,7 @@ const EMAIL: &str = "trader@example.com";
 const PASSWORD: &str = "sao hom tren doi thong gio";
 
 /// Runs a script in every document before any of its own.
-async fn before_load(browser: &Browser, script: &str) {
+pub async fn before_load(browser: &Browser, script: &str) {
     browser.devtools("Page.enable", json!({})).await;
     browser.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script })).await;
 }
@@ -217,6 +219,39 @@ async fn at_none_left_or_expired_the_button_that_helps_is_the_primary_one(pool: 
         browser.clicks("#verify button").await;
     }
     browser.until("document.querySelector('#code').classList.contains('needs-code')").await;
+    browser.closes().await;
+    service.stops().await;
+}
+
+/// The service's time goes on while the page's clock stands still, as in a phone that sleeps. The
+/// phone's own clock is wrong.
+#[sqlx::test]
+async fn after_the_phone_slept_the_countdowns_are_right(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = Browser::open("en").await;
+    before_load(&browser, "Date.now = () => 0").await;
+    asks_for_a_code(&browser, &page).await;
+    let code = service.relay.mail(1).await.code();
+    assert!(browser.reads("#resend-wait").await.starts_with("You can resend it in 0:"));
+    let is_left = |step: &str, minutes: u32| {
+        format!("/^({}:|{minutes}:00)/.test(document.querySelector('#{step}').innerText)", minutes - 1)
+    };
+    let [wakes, returns] = [
+        "document.dispatchEvent(new Event('visibilitychange'))",
+        "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
+    ];
+    for (event, minutes) in [(wakes, 6), (returns, 2)] {
+        service.clock.advance(Duration::from_mins(4));
+        browser.script(event).await;
+        browser.until(&is_left("code-life time", minutes)).await;
+    }
+    browser.until("!document.querySelector('#resend-wait').checkVisibility()").await;
+    browser.types("#digits", &code).await;
+    browser.sees("#password").await;
+    browser.until(&is_left("password [data-until=password] time", 15)).await;
+    service.clock.advance(Duration::from_mins(10));
+    browser.script(wakes).await;
+    browser.until(&is_left("password [data-until=password] time", 5)).await;
     browser.closes().await;
     service.stops().await;
 }

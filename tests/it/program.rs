@@ -39,6 +39,7 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("JWT_KEYS", "/nowhere"),
         ("JWT_KEYS", env!("CARGO_MANIFEST_DIR")),
         ("PASSWORD_MIN_CHARS", "7"),
+        ("SIGN_IN_URL", ""),
         ("SIGN_IN_URL", "javascript:alert(1)"),
         ("RECOVERY_PAGE", "maybe"),
         ("LOGIN_FAILURE_TIME", "0s"),

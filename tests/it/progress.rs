@@ -59,6 +59,7 @@ async fn progress_shows_the_state_of_the_recovery(pool: PgPool) {
     assert_eq!((&first["id"], &first["email"]), (&id.clone().into(), &TRADER.into()));
     assert_eq!((&first["state"], &first["attempts_left"]), (&"code_sent".into(), &5.into()));
     assert!(is_about(&service, &first, 600));
+    assert_eq!(time_in(&client.get(PATH).await.body, "now"), service.app.clock.now());
 
     let code = service.relay.mail(1).await.code();
     client.verifies(&wrong(&code)).await;

@@ -76,7 +76,7 @@ pub async fn run(
     config.listening.metrics_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.clients.public_origin = Some(format!("http://localhost:{port}").parse()?);
     config.clients.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
-    config.page.sign_in_url = "/dev/mailbox".parse()?;
+    config.page.sign_in_url = Some("/dev/mailbox".parse()?);
     config.stopping.drain_delay = std::time::Duration::ZERO;
     config.relays.smtp_oauth = OauthSettings::default();
     let secrets = Secrets {

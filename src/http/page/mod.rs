@@ -3,22 +3,24 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
-use std::sync::LazyLock;
+mod asset;
+
+use std::sync::{Arc, LazyLock};
 
 use askama::Template;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, VARY};
+use axum::extract::{Path, RawQuery};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, LOCATION, VARY};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
 use tower_cookies::Cookies;
 use url::form_urlencoded;
 
-use crate::config::{PASSWORD_MAX_CHARS, Phone};
+use self::asset::Asset;
+use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
 use crate::http::{AppState, cookie};
@@ -36,6 +38,10 @@ const FILES: [(&str, &str, &str); 3] = [
     ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
 ];
 
+/// The same, compressed.
+static ASSETS: LazyLock<[(&str, Asset); 3]> =
+    LazyLock::new(|| FILES.map(|(name, content_type, content)| (name, Asset::new(content_type, content))));
+
 /// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until
 /// they change.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -43,8 +49,22 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
 });
 
-/// The routes of the page and its files.
-pub fn routes() -> Router<AppState> {
+/// The routes of the page and its files. The page is rendered and compressed once, for each language.
+///
+/// # Panics
+///
+/// Without `SIGN_IN_URL`, which `serve` and `dev` require with the page.
+pub fn routes(config: &Config) -> Router<AppState> {
+    let [vi, en] = [Locale::Vi, Locale::En]
+        .map(|locale| Arc::new(Asset::new("text/html; charset=utf-8", html(config, locale))));
+    LazyLock::force(&ASSETS);
+    let page = async move |RawQuery(query): RawQuery, headers: HeaderMap, cookies: Cookies| {
+        let page = match language(&headers) {
+            Locale::Vi => vi,
+            Locale::En => en,
+        };
+        choose_language(query.as_deref(), "/recovery", &cookies).unwrap_or_else(|| answer(&page, &headers))
+    };
     Router::new()
         .route("/recovery", get(page))
         // For links that a person typed, or that an app has changed.
@@ -56,39 +76,33 @@ pub fn routes() -> Router<AppState> {
 
 /// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
 /// language, else in Vietnamese. `?lang=` chooses a language.
-async fn page(
-    State(state): State<AppState>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    cookies: Cookies,
-) -> Response {
-    if let Some(chosen) = choose_language(query.as_deref(), "/recovery", &cookies) {
-        return chosen;
-    }
-    let config = &state.app.config;
-    let facts = &Facts {
-        brand: &config.mail.mail_brand,
-        support: &config.mail.mail_support,
-        phone: config.page.support_phone.as_ref(),
-        sign_in: config.page.sign_in_url.to_string(),
-        hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
-        min_chars: config.passwords.password_min_chars,
-        max_chars: PASSWORD_MAX_CHARS,
-        now: unix_seconds(state.app.clock.now()),
-        version: &VERSION,
-    };
-    let page = match language(&headers) {
-        Locale::Vi => Page::Vi { page: facts },
-        Locale::En => Page::En { page: facts },
-    };
-    let html = page.render().expect("nothing in the template can fail");
+fn answer(page: &Asset, request: &HeaderMap) -> Response {
     let head = [
-        (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CONTENT_SECURITY_POLICY, POLICY),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (VARY, "accept-language, cookie"),
     ];
-    (head, html).into_response()
+    // Its own headers are appended to those of the asset: both have `Vary`.
+    (AppendHeaders(head), page.answer(request)).into_response()
+}
+
+fn html(config: &Config, locale: Locale) -> String {
+    let sign_in = config.page.sign_in_url.as_ref().expect("`serve` and `dev` require it with the page");
+    let facts = &Facts {
+        brand: &config.mail.mail_brand,
+        support: &config.mail.mail_support,
+        phone: config.page.support_phone.as_ref(),
+        sign_in: sign_in.to_string(),
+        hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
+        min_chars: config.passwords.password_min_chars,
+        max_chars: PASSWORD_MAX_CHARS,
+        version: &VERSION,
+    };
+    let page = match locale {
+        Locale::Vi => Page::Vi { page: facts },
+        Locale::En => Page::En { page: facts },
+    };
+    page.render().expect("nothing in the template can fail")
 }
 
 async fn to_page() -> Redirect {
@@ -100,16 +114,16 @@ async fn to_page() -> Redirect {
 async fn file(
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Path(name) = name.map_err(|_| Problem::NotFound)?;
-    let known = FILES.into_iter().find(|(known, ..)| *known == name);
-    let (_, content_type, content) = known.ok_or(Problem::NotFound)?;
+    let (_, asset) = ASSETS.iter().find(|(known, _)| *known == name).ok_or(Problem::NotFound)?;
     let cache = if query.as_deref() == Some(VERSION.as_str()) {
         "public, max-age=31536000, immutable"
     } else {
         "no-store"
     };
-    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, cache)], content).into_response())
+    Ok(([(CACHE_CONTROL, cache)], asset.answer(&headers)).into_response())
 }
 
 /// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at
@@ -130,13 +144,7 @@ pub fn language(headers: &HeaderMap) -> Locale {
     cookie::language(headers).or_else(|| locale_of(headers)).unwrap_or(Locale::Vi)
 }
 
-/// Unix time in seconds with three decimals. Whole seconds would make the page's countdowns end
-/// late.
-fn unix_seconds(time: OffsetDateTime) -> String {
-    format!("{}.{:03}", time.unix_timestamp(), time.millisecond())
-}
-
-/// The settings and the time that the page's HTML contains. Times are in seconds.
+/// The settings that the page's HTML contains.
 struct Facts<'a> {
     brand: &'a str,
     support: &'a str,
@@ -145,7 +153,6 @@ struct Facts<'a> {
     hands_over: bool,
     min_chars: u16,
     max_chars: usize,
-    now: String,
     version: &'a str,
 }
 

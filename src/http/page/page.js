@@ -42,7 +42,8 @@ function timeout(milliseconds) {
 const startRecovery = (email, ticket) =>
   call('POST', '/api/auth/recovery/start', { email }, ticket ? { 'X-Recovery-Ticket': ticket } : {});
 // The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at,
-// attempts_left, resend_at}}, or 401 if there is no recovery that can be continued.
+// attempts_left, resend_at}, now}, or 401 if there is no recovery that can be continued. All times
+// are the server's.
 const fetchRecovery = () => call('GET', '/api/auth/recovery');
 // All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
 // on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
@@ -62,10 +63,17 @@ const settings = document.body.dataset;
 // answers state.
 const RESEND_WAIT = 30;
 
-// The server's time: its time when it served this page, plus the time since then by the browser's
-// monotonic clock.
-const servedAt = performance.getEntriesByType?.('navigation')[0]?.responseStart ?? 0;
-const now = () => Number(settings.now) + (performance.now() - servedAt) / 1000;
+// The server's time by its last answer with `now`, plus the time since then by the browser's
+// monotonic clock. That clock may stop while the device sleeps, so the page asks again afterwards.
+let clockOffset = 0;
+const now = () => clockOffset + performance.now() / 1000;
+function setClock(time) {
+  const offset = seconds(time) - performance.now() / 1000;
+  // Before the first of these answers, the page counts from the time it was opened.
+  if (clockOffset === 0) for (const name of Object.keys(deadlines)) deadlines[name] += deadlines[name] && offset;
+  clockOffset = offset;
+}
+const seconds = (time) => Date.parse(time) / 1000 || 0;
 
 // The recovery by the last answer to `fetchRecovery`; null if there is none. It is not kept across
 // reloads.
@@ -115,7 +123,6 @@ function setRecovery(fetched) {
   }
   recovery = fetched;
   typedEmail ||= fetched?.email ?? '';
-  const seconds = (time) => Date.parse(time) / 1000 || 0;
   deadlines.code = deadlines.password = 0;
   deadlines[nextStep()] = seconds(fetched?.expires_at);
   deadlines.resend = Math.max(seconds(fetched?.resend_at), deadlines.pause ?? 0);
@@ -128,6 +135,7 @@ let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
   const thisFetch = ++fetches;
   const answer = await fetchRecovery().catch(() => null);
+  if (answer?.now) setClock(answer.now);
   if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
   const before = history.state?.step ?? step;
   const wasInProgress = before === 'code' || before === 'password';
