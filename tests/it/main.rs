@@ -30,6 +30,7 @@ mod limits;
 mod lockout;
 mod login;
 mod mail;
+mod mail_look;
 mod metrics;
 mod migrate;
 mod observed;
