@@ -91,7 +91,7 @@ fn html(config: &Config, locale: Locale) -> String {
     let facts = &Facts {
         brand: &config.mail.mail_brand,
         support: &config.mail.mail_support,
-        phone: config.page.support_phone.as_ref(),
+        phone: config.mail.support_phone.as_ref(),
         sign_in: sign_in.to_string(),
         hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,
