@@ -60,7 +60,12 @@ pub fn router(state: AppState) -> Router {
     let login = from_fn_with_state(state.clone(), guard::admit_login);
     let in_recovery = from_fn_with_state(state.clone(), guard::admit_recovery);
     let by_token = from_fn_with_state(state.clone(), guard::admit_token);
-    let page = if state.app.config.page.recovery_page == Switch::On { page::routes() } else { Router::new() };
+    let config = &state.app.config;
+    let page = if config.page.recovery_page == Switch::On {
+        page::routes(config.mail.brand())
+    } else {
+        Router::new()
+    };
     Router::new()
         .route("/api/auth/recovery", get(recovery::progress).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))

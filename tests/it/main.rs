@@ -29,6 +29,7 @@ mod jwt;
 mod limits;
 mod lockout;
 mod login;
+mod look;
 mod mail;
 mod metrics;
 mod migrate;

@@ -3,21 +3,23 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
-use std::sync::LazyLock;
+use std::sync::Arc;
 
 use askama::Template;
-use axum::Router;
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tower_cookies::Cookies;
 use url::form_urlencoded;
 
+use crate::brand::{Brand, Picture};
 use crate::config::{PASSWORD_MAX_CHARS, Phone};
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
@@ -29,22 +31,48 @@ use crate::locale::Locale;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// The page's files: name, type, content.
-const FILES: [(&str, &str, &str); 3] = [
-    ("page.css", "text/css; charset=utf-8", include_str!("page.css")),
-    ("page.js", "text/javascript; charset=utf-8", include_str!("page.js")),
-    ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
-];
+/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs to no origin.
+const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
 
-/// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until
-/// they change.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
-    digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
-});
+const CSS: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const ICON: &str = include_str!("icon.svg");
+
+/// The page's files, and the beginning of a hash over them. It is in their URLs, so browsers can
+/// cache them until they change.
+struct Files {
+    version: String,
+    icon: Picture,
+    /// Name, type, content.
+    files: Vec<(&'static str, &'static str, Bytes)>,
+}
+
+impl Files {
+    fn new(brand: &Brand) -> Self {
+        let css = format!(
+            ":root {{ color-scheme: light dark; {} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {} }} }}\n{CSS}",
+            brand.light.css(),
+            brand.dark.css()
+        );
+        let ours = || Picture { name: "icon.svg", content_type: Picture::SVG, content: ICON.into() };
+        let icon = brand.icon.clone().unwrap_or_else(ours);
+        let mut files = vec![
+            ("page.css", "text/css; charset=utf-8", css.into()),
+            ("page.js", "text/javascript; charset=utf-8", Bytes::from_static(SCRIPT.as_bytes())),
+        ];
+        for picture in brand.logo.iter().chain([&icon]) {
+            files.push((picture.name, picture.content_type, picture.content.clone().into()));
+        }
+        let mut digest = Sha256::new();
+        files.iter().for_each(|(.., content)| digest.update(content));
+        let version =
+            digest.finalize()[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        Self { version, icon, files }
+    }
+}
 
 /// The routes of the page and its files.
-pub fn routes() -> Router<AppState> {
+pub fn routes(brand: &Brand) -> Router<AppState> {
     Router::new()
         .route("/recovery", get(page))
         // Links that somebody typed or that an app has changed.
@@ -52,12 +80,14 @@ pub fn routes() -> Router<AppState> {
         // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
         .route("/.well-known/change-password", get(to_page))
         .route("/recovery/{file}", get(file))
+        .layer(Extension(Arc::new(Files::new(brand))))
 }
 
 /// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
 /// language, else in Vietnamese. `?lang=` chooses a language.
 async fn page(
     State(state): State<AppState>,
+    Extension(files): Extension<Arc<Files>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     cookies: Cookies,
@@ -66,8 +96,14 @@ async fn page(
         return chosen;
     }
     let config = &state.app.config;
+    let brand = config.mail.brand();
+    let locale = language(&headers);
     let facts = &Facts {
-        brand: &config.mail.mail_brand,
+        brand: config.mail.product_name(locale),
+        heading: brand.heading.as_ref().map(|text| text.in_language(locale)),
+        footer: brand.footer.as_ref().map(|text| text.in_language(locale)),
+        logo: brand.logo.as_ref().map(|logo| logo.name),
+        icon: &files.icon,
         support: &config.mail.mail_support,
         phone: config.page.support_phone.as_ref(),
         sign_in: config.page.sign_in_url.to_string(),
@@ -75,9 +111,9 @@ async fn page(
         min_chars: config.passwords.password_min_chars,
         max_chars: PASSWORD_MAX_CHARS,
         now: unix_seconds(state.app.clock.now()),
-        version: &VERSION,
+        version: &files.version,
     };
-    let page = match language(&headers) {
+    let page = match locale {
         Locale::Vi => Page::Vi { page: facts },
         Locale::En => Page::En { page: facts },
     };
@@ -98,18 +134,21 @@ async fn to_page() -> Redirect {
 /// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
 /// because a roll-out is in progress.
 async fn file(
+    Extension(files): Extension<Arc<Files>>,
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
     let Path(name) = name.map_err(|_| Problem::NotFound)?;
-    let known = FILES.into_iter().find(|(known, ..)| *known == name);
+    let known = files.files.iter().find(|(known, ..)| *known == name);
     let (_, content_type, content) = known.ok_or(Problem::NotFound)?;
-    let cache = if query.as_deref() == Some(VERSION.as_str()) {
+    let cache = if query.as_deref() == Some(files.version.as_str()) {
         "public, max-age=31536000, immutable"
     } else {
         "no-store"
     };
-    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, cache)], content).into_response())
+    let head =
+        [(CONTENT_TYPE, *content_type), (CACHE_CONTROL, cache), (CONTENT_SECURITY_POLICY, FILE_POLICY)];
+    Ok((head, content.clone()).into_response())
 }
 
 /// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at
@@ -139,6 +178,11 @@ fn unix_seconds(time: OffsetDateTime) -> String {
 /// The settings and the time that the page's HTML contains. Times are in seconds.
 struct Facts<'a> {
     brand: &'a str,
+    heading: Option<&'a str>,
+    footer: Option<&'a str>,
+    /// The name of its file.
+    logo: Option<&'static str>,
+    icon: &'a Picture,
     support: &'a str,
     phone: Option<&'a Phone>,
     sign_in: String,
