@@ -147,22 +147,29 @@ impl Browser {
     /// Checks the page, light and dark: axe finds no violation, and the page fits the narrowest
     /// screen. If `SCREENSHOTS` names a folder, saves screenshots there, named after `name`.
     pub async fn inspect(&self, name: &str) {
+        self.inspect_on(name, &[("phone", PHONE), ("desktop", DESKTOP)]).await;
+    }
+
+    /// The same, for screens with these names.
+    pub async fn inspect_on(&self, name: &str, screens: &[(&str, (u32, u32))]) {
         let axe = place::file("tests/page/node_modules/axe-core/axe.min.js");
         let axe = std::fs::read_to_string(axe).expect("axe is there: `make test` installs it");
         self.driver.execute(axe, vec![]).await.unwrap();
-        self.is_sized(NARROW).await;
-        let width = self.script("return document.documentElement.scrollWidth").await;
-        assert!(width.as_u64().unwrap() <= 320, "{name} is {width} wide");
+        for (_, size) in screens.iter().chain([&("narrow", NARROW)]) {
+            self.is_sized(*size).await;
+            let width = self.script("return document.documentElement.scrollWidth").await;
+            assert!(width.as_u64().unwrap() <= size.0.into(), "{name} is {width} wide on {size:?}");
+        }
         for scheme in ["light", "dark"] {
             self.is_in(scheme).await;
             let run = "const done = arguments[0]; axe.run().then(({ violations }) => done(violations))";
             let found = self.driver.execute_async(run, vec![]).await.unwrap().json().clone();
             assert_eq!(found, json!([]), "{name}, {scheme}: {found:#}");
             if let Some(folder) = std::env::var_os("SCREENSHOTS") {
-                for (device, size) in [("phone", PHONE), ("desktop", DESKTOP)] {
-                    self.is_sized(size).await;
-                    let file = PathBuf::from(&folder).join(format!("{name}-{scheme}-{device}.png"));
-                    self.picture(&file, size).await;
+                for (screen, size) in screens {
+                    self.is_sized(*size).await;
+                    let file = PathBuf::from(&folder).join(format!("{name}-{scheme}-{screen}.png"));
+                    self.picture(&file, *size).await;
                 }
             }
         }

@@ -37,12 +37,9 @@ impl Mail {
     /// The same; none in an email about something else.
     pub fn code_if_any(&self) -> Option<String> {
         let text = self.text();
-        let lone = |line: &&str| {
-            let groups: Vec<_> = line.trim().split(' ').collect();
-            groups.len() == 2 && groups.iter().all(|g| g.len() == 4 && g.bytes().all(|b| b.is_ascii_digit()))
-        };
+        let lone = |line: &&str| line.len() == 8 && line.bytes().all(|octet| octet.is_ascii_digit());
         let mut codes = text.lines().filter(lone);
-        let code = codes.next()?.trim().replace(' ', "");
+        let code = codes.next()?.to_owned();
         assert_eq!(codes.next(), None, "one code");
         Some(code)
     }

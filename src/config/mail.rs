@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::bounds::{DAY, HOUR, between};
 use super::dkim::DkimSettings;
+use super::phone::Phone;
+use super::recovery_url::RecoveryUrl;
 use crate::brand::{self, Brand};
 use crate::locale::Locale;
 
@@ -32,9 +34,19 @@ pub struct MailSettings {
     #[arg(long, env, value_parser = Brand::read)]
     pub brand_dir: Option<Arc<Brand>>,
 
-    /// The support address in emails and on /recovery
+    /// The email address of support, in emails and on /recovery
     #[arg(long, env, default_value = "support@verolabs.co")]
     pub mail_support: String,
+
+    /// The telephone number of support in emails and on /recovery, such as +84 28 1234 5678. Unset: only the email
+    /// address is shown
+    #[arg(long, env)]
+    pub support_phone: Option<Phone>,
+
+    /// The recovery page that emails link to, such as https://platform.verolabs.co/recovery. The link is the same in
+    /// every email. Unset: emails have no link to a page
+    #[arg(long, env)]
+    pub recovery_url: Option<RecoveryUrl>,
 
     /// How long the notice of a changed password is retried, counted from the change; also how long it is kept for an
     /// operator after a relay refused it for good

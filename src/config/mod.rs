@@ -16,6 +16,7 @@ mod page;
 mod passwords;
 mod phone;
 mod rate_limits;
+mod recovery_url;
 mod relays;
 mod secrets;
 mod sessions;
@@ -42,6 +43,7 @@ pub use self::page::PageSettings;
 pub use self::passwords::PasswordSettings;
 pub use self::phone::Phone;
 pub use self::rate_limits::RateLimitSettings;
+pub use self::recovery_url::RecoveryUrl;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{
     OauthSecrets, Secrets, database_url, device_secrets, kratos_authorization, smtp_relays,

@@ -1,7 +1,6 @@
 //! The recovery page.
 
 use super::Switch;
-use super::phone::Phone;
 use super::sign_in::SignInUrl;
 
 /// The recovery page.
@@ -11,10 +10,6 @@ pub struct PageSettings {
     /// Whether /recovery, the recovery page, is served. Turn it off once the OMS has a page of its own
     #[arg(long, env, default_value = "on")]
     pub recovery_page: Switch,
-
-    /// The telephone number of support on /recovery, such as +84 28 1234 5678. Unset: only the email address is shown
-    #[arg(long, env)]
-    pub support_phone: Option<Phone>,
 
     /// The sign-in page that /recovery links to: a path of this host, or an https URL of the same site. A page of
     /// this host receives the session token

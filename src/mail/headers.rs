@@ -1,6 +1,7 @@
 //! Headers of emails that lettre does not provide.
 
 use lettre::message::header::{Header, HeaderName, HeaderValue};
+use uuid::Uuid;
 
 use crate::locale::Locale;
 
@@ -20,6 +21,44 @@ impl Header for AutoSubmitted {
 
     fn display(&self) -> HeaderValue {
         HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+/// `X-Auto-Response-Suppress` (MS-OXCMAIL §2.1.3.2.20): the same for Exchange. Not `All`, which also
+/// suppresses the reports of failed delivery that `vos-auth bounce` reads.
+#[derive(Clone)]
+pub(super) struct AutoResponseSuppress;
+
+impl Header for AutoResponseSuppress {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("X-Auto-Response-Suppress")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self)
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), "DR, RN, NRN, OOF, AutoReply".into())
+    }
+}
+
+/// `X-Entity-Ref-ID`: without a different one in each email, Gmail can put emails of one subject in a
+/// thread, where an older code may be read for the newest.
+#[derive(Clone)]
+pub(super) struct EntityRefId(pub(super) Uuid);
+
+impl Header for EntityRefId {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("X-Entity-Ref-ID")
+    }
+
+    fn parse(id: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self(id.parse()?))
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), self.0.to_string())
     }
 }
 

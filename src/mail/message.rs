@@ -1,14 +1,8 @@
-//! Builds emails: headers, a text part and an HTML part. Their texts are in `templates/`, one file
-//! for each language and part.
-
-#![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
+//! Builds emails: headers, a text part and an HTML part.
 
 use std::borrow::Cow;
 
-use askama::Template;
 use clap::ValueEnum;
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use lettre::address::Envelope;
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
@@ -19,11 +13,11 @@ use uuid::Uuid;
 use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, ConfigError, MailSettings};
 use crate::locale::Locale;
-use crate::mail::Unbuildable;
 use crate::mail::bounce::ReturnPath;
+use crate::mail::content::{Content, Parts};
 use crate::mail::dkim::Signer;
-use crate::mail::headers::{AutoSubmitted, ContentLanguage};
-use crate::mail::{device, sender};
+use crate::mail::headers::{AutoResponseSuppress, AutoSubmitted, ContentLanguage, EntityRefId};
+use crate::mail::{Unbuildable, sender};
 use crate::secret::{Code, Key};
 
 /// The kinds of emails.
@@ -106,10 +100,7 @@ pub struct Composer {
     dkim: Option<Signer>,
     from: Mailbox,
     return_path: ReturnPath,
-    brand: String,
-    support: String,
-    zone: TimeZone,
-    zone_name: String,
+    content: Content,
 }
 
 impl Composer {
@@ -122,22 +113,11 @@ impl Composer {
     pub fn new(settings: &MailSettings, key: &Key) -> Result<Self, ConfigError> {
         let from = sender::mailbox(&settings.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
         let return_path = ReturnPath::new(settings.mail_bounces.as_deref(), &from.email, key)?;
-        let zone = TimeZone::get(&settings.mail_time_zone).map_err(|_| {
-            ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
-        })?;
-        for (name, text) in [("MAIL_BRAND", &settings.mail_brand), ("MAIL_SUPPORT", &settings.mail_support)] {
-            if text.trim().is_empty() || text.chars().any(char::is_control) {
-                return Err(ConfigError::new(name, "is empty or contains a control character"));
-            }
-        }
         let composer = Self {
             dkim: Signer::new(&settings.dkim, from.email.domain())?,
             from,
             return_path,
-            brand: settings.mail_brand.clone(),
-            support: settings.mail_support.clone(),
-            zone,
-            zone_name: settings.mail_time_zone.clone(),
+            content: Content::new(settings)?,
         };
         composer.build_samples().map_err(|Unbuildable| {
             ConfigError::new(
@@ -200,20 +180,7 @@ impl Composer {
         valid_until: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
-        let data = TemplateData {
-            code: code.expose_grouped(),
-            valid_until: self.local_time(valid_until, about.locale),
-            ..self.template_data(about, asked_at)
-        };
-        let data = &data;
-        self.build(
-            about,
-            now,
-            match about.locale {
-                Locale::Vi => (Part::CodeViText { mail: data }, Part::CodeViHtml { mail: data }),
-                Locale::En => (Part::CodeEnText { mail: data }, Part::CodeEnHtml { mail: data }),
-            },
-        )
+        self.build(about, now, self.content.recovery_code(about, code, asked_at, valid_until))
     }
 
     /// The notice that the password was changed at `changed_at`. `now` becomes its Date.
@@ -227,51 +194,21 @@ impl Composer {
         changed_at: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
-        let data = &self.template_data(about, changed_at);
-        self.build(
-            about,
-            now,
-            match about.locale {
-                Locale::Vi => (Part::ChangedViText { mail: data }, Part::ChangedViHtml { mail: data }),
-                Locale::En => (Part::ChangedEnText { mail: data }, Part::ChangedEnHtml { mail: data }),
-            },
-        )
+        self.build(about, now, self.content.password_changed(about, changed_at))
     }
 
     fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {
-        let data = &self.template_data(about, now);
-        self.build(
-            about,
-            now,
-            match about.locale {
-                Locale::Vi => (Part::TestViText { mail: data }, Part::TestViHtml { mail: data }),
-                Locale::En => (Part::TestEnText { mail: data }, Part::TestEnHtml { mail: data }),
-            },
-        )
+        self.build(about, now, self.content.test(about, now))
     }
 
-    fn template_data(&self, about: &About<'_>, at: OffsetDateTime) -> TemplateData<'_> {
-        TemplateData {
-            brand: &self.brand,
-            support: &self.support,
-            at: self.local_time(at, about.locale),
-            device: device::describe(about.user_agent, about.locale),
-            code: String::new(),
-            valid_until: String::new(),
-        }
-    }
-
-    /// Renders the two parts. The text template begins with the subject and an empty line.
     fn build(
         &self,
         about: &About<'_>,
         now: OffsetDateTime,
-        (text, html): (Part<'_>, Part<'_>),
+        parts: Option<Parts>,
     ) -> Result<Mail, Unbuildable> {
-        let text = text.render().map_err(|_| Unbuildable)?;
-        let html = html.render().map_err(|_| Unbuildable)?;
+        let Parts { subject, text, html } = parts.ok_or(Unbuildable)?;
         let to: Address = about.to.parse().map_err(|_| Unbuildable)?;
-        let (subject, text) = text.split_once("\n\n").ok_or(Unbuildable)?;
         let message = Message::builder()
             .from(self.from.clone())
             .to(Mailbox::new(None, to.clone()))
@@ -279,8 +216,10 @@ impl Composer {
             .date(now.into())
             .message_id(Some(format!("<{}@{}>", about.id, self.from.email.domain())))
             .header(AutoSubmitted)
+            .header(AutoResponseSuppress)
+            .header(EntityRefId(about.id))
             .header(ContentLanguage(about.locale))
-            .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
+            .multipart(MultiPart::alternative_plain_html(text, html))
             .map_err(|_| Unbuildable)?;
         let sender = self.return_path.of(about.account_id, about.to, now)?;
         let envelope = Envelope::new(Some(sender), vec![to]).map_err(|_| Unbuildable)?;
@@ -290,61 +229,6 @@ impl Composer {
         }
         Ok(Mail { envelope, bytes })
     }
-
-    /// A time as people in Viet Nam write it, with its zone: `09:05 23/11/2026 (giờ Việt Nam,
-    /// UTC+7)`.
-    fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
-        let zoned = Timestamp::from_second(at.unix_timestamp())
-            .unwrap_or_default()
-            .to_zoned_datetime(self.zone.clone());
-        let offset = zoned.offset().seconds();
-        let (hours, minutes) = (offset / 3600, (offset / 60 % 60).abs());
-        let offset =
-            if minutes == 0 { format!("UTC{hours:+}") } else { format!("UTC{hours:+}:{minutes:02}") };
-        let zone = match (self.zone_name.as_str(), locale) {
-            ("Asia/Ho_Chi_Minh", Locale::Vi) => "giờ Việt Nam",
-            ("Asia/Ho_Chi_Minh", Locale::En) => "Viet Nam time",
-            (name, _) => name,
-        };
-        format!("{} ({zone}, {offset})", zoned.strftime("%H:%M %d/%m/%Y"))
-    }
-}
-
-struct TemplateData<'a> {
-    brand: &'a str,
-    support: &'a str,
-    at: String,
-    device: String,
-    code: String,
-    valid_until: String,
-}
-
-#[derive(Template)]
-enum Part<'a> {
-    #[template(path = "recovery_code.vi.txt")]
-    CodeViText { mail: &'a TemplateData<'a> },
-    #[template(path = "recovery_code.vi.html")]
-    CodeViHtml { mail: &'a TemplateData<'a> },
-    #[template(path = "recovery_code.en.txt")]
-    CodeEnText { mail: &'a TemplateData<'a> },
-    #[template(path = "recovery_code.en.html")]
-    CodeEnHtml { mail: &'a TemplateData<'a> },
-    #[template(path = "password_changed.vi.txt")]
-    ChangedViText { mail: &'a TemplateData<'a> },
-    #[template(path = "password_changed.vi.html")]
-    ChangedViHtml { mail: &'a TemplateData<'a> },
-    #[template(path = "password_changed.en.txt")]
-    ChangedEnText { mail: &'a TemplateData<'a> },
-    #[template(path = "password_changed.en.html")]
-    ChangedEnHtml { mail: &'a TemplateData<'a> },
-    #[template(path = "test.vi.txt")]
-    TestViText { mail: &'a TemplateData<'a> },
-    #[template(path = "test.vi.html")]
-    TestViHtml { mail: &'a TemplateData<'a> },
-    #[template(path = "test.en.txt")]
-    TestEnText { mail: &'a TemplateData<'a> },
-    #[template(path = "test.en.html")]
-    TestEnHtml { mail: &'a TemplateData<'a> },
 }
 
 #[cfg(test)]

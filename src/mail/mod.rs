@@ -3,6 +3,7 @@
 
 pub mod bounce;
 mod connect;
+mod content;
 mod conversation;
 mod demotion;
 pub mod device;

@@ -22,7 +22,7 @@ EMAIL = "trader.en@example.com"
 def mails():
     with urllib.request.urlopen(f"{URL}/dev/mailbox.json") as answer:
         codes = [mail for mail in json.load(answer) if mail["to"] == [EMAIL]]
-    return [code[1] for mail in codes if (code := re.search(r"^\s*(\d{4} \d{4})\s*$", mail["text"], re.M))]
+    return [code[1] for mail in codes if (code := re.search(r"^(\d{8})\s*$", mail["text"], re.M))]
 
 
 def cookie_of(headers):

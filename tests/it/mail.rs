@@ -39,6 +39,7 @@ fn readable(mail: &Mail) -> String {
         format!("Message-ID: […]@{domain}"),
         format!("Subject: {}", parsed.subject().unwrap()),
         format!("Auto-Submitted: {}", header("Auto-Submitted")),
+        format!("X-Auto-Response-Suppress: {}", header("X-Auto-Response-Suppress")),
         format!("Content-Language: {}", header("Content-Language")),
         String::new(),
         mail.text().replace('\r', ""),
@@ -60,7 +61,7 @@ async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
 
     let (sent, notice) = (service.relay.mail(1).await, service.relay.mail(2).await);
     let tag: &str = language.into();
-    insta::with_settings!({ filters => [(r"\b\d{4} \d{4}\b", "[code]")] }, {
+    insta::with_settings!({ filters => [(r"\b\d{8}\b", "[code]")] }, {
         insta::assert_snapshot!(format!("recovery_code_{tag}"), readable(&sent));
         insta::assert_snapshot!(format!("password_changed_{tag}"), readable(&notice));
     });
@@ -104,26 +105,17 @@ async fn the_code_is_once_in_each_part_and_never_in_the_subject(pool: PgPool) {
     service.client().starts_recovery("trader@example.com").await;
     let mail = service.relay.mail(1).await;
     let code = mail.code();
-    let grouped = format!("{} {}", &code[..4], &code[4..]);
-
     for part in [mail.text(), mail.html()] {
-        assert_eq!(part.matches(&grouped).count(), 1);
+        assert_eq!(part.matches(&code).count(), 1);
         // Nothing before the code may look like 8 digits: phones offer the first match.
-        let digits: String = part[..part.find(&grouped).unwrap()]
+        let digits: String = part[..part.find(&code).unwrap()]
             .chars()
             .map(|c| if c.is_ascii_digit() { '9' } else { c })
             .collect();
         assert!(!digits.contains("9999 9999") && !digits.contains("99999999"), "{digits}");
-        assert!(
-            !part.contains("http://")
-                && !part.contains("https://")
-                && !part.contains("<a ")
-                && !part.contains("<img"),
-            "an email has no link"
-        );
     }
     let headers = mail.raw.split("\r\n\r\n").next().unwrap();
-    assert!(!headers.contains(&code) && !headers.contains(&grouped));
+    assert!(!headers.contains(&code));
     assert!(!mail.parsed().subject().unwrap().bytes().any(|byte| byte.is_ascii_digit()));
     service.stops().await;
 }
@@ -174,7 +166,7 @@ async fn settings_appear_escaped_in_the_email(pool: PgPool) {
     assert!(mail.text().contains("Tiger & <Sons>"));
     assert!(mail.html().contains("Tiger &#38; &#60;Sons&#62;"), "{}", mail.html());
     assert!(!mail.html().contains("<Sons>"));
-    assert!(mail.text().contains("23:35 23/11/2026 (Asia/Kolkata, UTC+5:30)"), "{}", mail.text());
+    assert!(mail.text().contains("23:35, 23 Nov 2026 (Asia/Kolkata, UTC+5:30)"), "{}", mail.text());
     assert!(mail.message_id().ends_with("@tiger.example"));
     service.stops().await;
 }

@@ -31,6 +31,7 @@ mod lockout;
 mod login;
 mod look;
 mod mail;
+mod mail_look;
 mod metrics;
 mod migrate;
 mod observed;

@@ -105,7 +105,7 @@ async fn page(
         logo: brand.logo.as_ref().map(|logo| logo.name),
         icon: &files.icon,
         support: &config.mail.mail_support,
-        phone: config.page.support_phone.as_ref(),
+        phone: config.mail.support_phone.as_ref(),
         sign_in: config.page.sign_in_url.to_string(),
         hands_over: config.page.sign_in_url.has_origin(config.clients.public_origin.as_ref()),
         min_chars: config.passwords.password_min_chars,

@@ -1,0 +1,228 @@
+//! What emails say and how they look: the templates in `templates/`, and the values in them.
+
+#![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
+
+use std::fmt::Write as _;
+
+use askama::Template;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use time::OffsetDateTime;
+
+use crate::config::{ConfigError, MailSettings, Phone};
+use crate::email_address::EmailAddress;
+use crate::locale::Locale;
+use crate::mail::device;
+use crate::mail::message::About;
+use crate::secret::Code;
+
+/// The colours of the HTML part in one scheme, as `#rrggbb`. Text and links are on the other two.
+struct Colours {
+    /// Around the card, and behind the code.
+    page: &'static str,
+    /// Behind the text.
+    card: &'static str,
+    text: &'static str,
+    /// The product's name, links, and the frame of the code.
+    accent: &'static str,
+}
+
+/// Inline, so that every client shows them.
+const LIGHT: Colours = Colours { page: "#f3f5f8", card: "#ffffff", text: "#1b1f27", accent: "#0b57d0" };
+/// In `<style>`, for clients that keep it and have a dark scheme.
+const DARK: Colours = Colours { page: "#14171c", card: "#1f242c", text: "#e7eaf0", accent: "#8ab4ff" };
+
+/// The subject and both bodies of an email.
+pub(super) struct Parts {
+    pub subject: String,
+    pub text: String,
+    pub html: String,
+}
+
+/// What the settings put into emails.
+#[derive(Debug)]
+pub(super) struct Content {
+    brand: String,
+    support: String,
+    support_link: String,
+    phone: Option<Phone>,
+    recovery_url: Option<String>,
+    zone: TimeZone,
+    zone_name: String,
+}
+
+impl Content {
+    pub(super) fn new(settings: &MailSettings) -> Result<Self, ConfigError> {
+        let zone = TimeZone::get(&settings.mail_time_zone).map_err(|_| {
+            ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
+        })?;
+        if settings.mail_brand.trim().is_empty() || settings.mail_brand.chars().any(char::is_control) {
+            return Err(ConfigError::new("MAIL_BRAND", "is empty or contains a control character"));
+        }
+        let support = EmailAddress::parse(&settings.mail_support).map_err(|_| {
+            ConfigError::new("MAIL_SUPPORT", "is not an email address such as support@verolabs.co")
+        })?;
+        Ok(Self {
+            brand: settings.mail_brand.clone(),
+            support: settings.mail_support.trim().to_owned(),
+            support_link: mailto(&support),
+            phone: settings.support_phone.clone(),
+            recovery_url: settings.recovery_url.as_ref().map(ToString::to_string),
+            zone,
+            zone_name: settings.mail_time_zone.clone(),
+        })
+    }
+
+    /// `None` if a template cannot be rendered.
+    pub(super) fn recovery_code(
+        &self,
+        about: &About<'_>,
+        code: &Code,
+        asked_at: OffsetDateTime,
+        valid_until: OffsetDateTime,
+    ) -> Option<Parts> {
+        let mail = &Values {
+            code: code.expose(),
+            valid_until: self.local_time(valid_until, about.locale),
+            ..self.values(about, asked_at)
+        };
+        match about.locale {
+            Locale::Vi => parts(&Part::CodeViText { mail }, &Part::CodeViHtml { mail }),
+            Locale::En => parts(&Part::CodeEnText { mail }, &Part::CodeEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn password_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::ChangedViText { mail }, &Part::ChangedViHtml { mail }),
+            Locale::En => parts(&Part::ChangedEnText { mail }, &Part::ChangedEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, now);
+        match about.locale {
+            Locale::Vi => parts(&Part::TestViText { mail }, &Part::TestViHtml { mail }),
+            Locale::En => parts(&Part::TestEnText { mail }, &Part::TestEnHtml { mail }),
+        }
+    }
+
+    fn values<'a>(&'a self, about: &'a About<'_>, at: OffsetDateTime) -> Values<'a> {
+        Values {
+            light: &LIGHT,
+            dark: &DARK,
+            lang: about.locale.into(),
+            brand: &self.brand,
+            support: &self.support,
+            support_link: &self.support_link,
+            phone: self.phone.as_ref(),
+            recovery_url: self.recovery_url.as_deref(),
+            account: about.to,
+            at: self.local_time(at, about.locale),
+            device: device::describe(about.user_agent, about.locale),
+            code: String::new(),
+            valid_until: String::new(),
+        }
+    }
+
+    /// A time with its zone, and with the month in letters or named, so that nobody takes it for the
+    /// day: `09:05, 3 Nov 2026 (Viet Nam time, UTC+7)`.
+    fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
+        let zoned = Timestamp::from_second(at.unix_timestamp())
+            .unwrap_or_default()
+            .to_zoned_datetime(self.zone.clone());
+        let offset = zoned.offset().seconds();
+        let (hours, minutes) = (offset / 3600, (offset / 60 % 60).abs());
+        let offset =
+            if minutes == 0 { format!("UTC{hours:+}") } else { format!("UTC{hours:+}:{minutes:02}") };
+        let zone = match (self.zone_name.as_str(), locale) {
+            ("Asia/Ho_Chi_Minh", Locale::Vi) => "giờ Việt Nam",
+            ("Asia/Ho_Chi_Minh", Locale::En) => "Viet Nam time",
+            (name, _) => name,
+        };
+        let format = match locale {
+            Locale::Vi => "%H:%M, ngày %-d tháng %-m năm %Y",
+            Locale::En => "%H:%M, %-d %b %Y",
+        };
+        format!("{} ({zone}, {offset})", zoned.strftime(format))
+    }
+}
+
+/// The `mailto:` link of an address (RFC 6068 §2).
+fn mailto(address: &EmailAddress) -> String {
+    address.as_str().chars().fold("mailto:".to_owned(), |mut link, sign| {
+        if sign.is_ascii_alphanumeric() || "@.-_+".contains(sign) {
+            link.push(sign);
+        } else {
+            let _ = write!(link, "%{:02X}", u32::from(sign));
+        }
+        link
+    })
+}
+
+/// Renders both parts. The text template begins with the subject and an empty line.
+fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
+    let (text, html) = (text.render().ok()?, html.render().ok()?);
+    let (subject, text) = text.split_once("\n\n")?;
+    Some(Parts { subject: subject.to_owned(), text: text.to_owned(), html })
+}
+
+/// What the templates know as `mail`.
+struct Values<'a> {
+    light: &'a Colours,
+    dark: &'a Colours,
+    lang: &'static str,
+    brand: &'a str,
+    support: &'a str,
+    support_link: &'a str,
+    phone: Option<&'a Phone>,
+    recovery_url: Option<&'a str>,
+    account: &'a str,
+    at: String,
+    device: String,
+    code: String,
+    valid_until: String,
+}
+
+#[derive(Template)]
+enum Part<'a> {
+    #[template(path = "recovery_code.vi.txt")]
+    CodeViText { mail: &'a Values<'a> },
+    #[template(path = "recovery_code.vi.html")]
+    CodeViHtml { mail: &'a Values<'a> },
+    #[template(path = "recovery_code.en.txt")]
+    CodeEnText { mail: &'a Values<'a> },
+    #[template(path = "recovery_code.en.html")]
+    CodeEnHtml { mail: &'a Values<'a> },
+    #[template(path = "password_changed.vi.txt")]
+    ChangedViText { mail: &'a Values<'a> },
+    #[template(path = "password_changed.vi.html")]
+    ChangedViHtml { mail: &'a Values<'a> },
+    #[template(path = "password_changed.en.txt")]
+    ChangedEnText { mail: &'a Values<'a> },
+    #[template(path = "password_changed.en.html")]
+    ChangedEnHtml { mail: &'a Values<'a> },
+    #[template(path = "test.vi.txt")]
+    TestViText { mail: &'a Values<'a> },
+    #[template(path = "test.vi.html")]
+    TestViHtml { mail: &'a Values<'a> },
+    #[template(path = "test.en.txt")]
+    TestEnText { mail: &'a Values<'a> },
+    #[template(path = "test.en.html")]
+    TestEnHtml { mail: &'a Values<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sign_of_an_address_ends_its_link() {
+        let link = |text: &str| mailto(&EmailAddress::parse(text).unwrap());
+        assert_eq!(link("support@verolabs.co"), "mailto:support@verolabs.co");
+        assert_eq!(link("a?b&c=d%e+f@bücher.example"), "mailto:a%3Fb%26c%3Dd%25e+f@xn--bcher-kva.example");
+    }
+}
