@@ -167,14 +167,15 @@ fn read_picture(
     names: &BTreeSet<String>,
     [svg, png]: [&'static str; 2],
 ) -> Result<Option<Picture>, String> {
-    let name = match (names.contains(svg), names.contains(png)) {
-        (true, true) => return Err(format!("it has both {svg} and {png}: remove one")),
-        (true, false) => svg,
-        (false, true) => png,
-        (false, false) => return Ok(None),
+    let picture = |name, check: fn(&'static str, Vec<u8>) -> Result<Picture, String>| {
+        of_file(name, read(&folder.join(name)).and_then(|content| check(name, content))).map(Some)
     };
-    let picture = read(&folder.join(name)).and_then(|content| Picture::new(name, content));
-    of_file(name, picture).map(Some)
+    match (names.contains(svg), names.contains(png)) {
+        (true, true) => Err(format!("it has both {svg} and {png}: remove one")),
+        (true, false) => picture(svg, Picture::svg),
+        (false, true) => picture(png, Picture::png),
+        (false, false) => Ok(None),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

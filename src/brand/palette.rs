@@ -96,7 +96,7 @@ pub struct Palette {
 }
 
 /// The colors that a brand may set.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Choice {
     page: Option<Color>,

@@ -45,18 +45,20 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// The media type of SVG.
-    pub const SVG: &'static str = "image/svg+xml; charset=utf-8";
+    /// An SVG.
+    ///
+    /// # Errors
+    ///
+    /// What continues a sentence after the file's name, if it could do harm or is not usable.
+    pub fn svg(name: &'static str, content: Vec<u8>) -> Result<Self, String> {
+        check_svg(&content)?;
+        Ok(Self { name, content_type: "image/svg+xml; charset=utf-8", content })
+    }
 
-    /// Checks the content of `name`, an SVG or a PNG.
-    pub(super) fn new(name: &'static str, content: Vec<u8>) -> Result<Self, String> {
-        if name.ends_with(".svg") {
-            check_svg(&content)?;
-            Ok(Self { name, content_type: Self::SVG, content })
-        } else {
-            check_png(&content)?;
-            Ok(Self { name, content_type: "image/png", content })
-        }
+    /// A PNG. As [`Picture::svg`].
+    pub(super) fn png(name: &'static str, content: Vec<u8>) -> Result<Self, String> {
+        check_png(&content)?;
+        Ok(Self { name, content_type: "image/png", content })
     }
 
     /// The media type without its charset, for a link to the picture.
@@ -127,14 +129,16 @@ fn loads(css: &str) -> bool {
 /// The signature and first chunk, which has the size, and the last chunk (W3C, PNG, 5).
 fn check_png(content: &[u8]) -> Result<(), String> {
     let head = content.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR");
-    let sizes = head
-        .filter(|_| content.ends_with(b"\0\0\0\0IEND\xae\x42\x60\x82"))
-        .and_then(|head| head.first_chunk());
-    let [a, b, c, d, e, f, g, h] = *sizes.ok_or("is no whole PNG: export it again")?;
-    let (width, height) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+    let whole = head.filter(|_| content.ends_with(b"\0\0\0\0IEND\xae\x42\x60\x82"));
+    let sizes = whole.and_then(|head| Some((side(head)?, side(&head[4..])?)));
+    let (width, height) = sizes.ok_or("is no whole PNG: export it again")?;
     if SIDES.contains(&width) && SIDES.contains(&height) {
         return Ok(());
     }
     let (least, most) = (SIDES.start(), SIDES.end());
     Err(format!("is {width} × {height} pixels: make each side {least} to {most} pixels"))
+}
+
+fn side(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|octets| u32::from_be_bytes(*octets))
 }

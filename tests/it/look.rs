@@ -291,3 +291,35 @@ async fn a_page_has_the_look_of_its_brand(pool: PgPool) {
     browser.closes().await;
     service.stops().await;
 }
+
+#[sqlx::test]
+async fn an_email_has_the_look_of_its_brand_and_its_name_is_no_password(pool: PgPool) {
+    let folder = format!("--brand-dir={}", place::file(EXAMPLE).display());
+    let service = Service::start_with_settings(&pool, &[&folder]).await;
+    service.has_account("trader@example.com").await;
+    for (n, (language, name, footer)) in [
+        ("vi", "Chứng khoán Sao Mai", "Công ty Cổ phần Sao Mai"),
+        ("en", "Sao Mai Securities", "Sao Mai Joint Stock Company"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = service.client().with("accept-language", language);
+        let code = service.mails_code_to(&mut client, "trader@example.com").await;
+        let mail = service.relay.mail(n + 1).await;
+        assert!(mail.parsed().subject().unwrap().contains(name));
+        for part in [mail.text(), mail.html()] {
+            assert!(part.contains(name) && part.contains(footer) && !part.contains("Vero OMS"), "{part}");
+        }
+        assert!(
+            mail.html().contains(&format!(";color:#00695c;font-weight:700\">{name}</p>")),
+            "{}",
+            mail.html()
+        );
+        assert!(mail.html().contains(".accent { color: #5fd6bd !important }"), "{}", mail.html());
+        client.verifies(&code).await;
+        let refused = client.resets("Sao Mai Securities").await;
+        assert_eq!(refused.error(), (400, "password_guessable"));
+    }
+    service.stops().await;
+}

@@ -44,7 +44,7 @@ struct Files {
     version: String,
     icon: Picture,
     /// Name, type, content.
-    files: Vec<(&'static str, &'static str, Bytes)>,
+    served: Vec<(&'static str, &'static str, Bytes)>,
 }
 
 impl Files {
@@ -54,20 +54,22 @@ impl Files {
             brand.light.css(),
             brand.dark.css()
         );
-        let ours = || Picture { name: "icon.svg", content_type: Picture::SVG, content: ICON.into() };
+        let ours = || Picture::svg("icon.svg", ICON.into()).expect("our own icon is harmless");
         let icon = brand.icon.clone().unwrap_or_else(ours);
-        let mut files = vec![
+        let mut served = vec![
             ("page.css", "text/css; charset=utf-8", css.into()),
             ("page.js", "text/javascript; charset=utf-8", Bytes::from_static(SCRIPT.as_bytes())),
         ];
         for picture in brand.logo.iter().chain([&icon]) {
-            files.push((picture.name, picture.content_type, picture.content.clone().into()));
+            served.push((picture.name, picture.content_type, picture.content.clone().into()));
         }
         let mut digest = Sha256::new();
-        files.iter().for_each(|(.., content)| digest.update(content));
+        for (.., content) in &served {
+            digest.update(content);
+        }
         let version =
             digest.finalize()[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-        Self { version, icon, files }
+        Self { version, icon, served }
     }
 }
 
@@ -139,7 +141,7 @@ async fn file(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
     let Path(name) = name.map_err(|_| Problem::NotFound)?;
-    let known = files.files.iter().find(|(known, ..)| *known == name);
+    let known = files.served.iter().find(|(known, ..)| *known == name);
     let (_, content_type, content) = known.ok_or(Problem::NotFound)?;
     let cache = if query.as_deref() == Some(files.version.as_str()) {
         "public, max-age=31536000, immutable"
