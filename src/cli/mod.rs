@@ -163,9 +163,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         (error.kind(), error.get(ContextKind::InvalidArg))
         && let Some(variable) = argument.split(['<', '>']).nth(1)
     {
-        // An @ is part of email addresses and of URLs with a password: neither may reach a log.
+        // Email addresses, and URLs with a password or a token, may not reach a log.
         let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
-        let value = if value.contains('@') { "its current value".into() } else { format!("{value:?}") };
+        let value =
+            if value.contains(['@', '?', '#']) { "its current value".into() } else { format!("{value:?}") };
         let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
         terminal::error_line(format_args!("vos-auth: {variable} cannot be {value}{why}"));
         return ExitCode::from(2);

@@ -43,7 +43,7 @@ pub struct MailSettings {
     #[arg(long, env)]
     pub support_phone: Option<Phone>,
 
-    /// The recovery page that emails link to, such as https://platform.verolabs.co/recovery. The link is the same in
+    /// The recovery page that emails link to, such as <https://platform.verolabs.co/recovery>. The link is the same in
     /// every email. Unset: emails have no link to a page
     #[arg(long, env)]
     pub recovery_url: Option<RecoveryUrl>,

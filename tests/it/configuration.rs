@@ -36,8 +36,8 @@ Never flags, which `ps` shows. Each is a variable, or is in the file that the va
 ";
 
 const DEV: &str = "\
-It takes the settings of `serve`, but chooses `HTTP_ADDR`, `METRICS_ADDR`, `PUBLIC_ORIGIN`, `SIGN_IN_URL`, `DRAIN_DELAY` and all secrets but
-`DATABASE_URL` itself.
+It takes the settings of `serve`, but chooses `HTTP_ADDR`, `METRICS_ADDR`, `PUBLIC_ORIGIN`, `SIGN_IN_URL`, `RECOVERY_URL`,
+`DRAIN_DELAY` and all secrets but `DATABASE_URL` itself.
 ";
 
 #[test]

@@ -92,7 +92,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     assert!(program.ends().1);
 }
 
-async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
+pub async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
     let waiting = async {
         loop {
             let mails = client.get("/dev/mailbox.json").await.body;

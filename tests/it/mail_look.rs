@@ -56,7 +56,7 @@ async fn every_email_is_readable_with_and_without_styles(pool: PgPool) {
             }
             // Without styles, a dark screen shows the light email: no text takes a colour of the client.
             browser.is_in("dark").await;
-            let colours = "return [...document.querySelectorAll('h1, p, li, td, b')].filter(({ innerText }) => innerText)
+            let colours = "return [...document.querySelectorAll('h1, p, li, a, b, .text')]
                 .map((node) => getComputedStyle(node).color)";
             let colours = browser.script(colours).await;
             let colours = colours.as_array().unwrap();

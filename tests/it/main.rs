@@ -16,6 +16,7 @@ mod database_health;
 mod delivery;
 mod deploy;
 mod dev;
+mod dev_mailbox;
 mod dkim;
 mod early_refusal;
 mod faults;

@@ -206,7 +206,7 @@ async fn dev_leads_from_the_page_to_the_mailbox_and_signs_in(pool: PgPool) {
     program.line_with("relay is usable");
     let browser = Browser::open("en").await;
     browser.goes_to(&mailbox).await;
-    assert_eq!(browser.reads("#state").await, "No mail yet");
+    assert_eq!(browser.reads("#state").await, "No emails yet");
     browser.inspect("mailbox-empty-en").await;
     browser.clicks("#hint a").await;
     browser.sees("#email").await;

@@ -58,6 +58,10 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
         ("SMTP_EHLO_NAME", "a b"),
         ("MAIL_BOUNCES", "@no where"),
         ("MAIL_BRAND", "a\nb"),
+        ("MAIL_SUPPORT", "the help desk"),
+        ("SUPPORT_PHONE", "call us"),
+        ("RECOVERY_URL", "/recovery"),
+        ("RECOVERY_URL", "https://platform.verolabs.co/recovery#t=hunter2"),
         ("MAIL_TIME_ZONE", "Mars/Olympus"),
         ("DRAIN_DELAY", "soon"),
         ("OUTBOX_POLL_INTERVAL", "0s"),
@@ -224,7 +228,7 @@ async fn serve_has_no_dev_routes_and_ends_on_sigterm_and_sigint(pool: PgPool) {
         let mut program = Program::start(&["serve"], &serve_environment(&url, &relay_url, &[]));
         let address = program.address();
         let client = Client::new(address);
-        for path in ["/dev/mailbox", "/dev/mailbox.json", "/metrics"] {
+        for path in ["/", "/dev/mailbox", "/dev/mailbox.json", "/metrics"] {
             assert_eq!(client.get(path).await.error(), (404, "not_found"));
         }
         let listening = address.to_string();

@@ -50,6 +50,11 @@ impl Mailbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    /// Deletes all emails.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn keep(&self, mail: Received) {
         let mut mails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         mails.push_front(mail);

@@ -8,9 +8,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use askama::Template;
 use axum::extract::RawQuery;
-use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::Map;
@@ -76,6 +76,7 @@ pub async fn run(
     config.clients.public_origin = Some(format!("http://localhost:{port}").parse()?);
     config.clients.allowed_origins.push(format!("http://127.0.0.1:{port}").parse()?);
     config.page.sign_in_url = "/dev/mailbox".parse()?;
+    config.mail.recovery_url = Some(format!("http://localhost:{port}/recovery").parse()?);
     config.stopping.drain_delay = std::time::Duration::ZERO;
     config.relays.smtp_oauth = OauthSettings::default();
     let secrets = Secrets {
@@ -113,11 +114,17 @@ fn routes(mailbox: Mailbox) -> Router {
     let file = |body: &'static str, content_type: &'static str| {
         get(async move || ([(CONTENT_TYPE, content_type)], body))
     };
+    let emptied = mailbox.clone();
+    let emails = get(async move || Json(mailbox.newest_first())).delete(async move || {
+        emptied.clear();
+        StatusCode::NO_CONTENT
+    });
     Router::new()
+        .route("/", get(async || Redirect::to("/dev/mailbox")))
         .route("/dev/mailbox", get(mailbox_page))
         .route("/dev/mailbox.css", file(include_str!("mailbox.css"), "text/css; charset=utf-8"))
         .route("/dev/mailbox.js", file(include_str!("mailbox.js"), "text/javascript; charset=utf-8"))
-        .route("/dev/mailbox.json", get(async move || Json(mailbox.newest_first())))
+        .route("/dev/mailbox.json", emails)
         .merge(docs::routes())
 }
 
