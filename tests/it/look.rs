@@ -205,7 +205,7 @@ fn a_png_is_whole_and_of_a_usable_size_and_no_file_is_ignored() {
         (example("logo.svg"), "no whole PNG"),
         (sized(15), "15 × 780 pixels"),
         (sized(2049), "each side 16 to 2048 pixels"),
-        ([&png[..], &[0; 32768], &png[png.len() - 12..]].concat(), "larger than 32768 octets"),
+        (png.repeat(4), "larger than 32768 octets"),
     ] {
         is_refused("png", &only(content), &["logo.png: ", word]);
     }
