@@ -26,7 +26,7 @@ screenshots: ## renew the screenshots of the pages in docs/images
 	@scripts/apt-install screenshots
 	@$(axe)
 	@mkdir -p docs/images && rm -f docs/images/recovery-*.png docs/images/mailbox-*.png docs/images/email-*.png
-	@SCREENSHOTS="$$PWD/docs/images" scripts/with-postgres test cargo test --test it -- the_whole_journey_in dev_leads every_email a_hundred_emails
+	@SCREENSHOTS="$$PWD/docs/images" scripts/with-postgres test cargo test --test it -- the_whole_journey_in has_the_look_of_its_brand dev_leads every_email a_hundred_emails
 	@pngquant --force --ext .png --speed 1 16 docs/images/*.png
 
 test: ## run all tests against their own database

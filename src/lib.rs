@@ -55,6 +55,7 @@
 //! | tokens, keys; where a code is derived ([`secret::Key::code`]) | [`secret`] | all types of secrets |
 //! | the time | [`clock`] | the only reader of the system clock |
 //! | settings with their defaults, by section (`vos-auth dev` has others: `cli/dev`) | [`config`], `config/*.rs` | |
+//! | the look of the page and of emails, from `BRAND_DIR` | [`brand`] | roxmltree |
 //! | the parts that all features share, built from the settings | [`app`] | |
 //! | starting and stopping the tasks of a replica | [`server`] | |
 //! | connections to PostgreSQL, its health | [`database`] | |
@@ -71,9 +72,9 @@
 //! Imports point one way, as CI checks: `cli` → {`operator`, `transfer`} → `server` → {`http`,
 //! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → `courier` →
 //! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
-//! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `clock`, `config`,
-//! `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no layer
-//! above `account`.
+//! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `brand`, `clock`,
+//! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no
+//! layer above `account`.
 //!
 //! # The life of one `start`
 //!
@@ -139,6 +140,7 @@
 pub mod account;
 pub mod app;
 pub mod audit;
+pub mod brand;
 pub mod census;
 pub mod cli;
 pub mod client;

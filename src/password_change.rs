@@ -36,15 +36,15 @@ pub async fn change(
     let (PasswordMatch::Right { .. }, Some(stored)) = (result, stored) else {
         return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
     };
-    let password_hash =
-        match place.hash_new(new, context(&authenticated.account.email, &app.config.mail.mail_brand)).await {
-            Ok(password_hash) => password_hash,
-            Err(refused) => {
-                within_deadline("refund rate limit", throttle::refund(pool, &bucket_key, limit)).await?;
-                // The policy names the field `password`; a full queue names none.
-                return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
-            }
-        };
+    let context = context(&authenticated.account.email, &app.config.mail.product_names());
+    let password_hash = match place.hash_new(new, context).await {
+        Ok(password_hash) => password_hash,
+        Err(refused) => {
+            within_deadline("refund rate limit", throttle::refund(pool, &bucket_key, limit)).await?;
+            // The policy names the field `password`; a full queue names none.
+            return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
+        }
+    };
     drop(place);
     let now = app.time()?;
     let opened = transact("change password", async {

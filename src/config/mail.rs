@@ -1,11 +1,14 @@
 //! Who emails are from, and what they say.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::bounds::{DAY, HOUR, between};
 use super::dkim::DkimSettings;
 use super::phone::Phone;
 use super::recovery_url::RecoveryUrl;
+use crate::brand::{self, Brand};
+use crate::locale::Locale;
 
 /// Who emails are from, and what they say.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,9 +25,14 @@ pub struct MailSettings {
     #[arg(long, env)]
     pub mail_bounces: Option<String>,
 
-    /// The product name in emails and on /recovery
+    /// The product name in emails and on /recovery, if BRAND_DIR has none
     #[arg(long, env, default_value = "Vero OMS")]
     pub mail_brand: String,
+
+    /// The folder with the look of /recovery and emails: brand.json with names, texts and colors, logo and icon.
+    /// It is read once, at the start (docs/operate/brand.md). Unset: the look of this service
+    #[arg(long, env, value_parser = Brand::read)]
+    pub brand_dir: Option<Arc<Brand>>,
 
     /// The email address of support, in emails and on /recovery
     #[arg(long, env, default_value = "support@verolabs.co")]
@@ -52,4 +60,24 @@ pub struct MailSettings {
     /// The key that signs emails.
     #[command(flatten)]
     pub dkim: DkimSettings,
+}
+
+impl MailSettings {
+    /// The look of the page and the emails.
+    #[must_use]
+    pub fn brand(&self) -> &Brand {
+        self.brand_dir.as_deref().unwrap_or(&brand::DEFAULT)
+    }
+
+    /// The product name in a language.
+    #[must_use]
+    pub fn product_name(&self, locale: Locale) -> &str {
+        self.brand().name.as_ref().map_or(&self.mail_brand, |name| name.in_language(locale))
+    }
+
+    /// The product name in every language.
+    #[must_use]
+    pub fn product_names(&self) -> [&str; 2] {
+        [Locale::Vi, Locale::En].map(|locale| self.product_name(locale))
+    }
 }

@@ -9,28 +9,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use time::OffsetDateTime;
 
+use crate::brand::Palette;
 use crate::config::{ConfigError, MailSettings, Phone};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::device;
 use crate::mail::message::About;
 use crate::secret::Code;
-
-/// The colours of the HTML part in one scheme, as `#rrggbb`. Text and links are on the other two.
-struct Colours {
-    /// Around the card, and behind the code.
-    page: &'static str,
-    /// Behind the text.
-    card: &'static str,
-    text: &'static str,
-    /// The product's name, links, and the frame of the code.
-    accent: &'static str,
-}
-
-/// Inline, so that every client shows them.
-const LIGHT: Colours = Colours { page: "#f3f5f8", card: "#ffffff", text: "#1b1f27", accent: "#0b57d0" };
-/// In `<style>`, for clients that keep it and have a dark scheme.
-const DARK: Colours = Colours { page: "#14171c", card: "#1f242c", text: "#e7eaf0", accent: "#8ab4ff" };
 
 /// The subject and both bodies of an email.
 pub(super) struct Parts {
@@ -42,13 +27,11 @@ pub(super) struct Parts {
 /// What the settings put into emails.
 #[derive(Debug)]
 pub(super) struct Content {
-    brand: String,
+    settings: MailSettings,
     support: String,
     support_link: String,
-    phone: Option<Phone>,
     recovery_url: Option<String>,
     zone: TimeZone,
-    zone_name: String,
 }
 
 impl Content {
@@ -63,13 +46,11 @@ impl Content {
             ConfigError::new("MAIL_SUPPORT", "is not an email address such as support@verolabs.co")
         })?;
         Ok(Self {
-            brand: settings.mail_brand.clone(),
+            settings: settings.clone(),
             support: settings.mail_support.trim().to_owned(),
             support_link: mailto(&support),
-            phone: settings.support_phone.clone(),
             recovery_url: settings.recovery_url.as_ref().map(ToString::to_string),
             zone,
-            zone_name: settings.mail_time_zone.clone(),
         })
     }
 
@@ -111,14 +92,16 @@ impl Content {
     }
 
     fn values<'a>(&'a self, about: &'a About<'_>, at: OffsetDateTime) -> Values<'a> {
+        let brand = self.settings.brand();
         Values {
-            light: &LIGHT,
-            dark: &DARK,
+            light: &brand.light,
+            dark: &brand.dark,
             lang: about.locale.into(),
-            brand: &self.brand,
+            brand: self.settings.product_name(about.locale),
+            footer: brand.footer.as_ref().map(|text| text.in_language(about.locale)),
             support: &self.support,
             support_link: &self.support_link,
-            phone: self.phone.as_ref(),
+            phone: self.settings.support_phone.as_ref(),
             recovery_url: self.recovery_url.as_deref(),
             account: about.to,
             at: self.local_time(at, about.locale),
@@ -138,7 +121,7 @@ impl Content {
         let (hours, minutes) = (offset / 3600, (offset / 60 % 60).abs());
         let offset =
             if minutes == 0 { format!("UTC{hours:+}") } else { format!("UTC{hours:+}:{minutes:02}") };
-        let zone = match (self.zone_name.as_str(), locale) {
+        let zone = match (self.settings.mail_time_zone.as_str(), locale) {
             ("Asia/Ho_Chi_Minh", Locale::Vi) => "giờ Việt Nam",
             ("Asia/Ho_Chi_Minh", Locale::En) => "Viet Nam time",
             (name, _) => name,
@@ -172,10 +155,11 @@ fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
 
 /// What the templates know as `mail`.
 struct Values<'a> {
-    light: &'a Colours,
-    dark: &'a Colours,
+    light: &'a Palette,
+    dark: &'a Palette,
     lang: &'static str,
     brand: &'a str,
+    footer: Option<&'a str>,
     support: &'a str,
     support_link: &'a str,
     phone: Option<&'a Phone>,

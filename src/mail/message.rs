@@ -122,7 +122,7 @@ impl Composer {
         composer.build_samples().map_err(|Unbuildable| {
             ConfigError::new(
                 "MAIL_FROM",
-                "or MAIL_BRAND cannot be put in an email: use names without special characters",
+                "or the product name cannot be put in an email: use names without special characters",
             )
         })?;
         Ok(composer)

@@ -57,9 +57,10 @@ const MAX_SUBSTITUTES: usize = 2;
 /// The words that an account's owner and the product are known by: attackers guess passwords made
 /// of them first.
 #[must_use]
-pub fn context(email: &str, brand: &str) -> Vec<String> {
+pub fn context(email: &str, products: &[&str]) -> Vec<String> {
     let parts = email.split(['@', '.', '-', '_', '+']).chain(email.split('@'));
-    let words = [email, brand].into_iter().chain(parts).chain(brand.split_whitespace());
+    let names = products.iter().flat_map(|name| std::iter::once(*name).chain(name.split_whitespace()));
+    let words = std::iter::once(email).chain(parts).chain(names);
     words.filter(|word| word.len() > 2).map(str::to_owned).collect()
 }
 

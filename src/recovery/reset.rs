@@ -42,7 +42,7 @@ impl Recovery {
         let password = password?;
         let place = app.hasher.place()?;
         let password_hash =
-            place.hash_new(&password, context(&session.email, &app.config.mail.mail_brand)).await?;
+            place.hash_new(&password, context(&session.email, &app.config.mail.product_names())).await?;
         drop(place);
         let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;

@@ -30,6 +30,7 @@ mod jwt;
 mod limits;
 mod lockout;
 mod login;
+mod look;
 mod mail;
 mod mail_look;
 mod metrics;

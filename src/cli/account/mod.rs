@@ -173,7 +173,7 @@ fn read_password(min_chars: u16, email: &EmailAddress) -> Result<Password, Failu
     }
     let password = Password::new(typed);
     let refused = |error: Error| locale::message(error.problem, Locale::En);
-    password.check(min_chars, &password::context(email.as_str(), "")).map_err(refused)?;
+    password.check(min_chars, &password::context(email.as_str(), &[])).map_err(refused)?;
     Ok(password)
 }
 

@@ -5,21 +5,22 @@
 
 mod asset;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use askama::Template;
-use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, LOCATION, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use sha2::{Digest, Sha256};
 use tower_cookies::Cookies;
 use url::form_urlencoded;
 
 use self::asset::Asset;
+use crate::brand::{Brand, Picture};
 use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
@@ -31,40 +32,87 @@ use crate::locale::Locale;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// The page's files: name, type, content.
-const FILES: [(&str, &str, &str); 3] = [
-    ("page.css", "text/css; charset=utf-8", include_str!("page.css")),
-    ("page.js", "text/javascript; charset=utf-8", include_str!("page.js")),
-    ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
-];
+/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs to no origin.
+const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
 
-/// The same, compressed.
-static ASSETS: LazyLock<[(&str, Asset); 3]> =
-    LazyLock::new(|| FILES.map(|(name, content_type, content)| (name, Asset::new(content_type, content))));
+const CSS: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const ICON: &str = include_str!("icon.svg");
 
-/// The beginning of a hash over the files. It is in their URLs, so browsers can cache them until
-/// they change.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let digest = Sha256::digest(FILES.map(|(_, _, content)| content).concat());
-    digest[..8].iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
-});
+/// The page in both languages and its files, made and compressed once.
+struct Files {
+    vi: Asset,
+    en: Asset,
+    /// By name.
+    others: Vec<(&'static str, Asset)>,
+    /// The beginning of a hash over the other files. It is in their URLs, so browsers can cache
+    /// them until they change.
+    version: String,
+}
 
-/// The routes of the page and its files. The page is rendered and compressed once, for each language.
+impl Files {
+    fn new(config: &Config) -> Self {
+        let brand = config.mail.brand();
+        let ours = || Picture::svg("icon.svg", ICON.into()).expect("our own icon is harmless");
+        let icon = brand.icon.clone().unwrap_or_else(ours);
+        let mut others = vec![
+            ("page.css", "text/css; charset=utf-8", css(brand).into_bytes()),
+            ("page.js", "text/javascript; charset=utf-8", SCRIPT.into()),
+        ];
+        for picture in brand.logo.iter().chain([&icon]) {
+            others.push((picture.name, picture.content_type, picture.content.clone().into()));
+        }
+        let mut digest = Sha256::new();
+        for (.., content) in &others {
+            digest.update(content);
+        }
+        let version =
+            digest.finalize()[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let [vi, en] = [Locale::Vi, Locale::En].map(|locale| {
+            Asset::new("text/html; charset=utf-8", html(config, locale, &icon, &version).into_bytes())
+        });
+        let compressed = |(name, content_type, content)| (name, Asset::new(content_type, content));
+        Self { vi, en, others: others.into_iter().map(compressed).collect(), version }
+    }
+}
+
+fn css(brand: &Brand) -> String {
+    let (light, dark) = (brand.light.css(), brand.dark.css());
+    format!(
+        ":root {{ color-scheme: light dark; {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{CSS}"
+    )
+}
+
+fn html(config: &Config, locale: Locale, icon: &Picture, version: &str) -> String {
+    let sign_in = config.page.sign_in_url.as_ref().expect("`serve` and `dev` require it with the page");
+    let brand = config.mail.brand();
+    let facts = &Facts {
+        brand: config.mail.product_name(locale),
+        heading: brand.heading.as_ref().map(|text| text.in_language(locale)),
+        footer: brand.footer.as_ref().map(|text| text.in_language(locale)),
+        logo: brand.logo.as_ref().map(|logo| logo.name),
+        icon,
+        support: &config.mail.mail_support,
+        phone: config.mail.support_phone.as_ref(),
+        sign_in: sign_in.to_string(),
+        hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
+        min_chars: config.passwords.password_min_chars,
+        max_chars: PASSWORD_MAX_CHARS,
+        version,
+    };
+    let page = match locale {
+        Locale::Vi => Page::Vi { page: facts },
+        Locale::En => Page::En { page: facts },
+    };
+    page.render().expect("nothing in the template can fail")
+}
+
+/// The routes of the page and its files.
 ///
 /// # Panics
 ///
 /// Without `SIGN_IN_URL`, which `serve` and `dev` require with the page.
 pub fn routes(config: &Config) -> Router<AppState> {
-    let [vi, en] = [Locale::Vi, Locale::En]
-        .map(|locale| Arc::new(Asset::new("text/html; charset=utf-8", html(config, locale))));
-    LazyLock::force(&ASSETS);
-    let page = async move |RawQuery(query): RawQuery, headers: HeaderMap, cookies: Cookies| {
-        let page = match language(&headers) {
-            Locale::Vi => vi,
-            Locale::En => en,
-        };
-        choose_language(query.as_deref(), "/recovery", &cookies).unwrap_or_else(|| answer(&page, &headers))
-    };
     Router::new()
         .route("/recovery", get(page))
         // For links that a person typed, or that an app has changed.
@@ -72,37 +120,31 @@ pub fn routes(config: &Config) -> Router<AppState> {
         // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
         .route("/.well-known/change-password", get(to_page))
         .route("/recovery/{file}", get(file))
+        .layer(Extension(Arc::new(Files::new(config))))
 }
 
 /// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
 /// language, else in Vietnamese. `?lang=` chooses a language.
-fn answer(page: &Asset, request: &HeaderMap) -> Response {
+async fn page(
+    Extension(files): Extension<Arc<Files>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    cookies: Cookies,
+) -> Response {
+    if let Some(chosen) = choose_language(query.as_deref(), "/recovery", &cookies) {
+        return chosen;
+    }
+    let page = match language(&headers) {
+        Locale::Vi => &files.vi,
+        Locale::En => &files.en,
+    };
     let head = [
         (CONTENT_SECURITY_POLICY, POLICY),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (VARY, "accept-language, cookie"),
     ];
     // Its own headers are appended to those of the asset: both have `Vary`.
-    (AppendHeaders(head), page.answer(request)).into_response()
-}
-
-fn html(config: &Config, locale: Locale) -> String {
-    let sign_in = config.page.sign_in_url.as_ref().expect("`serve` and `dev` require it with the page");
-    let facts = &Facts {
-        brand: &config.mail.mail_brand,
-        support: &config.mail.mail_support,
-        phone: config.mail.support_phone.as_ref(),
-        sign_in: sign_in.to_string(),
-        hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
-        min_chars: config.passwords.password_min_chars,
-        max_chars: PASSWORD_MAX_CHARS,
-        version: &VERSION,
-    };
-    let page = match locale {
-        Locale::Vi => Page::Vi { page: facts },
-        Locale::En => Page::En { page: facts },
-    };
-    page.render().expect("nothing in the template can fail")
+    (AppendHeaders(head), page.answer(&headers)).into_response()
 }
 
 async fn to_page() -> Redirect {
@@ -112,18 +154,20 @@ async fn to_page() -> Redirect {
 /// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
 /// because a roll-out is in progress.
 async fn file(
+    Extension(files): Extension<Arc<Files>>,
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Path(name) = name.map_err(|_| Problem::NotFound)?;
-    let (_, asset) = ASSETS.iter().find(|(known, _)| *known == name).ok_or(Problem::NotFound)?;
-    let cache = if query.as_deref() == Some(VERSION.as_str()) {
+    let (_, asset) = files.others.iter().find(|(known, _)| *known == name).ok_or(Problem::NotFound)?;
+    let cache = if query.as_deref() == Some(files.version.as_str()) {
         "public, max-age=31536000, immutable"
     } else {
         "no-store"
     };
-    Ok(([(CACHE_CONTROL, cache)], asset.answer(&headers)).into_response())
+    let head = [(CACHE_CONTROL, cache), (CONTENT_SECURITY_POLICY, FILE_POLICY)];
+    Ok((head, asset.answer(&headers)).into_response())
 }
 
 /// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at
@@ -147,6 +191,11 @@ pub fn language(headers: &HeaderMap) -> Locale {
 /// The settings that the page's HTML contains.
 struct Facts<'a> {
     brand: &'a str,
+    heading: Option<&'a str>,
+    footer: Option<&'a str>,
+    /// The name of its file.
+    logo: Option<&'static str>,
+    icon: &'a Picture,
     support: &'a str,
     phone: Option<&'a Phone>,
     sign_in: String,
