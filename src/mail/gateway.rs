@@ -72,14 +72,10 @@ impl Gateway {
     pub fn new(settings: &RelaySettings, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
         let ca = settings.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
         let tokens = Tokens::new(&settings.smtp_oauth, oauth)?;
-        let relays = urls
-            .iter()
-            .map(|url| {
-                RelayUrl::parse(url, settings, ca.as_ref(), tokens.as_ref())
-                    .map(|url| Relay::new(url, settings))
-                    .map_err(|why| ConfigError::new("SMTP_RELAYS", why))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let parse = |url: &String| RelayUrl::parse(url, settings, ca.as_ref(), tokens.as_ref());
+        let relays = urls.iter().map(|url| parse(url).map(|url| Relay::new(url, settings)));
+        let relays: Result<Vec<_>, _> = relays.collect();
+        let relays = relays.map_err(|why| ConfigError::new("SMTP_RELAYS", why))?;
         if relays.is_empty() {
             return Err(ConfigError::new("SMTP_RELAYS", "names no relay"));
         }

@@ -300,11 +300,10 @@ impl Peers {
     fn gone(&mut self, holders: &[i32], asked: Instant, answered: Instant, grace: Duration) -> Vec<i32> {
         self.0.extend(holders.iter().map(|holder| (*holder, None)));
         let missing = self.0.iter_mut().filter(|(holder, _)| !holders.contains(holder));
-        let gone = missing.filter_map(|(holder, since)| {
-            let since = *since.get_or_insert(answered);
-            (asked.saturating_duration_since(since) >= grace).then_some(*holder)
-        });
-        gone.collect()
+        let is_gone = |since: &mut Option<Instant>| {
+            asked.saturating_duration_since(*since.get_or_insert(answered)) >= grace
+        };
+        missing.filter_map(|(holder, since)| is_gone(since).then_some(*holder)).collect()
     }
 
     fn remove(&mut self, holders: &[i32]) {
