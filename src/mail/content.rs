@@ -8,14 +8,30 @@ use askama::Template;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::brand::Palette;
 use crate::config::{ConfigError, MailSettings, Phone};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::device;
-use crate::mail::message::About;
 use crate::secret::Code;
+
+/// The recipient of an email, and the request that it is about.
+#[derive(Debug)]
+pub struct About<'a> {
+    /// The id of the outbox row. It makes the Message-ID, which stays the same when the email is
+    /// sent again.
+    pub id: Uuid,
+    /// The recipient's account. A signed return path names it.
+    pub account_id: Uuid,
+    /// The account's stored address, never the one that a client typed.
+    pub to: &'a str,
+    /// The language of the email.
+    pub locale: Locale,
+    /// The User-Agent of the request. The email does not quote it.
+    pub user_agent: &'a str,
+}
 
 /// The subject and both bodies of an email.
 pub(super) struct Parts {

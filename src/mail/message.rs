@@ -14,7 +14,7 @@ use crate::clock::new_id;
 use crate::config::{CODE_LIFETIME, ConfigError, MailSettings};
 use crate::locale::Locale;
 use crate::mail::bounce::ReturnPath;
-use crate::mail::content::{Content, Parts};
+use crate::mail::content::{About, Content, Parts};
 use crate::mail::dkim::Signer;
 use crate::mail::headers::{AutoResponseSuppress, AutoSubmitted, ContentLanguage, EntityRefId};
 use crate::mail::{Unbuildable, sender};
@@ -37,22 +37,6 @@ pub enum MailKind {
 impl MailKind {
     /// The kinds that the outbox stores.
     pub const IN_OUTBOX: [Self; 2] = [Self::RecoveryCode, Self::PasswordChanged];
-}
-
-/// The recipient of an email, and the request that it is about.
-#[derive(Debug)]
-pub struct About<'a> {
-    /// The id of the outbox row. It makes the Message-ID, which stays the same when the email is
-    /// sent again.
-    pub id: Uuid,
-    /// The recipient's account. A signed return path names it.
-    pub account_id: Uuid,
-    /// The account's stored address, never the one that a client typed.
-    pub to: &'a str,
-    /// The language of the email.
-    pub locale: Locale,
-    /// The User-Agent of the request. The email does not quote it.
-    pub user_agent: &'a str,
 }
 
 /// A complete email: its envelope (sender and recipient) and the message.

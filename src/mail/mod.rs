@@ -3,7 +3,7 @@
 
 pub mod bounce;
 mod connect;
-mod content;
+pub mod content;
 mod conversation;
 mod demotion;
 pub mod device;
