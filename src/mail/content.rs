@@ -111,8 +111,8 @@ impl Content {
         }
     }
 
-    /// A time with its zone, and with the month in letters or named, so that nobody takes it for the
-    /// day: `09:05, 3 Nov 2026 (Viet Nam time, UTC+7)`.
+    /// A time with its zone: `09:05, 3 Nov 2026 (Viet Nam time, UTC+7)`. Nobody takes the month for
+    /// the day.
     fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
         let zoned = Timestamp::from_second(at.unix_timestamp())
             .unwrap_or_default()

@@ -24,8 +24,8 @@ impl Header for AutoSubmitted {
     }
 }
 
-/// `X-Auto-Response-Suppress` (MS-OXCMAIL §2.1.3.2.20): the same for Exchange. Not `All`, which also
-/// suppresses the reports of failed delivery that `vos-auth bounce` reads.
+/// `X-Auto-Response-Suppress` (MS-OXCMAIL §2.1.3.2.20): the same for Exchange. `All` would also
+/// suppress the reports of failed delivery that `vos-auth bounce` reads.
 #[derive(Clone)]
 pub(super) struct AutoResponseSuppress;
 
@@ -43,8 +43,8 @@ impl Header for AutoResponseSuppress {
     }
 }
 
-/// `X-Entity-Ref-ID`: without a different one in each email, Gmail can put emails of one subject in a
-/// thread, where an older code may be read for the newest.
+/// `X-Entity-Ref-ID`, different in each email: Gmail otherwise puts emails of one subject in a
+/// thread, where an old code may be read for the newest.
 #[derive(Clone)]
 pub(super) struct EntityRefId(pub(super) Uuid);
 

@@ -54,7 +54,7 @@ async fn every_email_is_readable_with_and_without_styles(pool: PgPool) {
                 shows(&browser, &html).await;
                 browser.inspect_on(&format!("email-{kind}-{tag}{styles}"), &WIDTHS).await;
             }
-            // Without styles, a dark screen shows the light email: no text takes a colour of the client.
+            // Without styles, a dark screen shows the light email: all text has our colours.
             browser.is_in("dark").await;
             let colours = "return [...document.querySelectorAll('h1, p, li, a, b, .text')]
                 .map((node) => getComputedStyle(node).color)";
