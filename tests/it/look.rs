@@ -44,7 +44,7 @@ fn refusal(folder: &str) -> String {
 
 fn is_refused(name: &str, changes: &[(&str, Vec<u8>)], words: &[&str]) {
     let said = refusal(&folder(name, changes));
-    assert!(said.starts_with("vos-auth: BRAND_DIR cannot be "), "{changes:?}: {said}");
+    assert!(said.starts_with("vos-auth: BRAND_DIR cannot be "), "{words:?}: {said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     for word in words {
         assert!(said.contains(word), "{word}: {said}");

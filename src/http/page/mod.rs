@@ -32,7 +32,8 @@ use crate::locale::Locale;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs to no origin.
+/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs
+/// to no origin.
 const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
 
 const CSS: &str = include_str!("page.css");
