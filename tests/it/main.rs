@@ -23,6 +23,7 @@ mod hashes;
 mod hashing;
 mod hostile;
 mod hostile_syntax;
+mod idempotency;
 mod import;
 mod journey;
 mod jwt;
