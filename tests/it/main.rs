@@ -38,6 +38,7 @@ mod openapi;
 mod operator;
 mod outage;
 mod page;
+mod page_lost;
 mod page_people;
 mod page_tabs;
 mod page_trouble;
