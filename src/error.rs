@@ -68,6 +68,8 @@ pub enum Problem {
     PasswordThrottled,
     /// Too many passwords wait to be hashed.
     HashingBusy,
+    /// The header Idempotency-Key is malformed or repeated.
+    IdempotencyKeyInvalid,
     /// A query parameter is unknown or has an unknown value.
     QueryInvalid,
     /// The request came from a page of an origin that is not allowed.

@@ -20,7 +20,7 @@
 //! | client connections: limits, timeouts, eviction of idle ones | [`http::listener`], [`http::stream`] | |
 //! | the HTTP status of each error; the error body | [`http::error`] | |
 //! | error codes and their messages | [`error`], [`locale`] | |
-//! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset` | [`recovery`] | `recovery_session` |
+//! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset`, `replay` of a lost answer | [`recovery`] | `recovery_session` |
 //! | login, refresh, logout, signed-in devices | [`session`] | `session` |
 //! | a new password while signed in | [`password_change`] | |
 //! | hashing on a bounded pool, the password policy, imported hashes | [`password`] | |

@@ -165,6 +165,10 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Hiện có quá nhiều người đang đăng nhập. Hãy thử lại sau vài giây.",
             "Too many people are signing in at the moment. Try again in a few seconds.",
         ),
+        Problem::IdempotencyKeyInvalid => (
+            "Tiêu đề Idempotency-Key không hợp lệ. Hãy gửi một khóa ngẫu nhiên gồm 22 đến 64 ký tự.",
+            "The Idempotency-Key header is not valid. Send one random key of 22 to 64 characters.",
+        ),
         Problem::QueryInvalid => (
             "Tham số truy vấn không hợp lệ. Hãy xem tài liệu của API.",
             "A query parameter is not valid. See the API's documentation.",

@@ -55,6 +55,10 @@ impl Sweeper {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
+            // Clears columns only, so no row is counted.
+            if let Err(error) = in_time(recovery::sweep_replays(&app.pool, now, ROWS)).await {
+                failures::note("clear replays", &error);
+            }
             let kept = app.config.storage.recovery_retention;
             let recoveries = self
                 .count("sweep recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);

@@ -41,6 +41,7 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::PasswordGuessable
         | Problem::PasswordIncorrect
         | Problem::QueryInvalid
+        | Problem::IdempotencyKeyInvalid
         | Problem::OriginRefused => StatusCode::BAD_REQUEST,
         Problem::RecoverySessionMissing
         | Problem::RecoverySessionExpired

@@ -23,7 +23,7 @@ use crate::error::{Error, Problem};
 use crate::http::{AppState, cookie};
 use crate::known_device::{KnownDevice, TICKET};
 use crate::locale::Locale;
-use crate::recovery::Presented;
+use crate::recovery::{IdempotencyKey, Presented};
 use crate::secret::Token;
 
 /// The client's address, which [`super::guard::observe`] determines behind trusted proxies.
@@ -87,12 +87,26 @@ pub fn ticket(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {
 /// The header with the public id of a recovery, in requests and answers.
 pub const RECOVERY_ID: HeaderName = HeaderName::from_static("x-recovery-id");
 
-/// The recovery of a request: its cookie, and the id that the client expects in `X-Recovery-Id`. A
-/// repeated header matches no recovery.
-#[must_use]
-pub fn presented(headers: &HeaderMap) -> Presented {
+/// The header with the key under which a client repeats a request whose answer was lost.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The recovery of a request: its cookie, the id that the client expects in `X-Recovery-Id`, and
+/// the request's `Idempotency-Key`. A repeated `X-Recovery-Id` matches no recovery.
+///
+/// # Errors
+///
+/// `IdempotencyKeyInvalid` if the key is malformed or repeated.
+pub fn presented(headers: &HeaderMap) -> Result<Presented, Error> {
     let id = || single_header(headers, RECOVERY_ID.as_str()).unwrap_or_default().to_owned();
-    Presented { token: cookie::recovery_token(headers), id: headers.contains_key(RECOVERY_ID).then(id) }
+    let key = headers.contains_key(IDEMPOTENCY_KEY).then(|| {
+        let text = single_header(headers, IDEMPOTENCY_KEY.as_str());
+        text.and_then(IdempotencyKey::parse).ok_or(Problem::IdempotencyKeyInvalid)
+    });
+    Ok(Presented {
+        token: cookie::recovery_token(headers),
+        id: headers.contains_key(RECOVERY_ID).then(id),
+        key: key.transpose()?,
+    })
 }
 
 /// The value of a header, if the header occurs exactly once.

@@ -28,7 +28,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::config::{ClientSettings, Switch};
 use crate::error::{Error, Problem};
-use crate::http::extract::RECOVERY_ID;
+use crate::http::extract::{IDEMPOTENCY_KEY, RECOVERY_ID};
 use crate::recovery::Recovery;
 
 /// The state that handlers share.
@@ -110,6 +110,7 @@ fn cors(clients: &ClientSettings) -> CorsLayer {
             CONTENT_TYPE,
             HeaderName::from_static("x-session-token"),
             RECOVERY_ID,
+            IDEMPOTENCY_KEY,
             HeaderName::from_static("x-recovery-ticket"),
         ])
         .expose_headers([RETRY_AFTER, RECOVERY_ID, HeaderName::from_static("x-request-id")])

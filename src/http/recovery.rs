@@ -135,7 +135,7 @@ pub async fn verify(
     let code = body.and_then(|StrictJson(request)| {
         Code::parse(&request.code).ok_or_else(|| Error::in_field(Problem::CodeMalformed, "code"))
     });
-    let verified = state.recovery.verify(presented(&headers), code, &client).await?;
+    let verified = state.recovery.verify(presented(&headers)?, code, &client).await?;
     cookie::set_recovery(&cookies, &verified.token, verified.lifetime);
     Ok((id_header(verified.id), Json(Status { status: "verified" })))
 }
@@ -156,7 +156,7 @@ pub async fn reset_password(
 ) -> Result<Json<AuthLoginResponse>, Error> {
     let password = body.map(|StrictJson(request)| Password::new(&request.password));
     let device = cookie::known_device(&headers, &state.app);
-    let signed_in = state.recovery.reset(presented(&headers), password, device, &client).await?;
+    let signed_in = state.recovery.reset(presented(&headers)?, password, device, &client).await?;
     cookie::clear_recovery(&cookies);
     Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }

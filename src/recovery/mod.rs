@@ -1,7 +1,8 @@
 //! Owns `recovery_session`: the recovery flow of a user who lost the password, in three steps.
 //!
 //! [`Recovery::start`] enqueues an email with a code, [`Recovery::verify`] checks the code,
-//! [`Recovery::reset`] sets the new password. [`Recovery::progress`] says which step is next.
+//! [`Recovery::reset`] sets the new password. [`Recovery::progress`] says which step is next. `replay`
+//! repeats a success whose answer was lost.
 //!
 //! A session's state changes from `code_sent` to `verified` to `consumed`. Each session has a
 //! number, and an account stores up to which number its sessions have ended, because a new password
@@ -11,6 +12,7 @@
 
 mod id;
 mod progress;
+mod replay;
 mod reset;
 mod start;
 mod verify;
@@ -25,6 +27,7 @@ use uuid::Uuid;
 
 pub use self::id::RecoveryId;
 pub use self::progress::{Awaited, Progress};
+pub use self::replay::{IdempotencyKey, sweep as sweep_replays};
 pub use self::start::{StartCredentials, Started};
 pub use self::verify::Verified;
 use crate::app::App;
@@ -100,13 +103,16 @@ enum Step {
     Next,
 }
 
-/// What a request presents to identify its recovery.
+/// What a request presents to identify its recovery and itself.
 #[derive(Debug)]
 pub struct Presented {
     /// The token in the cookie.
     pub token: Option<Token>,
     /// The [`RecoveryId`] that the client expects, as the client sent it.
     pub id: Option<String>,
+    /// The key under which a success is stored, so that the request can be repeated if its answer is
+    /// lost.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// A session that can take its next step.

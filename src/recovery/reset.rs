@@ -5,6 +5,7 @@
 //! transaction, which locks the account's row first. Of many parallel resets, one consumes the
 //! session. A crash at any point leaves either the old password or all of the new state.
 
+use super::replay::remember_session;
 use super::{Presented, Recovery, Step, find_active};
 use crate::client::Client;
 use crate::clock::first_id_of;
@@ -18,7 +19,8 @@ use crate::{account, audit};
 impl Recovery {
     /// Sets the password of the account that the verified session of `presented` belongs to. Ends
     /// all its other sessions and pending recoveries, enqueues the notice to its owner, and signs
-    /// the client in. An `Err` in `password` is answered only if there is a session.
+    /// the client in. An `Err` in `password` is answered only if there is a session. With the key of
+    /// an earlier success whose answer was lost, that success is repeated instead of a 401.
     ///
     /// # Errors
     ///
@@ -32,19 +34,31 @@ impl Recovery {
         device: Option<KnownDevice>,
         client: &Client,
     ) -> Result<SignedIn, Error> {
-        let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
+        let caller = Caller { client, device: device.as_ref() };
+        match (self.reset_once(&presented, &password, caller).await, password) {
+            (Err(refused), Ok(password)) => self.replay_reset(refused, &presented, &password, caller).await,
+            (result, _) => result,
+        }
+    }
+
+    async fn reset_once(
+        &self,
+        presented: &Presented,
+        password: &Result<Password, Error>,
+        caller: Caller<'_>,
+    ) -> Result<SignedIn, Error> {
+        let token = presented.token.as_ref().ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
         let session = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset).await?;
         // Another reset may have ended the recovery since. That error precedes those of the
         // password.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
-        let password = password?;
+        let password = password.as_ref().map_err(Clone::clone)?;
         let place = app.hasher.place()?;
         let password_hash =
-            place.hash_new(&password, context(&session.email, &app.config.mail.product_names())).await?;
+            place.hash_new(password, context(&session.email, &app.config.mail.product_names())).await?;
         drop(place);
-        let caller = Caller { client, device: device.as_ref() };
         let now = app.time()?;
         let opened = transact("set password", async {
             let mut transaction = pool.begin().await?;
@@ -60,6 +74,9 @@ impl Recovery {
             }
             let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordReset };
             let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
+            if let Some(key) = &presented.key {
+                remember_session(&mut transaction, now, session.id, key, opened.session_id()).await?;
+            }
             transaction.commit().await?;
             Ok(opened)
         })

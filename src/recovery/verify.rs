@@ -9,6 +9,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::replay::Remembered;
 use super::{Presented, Recovery, RecoveryId, State, Step, TOKEN_LABEL, find_active};
 use crate::client::Client;
 use crate::config::RESET_LIFETIME;
@@ -45,7 +46,8 @@ struct SpentAttempt {
 impl Recovery {
     /// Checks the code of the session that `presented` belongs to, and gives the session 15 minutes
     /// for a new password. An `Err` in `code` is answered only if there is a session, and spends no
-    /// attempt.
+    /// attempt. With the key of an earlier success whose answer was lost, that success is repeated
+    /// instead of a 401.
     ///
     /// # Errors
     ///
@@ -58,14 +60,29 @@ impl Recovery {
         code: Result<Code, Error>,
         client: &Client,
     ) -> Result<Verified, Error> {
-        let token = presented.token.ok_or(Problem::RecoverySessionMissing)?.hash();
+        match (self.verify_once(&presented, &code, client).await, code) {
+            (Err(refused), Ok(code)) => self.replay_verify(refused, &presented, &code, client).await,
+            (result, _) => result,
+        }
+    }
+
+    async fn verify_once(
+        &self,
+        presented: &Presented,
+        code: &Result<Code, Error>,
+        client: &Client,
+    ) -> Result<Verified, Error> {
+        let token = presented.token.as_ref().ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
         let find = || find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
         // A token always belongs to the same session, so a check before the attempt holds after it.
         if presented.id.is_some() || code.is_err() {
             find().await?;
         }
-        let code = code.inspect_err(|_| self.count(CodeOutcome::Malformed))?;
+        let code = code.as_ref().map_err(|error| {
+            self.count(CodeOutcome::Malformed);
+            error.clone()
+        })?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
             find().await?;
             // It cannot have become active in between: attempts are never given back.
@@ -76,11 +93,12 @@ impl Recovery {
             Error::in_field(Problem::CodeInvalid, "code").with(Detail::AttemptsLeft(attempt.attempts_left))
         };
         let right = self.app.code_keys.by_id(&attempt.key_id);
-        if !right.is_some_and(|key| key.code(attempt.session_id).matches(&code)) || attempt.is_revoked {
+        if !right.is_some_and(|key| key.code(attempt.session_id).matches(code)) || attempt.is_revoked {
             return Err(wrong());
         }
-        let token = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
-        let token_hash = token.hash();
+        let issued = Token::issue(self.app.code_keys.newest(), TOKEN_LABEL, now);
+        let token_hash = issued.hash();
+        let Remembered { until, key } = Remembered::new(presented.key.as_ref(), now);
         let ends = now + RESET_LIFETIME;
         transact("mark verified", async {
             let account =
@@ -89,12 +107,16 @@ impl Recovery {
             // As everywhere, the account's row is locked before those of its recoveries.
             account::clear_bouncing(&mut transaction, account.id).await?;
             let marked = sqlx::query!(
-                "UPDATE recovery_session SET state = 'verified', verified_at = $2, expires_at = $3, token_hash = $4
+                "UPDATE recovery_session SET state = 'verified', verified_at = $2, expires_at = $3, token_hash = $4,
+                     replay_until = $5, replay_key = $6, replay_token_hash = $7
                  WHERE id = $1 AND state = 'code_sent' AND expires_at > $2",
                 attempt.session_id,
                 now,
                 ends,
                 token_hash.as_bytes(),
+                until,
+                key,
+                key.map(|_| token.as_bytes()),
             );
             if marked.execute(&mut *transaction).await?.rows_affected() == 0 {
                 return Err(Problem::RecoverySessionUsed.into());
@@ -106,10 +128,10 @@ impl Recovery {
         })
         .await?;
         self.count(CodeOutcome::Right);
-        Ok(Verified { token, id: RecoveryId::of(attempt.session_id), lifetime: RESET_LIFETIME })
+        Ok(Verified { token: issued, id: RecoveryId::of(attempt.session_id), lifetime: RESET_LIFETIME })
     }
 
-    fn count(&self, outcome: CodeOutcome) {
+    pub(super) fn count(&self, outcome: CodeOutcome) {
         self.app.metrics.codes.get_or_create(&CodeLabel { outcome }).inc();
     }
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub use self::login::Login;
 pub use self::open::{Caller, OpenedSession, SignedIn};
-pub(crate) use self::open::{NewPassword, replace_password};
+pub(crate) use self::open::{NewPassword, replace, replace_password};
 use crate::account::{self, Account};
 use crate::app::App;
 use crate::audit;
@@ -262,15 +262,7 @@ pub async fn end(app: &App, caller: &Authenticated, id: Uuid, client: &Client) -
         if !may_end(app, &mut transaction, now, caller).await? {
             return Err(Problem::SessionInvalid.into());
         }
-        let ended = sqlx::query!(
-            "UPDATE session SET revoked_at = $3
-             WHERE id = $1 AND account_id = $2 AND revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4",
-            id,
-            caller.account.id,
-            now,
-            now - app.config.sessions.session_idle,
-        );
-        if ended.execute(&mut *transaction).await?.rows_affected() == 0 {
+        if !revoke_one(app, &mut transaction, now, caller.account.id, id).await? {
             return Err(Problem::NotFound.into());
         }
         let own = id == caller.session.id;
@@ -324,6 +316,25 @@ async fn may_end(
 ) -> Result<bool, sqlx::Error> {
     let locked = account::lock(transaction, caller.account.id, None).await?;
     Ok(locked.is_some() && is_open(app, transaction, now, caller.session.id).await?)
+}
+
+/// Ends an open session of a locked account. Returns whether there was one.
+async fn revoke_one(
+    app: &App,
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    account_id: Uuid,
+    id: Uuid,
+) -> Result<bool, sqlx::Error> {
+    let ended = sqlx::query!(
+        "UPDATE session SET revoked_at = $3
+         WHERE id = $1 AND account_id = $2 AND revoked_at IS NULL AND expires_at > $3 AND last_seen_at > $4",
+        id,
+        account_id,
+        now,
+        now - app.config.sessions.session_idle,
+    );
+    Ok(ended.execute(transaction).await?.rows_affected() > 0)
 }
 
 /// Ends the sessions of a locked account except `but`, and returns how many.

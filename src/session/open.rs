@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::{Authenticated, KEPT_PER_ACCOUNT, Session, TOKEN_LABEL, revoke_all};
+use super::{Authenticated, KEPT_PER_ACCOUNT, Session, TOKEN_LABEL, revoke_all, revoke_one};
 use crate::account::{self, Account};
 use crate::app::App;
 use crate::client::Client;
@@ -49,6 +50,12 @@ pub struct SignedIn {
 }
 
 impl OpenedSession {
+    /// The session's id.
+    #[must_use]
+    pub fn session_id(&self) -> Uuid {
+        self.authenticated.session.id
+    }
+
     /// Adds a signed JWT.
     #[must_use]
     pub fn signed_in(self, app: &App, now: OffsetDateTime) -> SignedIn {
@@ -114,6 +121,24 @@ pub(crate) async fn open(
     .await?;
     let device_cookie = make_known(app, transaction, now, &account, caller.device).await?;
     Ok(OpenedSession { token, authenticated: Authenticated { session, account }, device_cookie })
+}
+
+/// Ends the session `replaced` of a locked account and opens another one, because the client did not
+/// receive its token. Returns `None` if that session is no longer open.
+pub(crate) async fn replace(
+    app: &App,
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    account: Account,
+    replaced: Uuid,
+    caller: Caller<'_>,
+) -> Result<Option<OpenedSession>, sqlx::Error> {
+    if !revoke_one(app, transaction, now, account.id, replaced).await? {
+        return Ok(None);
+    }
+    let client = Some(caller.client.into());
+    audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, client).await?;
+    Ok(Some(open(app, transaction, now, account, caller).await?))
 }
 
 /// The cookie's value for a browser that has just signed in. A known browser keeps its id. A new id

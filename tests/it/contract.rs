@@ -263,6 +263,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("get", RECOVERY, &client.get(RECOVERY).await);
     walk.check("get", RECOVERY, &foreign(&client).get(RECOVERY).await);
     walk.check("post", VERIFY, &client.clone().with("x-recovery-id", "another").verifies(&code).await);
+    walk.check("post", VERIFY, &client.clone().with("idempotency-key", "short").verifies(&code).await);
     for answer in malformed(&service, &client, VERIFY, json!({ "code": code })).await {
         walk.check("post", VERIFY, &answer);
     }
@@ -272,6 +273,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     }
     // reset-password
     walk.check("post", RESET, &client.clone().with("x-recovery-id", "another").resets(NEW).await);
+    walk.check("post", RESET, &client.clone().with("idempotency-key", "short").resets(NEW).await);
     for answer in malformed(&service, &client, RESET, json!({ "password": NEW })).await {
         walk.check("post", RESET, &answer);
     }

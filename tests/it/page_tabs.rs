@@ -12,6 +12,7 @@ use thirtyfour::prelude::*;
 use crate::harness::Service;
 use crate::harness::browser::Browser;
 use crate::page::page_of;
+use crate::page_lost::lose_answer_of;
 
 /// The number of random sequences, unless `TABS_CASES` sets it, and the actions in each.
 const CASES: u64 = 4;
@@ -356,38 +357,26 @@ async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: 
 async fn after_a_lost_answer_the_page_shows_the_current_step(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
     let browser = Browser::open("en").await;
-    let lose_answer_of = async |path: &str| {
-        let script = format!(
-            "const real = window.fetch;
-             window.fetch = async (...call) => {{
-               const answer = await real(...call);
-               if (!String(call[0]).endsWith('{path}')) return answer;
-               window.fetch = real;
-               throw new TypeError('lost');
-             }};"
-        );
-        browser.script(&script).await;
-    };
     browser.goes_to(&page).await;
     browser.sees("#email").await;
     // The start is answered, the next request is not: the page shows what it knows.
     browser.types("#address", "trader@example.com").await;
-    lose_answer_of("/recovery").await;
+    lose_answer_of(&browser, "/recovery").await;
     browser.clicks("#start button").await;
     browser.sees("#code").await;
     assert_eq!(browser.value(ADDRESS).await, "trader@example.com");
     assert_eq!(browser.value("document.querySelector('#code-life').innerText").await, "");
     browser.clicks("#other-email").await;
-    lose_answer_of("/start").await;
+    lose_answer_of(&browser, "/start").await;
     browser.clicks("#start button").await;
     browser.sees("#code").await;
     assert_eq!(browser.value(ADDRESS).await, "trader@example.com");
-    lose_answer_of("/verify").await;
+    lose_answer_of(&browser, "/verify").await;
     browser.types("#digits", "00000000").await;
     assert!(browser.reads("#network").await.starts_with("The server has not answered."));
     assert_eq!(browser.reads("#attempts").await, "Attempts left: 4");
     browser.types("#digits", &service.relay.mail(1).await.code()).await;
-    lose_answer_of("/verify").await;
+    lose_answer_of(&browser, "/verify").await;
     browser.clicks("#verify button").await;
     browser.sees("#password").await;
     // A new tab shows the same step.

@@ -47,13 +47,16 @@ const startRecovery = (email, ticket) =>
 const fetchRecovery = () => call('GET', '/api/auth/recovery');
 // All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
 // on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
-const recoveryIdHeader = (id) => ({ 'X-Recovery-Id': id });
+// With the same key, a request whose answer was lost can be sent again for two minutes: if it had
+// succeeded, it succeeds again.
+const headersOf = (id, key) => ({ 'X-Recovery-Id': id, 'Idempotency-Key': key });
+const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 // 400 with attempts_left for a wrong code; 401: start again. Spaces in the code are ignored.
-const verifyCode = (code, id) => call('POST', '/api/auth/recovery/verify', { code }, recoveryIdHeader(id));
+const verifyCode = (code, id, key) => call('POST', '/api/auth/recovery/verify', { code }, headersOf(id, key));
 // 200 signs the user in: sessionToken, jwt, session. 400 with advice for a refused password; 401:
 // start again.
-const resetPassword = (password, id) =>
-  call('POST', '/api/auth/recovery/reset-password', { password }, recoveryIdHeader(id));
+const resetPassword = (password, id, key) =>
+  call('POST', '/api/auth/recovery/reset-password', { password }, headersOf(id, key));
 const logOut = (token) => call('POST', '/api/auth/logout', {}, { 'X-Session-Token': token });
 
 // ---- State
@@ -119,6 +122,7 @@ function setRecovery(fetched) {
   if (fetched?.id !== recovery?.id) {
     FIELDS.code.value = FIELDS.password.value = '';
     isFirstCode = true;
+    lostPress = null;
     checkLength();
   }
   recovery = fetched;
@@ -137,15 +141,20 @@ async function refresh({ stay = true, expected = history.state?.id, why = null, 
   const answer = await fetchRecovery().catch(() => null);
   if (answer?.now) setClock(answer.now);
   if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
+  if (answer.status === 401 && lostPress?.step === step && !lostPress.isRepeat) {
+    await send(Object.assign(lostPress, { isRepeat: true }));
+    return true;
+  }
   const before = history.state?.step ?? step;
   const wasInProgress = before === 'code' || before === 'password';
+  const ended = endedBy(why ?? answer, before);
   const previousId = recovery?.id;
   if (wasInProgress && !answer.recovery) typedEmail = recovery?.email ?? typedEmail;
   setRecovery(answer.recovery ?? null);
   const target = stay && before === 'email' ? 'email' : nextStep();
   if (target === step && target === before && recovery?.id === previousId) render();
   else go(target, { replace: before !== 'email' || quietly, quietly });
-  if (!recovery && wasInProgress) showError($('#start'), why ?? answer);
+  if (!recovery && wasInProgress) showError($('#start'), ended);
   if (recovery && (wasInProgress || !stay) && expected && expected !== recovery.id)
     $('#network').textContent = $('#network').dataset.other;
   return true;
@@ -203,9 +212,9 @@ function tick() {
   if (remaining(step) === 60) $('#news').textContent = $('#news').dataset.lastMinute;
 }
 
-function showError(form, { message, advice = [], attempts_left: attemptsLeft, status, needsHelp = status >= 429 }) {
+function showError(form, { message, advice = [], attempts_left: attemptsLeft, status, isChanged, needsHelp = status >= 429 }) {
   const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-  const parts = [element('p', message)];
+  const parts = [isChanged ? $('#maybe-changed').content.cloneNode(true) : element('p', message)];
   if (attemptsLeft !== undefined) parts.push(element('p', `${settings.attemptsLeft} ${attemptsLeft}`));
   if (advice.length) {
     const list = element('ul', '');
@@ -229,15 +238,31 @@ function showOnlineState() {
   $('#network').textContent = navigator.onLine ? '' : $('#network').dataset.offline;
 }
 
-// Sends a form once, even if its button is pressed again, and handles every answer. `succeed`
-// handles a 200.
-async function submit(form, request, succeed) {
+// The press of a code or a password whose answer was lost. It is repeated with its key: once by
+// itself when the service says that the recovery has moved on, and when the user presses again.
+let lostPress = null;
+
+// Sends a form once, even if its button is pressed again.
+async function submit(form, read, request, succeed) {
   if (form.getAttribute('aria-busy') === 'true' || remaining(form.id) > 0) return;
+  const wasLost = lostPress?.form === form;
+  const press = { form, step, values: read(), request, succeed, key: wasLost ? lostPress.key : randomKey() };
+  if (wasLost) lostPress = press;
+  await send(press);
+}
+
+// Sends a press and handles every answer. `succeed` handles a 200.
+async function send(press) {
+  const { form, values, request, succeed, key } = press;
   // An answer to a fetch that is in progress would be out of date.
   fetches += 1;
   clearMessages();
   form.setAttribute('aria-busy', 'true');
-  const answer = await request().catch(({ answered = false }) => ({ isLost: true, answered }));
+  const answer = await request(...values, key).catch(({ answered = false }) => ({ isLost: true, answered }));
+  // An error of the service's database may hide a success, too.
+  if (answer.isLost || answer.status >= 500) lostPress = ['verify', 'reset'].includes(form.id) ? press : null;
+  else if (answer.status < 401) lostPress = null;
+  else if (answer.status === 401) press.isRepeat = true;
   if (answer.isLost) await handleLostAnswer(form, answer.answered);
   else if (answer.status === 200) await succeed(answer);
   else if (answer.status === 401) await handleEndedRecovery(answer);
@@ -245,10 +270,19 @@ async function submit(form, request, succeed) {
   form.setAttribute('aria-busy', 'false');
 }
 
+// If a recovery ends at the password step because it was used, or after an answer was lost, the
+// password has probably been changed.
+function endedBy(error, at) {
+  const isChanged = at === 'password' && (error.error === 'recovery_session_used' || lostPress?.step === at);
+  return { ...error, isChanged };
+}
+
 // Without an answer, it is unknown whether the server has handled the request: fetch the state.
 async function handleLostAnswer(form, answered) {
-  const before = step;
+  const [before, press] = [step, lostPress];
   await refresh();
+  // A repeat was answered.
+  if (lostPress !== press) return;
   if (form.id === 'start' && recovery?.email === sentEmail.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
   const { noAnswer, noService, offline } = $('#network').dataset;
@@ -265,9 +299,10 @@ async function handleEndedRecovery(answer) {
     return;
   }
   typedEmail = recovery?.email ?? typedEmail;
+  const ended = endedBy(answer, step);
   setRecovery(null);
   go('email', { replace: true });
-  showError($('#start'), answer);
+  showError($('#start'), ended);
 }
 
 function handleRefusal(form, answer) {
@@ -284,11 +319,12 @@ function handleRefusal(form, answer) {
 
 // ---- The steps
 
-function onSubmit(id, request, succeed) {
+// `read` returns the arguments of `request`, which also gets the press's key.
+function onSubmit(id, read, request, succeed) {
   const form = $(`#${id}`);
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    submit(form, request, succeed);
+    submit(form, read, request, succeed);
   });
 }
 
@@ -310,18 +346,19 @@ async function handleCodeSent(answer, email) {
 let sentEmail = '';
 onSubmit(
   'start',
-  () => startRecovery((sentEmail = cleanAddress(FIELDS.email.value)), ticket),
+  () => [(sentEmail = cleanAddress(FIELDS.email.value)), ticket],
+  startRecovery,
   (answer) => handleCodeSent(answer, sentEmail),
 );
-onSubmit('resend', () => startRecovery(recovery.email, ticket), async (answer) => {
+onSubmit('resend', () => [recovery.email, ticket], startRecovery, async (answer) => {
   await handleCodeSent(answer, recovery.email);
   if (step === 'code') $('#resent').textContent = $('#resent').dataset.text;
 });
-onSubmit('verify', () => verifyCode(digitsOf(FIELDS.code.value), recovery.id), async (answer) => {
+onSubmit('verify', () => [digitsOf(FIELDS.code.value), recovery.id], verifyCode, async (answer) => {
   FIELDS.code.value = '';
   await advance(answer, { email: recovery.email, state: 'verified' });
 });
-onSubmit('reset', () => resetPassword(FIELDS.password.value, recovery.id), async (answer) => {
+onSubmit('reset', () => [FIELDS.password.value, recovery.id], resetPassword, async (answer) => {
   // A sign-in page of this host gets the session token by session storage, in this tab only and
   // never in a URL. A page of another host cannot read it, so the session is ended and the user
   // signs in with the new password.

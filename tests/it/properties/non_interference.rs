@@ -30,15 +30,18 @@ enum Call {
         browser: usize,
     },
     /// `named`: the browser whose recovery is named in `X-Recovery-Id`, if any.
+    /// `keyed`: with an `Idempotency-Key`.
     Verify {
         browser: usize,
         code: &'static str,
         named: Option<usize>,
+        keyed: bool,
     },
     Reset {
         browser: usize,
         password: &'static str,
         named: Option<usize>,
+        keyed: bool,
     },
     Login {
         browser: usize,
@@ -83,10 +86,10 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         5 => (browser.clone(), any::<bool>()).prop_map(|(browser, uppercase)| Call::Start { browser, uppercase }),
         3 => browser.clone().prop_map(|browser| Call::Progress { browser }),
-        6 => (browser.clone(), code, named.clone())
-            .prop_map(|(browser, code, named)| Call::Verify { browser, code, named }),
-        2 => (browser.clone(), password, named)
-            .prop_map(|(browser, password, named)| Call::Reset { browser, password, named }),
+        6 => (browser.clone(), code, named.clone(), any::<bool>())
+            .prop_map(|(browser, code, named, keyed)| Call::Verify { browser, code, named, keyed }),
+        2 => (browser.clone(), password, named, any::<bool>())
+            .prop_map(|(browser, password, named, keyed)| Call::Reset { browser, password, named, keyed }),
         2 => (browser.clone(), guess).prop_map(|(browser, password)| Call::Login { browser, password }),
         2 => (browser.clone(), other)
             .prop_map(|(browser, (method, path, body))| Call::Other { browser, method, path, body }),
@@ -160,11 +163,13 @@ impl Attacker {
                 answer
             }
             Call::Progress { browser } => self.browsers[*browser].get("/api/auth/recovery").await,
-            Call::Verify { browser, code, named } => {
-                self.naming(*browser, *named, async |client: &mut Client| client.verifies(code).await).await
+            Call::Verify { browser, code, named, keyed } => {
+                let verify = async |client: &mut Client| client.verifies(code).await;
+                self.naming(*browser, *named, *keyed, verify).await
             }
-            Call::Reset { browser, password, named } => {
-                self.naming(*browser, *named, async |client: &mut Client| client.resets(password).await).await
+            Call::Reset { browser, password, named, keyed } => {
+                let reset = async |client: &mut Client| client.resets(password).await;
+                self.naming(*browser, *named, *keyed, reset).await
             }
             Call::Login { browser, password } => self.browsers[*browser].logs_in(&self.email, password).await,
             Call::Other { browser, method, path, body } => {
@@ -185,17 +190,22 @@ impl Attacker {
         Some(self.masked(&answer))
     }
 
-    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one.
+    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and always
+    /// with the same key if `keyed`.
     async fn naming(
         &mut self,
         browser: usize,
         named: Option<usize>,
+        keyed: bool,
         call: impl AsyncFn(&mut Client) -> Answer,
     ) -> Answer {
         let client = &mut self.browsers[browser];
         let before = client.headers.clone();
         if let Some(named) = named {
             client.headers.insert("x-recovery-id", self.shown[named].parse().unwrap());
+        }
+        if keyed {
+            client.headers.insert("idempotency-key", "0123456789abcdefghijkl".parse().unwrap());
         }
         let answer = call(client).await;
         client.headers = before;
