@@ -61,7 +61,7 @@ impl Files {
             ("page.js", "text/javascript; charset=utf-8", SCRIPT.into()),
         ];
         for picture in brand.logo.iter().chain([&icon]) {
-            others.push((picture.name, picture.content_type, picture.content.clone().into()));
+            others.push((picture.name, picture.content_type, picture.content.clone()));
         }
         let mut digest = Sha256::new();
         for (.., content) in &others {
