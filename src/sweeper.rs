@@ -55,10 +55,9 @@ impl Sweeper {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
-            // Clears columns only, so no row is counted.
-            if let Err(error) = in_time(recovery::sweep_replays(&app.pool, now, ROWS)).await {
-                failures::note("clear replays", &error);
-            }
+            // Clears columns only, so no deleted row is counted.
+            let replays = in_time(recovery::sweep_replays(&app.pool, now, ROWS)).await;
+            let replays = replays.inspect_err(|error| failures::note("clear replays", error)).unwrap_or(0);
             let kept = app.config.storage.recovery_retention;
             let recoveries = self
                 .count("sweep recovery_session", in_time(recovery::sweep(&app.pool, now, kept, ROWS)).await);
@@ -68,7 +67,7 @@ impl Sweeper {
             let kept = app.config.storage.audit_retention;
             let events =
                 self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
-            if recoveries.max(sessions).max(events) < ROWS.unsigned_abs() {
+            if recoveries.max(sessions).max(events).max(replays) < ROWS.unsigned_abs() {
                 break;
             }
             tokio::time::sleep(began.elapsed() * REST).await;

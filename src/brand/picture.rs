@@ -109,6 +109,10 @@ fn check_node(node: Node<'_, '_>) -> Result<(), String> {
             return Err(format!("has a url() in {name} to something outside: embed it as paths"));
         }
     }
+    // A comment would split a style into parts that are harmless one by one.
+    if node.is_comment() && node.parent().is_some_and(|parent| parent.has_tag_name((SVG, "style"))) {
+        return Err("has a comment in its <style>: remove it".to_owned());
+    }
     if node.is_text() && loads(node.text().unwrap_or_default()) {
         return Err("has a url() or an @import in its text to something outside: remove it".to_owned());
     }

@@ -188,18 +188,23 @@ impl Recovery {
             let locked = account::lock(&mut transaction, account.id, Some(&stored)).await?;
             let Some(account) = locked else { return Ok(None) };
             throttle::refund(&mut *transaction, &bucket_key, limit).await?;
-            let Some(lost) = lost_session(&mut transaction, now, id, &key).await? else { return Ok(None) };
-            let replaced = session::replace(app, &mut transaction, now, account, lost, caller).await?;
-            let Some(opened) = replaced else { return Ok(None) };
-            sqlx::query!(
-                "UPDATE recovery_session SET replay_session_id = $2 WHERE id = $1",
-                id,
-                opened.session_id()
-            )
-            .execute(&mut *transaction)
-            .await?;
+            let opened = match lost_session(&mut transaction, now, id, &key).await? {
+                Some(lost) => session::replace(app, &mut transaction, now, account, lost, caller).await?,
+                None => None,
+            };
+            if let Some(opened) = &opened {
+                // The sweeper may have cleared the row meanwhile.
+                sqlx::query!(
+                    "UPDATE recovery_session SET replay_session_id = $2 WHERE id = $1 AND replay_until IS NOT NULL",
+                    id,
+                    opened.session_id()
+                )
+                .execute(&mut *transaction)
+                .await?;
+            }
+            // The password was right, so the refund is kept though no session was opened.
             transaction.commit().await?;
-            Ok(Some(opened))
+            Ok(opened)
         })
         .await?;
         opened.map(|opened| opened.signed_in(app, now)).ok_or(refused)

@@ -180,6 +180,20 @@ async fn a_changed_password_ends_the_replay_of_reset(pool: PgPool) {
     service.stops().await;
 }
 
+#[sqlx::test]
+async fn a_right_password_in_a_replay_costs_nothing_though_its_session_has_ended(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, BUSY).await;
+    let client = with_verified(&service).await;
+    let mut first = client.clone();
+    assert!(first.resets(NEW).await.is_signed_in());
+    assert_eq!(first.logs_out().await.status, 200);
+    for _ in 0..10 {
+        assert_eq!(client.clone().resets(NEW).await.error(), USED);
+    }
+    assert!(service.client().logs_in(TRADER, NEW).await.is_signed_in());
+    service.stops().await;
+}
+
 /// A wrong password in a replay is a failed login of the address, and draws on the same bucket.
 #[sqlx::test]
 async fn l2_a_wrong_password_in_a_replay_counts_as_a_failed_login(pool: PgPool) {

@@ -172,6 +172,7 @@ fn pictures_that_run_load_or_weigh_anything_are_refused() {
         ("<style>@import '//evil.example/a.css';</style>", "@import"),
         ("<style>path { mask-image: image-set('//evil.example/a.png' 1x) }</style>", "@import"),
         ("<style><![CDATA[path { fill: url(//evil.example) }]]></style>", "@import"),
+        ("<style>@im<!-- -->port '//evil.example/a.css';</style>", "comment"),
         ("<?xml-stylesheet href='//evil.example/a.css'?>", "processing instruction"),
     ] {
         is_refused("svg", &[("logo.svg", svg(inside).into())], &["logo.svg: ", word]);

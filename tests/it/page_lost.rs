@@ -219,6 +219,54 @@ async fn reset_lost_while_offline_is_repeated_when_online(pool: PgPool) {
     is_signed_in(browser, service).await;
 }
 
+/// Makes the page's requests for the state fail, until `window.recovers()`.
+async fn loses_the_state(browser: &Browser) {
+    let script = "const real = window.fetch;
+         window.recovers = () => { window.fetch = real; };
+         window.fetch = (path, options) =>
+           path.endsWith('/recovery') ? Promise.reject(new TypeError('lost')) : real(path, options);";
+    browser.script(script).await;
+}
+
+/// The key of a lost press belongs to its password.
+#[sqlx::test]
+async fn another_password_after_a_lost_reset_is_sent_only_if_the_first_was_not_set(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = at_the_password(&service, &page).await;
+    holds_request_to(&browser, "/reset-password").await;
+    browser.clicks("#reset button").await;
+    is_answered_elsewhere(&browser, &service).await;
+    loses_the_state(&browser).await;
+    browser.script("window.loses()").await;
+    assert!(browser.reads("#network").await.starts_with("The server has not answered."));
+    browser.types("#secret", "quiet rivers under paper bridges").await;
+    browser.script("window.recovers()").await;
+    browser.clicks("#reset button").await;
+    is_signed_in(browser, service).await;
+}
+
+/// A press that never arrived has changed nothing, and the time for it has run out.
+#[sqlx::test]
+async fn a_reset_that_was_not_sent_in_time_says_that_the_recovery_expired(pool: PgPool) {
+    let (service, page) = page_of(&pool, &[]).await;
+    let browser = at_the_password(&service, &page).await;
+    holds_request_to(&browser, "/reset-password").await;
+    browser.clicks("#reset button").await;
+    browser.until("window.held").await;
+    loses_the_state(&browser).await;
+    browser.script("window.loses()").await;
+    assert!(browser.reads("#network").await.starts_with("The server has not answered."));
+    let later =
+        "const real = performance.now.bind(performance); performance.now = () => real() + 16 * 60_000;";
+    browser.script(later).await;
+    service.clock.advance(std::time::Duration::from_mins(16));
+    browser.script("window.recovers(); dispatchEvent(new Event('online'))").await;
+    let told = browser.reads("#start-error").await;
+    assert!(!told.contains("password has probably been changed"), "{told}");
+    browser.closes().await;
+    service.stops().await;
+}
+
 /// Each press has a key of its own, and a press after a lost answer has the same one again.
 #[sqlx::test]
 async fn every_press_has_a_random_key(pool: PgPool) {

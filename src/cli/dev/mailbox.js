@@ -23,7 +23,7 @@ function show(mail) {
   $('.text', node).textContent = mail.text;
   node.dataset.words = `${mail.to.join(' ')} ${mail.subject}`.toLocaleLowerCase();
   // A hundred frames at once would be slow.
-  node.addEventListener('toggle', () => { $('.html', node).srcdoc = mail.html; }, { once: true });
+  node.addEventListener('toggle', () => { $('.html', node).srcdoc = `<base target="_blank">${mail.html}`; }, { once: true });
   const code = mail.text.match(/^(\d{8})\s*$/m)?.[1];
   if (code) {
     const line = $('.code', node);

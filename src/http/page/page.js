@@ -134,7 +134,8 @@ function setRecovery(fetched) {
 
 // Fetches the recovery and shows it. If it is neither the one on the screen nor `expected`, another
 // tab has started it, and the page says so. If the recovery has ended, the page shows the error
-// `why`. Returns false if there was no usable answer.
+// `why`. Returns false if there was no usable answer, and 'repeated' if it has repeated a lost press,
+// whose answer is then on the screen.
 let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
   const thisFetch = ++fetches;
@@ -143,7 +144,7 @@ async function refresh({ stay = true, expected = history.state?.id, why = null, 
   if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
   if (answer.status === 401 && lostPress?.step === step && !lostPress.isRepeat) {
     await send(Object.assign(lostPress, { isRepeat: true }));
-    return true;
+    return 'repeated';
   }
   const before = history.state?.step ?? step;
   const wasInProgress = before === 'code' || before === 'password';
@@ -186,7 +187,7 @@ function render() {
   $('#attempts b').textContent = recovery?.attempts_left;
   tick();
   // Without an attempt, or with an expired code, the user needs another code.
-  const needsCode = recovery?.attempts_left === 0 || remaining('code') === 0;
+  const needsCode = recovery?.attempts_left === 0 || (deadlines.code && remaining('code') === 0);
   $('#code').classList.toggle('needs-code', step === 'code' && needsCode);
 }
 
@@ -245,10 +246,23 @@ let lostPress = null;
 // Sends a form once, even if its button is pressed again.
 async function submit(form, read, request, succeed) {
   if (form.getAttribute('aria-busy') === 'true' || remaining(form.id) > 0) return;
-  const wasLost = lostPress?.form === form;
-  const press = { form, step, values: read(), request, succeed, key: wasLost ? lostPress.key : randomKey() };
-  if (wasLost) lostPress = press;
+  const press = { form, step, values: read(), request, succeed, key: randomKey() };
+  if (lostPress?.form === form) {
+    // The lost press may have succeeded, and its key belongs to its values.
+    if (String(press.values) === String(lostPress.values)) press.key = lostPress.key;
+    else if (!(await isStillExpected(press))) return;
+    lostPress = press;
+  }
   await send(press);
+}
+
+// Whether the service still waits for this press of other values than the lost one.
+async function isStillExpected({ form, step: before }) {
+  form.setAttribute('aria-busy', 'true');
+  const fetched = await refresh();
+  form.setAttribute('aria-busy', 'false');
+  if (!fetched) sayNoAnswer();
+  return fetched === true && step === before;
 }
 
 // Sends a press and handles every answer. `succeed` handles a 200.
@@ -259,10 +273,13 @@ async function send(press) {
   clearMessages();
   form.setAttribute('aria-busy', 'true');
   const answer = await request(...values, key).catch(({ answered = false }) => ({ isLost: true, answered }));
-  // An error of the service's database may hide a success, too.
-  if (answer.isLost || answer.status >= 500) lostPress = ['verify', 'reset'].includes(form.id) ? press : null;
-  else if (answer.status < 401) lostPress = null;
-  else if (answer.status === 401) press.isRepeat = true;
+  // An error of the service's database may hide a success, too. A busy service has done nothing.
+  const mayHaveSucceeded = answer.isLost || (answer.status >= 500 && answer.error !== 'hashing_busy');
+  if (['verify', 'reset'].includes(form.id)) {
+    if (mayHaveSucceeded) lostPress = press;
+    else if (answer.status < 401) lostPress = null;
+    else if (answer.status === 401) press.isRepeat = true;
+  }
   if (answer.isLost) await handleLostAnswer(form, answer.answered);
   else if (answer.status === 200) await succeed(answer);
   else if (answer.status === 401) await handleEndedRecovery(answer);
@@ -270,24 +287,26 @@ async function send(press) {
   form.setAttribute('aria-busy', 'false');
 }
 
-// If a recovery ends at the password step because it was used, or after an answer was lost, the
-// password has probably been changed.
+// If a recovery ends at the password step because it was used, or after an answer was lost and
+// before its time was over, the password has probably been changed.
 function endedBy(error, at) {
-  const isChanged = at === 'password' && (error.error === 'recovery_session_used' || lostPress?.step === at);
-  return { ...error, isChanged };
+  const isEarly = lostPress?.step === at && remaining('password') > 0;
+  return { ...error, isChanged: at === 'password' && (error.error === 'recovery_session_used' || isEarly) };
 }
 
 // Without an answer, it is unknown whether the server has handled the request: fetch the state.
 async function handleLostAnswer(form, answered) {
-  const [before, press] = [step, lostPress];
-  await refresh();
-  // A repeat was answered.
-  if (lostPress !== press) return;
+  const before = step;
+  if ((await refresh()) === 'repeated') return;
   if (form.id === 'start' && recovery?.email === sentEmail.toLowerCase()) go(nextStep());
   if (step !== before || $('#network').textContent) return;
-  const { noAnswer, noService, offline } = $('#network').dataset;
-  if (answered) showError(form, { message: noService, needsHelp: true });
-  else $('#network').textContent = navigator.onLine ? noAnswer : offline;
+  if (answered) showError(form, { message: $('#network').dataset.noService, needsHelp: true });
+  else sayNoAnswer();
+}
+
+function sayNoAnswer() {
+  const { noAnswer, offline } = $('#network').dataset;
+  $('#network').textContent = navigator.onLine ? noAnswer : offline;
 }
 
 // The recovery on the screen has ended, or the cookie belongs to another one.
