@@ -21,8 +21,15 @@ impl Mail {
         self.parsed().body_text(0).expect("a text part").into_owned()
     }
 
+    /// The HTML part, with its hexadecimal character references as characters.
     pub fn html(&self) -> String {
-        self.parsed().body_html(0).expect("an HTML part").into_owned()
+        let html = self.parsed().body_html(0).expect("an HTML part").into_owned();
+        let (first, rest) = html.split_once("&#x").unwrap_or((&html, ""));
+        rest.split("&#x").filter(|piece| !piece.is_empty()).fold(first.to_owned(), |text, piece| {
+            let (number, after) = piece.split_once(';').expect("a whole reference");
+            let sign = u32::from_str_radix(number, 16).ok().and_then(char::from_u32).expect("a character");
+            text + &*sign.encode_utf8(&mut [0; 4]) + after
+        })
     }
 
     pub fn message_id(&self) -> String {

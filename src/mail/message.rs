@@ -1,10 +1,12 @@
 //! Builds emails: headers, a text part and an HTML part.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use clap::ValueEnum;
 use lettre::address::Envelope;
-use lettre::message::{Mailbox, MultiPart};
+use lettre::message::header::{ContentTransferEncoding, ContentType};
+use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
 use strum::{Display, IntoStaticStr};
 use time::OffsetDateTime;
@@ -19,6 +21,9 @@ use crate::mail::dkim::Signer;
 use crate::mail::headers::{AutoResponseSuppress, AutoSubmitted, ContentLanguage, EntityRefId};
 use crate::mail::{Unbuildable, sender};
 use crate::secret::{Code, Key};
+
+/// The longest line of a message, without its end (RFC 5322 §2.1.1).
+const MAX_LINE: usize = 998;
 
 /// The kinds of emails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
@@ -203,7 +208,9 @@ impl Composer {
             .header(AutoResponseSuppress)
             .header(EntityRefId(about.id))
             .header(ContentLanguage(about.locale))
-            .multipart(MultiPart::alternative_plain_html(text, html))
+            .multipart(
+                MultiPart::alternative().singlepart(SinglePart::plain(text)).singlepart(html_part(html)),
+            )
             .map_err(|_| Unbuildable)?;
         let sender = self.return_path.of(about.account_id, about.to, now)?;
         let envelope = Envelope::new(Some(sender), vec![to]).map_err(|_| Unbuildable)?;
@@ -215,9 +222,47 @@ impl Composer {
     }
 }
 
+/// The HTML part. Character references make it ASCII, because quoted-printable would take most of
+/// the time of building an email.
+fn html_part(html: String) -> SinglePart {
+    let part = SinglePart::builder().header(ContentType::TEXT_HTML);
+    let ascii = to_ascii(&html);
+    if ascii.lines().any(|line| line.len() > MAX_LINE) {
+        return part.body(html);
+    }
+    part.body(Body::dangerous_pre_encoded(ascii.into_bytes(), ContentTransferEncoding::SevenBit))
+}
+
+/// Writes CRLF at the ends of lines, and other characters than ASCII as references.
+fn to_ascii(html: &str) -> String {
+    let mut ascii = String::with_capacity(2 * html.len());
+    for line in html.split_inclusive('\n') {
+        for run in line.trim_end_matches('\n').split_inclusive(|sign: char| !sign.is_ascii()) {
+            let (plain, other) = run.split_at(run.trim_end_matches(|sign: char| !sign.is_ascii()).len());
+            ascii.push_str(plain);
+            for sign in other.chars() {
+                let _ = write!(ascii, "&#x{:X};", u32::from(sign));
+            }
+        }
+        ascii.push_str("\r\n");
+    }
+    ascii
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn html_becomes_ascii_in_whole_lines() {
+        assert_eq!(to_ascii("<p>a</p>\n\nMật khẩu\n"), "<p>a</p>\r\n\r\nM&#x1EAD;t kh&#x1EA9;u\r\n");
+        assert_eq!(to_ascii("ếế b"), "&#x1EBF;&#x1EBF; b\r\n");
+        let encoding_of = |length| {
+            let part = html_part("x".repeat(length));
+            part.headers().get::<ContentTransferEncoding>().unwrap().to_string()
+        };
+        assert_eq!((encoding_of(998), encoding_of(999)), ("7bit".into(), "quoted-printable".into()));
+    }
 
     #[test]
     fn only_the_final_dot_ends_a_message() {
