@@ -288,7 +288,7 @@ async function send(press) {
 }
 
 // If a recovery ends at the password step because it was used, or after an answer was lost and
-// before its time was over, the password has probably been changed.
+// before it expired, the password has probably been changed.
 function endedBy(error, at) {
   const isEarly = lostPress?.step === at && remaining('password') > 0;
   return { ...error, isChanged: at === 'password' && (error.error === 'recovery_session_used' || isEarly) };
