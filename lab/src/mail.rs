@@ -44,9 +44,10 @@ impl Mail {
     /// The same; `None` for an email without a code.
     pub fn code_if_any(&self) -> Option<String> {
         let text = self.text();
-        let lone = |line: &&str| line.len() == 8 && line.bytes().all(|octet| octet.is_ascii_digit());
-        let mut codes = text.lines().filter(lone);
-        let code = codes.next()?.to_owned();
+        let lone = |line: &String| line.len() == 8 && line.bytes().all(|octet| octet.is_ascii_digit());
+        // A replica of an older release writes a space in the middle.
+        let mut codes = text.lines().map(|line| line.replace(' ', "")).filter(lone);
+        let code = codes.next()?;
         assert_eq!(codes.next(), None, "one code");
         Some(code)
     }
