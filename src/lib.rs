@@ -42,7 +42,7 @@
 //! | why an email was not accepted; whether recipient or relay is at fault | [`mail::not_sent`], [`mail::verdict`] | |
 //! | relays that refuse emails by policy are tried last | `mail/demotion.rs` | |
 //! | DKIM signatures | [`mail::dkim`] | ring |
-//! | an email: headers, envelope | [`mail::message`], `mail/headers.rs` | |
+//! | an email: headers, envelope | [`mail::message`] | |
 //! | what an email says, its colours | `mail/content.rs`, `src/mail/templates/` | |
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use clap::ValueEnum;
 use lettre::address::Envelope;
-use lettre::message::header::{ContentTransferEncoding, ContentType};
+use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
 use strum::{Display, IntoStaticStr};
@@ -18,7 +18,6 @@ use crate::locale::Locale;
 use crate::mail::bounce::ReturnPath;
 use crate::mail::content::{About, Content, Parts};
 use crate::mail::dkim::Signer;
-use crate::mail::headers::{AutoResponseSuppress, AutoSubmitted, ContentLanguage, EntityRefId};
 use crate::mail::{Unbuildable, sender};
 use crate::secret::{Code, Key};
 
@@ -204,10 +203,16 @@ impl Composer {
             .subject(subject)
             .date(now.into())
             .message_id(Some(format!("<{}@{}>", about.id, self.from.email.domain())))
-            .header(AutoSubmitted)
-            .header(AutoResponseSuppress)
-            .header(EntityRefId(about.id))
-            .header(ContentLanguage(about.locale))
+            // Prevents automatic replies such as holiday notices (RFC 3834 §5).
+            .raw_header(header("Auto-Submitted", "auto-generated"))
+            // The same for Exchange (MS-OXCMAIL §2.1.3.2.20). `All` would also suppress the reports
+            // of failed delivery that `vos-auth bounce` reads.
+            .raw_header(header("X-Auto-Response-Suppress", "DR, RN, NRN, OOF, AutoReply"))
+            // Gmail puts emails of one subject in a thread, where an old code may be read for the
+            // newest, unless this is different in each.
+            .raw_header(header("X-Entity-Ref-ID", about.id.to_string()))
+            // The text part's counterpart of the HTML part's `lang` (RFC 3282).
+            .raw_header(header("Content-Language", <&str>::from(about.locale)))
             .multipart(
                 MultiPart::alternative().singlepart(SinglePart::plain(text)).singlepart(html_part(html)),
             )
@@ -220,6 +225,10 @@ impl Composer {
         }
         Ok(Mail { envelope, bytes })
     }
+}
+
+fn header(name: &'static str, value: impl Into<String>) -> HeaderValue {
+    HeaderValue::new(HeaderName::new_from_ascii_str(name), value.into())
 }
 
 /// The HTML part. Character references make it ASCII, because quoted-printable would take most of

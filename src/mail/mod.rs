@@ -9,7 +9,6 @@ mod demotion;
 pub mod device;
 pub mod dkim;
 pub mod gateway;
-mod headers;
 pub mod message;
 pub mod not_sent;
 mod oauth;

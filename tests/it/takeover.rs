@@ -103,26 +103,6 @@ async fn emails_claimed_by_a_killed_courier_arrive_within_seconds_of_its_restart
     assert_eq!(distinct(&relay.mails()), 16);
 }
 
-/// A courier that starts reads the holders of all leases, and may already hold some itself.
-#[sqlx::test]
-async fn a_courier_that_starts_releases_none_of_its_own_claims(pool: PgPool) {
-    has_accounts(&pool, 2).await;
-    let relay = Relay::start().await;
-    relay.is_in_mood(Mood::HoldsAtRecipient);
-    let (mut dead, client) = serves(&pool, &relay.url()).await;
-    start(&[&client], 1..=2).await;
-    relay.until_asked(2).await;
-    dead.is_killed();
-    // One of the two is due at once, the other when the dead courier's claims are released.
-    let due =
-        "UPDATE outbox SET lease_until = NULL, holder = NULL WHERE id = (SELECT id FROM outbox LIMIT 1)";
-    sqlx::query(due).execute(&pool).await.unwrap();
-    let (_replica, _) = serves(&pool, &relay.url()).await;
-    until(&pool, "both are claimed again", "SELECT min(attempts) = 2 FROM outbox").await;
-    let claims: Vec<i32> = sqlx::query_scalar("SELECT attempts FROM outbox").fetch_all(&pool).await.unwrap();
-    assert_eq!(claims, [2, 2]);
-}
-
 /// Only the lock's connection is lost: the courier takes the lock again before others act.
 #[sqlx::test]
 async fn a_lock_that_was_lost_is_taken_again_within_a_second(pool: PgPool) {
