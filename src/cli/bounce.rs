@@ -12,12 +12,12 @@ use clap::Args;
 use sqlx::{Connection as _, PgConnection};
 
 use super::Failure;
+use crate::admin::{self, Bounced};
 use crate::clock::Clock;
 use crate::config;
 use crate::database::{self, cause};
 use crate::mail::bounce::SignedAddress;
 use crate::mail::report;
-use crate::operator::{self, Bounced};
 use crate::terminal;
 
 /// `EX_TEMPFAIL` of sysexits.h: the mail server keeps the message and runs the command again later.
@@ -54,7 +54,7 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     let options = database::options(&config::database_url()?)?;
     let noted = tokio::time::timeout(DEADLINE, async {
         let mut connection = PgConnection::connect_with(&options).await?;
-        operator::mark_bouncing(&mut connection, now, &signed).await
+        admin::mark_bouncing(&mut connection, now, &signed).await
     });
     let noted = noted.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
     let noted =

@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use super::{Failure, connect};
 use crate::account::record::{self, Name, Record};
 use crate::account::{self, Account, NewAccount};
+use crate::admin::{self, EmailSet, Unblocked};
 use crate::audit::{self, Event};
 use crate::clock::Clock;
 use crate::config::{self, Origin, TICKET_LIFETIME};
@@ -21,7 +22,6 @@ use crate::email_address::EmailAddress;
 use crate::error::Error;
 use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
-use crate::operator::{self, EmailSet, Unblocked};
 use crate::password::{self, Password};
 use crate::{session, terminal};
 
@@ -188,7 +188,7 @@ impl AccountArgument {
 
 async fn set_active(argument: &AccountArgument, active: bool) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    let changed = operator::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
+    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
     terminal::line(match (active, changed) {
         (true, true) => "the account is active again",
         (true, false) => "the account is active already",
@@ -201,7 +201,7 @@ async fn set_active(argument: &AccountArgument, active: bool) -> Result<(), Fail
 async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure> {
     let new = EmailAddress::parse(new)?;
     let (mut connection, account) = argument.find().await?;
-    match operator::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
+    match admin::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
         EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
         EmailSet::AlreadySet => terminal::line("the account has this address already"),
         EmailSet::Taken => {
@@ -214,27 +214,27 @@ async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure>
 
 async fn revoke(argument: &AccountArgument) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    let ended = operator::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
+    let ended = admin::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
     terminal::line(format_args!("{ended} sessions have ended"));
     Ok(())
 }
 
 async fn revoke_all() -> Result<(), Failure> {
-    let ended = operator::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
+    let ended = admin::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
     terminal::line(format_args!("{ended} sessions have ended"));
     Ok(())
 }
 
 async fn erase(argument: &AccountArgument) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    operator::erase(&mut connection, Clock::system().now(), account.id).await?;
+    admin::erase(&mut connection, Clock::system().now(), account.id).await?;
     terminal::line(format_args!("account {} and all data of its owner are erased", account.id));
     Ok(())
 }
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
-    match operator::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
+    match admin::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
         Unblocked::Filled(filled) => {
             terminal::line(format_args!("{filled} rate limits of this address are reset"));
         }
