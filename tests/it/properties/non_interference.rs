@@ -190,8 +190,8 @@ impl Attacker {
         Some(self.masked(&answer))
     }
 
-    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and always
-    /// with the same key if `keyed`.
+    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and
+    /// always with the same key if `keyed`.
     async fn naming(
         &mut self,
         browser: usize,
