@@ -92,8 +92,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting is
-    /// an error at startup, and not of a user's recovery later. `key` signs the return paths.
+    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting
+    /// fails at startup, not later in a user's recovery. `key` signs the return paths.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Promise 1 as non-interference: without the email, all addresses get the same answers.
+//! Invariant 1 of `src/lib.rs` as non-interference: without the email, all addresses get the same
+//! answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
