@@ -99,6 +99,11 @@ impl Walk {
         assert!(described.is_object(), "{method} {path} {} is not described: {}", answer.status, answer.text);
         let described = resolved(document, described);
         let content = &described["content"]["application/json"];
+        if content.is_null() {
+            assert_eq!(answer.text, "", "{method} {path} {} has a body", answer.status);
+            self.driven.insert([method, path, &answer.status.to_string(), ""].map(str::to_owned));
+            return;
+        }
         let errors: Vec<_> = validator(document, &content["schema"])
             .iter_errors(&answer.body)
             .map(|error| error.to_string())
@@ -262,6 +267,8 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     let code = service.mails_code_to(&mut client, TRADER).await;
     walk.check("get", RECOVERY, &client.get(RECOVERY).await);
     walk.check("get", RECOVERY, &foreign(&client).get(RECOVERY).await);
+    walk.check("get", RECOVERY, &client.get("/api/auth/recovery?required=maybe").await);
+    walk.check("get", RECOVERY, &visitor(here).get("/api/auth/recovery?required=false").await);
     walk.check("post", VERIFY, &client.clone().with("x-recovery-id", "another").verifies(&code).await);
     walk.check("post", VERIFY, &client.clone().with("idempotency-key", "short").verifies(&code).await);
     for answer in malformed(&service, &client, VERIFY, json!({ "code": code })).await {
