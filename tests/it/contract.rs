@@ -145,6 +145,9 @@ impl Walk {
         assert!(self.stale.is_empty(), "{}: {:#?}", self.language, self.stale);
         let mut described = BTreeSet::new();
         for (method, path, status, response) in responses(&self.document) {
+            if status == "204" {
+                described.insert([method, path, status, ""].map(str::to_owned));
+            }
             for example in examples(&self.document, response) {
                 let code = example["error"].as_str().unwrap_or_default();
                 described.insert([method, path, status, code].map(str::to_owned));

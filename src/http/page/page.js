@@ -141,7 +141,8 @@ function setRecovery(fetched) {
 let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
   const thisFetch = ++fetches;
-  const answer = await fetchRecovery((history.state?.step ?? step) !== 'email').catch(() => null);
+  const isRequired = Boolean(expected) || (history.state?.step ?? step) !== 'email';
+  const answer = await fetchRecovery(isRequired).catch(() => null);
   if (answer?.now) setClock(answer.now);
   if (thisFetch !== fetches || ![200, 204, 401].includes(answer?.status)) return false;
   if (answer.status !== 200 && lostPress?.step === step && !lostPress.isRepeat) {
