@@ -119,7 +119,7 @@ impl App {
         let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
         let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
-                RateLimit::for_address(&config.rate_limits),
+                RateLimit::for_address(&config.rate_limits.address),
                 RateLimit::for_failures(),
                 RateLimit::for_new_devices(),
                 SourceLimits::new(&config.rate_limits, &clock),

@@ -43,7 +43,7 @@
 //! | relays that refuse emails by policy are tried last | `mail/demotion.rs` | |
 //! | DKIM signatures | [`mail::dkim`] | ring |
 //! | an email: headers, envelope | [`mail::message`] | |
-//! | what an email says, its colors | `mail/content.rs`, `src/mail/templates/` | |
+//! | what an email says, its colours | `mail/content.rs`, `src/mail/templates/` | |
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |

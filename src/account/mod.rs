@@ -3,6 +3,7 @@
 pub mod hashes;
 pub mod import;
 pub mod record;
+pub mod search;
 
 use serde_json::{Map, Value};
 use sqlx::{Connection as _, PgConnection, PgExecutor};
@@ -90,7 +91,7 @@ pub async fn in_recovery(
     .await
 }
 
-/// Like [`in_recovery`], but also locks the row, as [`lock`] does.
+/// As [`in_recovery`], and locks the row as [`lock`] does.
 pub async fn lock_in_recovery(
     transaction: &mut PgConnection,
     email: &str,

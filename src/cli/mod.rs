@@ -1,9 +1,11 @@
 //! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
-//! `healthcheck`.
+//! `healthcheck`, `completions`, `man`.
 
 mod account;
 mod bounce;
+mod confirm;
 mod dev;
+mod generate;
 mod key;
 mod mail;
 mod migrate;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -102,6 +105,11 @@ enum Command {
         #[arg(long, env, default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
+    /// Print a script that completes this command line in a shell
+    Completions(generate::Completions),
+    /// Write a man page of each command, for packages
+    #[command(hide = true)]
+    Man(generate::Man),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -201,6 +209,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bounce(bounce) => run_to_completion(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
+        Command::Completions(completions) => generate::completions(&completions),
+        Command::Man(man) => generate::man(&man),
     }
 }
 
@@ -258,6 +268,12 @@ async fn connect_to(endpoint: &Endpoint) -> Result<PgConnection, Failure> {
         .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
+}
+
+/// Prints a JSON value on one line.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    terminal::line(serde_json::to_string(value)?);
+    Ok(())
 }
 
 /// One request over a plain socket: a health check needs no HTTP client.

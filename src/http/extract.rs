@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -35,23 +34,6 @@ pub struct ClientIp(pub IpAddr);
 #[must_use]
 pub fn locale_of(headers: &HeaderMap) -> Option<Locale> {
     headers.get_all(ACCEPT_LANGUAGE).iter().find_map(|value| Locale::preferred(value.to_str().ok()?))
-}
-
-/// The value of the parameter `name`, the only one that the query may have.
-///
-/// # Errors
-///
-/// `QueryInvalid` for another parameter, a value that cannot be parsed, or a repeated parameter.
-pub fn only_parameter<T: FromStr>(query: Option<&str>, name: &str) -> Result<Option<T>, Error> {
-    let mut parameters = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-    match (parameters.next(), parameters.next()) {
-        (None, _) => Ok(None),
-        (Some((found, value)), None) if found == name => match value.parse() {
-            Ok(value) => Ok(Some(value)),
-            Err(_) => Err(Problem::QueryInvalid.into()),
-        },
-        _ => Err(Problem::QueryInvalid.into()),
-    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Client {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
+use std::fmt::Write as _;
+
 use askama::Template;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -62,7 +64,7 @@ impl Content {
         Ok(Self {
             settings: settings.clone(),
             support: settings.mail_support.trim().to_owned(),
-            support_link: support.mailto(),
+            support_link: mailto(&support),
             recovery_url: settings.recovery_url.as_ref().map(ToString::to_string),
             zone,
         })
@@ -148,6 +150,18 @@ impl Content {
     }
 }
 
+/// The `mailto:` link of an address (RFC 6068 §2).
+fn mailto(address: &EmailAddress) -> String {
+    address.as_str().chars().fold("mailto:".to_owned(), |mut link, sign| {
+        if sign.is_ascii_alphanumeric() || "@.-_+".contains(sign) {
+            link.push(sign);
+        } else {
+            let _ = write!(link, "%{:02X}", u32::from(sign));
+        }
+        link
+    })
+}
+
 /// Renders both parts. The text template begins with the subject and an empty line.
 fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     let (text, html) = (text.render().ok()?, html.render().ok()?);
@@ -199,4 +213,16 @@ enum Part<'a> {
     TestEnText { mail: &'a Values<'a> },
     #[template(path = "test.en.html")]
     TestEnHtml { mail: &'a Values<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sign_of_an_address_ends_its_link() {
+        let link = |text: &str| mailto(&EmailAddress::parse(text).unwrap());
+        assert_eq!(link("support@verolabs.co"), "mailto:support@verolabs.co");
+        assert_eq!(link("a?b&c=d%e+f@bücher.example"), "mailto:a%3Fb%26c%3Dd%25e+f@xn--bcher-kva.example");
+    }
 }

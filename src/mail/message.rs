@@ -8,6 +8,7 @@ use lettre::address::Envelope;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
+use serde::Serialize;
 use strum::{Display, IntoStaticStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -25,7 +26,10 @@ use crate::secret::{Code, Key};
 const MAX_LINE: usize = 998;
 
 /// The kinds of emails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, Serialize, ValueEnum, sqlx::Type,
+)]
+#[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -92,8 +96,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting
-    /// fails at startup, not later in a user's recovery. `key` signs the return paths.
+    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting stops
+    /// the service at its start, and not a user's recovery later. `key` signs the return paths.
     ///
     /// # Errors
     ///
