@@ -1,5 +1,5 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
-//! `healthcheck`, `completions`, `man`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `operator`, `key`, `outbox`, `mail`,
+//! `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
 mod bounce;
@@ -9,6 +9,7 @@ mod generate;
 mod key;
 mod mail;
 mod migrate;
+mod operator;
 mod outbox;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -87,6 +88,9 @@ enum Command {
     /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
+    /// Manage the operators of the admin API
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Manage the keys that sign JWTs
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -193,7 +197,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve { config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
-            traced(traces, serve(*config)).await
+            // Boxed, because the future is large.
+            traced(traces, Box::pin(serve(*config))).await
         }),
         Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
@@ -202,6 +207,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }),
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Operator(command) => run_to_completion(operator::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
@@ -254,6 +260,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         version = env!("CARGO_PKG_VERSION"),
         http_addr = %server.address()?,
         metrics_addr = %server.metrics_address()?,
+        admin_addr = server.admin_address()?.map(tracing::field::display),
         "serving"
     );
     Ok(server.run(stop_signal()?).await?)

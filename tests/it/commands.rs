@@ -254,7 +254,7 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
 
 #[test]
 fn keys_are_listed_with_what_they_are_used_for() {
-    let folder = place::temporary(&format!("listed-keys-{}", Uuid::new_v4()));
+    let folder = place::temporary(&format!("listed-keys-{}", std::process::id()));
     let key = |command: &[&str]| {
         let ended = run(&[&["key"], command].concat(), &[("JWT_KEYS", &folder)]);
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
@@ -290,7 +290,7 @@ fn completions_and_man_pages_are_made_of_the_command_line() {
         let script = completions(shell);
         assert!(script.contains("revoke-all") && script.contains("dry-run"), "{shell}");
     }
-    let folder = place::temporary(&format!("man-{}", Uuid::new_v4()));
+    let folder = place::temporary(&format!("man-{}", std::process::id()));
     let script = format!("{folder}.bash");
     std::fs::write(&script, completions("bash")).unwrap();
     let completed = "source \"$0\"; COMP_WORDS=(vos-auth account rev); COMP_CWORD=2; COMP_LINE=; COMP_POINT=0
