@@ -1,9 +1,8 @@
-//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of
-//! `vos-auth serve --help`.
+//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of `vos-auth serve --help`.
 //!
-//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag:
-//! `ps` shows flags.
+//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
+mod admin;
 mod base_url;
 mod bounds;
 mod clients;
@@ -29,9 +28,11 @@ mod traces;
 
 use std::time::Duration;
 
+pub use self::admin::{AdminSettings, ClientRole, Role};
 pub use self::base_url::base_url;
 pub use self::bounds::{
-    audit_retention, hashing_memory_kib, login_failure_time, password_min_chars, session_idle,
+    audit_retention, hashing_memory_kib, login_failure_time, notice_retention, operator_lifetime, password_min_chars,
+    session_idle,
 };
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
@@ -44,7 +45,7 @@ pub use self::origin::{Origin, is_local};
 pub use self::page::PageSettings;
 pub use self::passwords::PasswordSettings;
 pub use self::phone::Phone;
-pub use self::rate_limits::RateLimitSettings;
+pub use self::rate_limits::{AddressLimitSettings, RateLimitSettings};
 pub use self::recovery_url::RecoveryUrl;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{
@@ -56,13 +57,11 @@ pub use self::stopping::StoppingSettings;
 pub use self::storage::StorageSettings;
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
-/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0
-/// 6.5.5: at most 10 minutes).
+/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a code must still be valid when its email arrives; otherwise the email is not sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
-/// `start` sends the same code again if its session is valid for at least this long; otherwise it
-/// begins a new session.
+/// `start` sends the same code again if its session is valid for at least this long; otherwise it begins a new session.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 /// How long a verified recovery session may be used to choose a password.
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
@@ -76,6 +75,9 @@ pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
 pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a call of the admin API waits for the database before it is answered 502. Some of an operator's statements read
+/// a whole table.
+pub const OPERATOR_DEADLINE: Duration = Duration::from_secs(20);
 /// Maximum size of a request body, in octets.
 pub const MAX_BODY: usize = 16 * 1024;
 /// How many characters of a User-Agent are stored.
@@ -87,6 +89,9 @@ pub struct Config {
     /// Where the service listens.
     #[command(flatten)]
     pub listening: ListeningSettings,
+    /// The admin API for operators.
+    #[command(flatten)]
+    pub admin: AdminSettings,
     /// Which browsers and proxies the service trusts.
     #[command(flatten)]
     pub clients: ClientSettings,

@@ -2,6 +2,8 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
+use std::fmt::Write as _;
+
 use askama::Template;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -62,7 +64,7 @@ impl Content {
         Ok(Self {
             settings: settings.clone(),
             support: settings.mail_support.trim().to_owned(),
-            support_link: support.mailto(),
+            support_link: mailto(&support),
             recovery_url: settings.recovery_url.as_ref().map(ToString::to_string),
             zone,
         })
@@ -93,6 +95,24 @@ impl Content {
         match about.locale {
             Locale::Vi => parts(&Part::ChangedViText { mail }, &Part::ChangedViHtml { mail }),
             Locale::En => parts(&Part::ChangedEnText { mail }, &Part::ChangedEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn ticket_given(&self, about: &About<'_>, given_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, given_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::TicketViText { mail }, &Part::TicketViHtml { mail }),
+            Locale::En => parts(&Part::TicketEnText { mail }, &Part::TicketEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn email_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::AddressViText { mail }, &Part::AddressViHtml { mail }),
+            Locale::En => parts(&Part::AddressEnText { mail }, &Part::AddressEnHtml { mail }),
         }
     }
 
@@ -148,6 +168,18 @@ impl Content {
     }
 }
 
+/// The `mailto:` link of an address (RFC 6068 §2).
+fn mailto(address: &EmailAddress) -> String {
+    address.as_str().chars().fold("mailto:".to_owned(), |mut link, sign| {
+        if sign.is_ascii_alphanumeric() || "@.-_+".contains(sign) {
+            link.push(sign);
+        } else {
+            let _ = write!(link, "%{:02X}", u32::from(sign));
+        }
+        link
+    })
+}
+
 /// Renders both parts. The text template begins with the subject and an empty line.
 fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     let (text, html) = (text.render().ok()?, html.render().ok()?);
@@ -191,6 +223,22 @@ enum Part<'a> {
     ChangedEnText { mail: &'a Values<'a> },
     #[template(path = "password_changed.en.html")]
     ChangedEnHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.txt")]
+    TicketViText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.html")]
+    TicketViHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.txt")]
+    TicketEnText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.html")]
+    TicketEnHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.txt")]
+    AddressViText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.html")]
+    AddressViHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.txt")]
+    AddressEnText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.html")]
+    AddressEnHtml { mail: &'a Values<'a> },
     #[template(path = "test.vi.txt")]
     TestViText { mail: &'a Values<'a> },
     #[template(path = "test.vi.html")]
@@ -199,4 +247,16 @@ enum Part<'a> {
     TestEnText { mail: &'a Values<'a> },
     #[template(path = "test.en.html")]
     TestEnHtml { mail: &'a Values<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sign_of_an_address_ends_its_link() {
+        let link = |text: &str| mailto(&EmailAddress::parse(text).unwrap());
+        assert_eq!(link("support@verolabs.co"), "mailto:support@verolabs.co");
+        assert_eq!(link("a?b&c=d%e+f@bücher.example"), "mailto:a%3Fb%26c%3Dd%25e+f@xn--bcher-kva.example");
+    }
 }

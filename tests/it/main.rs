@@ -4,10 +4,17 @@
 mod abuse;
 mod accounts;
 mod addresses;
+mod admin;
+mod admin_access;
+mod admin_guide;
+mod admin_help;
+mod admin_same;
 mod backup;
 mod bounces;
 mod clock;
+mod commands;
 mod configuration;
+mod confirmation;
 mod contract;
 mod conversations;
 mod courier;

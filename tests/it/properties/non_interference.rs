@@ -1,5 +1,4 @@
-//! Invariant 1 of `src/lib.rs` as non-interference: without the email, all addresses get the same
-//! answers.
+//! Promise 1 as non-interference: without the email, all addresses get the same answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -191,8 +190,8 @@ impl Attacker {
         Some(self.masked(&answer))
     }
 
-    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and
-    /// always with the same key if `keyed`.
+    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and always
+    /// with the same key if `keyed`.
     async fn naming(
         &mut self,
         browser: usize,
