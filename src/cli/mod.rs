@@ -1,5 +1,5 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `operator`, `key`, `outbox`, `mail`,
-//! `bounce`, `healthcheck`, `completions`, `man`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `request`, `operator`, `key`, `outbox`,
+//! `mail`, `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
 mod bounce;
@@ -11,6 +11,7 @@ mod mail;
 mod migrate;
 mod operator;
 mod outbox;
+mod request;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -88,6 +89,10 @@ enum Command {
     /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
+    /// List, approve and cancel what needs two operators: another address, the ticket of a protected
+    /// account
+    #[command(subcommand)]
+    Request(request::RequestCommand),
     /// Manage the operators of the admin API
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
@@ -206,6 +211,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }),
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Request(command) => run_to_completion(request::run(command)),
         Command::Operator(command) => run_to_completion(operator::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
