@@ -21,6 +21,8 @@ use crate::throttle::{RateLimit, SourceLimits, Turns};
 
 /// Connections that look up session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
+/// Connections of the admin API.
+const ADMIN_CONNECTIONS: u32 = 3;
 
 /// The parts that all features share.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct App {
     /// Connections that look up session tokens, so that a flood of unknown tokens does not delay
     /// logins.
     pub token_pool: PgPool,
+    /// Connections of the admin API, as a role that may change accounts; `None` if it is off.
+    pub admin_pool: Option<PgPool>,
     /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
     /// Keys that recovery codes are derived from.
@@ -96,6 +100,14 @@ impl App {
             return Err(ConfigError::new("ARGON2_PASSES", why));
         }
         let database = Endpoint::new(with_session_settings(&database::options(&secrets.database_url)?));
+        let admin_url = secrets.admin_database_url.as_ref().unwrap_or(&secrets.database_url);
+        let admin_pool = if config.admin.address()?.is_some() {
+            let options = database::options(admin_url)?;
+            let endpoint = Endpoint::new(database::with_operator_settings(&options));
+            Some(database::pool(&endpoint, ADMIN_CONNECTIONS))
+        } else {
+            None
+        };
         let gateway = Arc::new(Gateway::new(&config.relays, &secrets.smtp_relays, &secrets.smtp_oauth)?);
         let composer = Composer::new(&config.mail, secrets.device_keys.newest())?;
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
@@ -119,7 +131,7 @@ impl App {
         let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
         let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
-                RateLimit::for_address(&config.rate_limits),
+                RateLimit::for_address(&config.rate_limits.address),
                 RateLimit::for_failures(),
                 RateLimit::for_new_devices(),
                 SourceLimits::new(&config.rate_limits, &clock),
@@ -132,6 +144,7 @@ impl App {
         let app = Self {
             pool: database::pool(&database, config.storage.database_connections),
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
+            admin_pool,
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys: secrets.code_keys.clone(),
             device_keys: secrets.device_keys.clone(),

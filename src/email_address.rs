@@ -3,7 +3,7 @@
 //! Parse, do not validate: an [`EmailAddress`] can be compared byte by byte, written into an SMTP
 //! command and used as a database key.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use lettre::Address;
 use validator::ValidateEmail;
@@ -57,19 +57,6 @@ impl EmailAddress {
         let (domain, _) = idna::domain_to_unicode(domain);
         let readable = format!("{local}@{domain}");
         if Self::parse(&readable).as_ref() == Ok(self) { readable } else { self.0.clone() }
-    }
-
-    /// Its `mailto:` link (RFC 6068 §2).
-    #[must_use]
-    pub fn mailto(&self) -> String {
-        self.0.chars().fold("mailto:".to_owned(), |mut link, sign| {
-            if sign.is_ascii_alphanumeric() || "@.-_+".contains(sign) {
-                link.push(sign);
-            } else {
-                let _ = write!(link, "%{:02X}", u32::from(sign));
-            }
-            link
-        })
     }
 }
 
@@ -148,12 +135,5 @@ mod tests {
     fn debug_does_not_show_it() {
         let address = EmailAddress::parse("secret.person@example.com").unwrap();
         assert!(!format!("{address:?}").contains("secret"));
-    }
-
-    #[test]
-    fn no_sign_of_an_address_ends_its_link() {
-        let link = |text: &str| EmailAddress::parse(text).unwrap().mailto();
-        assert_eq!(link("support@verolabs.co"), "mailto:support@verolabs.co");
-        assert_eq!(link("a?b&c=d%e+f@bücher.example"), "mailto:a%3Fb%26c%3Dd%25e+f@xn--bcher-kva.example");
     }
 }

@@ -18,6 +18,7 @@
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | client connections: limits, timeouts, eviction of idle ones | [`http::listener`], [`http::stream`] | |
+//! | TLS and client certificates of the admin API | [`http::tls`] | der, webpki |
 //! | the HTTP status of each error; the error body | [`http::error`] | |
 //! | error codes and their messages | [`error`], [`locale`] | |
 //! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset`, `replay` of a lost answer | [`recovery`] | `recovery_session` |
@@ -29,7 +30,7 @@
 //! | group commit: one flush for many callers | [`group_commit`] | |
 //! | rate limits of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | who answers 429: for a network | [`http::guard`], `session/login.rs` | |
-//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`] | |
+//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`], [`address_change`] | |
 //! | pending emails: claim, lease, what an operator sees | [`outbox`] | `outbox`; its rounds append to `audit_event` |
 //! | when an email is retried; what happens to one that is given up | `outbox/finish.rs` | |
 //! | which couriers are alive | [`outbox::holder`] | |
@@ -43,11 +44,15 @@
 //! | relays that refuse emails by policy are tried last | `mail/demotion.rs` | |
 //! | DKIM signatures | [`mail::dkim`] | ring |
 //! | an email: headers, envelope | [`mail::message`] | |
-//! | what an email says, its colors | `mail/content.rs`, `src/mail/templates/` | |
+//! | what an email says, its colours | `mail/content.rs`, `src/mail/templates/` | |
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
 //! | operations of operators on accounts, for the commands and the admin API | [`admin`] | |
+//! | what two operators have to agree on: another address, a protected ticket | `admin/request/` | `operator_request` |
+//! | an approved change of the address: stopping it, carrying it out | [`address_change`] | |
+//! | operators of the admin API, their roles and tokens | [`operator`] | `operator` |
+//! | the admin API at `ADMIN_ADDR`: who may call what, on one screen | [`http::admin`] | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
@@ -69,9 +74,9 @@
 //! | commands; `vos-auth dev` | [`cli`], `cli/dev` | |
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
-//! Imports point one way, as CI checks: `cli` → `transfer` → `server` → {`http`, `sweeper`,
-//! `census`} → `admin` → {`recovery`, `password_change`} → `session` → `app` → `courier` →
-//! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
+//! Imports point one way, as CI checks: `cli` → `server` → {`http`, `sweeper`, `census`} →
+//! {`transfer`, `address_change`} → `admin` → {`recovery`, `password_change`} → `session` → `app` → `courier` →
+//! {`account`, `operator`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
 //! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `brand`, `clock`,
 //! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no
 //! layer above `account`.
@@ -138,6 +143,7 @@
 //!    never quote a relay, a client or a row.
 
 pub mod account;
+pub mod address_change;
 pub mod admin;
 pub mod app;
 pub mod audit;
@@ -159,6 +165,7 @@ pub mod known_device;
 pub mod locale;
 pub mod mail;
 pub mod metrics;
+pub mod operator;
 pub mod outbox;
 pub mod password;
 pub mod password_change;

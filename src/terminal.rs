@@ -53,6 +53,11 @@ pub fn line_start(text: impl Display) {
     let _ = std::io::stdout().flush();
 }
 
+/// Prints the beginning of a line to standard error, such as a question.
+pub fn error_line_start(text: impl Display) {
+    eprint!("{}", escaped(&text.to_string()));
+}
+
 /// Prints a line to standard error.
 pub fn error_line(text: impl Display) {
     eprintln!("{}", escaped(&text.to_string()));

@@ -1,13 +1,17 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
-//! `healthcheck`.
+//! The command line: `serve`, `dev`, `migrate`, `account`, `request`, `operator`, `key`, `outbox`,
+//! `mail`, `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
 mod bounce;
+mod confirm;
 mod dev;
+mod generate;
 mod key;
 mod mail;
 mod migrate;
+mod operator;
 mod outbox;
+mod request;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -18,6 +22,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,6 +89,13 @@ enum Command {
     /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
+    /// List, approve and cancel what needs two operators: another address, the ticket of a protected
+    /// account
+    #[command(subcommand)]
+    Request(request::RequestCommand),
+    /// Manage the operators of the admin API
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Manage the keys that sign JWTs
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -102,6 +114,11 @@ enum Command {
         #[arg(long, env, default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
+    /// Print a script that completes this command line in a shell
+    Completions(generate::Completions),
+    /// Write a man page of each command, for packages
+    #[command(hide = true)]
+    Man(generate::Man),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -194,6 +211,8 @@ fn run(command: Command) -> Result<(), Failure> {
         }),
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Request(command) => run_to_completion(request::run(command)),
+        Command::Operator(command) => run_to_completion(operator::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
@@ -201,6 +220,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bounce(bounce) => run_to_completion(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
+        Command::Completions(completions) => generate::completions(&completions),
+        Command::Man(man) => generate::man(&man),
     }
 }
 
@@ -244,6 +265,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         version = env!("CARGO_PKG_VERSION"),
         http_addr = %server.address()?,
         metrics_addr = %server.metrics_address()?,
+        admin_addr = server.admin_address()?.map(tracing::field::display),
         "serving"
     );
     Ok(server.run(stop_signal()?).await?)
@@ -258,6 +280,12 @@ async fn connect_to(endpoint: &Endpoint) -> Result<PgConnection, Failure> {
         .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
+}
+
+/// Prints a JSON value on one line.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    terminal::line(serde_json::to_string(value)?);
+    Ok(())
 }
 
 /// One request over a plain socket: a health check needs no HTTP client.

@@ -1,9 +1,8 @@
-//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of
-//! `vos-auth serve --help`.
+//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of `vos-auth serve --help`.
 //!
-//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag:
-//! `ps` shows flags.
+//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
 
+mod admin;
 mod base_url;
 mod bounds;
 mod clients;
@@ -25,13 +24,16 @@ mod sessions;
 mod sign_in;
 mod stopping;
 mod storage;
+mod support;
 mod traces;
 
 use std::time::Duration;
 
+pub use self::admin::{AdminSettings, ClientRole, Role};
 pub use self::base_url::base_url;
 pub use self::bounds::{
-    audit_retention, hashing_memory_kib, login_failure_time, password_min_chars, session_idle,
+    audit_retention, hashing_memory_kib, login_failure_time, notice_retention, operator_lifetime, password_min_chars,
+    session_idle,
 };
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
@@ -44,7 +46,7 @@ pub use self::origin::{Origin, is_local};
 pub use self::page::PageSettings;
 pub use self::passwords::PasswordSettings;
 pub use self::phone::Phone;
-pub use self::rate_limits::RateLimitSettings;
+pub use self::rate_limits::{AddressLimitSettings, RateLimitSettings};
 pub use self::recovery_url::RecoveryUrl;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{
@@ -54,15 +56,14 @@ pub use self::sessions::SessionSettings;
 pub use self::sign_in::SignInUrl;
 pub use self::stopping::StoppingSettings;
 pub use self::storage::StorageSettings;
+pub use self::support::{SupportSettings, address_change_delay, trait_name};
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
-/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0
-/// 6.5.5: at most 10 minutes).
+/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a code must still be valid when its email arrives; otherwise the email is not sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
-/// `start` sends the same code again if its session is valid for at least this long; otherwise it
-/// begins a new session.
+/// `start` sends the same code again if its session is valid for at least this long; otherwise it begins a new session.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 /// How long a verified recovery session may be used to choose a password.
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
@@ -72,10 +73,16 @@ pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
+/// How long a second operator may approve what another one has asked for, and how long an approved ticket may then be
+/// issued.
+pub const APPROVAL_LIFETIME: Duration = Duration::from_mins(10);
 /// Maximum length of a new password in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
 pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a call of the admin API waits for the database before it is answered 502. Some of an operator's statements read
+/// a whole table.
+pub const OPERATOR_DEADLINE: Duration = Duration::from_secs(20);
 /// Maximum size of a request body, in octets.
 pub const MAX_BODY: usize = 16 * 1024;
 /// How many characters of a User-Agent are stored.
@@ -87,6 +94,9 @@ pub struct Config {
     /// Where the service listens.
     #[command(flatten)]
     pub listening: ListeningSettings,
+    /// The admin API for operators.
+    #[command(flatten)]
+    pub admin: AdminSettings,
     /// Which browsers and proxies the service trusts.
     #[command(flatten)]
     pub clients: ClientSettings,
@@ -114,6 +124,9 @@ pub struct Config {
     /// How emails reach the relays.
     #[command(flatten)]
     pub relays: RelaySettings,
+    /// What operators may do for account owners, and when.
+    #[command(flatten)]
+    pub support: SupportSettings,
     /// Bounds of client connections.
     #[command(flatten)]
     pub connections: ConnectionSettings,

@@ -8,6 +8,8 @@ use crate::secret::Keys;
 pub struct Secrets {
     /// `DATABASE_URL`.
     pub database_url: String,
+    /// `ADMIN_DATABASE_URL`: the same database, as a role that may change accounts.
+    pub admin_database_url: Option<String>,
     /// `RECOVERY_SECRETS`: keys that recovery codes are derived from.
     pub code_keys: Keys,
     /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
@@ -18,8 +20,8 @@ pub struct Secrets {
     pub smtp_oauth: OauthSecrets,
 }
 
-/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client
-/// acts for a user (§6), without one for itself (§4.4).
+/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client acts for a user (§6), without
+/// one for itself (§4.4).
 #[derive(Clone, Default)]
 pub struct OauthSecrets {
     /// `SMTP_OAUTH_CLIENT_SECRET`.
@@ -43,7 +45,7 @@ impl OauthSecrets {
 }
 
 impl Secrets {
-    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of
+    /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of
     /// `SMTP_OAUTH_*`, or the files that their `_FILE` forms name.
     ///
     /// # Errors
@@ -52,6 +54,7 @@ impl Secrets {
     pub fn from_environment() -> Result<Self, ConfigError> {
         Ok(Self {
             database_url: database_url()?,
+            admin_database_url: secret("ADMIN_DATABASE_URL")?,
             code_keys: keys("RECOVERY_SECRETS")?,
             device_keys: device_secrets()?,
             smtp_relays: smtp_relays()?,
@@ -89,8 +92,7 @@ pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
     Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
-/// Reads `KRATOS_AUTHORIZATION`: the header `Authorization` for Kratos's admin API, if a proxy in
-/// front of it requires one.
+/// Reads `KRATOS_AUTHORIZATION`: the header `Authorization` for Kratos's admin API, if a proxy in front of it requires one.
 ///
 /// # Errors
 ///

@@ -160,6 +160,12 @@ impl Courier {
                 self.composer.recovery_code(&about, &code, *asked_at, claimed.expires_at, now)
             }
             Content::PasswordChanged => self.composer.password_changed(&about, claimed.created_at, now),
+            Content::TicketGiven => self.composer.ticket_given(&about, claimed.created_at, now),
+            Content::EmailChanged => self.composer.email_changed(&about, claimed.created_at, now),
+            Content::AddressChange { new, effective_at } => {
+                self.composer.address_change(&about, new, *effective_at, claimed.created_at, now)
+            }
+            Content::NewAddress => self.composer.new_address(&about, claimed.created_at, now),
         }
         .ok()
     }
@@ -196,6 +202,10 @@ const fn kind(claimed: &ClaimedMail) -> MailKind {
     match claimed.content {
         Content::RecoveryCode { .. } => MailKind::RecoveryCode,
         Content::PasswordChanged => MailKind::PasswordChanged,
+        Content::TicketGiven => MailKind::TicketGiven,
+        Content::EmailChanged => MailKind::EmailChanged,
+        Content::AddressChange { .. } => MailKind::AddressChange,
+        Content::NewAddress => MailKind::NewAddress,
     }
 }
 

@@ -18,7 +18,7 @@ use tracing::{Instrument as _, Span, info_span};
 pub use self::endpoint::Endpoint;
 pub use self::migration::{MigrationFailure, migrate};
 pub use self::options::options;
-use crate::config::STORAGE_DEADLINE;
+use crate::config::{OPERATOR_DEADLINE, STORAGE_DEADLINE};
 use crate::error::{Error, Problem};
 
 /// The migrations of the schema. Each file says why it is needed.
@@ -50,6 +50,14 @@ fn settings() -> [(&'static str, String); 6] {
 #[must_use]
 pub fn with_session_settings(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().options(settings())
+}
+
+/// Adds the session settings of the admin API. Operators' statements may read a whole table, so they
+/// have more time, and plans of their own.
+#[must_use]
+pub fn with_operator_settings(options: &PgConnectOptions) -> PgConnectOptions {
+    let deadline = format!("{}s", OPERATOR_DEADLINE.as_secs());
+    options.clone().options([("statement_timeout", deadline), ("idle_in_transaction_session_timeout", "5s".into())])
 }
 
 /// A pool that connects on first use, so that the service can start while PostgreSQL is down.
@@ -86,8 +94,8 @@ pub struct KeptConnection {
     opened_at: Instant,
     used_at: Instant,
     max_lifetime: Duration,
-    /// Whether every new connection probes the server's addresses, even one that replaces a
-    /// connection because of its age.
+    /// Whether every new connection probes the server's addresses, and not only one that replaces a
+    /// lost connection.
     probes_always: bool,
     /// Whether the last call of `take` has not finished connecting.
     is_connecting: bool,
@@ -99,8 +107,8 @@ impl KeptConnection {
     const PING_AFTER: Duration = Duration::from_millis(20);
 
     /// A connection that is opened on first use. After `max_lifetime` it is replaced, so that a new
-    /// certificate or address of the server takes effect. It probes the server's addresses when
-    /// it connects first, and when a connection was lost.
+    /// certificate or address of the server takes effect. It probes the server's addresses only
+    /// when a connection was lost.
     #[must_use]
     pub fn new(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
         let now = Instant::now();
@@ -174,6 +182,19 @@ pub async fn within_deadline<T>(
     in_time(work).instrument(span_of(what)).await.map_err(|error| unavailable(what, &error))
 }
 
+/// Like [`within_deadline`], for a call of the admin API.
+///
+/// # Errors
+///
+/// As [`within_deadline`].
+pub async fn within_operator_deadline<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    let done = tokio::time::timeout(OPERATOR_DEADLINE, work).instrument(span_of(what)).await;
+    done.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(|error| unavailable(what, &error))
+}
+
 fn span_of(what: &'static str) -> Span {
     info_span!("database", otel.name = what, otel.kind = "client", db.system.name = "postgresql")
 }
@@ -214,7 +235,7 @@ impl From<Problem> for Aborted {
 ///
 /// # Errors
 ///
-/// Those of [`within_deadline`], and the refusal.
+/// As [`within_deadline`], and the refusal.
 pub async fn transact<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, Aborted>>,

@@ -30,12 +30,6 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
 }
 
-/// Whether a request has the recovery cookie, whatever its value.
-#[must_use]
-pub fn has_recovery(headers: &HeaderMap) -> bool {
-    value(headers, RECOVERY).is_some()
-}
-
 /// The browser that sent a request, if a user has signed in on it before.
 #[must_use]
 pub fn known_device(headers: &HeaderMap, app: &App) -> Option<KnownDevice> {

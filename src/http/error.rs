@@ -20,7 +20,8 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-aut
 /// is never sent.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The status of each problem. The contract has no 403 and 410.
+/// The status of each problem. The contract has no 403, 409 and 410; only the admin API answers 403
+/// and 409.
 #[must_use]
 pub const fn status(problem: Problem) -> StatusCode {
     match problem {
@@ -42,6 +43,8 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::PasswordIncorrect
         | Problem::QueryInvalid
         | Problem::IdempotencyKeyInvalid
+        | Problem::ReasonInvalid
+        | Problem::FieldInvalid
         | Problem::OriginRefused => StatusCode::BAD_REQUEST,
         Problem::RecoverySessionMissing
         | Problem::RecoverySessionExpired
@@ -50,14 +53,28 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::RecoverySessionUsed
         | Problem::RecoveryIdMismatch
         | Problem::CredentialsInvalid
-        | Problem::SessionInvalid => StatusCode::UNAUTHORIZED,
+        | Problem::SessionInvalid
+        | Problem::OperatorUnknown => StatusCode::UNAUTHORIZED,
+        Problem::RoleInsufficient | Problem::SecondOperatorRequired => StatusCode::FORBIDDEN,
+        Problem::AccountDisabled
+        | Problem::AccountChanged
+        | Problem::AccountProtected
+        | Problem::EmailTaken
+        | Problem::EmailUnchanged
+        | Problem::RequestPending
+        | Problem::RequestEnded => StatusCode::CONFLICT,
         Problem::NetworkThrottled
         | Problem::AddressThrottled
         | Problem::LoginThrottled
-        | Problem::PasswordThrottled => StatusCode::TOO_MANY_REQUESTS,
+        | Problem::PasswordThrottled
+        | Problem::OperatorThrottled
+        | Problem::LiftThrottled => StatusCode::TOO_MANY_REQUESTS,
         Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
         Problem::HashingBusy | Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-        Problem::NotFound => StatusCode::NOT_FOUND,
+        Problem::NotFound
+        | Problem::AccountNotFound
+        | Problem::RequestNotFound
+        | Problem::AddressChangeMissing => StatusCode::NOT_FOUND,
         Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
     }
 }

@@ -1,9 +1,8 @@
 //! Handlers of `/api/auth/recovery/…`.
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::serde::rfc3339;
@@ -12,7 +11,7 @@ use tower_cookies::Cookies;
 use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
-use crate::http::extract::{RECOVERY_ID, StrictJson, only_parameter, presented, ticket};
+use crate::http::extract::{RECOVERY_ID, StrictJson, presented, ticket};
 use crate::http::session::{AuthLoginResponse, Status};
 use crate::http::{AppState, cookie};
 use crate::known_device::KnownDevice;
@@ -79,26 +78,18 @@ fn id_header(id: RecoveryId) -> IdHeader {
     [(RECOVERY_ID, id.to_string())]
 }
 
-/// `GET /api/auth/recovery?required=true|false`: the state of the cookie's recovery. With
-/// `required=false`, a request without the cookie is answered 204: browsers print a 401 to the
-/// console.
+/// `GET /api/auth/recovery`: the state of the cookie's recovery.
 ///
 /// # Errors
 ///
-/// `QueryInvalid` for another parameter, another value, or a repeated parameter; 401 without a
-/// recovery session that can be continued, 429, 502.
+/// 401 without a recovery session that can be continued, 429, 502.
 pub async fn progress(
     State(state): State<AppState>,
-    RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Response, Error> {
-    let is_required = only_parameter(query.as_deref(), "required")?.unwrap_or(true);
-    if !is_required && !cookie::has_recovery(&headers) {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
+) -> Result<Json<RecoveryResponse>, Error> {
     let device = cookie::known_device(&headers, &state.app);
     let progress = state.recovery.progress(cookie::recovery_token(&headers), device).await?;
-    Ok(Json(RecoveryResponse { now: progress.now, recovery: progress.into() }).into_response())
+    Ok(Json(RecoveryResponse { now: progress.now, recovery: progress.into() }))
 }
 
 /// `POST /api/auth/recovery/start`: enqueues an email with a code and sets the recovery cookie, for

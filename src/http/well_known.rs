@@ -6,9 +6,9 @@ use axum::http::HeaderMap;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::response::{IntoResponse, Response};
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::http::AppState;
-use crate::http::extract::{locale_of, only_parameter};
+use crate::http::extract::locale_of;
 use crate::jwt::JWKS_MAX_AGE;
 use crate::locale::Locale;
 
@@ -22,8 +22,13 @@ const OPENAPI_EN: &str = include_str!("../../openapi/openapi.oms.en.json");
 ///
 /// `QueryInvalid` for another parameter, another language, or a repeated parameter.
 pub async fn openapi(RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
-    let locale = only_parameter(query.as_deref(), "lang")?
-        .unwrap_or_else(|| locale_of(&headers).unwrap_or(Locale::En));
+    let query = query.unwrap_or_default();
+    let mut parameters = url::form_urlencoded::parse(query.as_bytes());
+    let locale = match (parameters.next(), parameters.next()) {
+        (None, _) => locale_of(&headers).unwrap_or(Locale::En),
+        (Some((name, value)), None) if name == "lang" => value.parse().map_err(|_| Problem::QueryInvalid)?,
+        _ => return Err(Problem::QueryInvalid.into()),
+    };
     let document = match locale {
         Locale::Vi => OPENAPI_VI,
         Locale::En => OPENAPI_EN,

@@ -26,7 +26,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use self::keys::{JwtKey, published, read_folder, signing};
-pub use self::keys::{KeysUnusable, PUBLISHED_BEFORE_USE, Rotation, generate, rotate};
+pub use self::keys::{
+    KeyState, KeyStatus, KeysUnusable, PUBLISHED_BEFORE_USE, Rotation, generate, list, rotate,
+};
 
 /// How long a verifier may cache the JWKS.
 pub const JWKS_MAX_AGE: Duration = Duration::from_mins(5);

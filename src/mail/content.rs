@@ -2,6 +2,8 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
+use std::fmt::Write as _;
+
 use askama::Template;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -23,7 +25,7 @@ pub struct About<'a> {
     pub id: Uuid,
     /// The recipient's account. A signed return path names it.
     pub account_id: Uuid,
-    /// The account's stored address, never the one that a client typed.
+    /// The account's stored address, or the one before. Never one that a client typed.
     pub to: &'a str,
     /// The language of the email.
     pub locale: Locale,
@@ -62,7 +64,7 @@ impl Content {
         Ok(Self {
             settings: settings.clone(),
             support: settings.mail_support.trim().to_owned(),
-            support_link: support.mailto(),
+            support_link: mailto(&support),
             recovery_url: settings.recovery_url.as_ref().map(ToString::to_string),
             zone,
         })
@@ -97,6 +99,52 @@ impl Content {
     }
 
     /// As [`Content::recovery_code`].
+    pub(super) fn ticket_given(&self, about: &About<'_>, given_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, given_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::TicketViText { mail }, &Part::TicketViHtml { mail }),
+            Locale::En => parts(&Part::TicketEnText { mail }, &Part::TicketEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn email_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::AddressViText { mail }, &Part::AddressViHtml { mail }),
+            Locale::En => parts(&Part::AddressEnText { mail }, &Part::AddressEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn address_change(
+        &self,
+        about: &About<'_>,
+        new: &str,
+        effective_at: OffsetDateTime,
+        approved_at: OffsetDateTime,
+    ) -> Option<Parts> {
+        let mail = &Values {
+            other: in_part(new),
+            effective: self.local_time(effective_at, about.locale),
+            ..self.values(about, approved_at)
+        };
+        match about.locale {
+            Locale::Vi => parts(&Part::ChangeViText { mail }, &Part::ChangeViHtml { mail }),
+            Locale::En => parts(&Part::ChangeEnText { mail }, &Part::ChangeEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn new_address(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::NewViText { mail }, &Part::NewViHtml { mail }),
+            Locale::En => parts(&Part::NewEnText { mail }, &Part::NewEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
     pub(super) fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, now);
         match about.locale {
@@ -122,6 +170,8 @@ impl Content {
             device: device::describe(about.user_agent, about.locale),
             code: String::new(),
             valid_until: String::new(),
+            other: String::new(),
+            effective: String::new(),
         }
     }
 
@@ -148,6 +198,24 @@ impl Content {
     }
 }
 
+/// An address as its owner recognizes it and a stranger does not learn it: `t…@example.com`.
+fn in_part(address: &str) -> String {
+    let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
+    local.chars().next().map_or_else(String::new, |first| format!("{first}…@{domain}"))
+}
+
+/// The `mailto:` link of an address (RFC 6068 §2).
+fn mailto(address: &EmailAddress) -> String {
+    address.as_str().chars().fold("mailto:".to_owned(), |mut link, sign| {
+        if sign.is_ascii_alphanumeric() || "@.-_+".contains(sign) {
+            link.push(sign);
+        } else {
+            let _ = write!(link, "%{:02X}", u32::from(sign));
+        }
+        link
+    })
+}
+
 /// Renders both parts. The text template begins with the subject and an empty line.
 fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     let (text, html) = (text.render().ok()?, html.render().ok()?);
@@ -171,6 +239,8 @@ struct Values<'a> {
     device: String,
     code: String,
     valid_until: String,
+    other: String,
+    effective: String,
 }
 
 #[derive(Template)]
@@ -191,6 +261,38 @@ enum Part<'a> {
     ChangedEnText { mail: &'a Values<'a> },
     #[template(path = "password_changed.en.html")]
     ChangedEnHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.txt")]
+    TicketViText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.html")]
+    TicketViHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.txt")]
+    TicketEnText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.html")]
+    TicketEnHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.txt")]
+    AddressViText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.html")]
+    AddressViHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.txt")]
+    AddressEnText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.html")]
+    AddressEnHtml { mail: &'a Values<'a> },
+    #[template(path = "address_change.vi.txt")]
+    ChangeViText { mail: &'a Values<'a> },
+    #[template(path = "address_change.vi.html")]
+    ChangeViHtml { mail: &'a Values<'a> },
+    #[template(path = "address_change.en.txt")]
+    ChangeEnText { mail: &'a Values<'a> },
+    #[template(path = "address_change.en.html")]
+    ChangeEnHtml { mail: &'a Values<'a> },
+    #[template(path = "new_address.vi.txt")]
+    NewViText { mail: &'a Values<'a> },
+    #[template(path = "new_address.vi.html")]
+    NewViHtml { mail: &'a Values<'a> },
+    #[template(path = "new_address.en.txt")]
+    NewEnText { mail: &'a Values<'a> },
+    #[template(path = "new_address.en.html")]
+    NewEnHtml { mail: &'a Values<'a> },
     #[template(path = "test.vi.txt")]
     TestViText { mail: &'a Values<'a> },
     #[template(path = "test.vi.html")]
@@ -199,4 +301,27 @@ enum Part<'a> {
     TestEnText { mail: &'a Values<'a> },
     #[template(path = "test.en.html")]
     TestEnHtml { mail: &'a Values<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_part_has_its_first_character_and_its_domain() {
+        for (address, shown) in [
+            ("trader@example.com", "t…@example.com"),
+            ("t@example.com", "t…@example.com"),
+            ("a.b@c@xn--bcher-kva.example", "a…@xn--bcher-kva.example"),
+        ] {
+            assert_eq!(in_part(address), shown);
+        }
+    }
+
+    #[test]
+    fn no_sign_of_an_address_ends_its_link() {
+        let link = |text: &str| mailto(&EmailAddress::parse(text).unwrap());
+        assert_eq!(link("support@verolabs.co"), "mailto:support@verolabs.co");
+        assert_eq!(link("a?b&c=d%e+f@bücher.example"), "mailto:a%3Fb%26c%3Dd%25e+f@xn--bcher-kva.example");
+    }
 }

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use lettre::address::Envelope;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
+use serde::Serialize;
 use strum::{Display, IntoStaticStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -24,8 +26,12 @@ use crate::secret::{Code, Key};
 /// The longest line of a message, without its end (RFC 5322 §2.1.1).
 const MAX_LINE: usize = 998;
 
+/// How long the sample of an approved address change has to wait.
+const SAMPLE_DELAY: Duration = Duration::from_hours(1);
+
 /// The kinds of emails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, Serialize, ValueEnum, sqlx::Type)]
+#[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -34,13 +40,28 @@ pub enum MailKind {
     RecoveryCode,
     /// Says that the password was changed.
     PasswordChanged,
+    /// Says that an operator gave a recovery ticket.
+    TicketGiven,
+    /// Says that an operator set another address. It goes to the address before.
+    EmailChanged,
+    /// Says that the address of the account will be changed, and how its owner stops that.
+    AddressChange,
+    /// Says to the new address that the account can be recovered with it.
+    NewAddress,
     /// Tests the relays.
     Test,
 }
 
 impl MailKind {
     /// The kinds that the outbox stores.
-    pub const IN_OUTBOX: [Self; 2] = [Self::RecoveryCode, Self::PasswordChanged];
+    pub const IN_OUTBOX: [Self; 6] = [
+        Self::RecoveryCode,
+        Self::PasswordChanged,
+        Self::TicketGiven,
+        Self::EmailChanged,
+        Self::AddressChange,
+        Self::NewAddress,
+    ];
 }
 
 /// A complete email: its envelope (sender and recipient) and the message.
@@ -92,8 +113,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting
-    /// fails at startup, not later in a user's recovery. `key` signs the return paths.
+    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting stops
+    /// the service at its start, and not a user's recovery later. `key` signs the return paths.
     ///
     /// # Errors
     ///
@@ -124,7 +145,7 @@ impl Composer {
 
     fn build_samples(&self) -> Result<(), Unbuildable> {
         for locale in [Locale::Vi, Locale::En] {
-            for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged, MailKind::Test] {
+            for kind in MailKind::IN_OUTBOX.into_iter().chain([MailKind::Test]) {
                 self.sample(kind, locale, "sample@example.com", OffsetDateTime::UNIX_EPOCH)?;
             }
         }
@@ -150,6 +171,12 @@ impl Composer {
                 self.recovery_code(&about, &code, now, now + CODE_LIFETIME, now)
             }
             MailKind::PasswordChanged => self.password_changed(&about, now, now),
+            MailKind::TicketGiven => self.ticket_given(&about, now, now),
+            MailKind::EmailChanged => self.email_changed(&about, now, now),
+            MailKind::AddressChange => {
+                self.address_change(&about, "new@example.com", now + SAMPLE_DELAY, now, now)
+            }
+            MailKind::NewAddress => self.new_address(&about, now, now),
             MailKind::Test => self.test(&about, now),
         }
     }
@@ -183,6 +210,66 @@ impl Composer {
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
         self.build(about, now, self.content.password_changed(about, changed_at))
+    }
+
+    /// The notice that an operator gave a recovery ticket at `given_at`. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn ticket_given(
+        &self,
+        about: &About<'_>,
+        given_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.ticket_given(about, given_at))
+    }
+
+    /// The notice that an operator set another address at `changed_at`. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn email_changed(
+        &self,
+        about: &About<'_>,
+        changed_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.email_changed(about, changed_at))
+    }
+
+    /// The notice to the stored address that the change to the address `new` was approved at
+    /// `approved_at`, and takes effect at `effective_at` or later. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn address_change(
+        &self,
+        about: &About<'_>,
+        new: &str,
+        effective_at: OffsetDateTime,
+        approved_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.address_change(about, new, effective_at, approved_at))
+    }
+
+    /// The notice to the new address that the account has had it since `changed_at`. `now` becomes
+    /// its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn new_address(
+        &self,
+        about: &About<'_>,
+        changed_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.new_address(about, changed_at))
     }
 
     fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {

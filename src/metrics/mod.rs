@@ -1,5 +1,5 @@
 //! Metrics for operators. Names and units follow the conventions of Prometheus. Label sets are
-//! small and fixed, and no label contains anything that a client sent.
+//! small, and no label contains anything that a client sent.
 
 mod labels;
 
@@ -16,7 +16,7 @@ use strum::VariantArray as _;
 
 pub use self::labels::{
     AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, KindLabel, ListenerLabel, LoginLabel,
-    LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
+    LoginOutcome, MailLabel, MailOutcome, OperatorLabel, RelayLabel, StateLabel,
 };
 
 /// The metrics of one running service.
@@ -40,10 +40,10 @@ pub struct Metrics {
     pub mails: Family<MailLabel, Counter>,
     /// Emails that were given up, by kind.
     pub mails_given_up: Family<GivenUpLabel, Counter>,
-    /// Rounds of the courier. If it makes no round for a minute, it hangs.
+    /// Rounds of the courier. A courier that makes no round for a minute hangs.
     pub courier_rounds: Counter,
     /// 1 while the courier does not hold its liveness lock. If it died then, its emails would wait
-    /// until their lease expires.
+    /// for their lease.
     pub courier_lock_lost: Gauge,
     /// Pending emails of all replicas together, without those that were given up.
     pub outbox_pending: Family<KindLabel, Gauge>,
@@ -64,6 +64,10 @@ pub struct Metrics {
     pub logins_waiting: Gauge,
     /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
+    /// Recoveries that operators helped by the admin API, by operator.
+    pub recoveries_helped: Family<OperatorLabel, Counter>,
+    /// Calls of the admin API without a valid token or certificate.
+    pub operators_unknown: Counter,
     /// Stored hashes by scheme, as last counted.
     pub stored_hashes: Family<HashLabel, Gauge>,
     /// When the last complete count of stored hashes ended, in Unix time.
@@ -92,6 +96,8 @@ pub struct Metrics {
     pub database_silent_addresses: Gauge,
     /// 1 while the clocks of this machine and of PostgreSQL differ by more than a second.
     pub clock_skewed: Gauge,
+    /// Approved address changes of all replicas together that are due and not carried out.
+    pub address_changes_overdue: Gauge,
     /// Networks whose buckets the rate limiter keeps in memory.
     pub throttled_networks: Gauge<i64>,
     /// Rows that the sweeper deleted because they had expired.
@@ -122,6 +128,8 @@ impl Default for Metrics {
             late_login_failures: Counter::default(),
             logins_waiting: Gauge::default(),
             login_price: Gauge::default(),
+            recoveries_helped: Family::default(),
+            operators_unknown: Counter::default(),
             stored_hashes: Family::default(),
             hashes_counted: Gauge::default(),
             bouncing_accounts: Gauge::default(),
@@ -135,6 +143,7 @@ impl Default for Metrics {
             database_state: Family::default(),
             database_silent_addresses: Gauge::default(),
             clock_skewed: Gauge::default(),
+            address_changes_overdue: Gauge::default(),
             throttled_networks: Gauge::default(),
             swept_rows: Counter::default(),
             registry: Registry::default(),
@@ -160,7 +169,7 @@ impl Default for Metrics {
         registry.register("mails_given_up", help, metrics.mails_given_up.clone());
         let help = "Rounds of the courier; it hangs if the count does not grow";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
-        let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait until their lease expires";
+        let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait for their lease";
         registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Pending emails of all replicas together";
         registry.register("outbox_pending", help, metrics.outbox_pending.clone()); // dialect: quotes the metric's name
@@ -178,6 +187,10 @@ impl Default for Metrics {
         registry.register("logins_waiting", help, metrics.logins_waiting.clone());
         let help = "Units that a failed login draws from the bucket of its network";
         registry.register("login_price", help, metrics.login_price.clone());
+        let help = "Tickets and changed addresses by operator, through the admin API";
+        registry.register("recoveries_helped", help, metrics.recoveries_helped.clone());
+        let help = "Calls of the admin API without a valid token or certificate";
+        registry.register("operators_unknown", help, metrics.operators_unknown.clone());
         let help = "Stored hashes by scheme, as last counted";
         registry.register("stored_hashes", help, metrics.stored_hashes.clone());
         let help = "Unix time at which the stored hashes were last counted";
@@ -211,6 +224,8 @@ impl Default for Metrics {
         registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
         let help = "1 while the clock differs from PostgreSQL's by more than a second";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
+        let help = "Approved address changes that are due and not carried out";
+        registry.register("address_changes_overdue", help, metrics.address_changes_overdue.clone());
         let help = "Networks whose buckets the rate limiter keeps in memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
         let help = "Rows that the sweeper deleted because they had expired";
@@ -274,6 +289,7 @@ mod tests {
         drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
         drop(metrics.mails_given_up.get_or_create(&GivenUpLabel { kind: "recovery_code", verdict: "relay" }));
         drop(metrics.database_state.get_or_create(&StateLabel { state: "ok" }));
+        drop(metrics.recoveries_helped.get_or_create(&OperatorLabel { operator: "alice".into() }));
         let page = metrics.text().replace(env!("CARGO_PKG_VERSION"), "[version]");
         let without_value = |line: &str| match line.rsplit_once(' ') {
             Some((sample, _)) if !line.starts_with('#') => sample.to_owned(),

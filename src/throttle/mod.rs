@@ -6,6 +6,7 @@
 //! (invariant 4 of the crate) must hold across replicas and restarts. The buckets of networks
 //! protect only this process, so they are in memory.
 
+pub mod inspect;
 mod network;
 mod sources;
 mod turn;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 pub use self::network::{Limiter, Source, network_of};
 pub use self::sources::SourceLimits;
 pub use self::turn::{Turn, Turns};
-use crate::config::{RateLimitSettings, TICKET_LIFETIME};
+use crate::config::{AddressLimitSettings, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
@@ -49,7 +50,7 @@ impl RateLimit {
     /// one every 5 minutes. The long bucket holds `ADDRESS_PER_DAY` and is refilled by as many a
     /// day. With the defaults (3 and 10), at most 19 emails are sent in any 24 hours.
     #[must_use]
-    pub fn for_address(settings: &RateLimitSettings) -> Self {
+    pub fn for_address(settings: &AddressLimitSettings) -> Self {
         Self {
             short_burst: settings.address_burst,
             short_refill: SHORT_REFILL,
@@ -85,6 +86,15 @@ impl RateLimit {
     #[must_use]
     pub fn for_unblocks() -> Self {
         Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
+    }
+
+    /// How often an operator may help owners, `per_hour` times in any hour: half of them at once, the
+    /// others spread over the hour.
+    #[must_use]
+    pub fn for_operator(per_hour: u32) -> Self {
+        let refills = (per_hour / 2).max(1);
+        let (burst, refill) = ((per_hour - per_hour / 2).max(1), Duration::from_hours(1) / refills);
+        Self { short_burst: burst, short_refill: refill, long_burst: burst, long_refill: refill }
     }
 
     /// The times until a bucket with exactly one unit left is full. A bucket that needs longer is
@@ -139,6 +149,12 @@ pub fn device_key(address: &EmailAddress) -> BucketKey {
 #[must_use]
 pub fn ticket_key(ticket: DeviceId) -> BucketKey {
     Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
+}
+
+/// The bucket of an operator's help.
+#[must_use]
+pub fn operator_key(name: &str) -> BucketKey {
+    Sha256::new().chain_update(b"operator|").chain_update(name).finalize().into()
 }
 
 /// The bucket of an operator's refills for `address`.

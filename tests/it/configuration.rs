@@ -11,21 +11,22 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/configurat
 const HEAD: &str = "\
 # Configuration
 
-Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag overrides the variable, and an empty
-variable counts as unset. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. With a value that cannot be parsed, or is
-out of its bounds, the service does not start: it prints one sentence that names the variable.
+Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag goes before the variable, and an empty
+variable counts as none. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. What cannot be read, or is out of its
+bounds, stops the start with one sentence that names the variable.
 
-Generated from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
+Made from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
 ";
 
 const SECRETS: &str = "
 ## Secrets
 
-Never flags, because `ps` shows flags. Each is set by its variable, or by a file that the variable with the suffix `_FILE` names; not both.
+Never flags, which `ps` shows. Each is a variable, or is in the file that the variable with `_FILE` after its name names; not both.
 
 | Variable | Of | Meaning |
 |---|---|---|
 | `DATABASE_URL` | all that ask PostgreSQL | `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`, with one host; user and password are percent-encoded, as in `SMTP_RELAYS`. TLS is required to another machine |
+| `ADMIN_DATABASE_URL` | `serve` | The same database for the admin API, as a role that may change accounts (`vos_auth_operator` of `deploy/grants.sql`). Default: `DATABASE_URL` |
 | `RECOVERY_SECRETS` | `serve` | What codes are derived from: `ID:BASE64` of 32 random bytes, the newest first, with commas between them |
 | `DEVICE_SECRETS` | `serve`, `account recover`, `bounce` | What the cookies of known browsers are made with, and the addresses that bounces go to, in the same form |
 | `SMTP_RELAYS` | `serve`, `mail test` | URLs in order of preference, with commas between them: `smtp://USER:PASSWORD@HOST:587` for STARTTLS, `smtps://…` for TLS from the first byte; `?connections=4&per_second=10` bounds one of them; `smtp://USER@HOST:587?auth=xoauth2` signs in by an access token. User and password are percent-encoded: `@` is `%40`, `:` is `%3A`, `/` is `%2F`, `,` is `%2C`, `?` is `%3F`, `#` is `%23`, `%` is `%25`, a space is `%20` |
@@ -76,7 +77,7 @@ fn reference() -> String {
 }
 
 fn commands(command: &Command, page: &mut String) {
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
         if command.has_subcommands() {
             commands(command, page);
             continue;
@@ -90,6 +91,8 @@ fn commands(command: &Command, page: &mut String) {
             page.push_str(DEV);
         } else if name.starts_with("vos-auth mail") {
             page.push_str("It takes the settings under Mail and Relays, too.\n");
+        } else if ["vos-auth account show", "vos-auth account limits"].contains(&name) {
+            page.push_str("It takes `ADDRESS_BURST` and `ADDRESS_PER_DAY`, too.\n");
         }
         let of_serve = |argument: &Arg| argument.get_help_heading().is_some();
         let mut own = settings(command).filter(|argument| !of_serve(argument)).peekable();

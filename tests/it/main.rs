@@ -3,11 +3,20 @@
 
 mod abuse;
 mod accounts;
+mod address_change;
 mod addresses;
+mod admin;
+mod admin_access;
+mod admin_guide;
+mod admin_help;
+mod admin_request;
+mod admin_same;
 mod backup;
 mod bounces;
 mod clock;
+mod commands;
 mod configuration;
+mod confirmation;
 mod contract;
 mod conversations;
 mod courier;
@@ -67,6 +76,7 @@ mod slow_relays;
 mod start;
 mod takeover;
 mod traces;
+mod two_operators;
 mod verdicts;
 mod verify;
 mod xoauth2;

@@ -106,8 +106,8 @@ async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
         shown.lines().find(|line| line.starts_with("to ")).unwrap().to_owned()
     };
     assert!(to().contains("trader@example.com"), "{}", to());
-    for command in ["disable", "enable"] {
-        assert!(vos_auth(&["account", command, "trader@example.com"], &environment).2);
+    for command in [&["disable", "--yes"][..], &["enable"]] {
+        assert!(vos_auth(&[&["account"], command, &["trader@example.com"]].concat(), &environment).2);
     }
     assert!(to().contains("no recipient"), "the recovery has ended: {}", to());
     service.stops().await;
@@ -148,6 +148,14 @@ fn mail_preview_writes_the_exact_email() {
         ("recovery_code", "en", "recovery code"),
         ("password_changed", "vi", "đã được thay đổi"),
         ("password_changed", "en", "was changed"),
+        ("ticket_given", "vi", "hỗ trợ khôi phục"),
+        ("ticket_given", "en", "helped with the recovery"),
+        ("email_changed", "vi", "Địa chỉ email"),
+        ("email_changed", "en", "email address"),
+        ("address_change", "vi", "sẽ được thay đổi"),
+        ("address_change", "en", "will be changed"),
+        ("new_address", "vi", "bằng địa chỉ này"),
+        ("new_address", "en", "with this address"),
         ("test", "vi", "Email kiểm tra"),
         ("test", "en", "Test email"),
     ] {

@@ -46,27 +46,6 @@ async fn attempts(pool: &PgPool, email: &str) -> i64 {
 }
 
 #[sqlx::test]
-async fn without_a_cookie_progress_can_be_asked_for_without_an_error(pool: PgPool) {
-    let service = Service::start(&pool).await;
-    let mut client = service.client();
-    let optional = format!("{PATH}?required=false");
-    let absent = client.get(&optional).await;
-    assert_eq!((absent.status, absent.text.as_str()), (204, ""));
-    assert_eq!(absent.header("cache-control"), Some("no-store"));
-    for required in [PATH, &format!("{PATH}?required=true")] {
-        assert_eq!(client.get(required).await.body["error"], "recovery_session_missing");
-    }
-    for unknown in ["required=0", "required=false&required=false", "other=1", "required"] {
-        let refused = client.get(&format!("{PATH}?{unknown}")).await;
-        assert_eq!((refused.status, &refused.body["error"]), (400, &"query_invalid".into()), "{unknown}");
-    }
-    client.starts_recovery(TRADER).await;
-    assert_eq!(client.get(&optional).await.status, 200);
-    client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
-    assert_eq!(client.get(&optional).await.body["error"], "recovery_session_missing");
-}
-
-#[sqlx::test]
 async fn progress_shows_the_state_of_the_recovery(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_trader(TRADER, PASSWORD).await;
@@ -128,7 +107,7 @@ async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     service.stops().await;
 }
 
-/// Invariant 1 of `src/lib.rs`: before a right code, it reads neither `account` nor the outbox.
+/// Promise 1: before a right code, it reads neither `account` nor the outbox.
 #[sqlx::test]
 async fn s2_progress_answers_while_account_and_outbox_are_locked(pool: PgPool) {
     let service = Service::start(&pool).await;

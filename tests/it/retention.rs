@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use vos_auth::sweeper::Sweeper;
 
+use crate::address_change::two_operators_agree;
 use crate::harness::Service;
 use crate::harness::relay::Mood;
 
@@ -32,6 +33,26 @@ async fn a_recovery_is_kept_for_its_retention(pool: PgPool) {
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     // The life of a code, then the time to choose a password.
     are_kept_for(&service, "recovery_session", Duration::from_mins(3 * 60 + 10 + 15)).await;
+    service.stops().await;
+}
+
+/// A request has addresses. One that still has to take effect stays.
+#[sqlx::test]
+async fn a_request_of_an_operator_is_kept_for_its_retention(pool: PgPool) {
+    let settings = ["--recovery-retention=3h", "--address-change-delay=2h"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    for (email, new) in [(TRADER, "new@example.com"), ("second@example.com", "third@example.com")] {
+        service.has_account(email).await;
+        let account = "SELECT id FROM account WHERE email = $1";
+        let account = sqlx::query_scalar(account).bind(email).fetch_one(&pool).await.unwrap();
+        two_operators_agree(&pool, service.app.clock.now(), account, new).await;
+    }
+    let end = "UPDATE operator_request SET state = 'cancelled', ended_at = asked_at WHERE new_email = 'new@example.com'";
+    sqlx::query(end).execute(&pool).await.unwrap();
+    // The time for an approval, the longest wait, and the retention.
+    let ended = "operator_request WHERE state = 'cancelled'";
+    are_kept_for(&service, ended, Duration::from_mins(10 + 2 * 60 + 3 * 60)).await;
+    assert_eq!(service.count("operator_request WHERE state = 'approved'").await, 1);
     service.stops().await;
 }
 

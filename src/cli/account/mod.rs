@@ -1,8 +1,14 @@
 //! `vos-auth account`: an operator's commands on accounts.
 
+mod end;
 mod export;
+mod help;
+mod history;
 mod import;
+mod limits;
+mod list;
 mod progress;
+mod recover;
 mod show;
 
 use std::time::Duration;
@@ -11,19 +17,22 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-use super::{Failure, connect};
+use super::confirm::Confirmation;
+use super::{Failure, connect, print_json};
 use crate::account::record::{self, Name, Record};
-use crate::account::{self, Account, NewAccount};
-use crate::admin::{self, EmailSet, Unblocked};
-use crate::audit::{self, Event};
-use crate::clock::Clock;
-use crate::config::{self, Origin, TICKET_LIFETIME};
+use crate::account::{self, NewAccount};
+use crate::admin::inspect::overview;
+use crate::admin::{self, Unblocked};
+use crate::clock::{Clock, rfc3339};
+use crate::config::{self, AddressLimitSettings};
 use crate::email_address::EmailAddress;
 use crate::error::Error;
-use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
 use crate::password::{self, Password};
+use crate::throttle::RateLimit;
 use crate::{session, terminal};
+
+const UNKNOWN: &str = "there is no account with this address or id";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -51,27 +60,49 @@ pub(super) enum AccountCommand {
     /// Export all accounts in the format of Ory Kratos, one JSON object a line, with password
     /// hashes; or write changes back to a running Kratos
     Export(export::ExportArguments),
-    /// Show an account
+    /// List accounts, the oldest first
+    List(list::Page),
+    /// Find accounts by address, by the beginning of an address, by id, or by the id that another
+    /// system has for them
+    Find(list::Find),
+    /// Show an account: state, sessions, pending recoveries, rate limits that were drawn on, and what
+    /// became of its emails
     Show {
         #[command(flatten)]
         account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
+        #[command(flatten)]
+        limits: AddressLimitSettings,
         /// Print JSON, for programs
         #[arg(long)]
         json: bool,
     },
     /// Disable an account: its sessions and pending recoveries end, and its owner cannot sign in
-    Disable(AccountArgument),
+    Disable {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// Make a disabled account active again
     Enable(AccountArgument),
-    /// Change the address of an account. Its pending recoveries end, its sessions continue, and no
-    /// email is sent
+    /// Change the address of an account. Its pending recoveries end, its sessions continue, and the
+    /// old address gets a notice
     SetEmail {
         #[command(flatten)]
         account: AccountArgument,
         /// The new address, which no other account may have
         new: String,
+        #[command(flatten)]
+        notice: help::Notice,
+    },
+    /// Set the language of the emails to an account
+    SetLocale {
+        #[command(flatten)]
+        account: AccountArgument,
+        /// The language. Default: that of each request
+        locale: Option<Locale>,
     },
     /// List the open sessions of an account
     Sessions {
@@ -79,14 +110,32 @@ pub(super) enum AccountCommand {
         account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
+        /// Print a JSON object on each line, for programs
+        #[arg(long)]
+        json: bool,
     },
+    /// List the audit events of an account, the newest first. Those of an erased account are found by
+    /// its id
+    History(history::History),
+    /// Show what is left of the rate limits of an address
+    Limits(limits::Limits),
     /// End every session of an account. Its JWTs stay valid for at most 10 minutes
-    Revoke(AccountArgument),
+    Revoke {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// End every session of every account, after the database was restored from a backup and before
-    /// `serve` is started
-    RevokeAll,
+    /// `serve` is started. Can be interrupted and run again
+    RevokeAll(Confirmation),
     /// Delete an account and all data of its owner permanently. Audit events keep only its id
-    Erase(AccountArgument),
+    Erase {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// Reset the rate limits of an address after an attacker has exhausted them: recoveries, failed
     /// logins, new browsers. At most 3 times in 24 hours
     Unblock {
@@ -94,14 +143,12 @@ pub(super) enum AccountCommand {
         email: String,
     },
     /// Print a ticket, with which its holder can start one recovery although the rate limit of the
-    /// address is exhausted. Needs DEVICE_SECRETS
-    Recover {
-        /// The address of an active account
-        email: String,
-        /// The origin of /recovery, to print a link with the ticket too
-        #[arg(long, env)]
-        public_origin: Option<Origin>,
-    },
+    /// address is exhausted. The owner gets a notice by email. Needs DEVICE_SECRETS
+    Recover(recover::RecoverArguments),
+    /// Ask for another address for an account whose owner cannot read the stored one. Another
+    /// operator has to approve it within 10 minutes. The stored address is then told at once, and
+    /// the change takes effect after ADDRESS_CHANGE_DELAY, unless the owner stops it
+    RecoverTo(recover::RecoverToArguments),
 }
 
 #[derive(Debug, Args)]
@@ -125,25 +172,37 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         }
         AccountCommand::Import(arguments) => import::import(arguments).await,
         AccountCommand::Export(arguments) => export::export(arguments).await,
-        AccountCommand::Show { account, idle, json } => {
+        AccountCommand::List(page) => list::list(&page).await,
+        AccountCommand::Find(find) => list::find(find).await,
+        AccountCommand::Show { account, idle, limits, json } => {
             let (mut connection, account) = account.find().await?;
-            show::show(&mut connection, Clock::system().now(), idle.session_idle, &account, json).await
+            let (now, limit) = (Clock::system().now(), RateLimit::for_address(&limits));
+            let overview = overview(&mut connection, now, &account, idle.session_idle, limit);
+            let overview = overview.await?.ok_or(UNKNOWN)?;
+            if json {
+                return print_json(&overview);
+            }
+            show::show(&overview);
+            Ok(())
         }
-        AccountCommand::Disable(account) => set_active(&account, false).await,
-        AccountCommand::Enable(account) => set_active(&account, true).await,
-        AccountCommand::SetEmail { account, new } => set_email(&account, &new).await,
-        AccountCommand::Sessions { account, idle } => {
+        AccountCommand::Disable { account, confirmation } => end::disable(&account, confirmation).await,
+        AccountCommand::Enable(account) => enable(&account).await,
+        AccountCommand::SetEmail { account, new, notice } => help::set_email(&account, &new, &notice).await,
+        AccountCommand::SetLocale { account, locale } => set_locale(&account, locale).await,
+        AccountCommand::Sessions { account, idle, json } => {
             let (mut connection, account) = account.find().await?;
             let now = Clock::system().now();
             let sessions = session::list_open(&mut connection, now, idle.session_idle, account.id).await?;
-            show::print_sessions(&sessions);
-            Ok(())
+            show::print_sessions(&sessions, json)
         }
-        AccountCommand::Revoke(account) => revoke(&account).await,
-        AccountCommand::RevokeAll => revoke_all().await,
-        AccountCommand::Erase(account) => erase(&account).await,
+        AccountCommand::History(history) => history::history(&history).await,
+        AccountCommand::Limits(limits) => limits::limits(&limits).await,
+        AccountCommand::Revoke { account, confirmation } => end::revoke(&account, confirmation).await,
+        AccountCommand::RevokeAll(confirmation) => end::revoke_all(confirmation).await,
+        AccountCommand::Erase { account, confirmation } => end::erase(&account, confirmation).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
-        AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
+        AccountCommand::Recover(arguments) => recover::recover(&arguments).await,
+        AccountCommand::RecoverTo(arguments) => recover::recover_to(&arguments).await,
     }
 }
 
@@ -178,68 +237,44 @@ fn read_password(min_chars: u16, email: &EmailAddress) -> Result<Password, Failu
 }
 
 impl AccountArgument {
+    fn name(&self) -> Result<Name, Failure> {
+        Ok(self.account.parse()?)
+    }
+
     async fn find(&self) -> Result<(PgConnection, Record), Failure> {
-        let name: Name = self.account.parse()?;
+        let name = self.name()?;
         let mut connection = connect().await?;
         let account = record::find(&mut connection, &name).await?;
-        Ok((connection, account.ok_or("there is no account with this address or id")?))
+        Ok((connection, account.ok_or(UNKNOWN)?))
     }
 }
 
-async fn set_active(argument: &AccountArgument, active: bool) -> Result<(), Failure> {
+async fn enable(argument: &AccountArgument) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
-    terminal::line(match (active, changed) {
-        (true, true) => "the account is active again",
-        (true, false) => "the account is active already",
-        (false, true) => "the account is disabled; its sessions and pending recoveries have ended",
-        (false, false) => "the account is disabled already",
+    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, true, None).await?;
+    terminal::line(if changed { "the account is active again" } else { "the account is active already" });
+    Ok(())
+}
+
+async fn set_locale(argument: &AccountArgument, locale: Option<Locale>) -> Result<(), Failure> {
+    let (mut connection, account) = argument.find().await?;
+    let set = admin::set_locale(&mut connection, Clock::system().now(), account.id, locale, None).await?;
+    terminal::line(if set {
+        "the account has the new language"
+    } else {
+        "the account has this language already"
     });
-    Ok(())
-}
-
-async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure> {
-    let new = EmailAddress::parse(new)?;
-    let (mut connection, account) = argument.find().await?;
-    match admin::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
-        EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
-        EmailSet::AlreadySet => terminal::line("the account has this address already"),
-        EmailSet::Taken => {
-            return Err("another account has this address: change or erase that one first".into());
-        }
-        EmailSet::NotFound => return Err("the account has just been erased".into()),
-    }
-    Ok(())
-}
-
-async fn revoke(argument: &AccountArgument) -> Result<(), Failure> {
-    let (mut connection, account) = argument.find().await?;
-    let ended = admin::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
-    terminal::line(format_args!("{ended} sessions have ended"));
-    Ok(())
-}
-
-async fn revoke_all() -> Result<(), Failure> {
-    let ended = admin::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
-    terminal::line(format_args!("{ended} sessions have ended"));
-    Ok(())
-}
-
-async fn erase(argument: &AccountArgument) -> Result<(), Failure> {
-    let (mut connection, account) = argument.find().await?;
-    admin::erase(&mut connection, Clock::system().now(), account.id).await?;
-    terminal::line(format_args!("account {} and all data of its owner are erased", account.id));
     Ok(())
 }
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
-    match admin::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
+    match admin::unblock(&mut connect().await?, Clock::system().now(), &email, None).await? {
         Unblocked::Filled(filled) => {
             terminal::line(format_args!("{filled} rate limits of this address are reset"));
         }
         Unblocked::NotBefore(at) => {
-            let at = at.truncate_to_second();
+            let at = rfc3339(at);
             return Err(format!(
                 "this address was unblocked 3 times in 24 hours; it can be unblocked again after {at}"
             )
@@ -247,30 +282,4 @@ async fn unblock(email: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Prints only the ticket to standard output, so that it can be piped.
-async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
-    let email = EmailAddress::parse(email)?;
-    let keys = config::device_secrets()?;
-    let mut connection = connect().await?;
-    let account = owner(&mut connection, &email).await?;
-    let now = Clock::system().now();
-    audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
-    let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
-    terminal::line(&ticket);
-    terminal::error_line(format_args!(
-        "It is valid for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code is sent by email, as always.",
-        TICKET_LIFETIME.as_secs() / 60
-    ));
-    if let Some(origin) = origin {
-        terminal::error_line(format_args!("As a link: {origin}/recovery#t={ticket}"));
-    }
-    Ok(())
-}
-
-async fn owner(connection: &mut PgConnection, email: &EmailAddress) -> Result<Account, Failure> {
-    account::active_by_email(connection, email.as_str())
-        .await?
-        .ok_or_else(|| "there is no active account with this address".into())
 }

@@ -22,7 +22,6 @@ use url::form_urlencoded;
 use self::asset::Asset;
 use crate::brand::{Brand, Picture};
 use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
-use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::http::extract::locale_of;
 use crate::http::{AppState, cookie};
@@ -87,8 +86,6 @@ fn css(brand: &Brand) -> String {
 
 fn html(config: &Config, locale: Locale, icon: &Picture, version: &str) -> String {
     let sign_in = config.page.sign_in_url.as_ref().expect("`serve` and `dev` require it with the page");
-    let support =
-        EmailAddress::parse(&config.mail.mail_support).expect("the composer of emails has checked it");
     let brand = config.mail.brand();
     let facts = &Facts {
         brand: config.mail.product_name(locale),
@@ -97,7 +94,6 @@ fn html(config: &Config, locale: Locale, icon: &Picture, version: &str) -> Strin
         logo: brand.logo.as_ref().map(|logo| logo.name),
         icon,
         support: &config.mail.mail_support,
-        support_link: support.mailto(),
         phone: config.mail.support_phone.as_ref(),
         sign_in: sign_in.to_string(),
         hands_over: sign_in.has_origin(config.clients.public_origin.as_ref()),
@@ -202,7 +198,6 @@ struct Facts<'a> {
     logo: Option<&'static str>,
     icon: &'a Picture,
     support: &'a str,
-    support_link: String,
     phone: Option<&'a Phone>,
     sign_in: String,
     hands_over: bool,

@@ -25,8 +25,7 @@ async function call(method, path, body, headers = {}) {
   });
   const { headers: received, status } = answer;
   const id = received.get('X-Recovery-Id');
-  const notOurs = () => Promise.reject(Object.assign(new Error(), { answered: true }));
-  const members = status === 204 ? {} : await answer.json().catch(notOurs);
+  const members = await answer.json().catch(() => Promise.reject(Object.assign(new Error(), { answered: true })));
   return { ...members, status, id, wait: Number(received.get('Retry-After')) };
 }
 
@@ -43,10 +42,9 @@ function timeout(milliseconds) {
 const startRecovery = (email, ticket) =>
   call('POST', '/api/auth/recovery/start', { email }, ticket ? { 'X-Recovery-Ticket': ticket } : {});
 // The state of the cookie's recovery: 200 with {recovery: {id, email, state, expires_at,
-// attempts_left, resend_at}, now}, or 401 if there is no recovery that can be continued. Without a
-// cookie, and if none is required, 204: browsers print a 401 to the console. All times are the
-// server's.
-const fetchRecovery = (isRequired) => call('GET', `/api/auth/recovery${isRequired ? '' : '?required=false'}`);
+// attempts_left, resend_at}, now}, or 401 if there is no recovery that can be continued. All times
+// are the server's.
+const fetchRecovery = () => call('GET', '/api/auth/recovery');
 // All tabs share the cookie. With the id of the recovery that the page shows, a request cannot act
 // on another one: the answer is 401 recovery_id_mismatch, and no attempt is spent.
 // With the same key, a request whose answer was lost can be sent again for two minutes: if it had
@@ -141,11 +139,10 @@ function setRecovery(fetched) {
 let fetches = 0;
 async function refresh({ stay = true, expected = history.state?.id, why = null, quietly = false } = {}) {
   const thisFetch = ++fetches;
-  const isRequired = Boolean(expected) || (history.state?.step ?? step) !== 'email';
-  const answer = await fetchRecovery(isRequired).catch(() => null);
+  const answer = await fetchRecovery().catch(() => null);
   if (answer?.now) setClock(answer.now);
-  if (thisFetch !== fetches || ![200, 204, 401].includes(answer?.status)) return false;
-  if (answer.status !== 200 && lostPress?.step === step && !lostPress.isRepeat) {
+  if (thisFetch !== fetches || ![200, 401].includes(answer?.status)) return false;
+  if (answer.status === 401 && lostPress?.step === step && !lostPress.isRepeat) {
     await send(Object.assign(lostPress, { isRepeat: true }));
     return 'repeated';
   }

@@ -174,8 +174,8 @@ async fn addresses_and_states_are_exported_and_later_changes_in_kratos_stay(pool
     let since = present();
     for arguments in [
         ["account", "set-email", "trader-0@example.com", "renamed@example.com"].as_slice(),
-        &["account", "disable", "trader-1@example.com"],
-        &["account", "disable", "trader-2@example.com"],
+        &["account", "disable", "trader-1@example.com", "--yes"],
+        &["account", "disable", "trader-2@example.com", "--yes"],
         &["account", "enable", "trader-2@example.com"],
     ] {
         assert!(vos_auth(&pool, arguments).ok);
@@ -227,8 +227,8 @@ async fn a_failed_identity_is_listed_and_the_others_are_written(pool: PgPool) {
     let service = Service::start(&pool).await;
     resets(&service, 0..4).await;
     service.stops().await;
-    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com"]).ok);
-    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com", "--yes"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com", "--yes"]).ok);
     assert!(vos_auth(&pool, &["account", "set-email", "trader-4@example.com", "taken@example.com"]).ok);
     let id = |n: usize| all[n]["id"].as_str().unwrap();
     kratos.fails_for(&[id(1)]);
