@@ -14,6 +14,7 @@
 //! | the handlers of the API; cookies | `http/{recovery,session,cookie}.rs` | |
 //! | checks before a handler: request id, client address, rate limits, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
+//! | pages and their files: policy, compression, caching | `http/{files,asset}.rs` | |
 //! | health, readiness, metrics endpoints | [`http::health`], [`http::metrics`] | |
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
@@ -44,7 +45,7 @@
 //! | relays that refuse emails by policy are tried last | `mail/demotion.rs` | |
 //! | DKIM signatures | [`mail::dkim`] | ring |
 //! | an email: headers, envelope | [`mail::message`] | |
-//! | what an email says, its colours | `mail/content.rs`, `src/mail/templates/` | |
+//! | what an email says, its colors | `mail/content.rs`, `src/mail/templates/` | |
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
@@ -53,6 +54,7 @@
 //! | an approved change of the address: stopping it, carrying it out | [`address_change`] | |
 //! | operators of the admin API, their roles and tokens | [`operator`] | `operator` |
 //! | the admin API at `ADMIN_ADDR`: who may call what, on one screen | [`http::admin`] | |
+//! | `/console`, the support desk's page on the admin API | `src/http/admin/console/` | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |

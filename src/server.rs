@@ -148,7 +148,8 @@ impl Server {
         let metrics = http::metrics::routes(Arc::clone(&app));
         let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), shutdown.clone()));
         let mut admin = tokio::spawn({
-            let (admin, app, stop) = (admin_listener.zip(admin_api), Arc::clone(&app), stop_accepting.clone());
+            let (admin, app, stop) =
+                (admin_listener.zip(admin_api), Arc::clone(&app), stop_accepting.clone());
             async move {
                 match admin {
                     Some((listener, routes)) => accept(listener, routes, app, stop).await,

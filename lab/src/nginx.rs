@@ -58,7 +58,7 @@ impl Nginx {
         make_certificate(&home);
         let host = setup.line.map_or(Ipv4Addr::LOCALHOST, |line| line.far);
         let client = setup.line.map_or(CLIENT.parse().unwrap(), |line| line.near);
-        // The ports below are those of other servers.
+        // Other servers use the numbers below 40.
         let (tls, plain) = (free_port(40 + number % 5 * 2), free_port(41 + number % 5 * 2));
         let site = place::text("deploy/nginx.conf");
         let site = with_own_addresses(&site, host, [tls, plain], replicas);

@@ -91,7 +91,7 @@ pub async fn in_recovery(
     .await
 }
 
-/// As [`in_recovery`], and locks the row as [`lock`] does.
+/// Like [`in_recovery`], but also locks the row, as [`lock`] does.
 pub async fn lock_in_recovery(
     transaction: &mut PgConnection,
     email: &str,

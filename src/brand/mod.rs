@@ -42,7 +42,7 @@ pub struct Brand {
     pub dark: Palette,
     /// Shown on the page in place of the product name.
     pub logo: Option<Picture>,
-    /// The icon of the page in tabs and bookmarks. `None`: ours.
+    /// The icon of the page in tabs and bookmarks. `None`: the built-in one.
     pub icon: Option<Picture>,
 }
 

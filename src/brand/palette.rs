@@ -39,7 +39,7 @@ pub(super) const DARK: Palette = Palette {
 pub struct Color(u32);
 
 impl Color {
-    /// The ratio of contrast, 1 to 21.
+    /// The contrast ratio, 1 to 21.
     fn contrast(self, other: Self) -> f64 {
         let (one, two) = (self.luminance(), other.luminance());
         (one.max(two) + 0.05) / (one.min(two) + 0.05)

@@ -1,8 +1,9 @@
 //! `vos-auth bounce`: run by a mail server for each message to a signed return path
 //! (docs/operate/bounces.md).
 //!
-//! Only the signed address determines the account. A message that is no bounce, has no signature of
-//! ours or is too old is accepted and ignored: refusing it would send a bounce to its sender.
+//! Only the signed address determines the account. A message is accepted and ignored if it is no
+//! bounce, or was sent to no signed address or to an old one: refusing it would send a bounce to
+//! its sender.
 
 use std::ffi::OsString;
 use std::io::{Read as _, sink, stdin};

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 /// The settings of DKIM (RFC 6376). Without a key, emails are not signed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DkimSettings {
-    /// A PEM file with the private key that signs every email (DKIM, RFC 6376): RSA of 2048 to 4096 bits, or Ed25519.
-    /// For relays that do not sign; `vos-auth mail dkim-record` prints the DNS record. Unset: emails are not signed
+    /// A PEM file with the private key that signs every email (DKIM, RFC 6376): RSA of 2048 to 4096
+    /// bits, or Ed25519. For relays that do not sign; `vos-auth mail dkim-record` prints the DNS
+    /// record. Unset: emails are not signed
     #[arg(long, env)]
     pub dkim_key_file: Option<PathBuf>,
 
@@ -14,8 +15,8 @@ pub struct DkimSettings {
     #[arg(long, env, value_parser = domain_name)]
     pub dkim_selector: Option<String>,
 
-    /// The domain that signs. For DMARC it must be the domain of MAIL_FROM, or a parent or child of it. Default: the
-    /// domain of MAIL_FROM
+    /// The domain that signs. For DMARC it must be the domain of MAIL_FROM, or a parent or child of
+    /// it. Default: the domain of MAIL_FROM
     #[arg(long, env, value_parser = domain_name)]
     pub dkim_domain: Option<String>,
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "JWT")]
 pub struct JwtSettings {
-    /// The folder of the keys that sign JWTs, made by `vos-auth key generate`. It is read again every minute.
-    /// Required by `serve`
+    /// The folder of the keys that sign JWTs, made by `vos-auth key generate`. It is read again
+    /// every minute. Required by `serve`
     #[arg(long, env)]
     pub jwt_keys: Option<PathBuf>,
 

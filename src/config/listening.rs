@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Listening")]
 pub struct ListeningSettings {
-    /// Address and port of the public API. Behind a proxy on the same machine the default is right; in a container
-    /// set 0.0.0.0:8080
+    /// Address and port of the public API. Behind a proxy on the same machine the default is right;
+    /// in a container set 0.0.0.0:8080
     #[arg(long, env, default_value = "127.0.0.1:8080")]
     pub http_addr: SocketAddr,
 

@@ -1,6 +1,8 @@
-//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of `vos-auth serve --help`.
+//! All settings by section: variable, flag, default, bounds. Their doc comments are the text of
+//! `vos-auth serve --help`.
 //!
-//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag: `ps` shows flags.
+//! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag:
+//! `ps` shows flags.
 
 mod admin;
 mod base_url;
@@ -59,11 +61,13 @@ pub use self::storage::StorageSettings;
 pub use self::support::{SupportSettings, address_change_delay, trait_name};
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
-/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0 6.5.5: at most 10 minutes).
+/// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0
+/// 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a code must still be valid when its email arrives; otherwise the email is not sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
-/// `start` sends the same code again if its session is valid for at least this long; otherwise it begins a new session.
+/// `start` sends the same code again if its session is valid for at least this long; otherwise it
+/// begins a new session.
 pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 /// How long a verified recovery session may be used to choose a password.
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);

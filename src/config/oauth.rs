@@ -10,7 +10,8 @@ use super::is_local;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OauthSettings {
     /// The token endpoint (RFC 6749) for every relay whose URL has `auth=xoauth2`, such as
-    /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or <https://oauth2.googleapis.com/token>
+    /// <https://login.microsoftonline.com/TENANT/oauth2/v2.0/token> or
+    /// <https://oauth2.googleapis.com/token>
     #[arg(long, env)]
     pub smtp_oauth_token_url: Option<TokenUrl>,
 
@@ -18,8 +19,9 @@ pub struct OauthSettings {
     #[arg(long, env)]
     pub smtp_oauth_client_id: Option<String>,
 
-    /// The scopes of the access token, separated by spaces: <https://outlook.office365.com/.default> for Exchange
-    /// Online. Default: chosen by the provider
+    /// The scopes of the access token, separated by spaces:
+    /// <https://outlook.office365.com/.default> for Exchange Online. Default: chosen by the
+    /// provider
     #[arg(long, env)]
     pub smtp_oauth_scope: Option<String>,
 }

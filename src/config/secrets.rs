@@ -20,8 +20,8 @@ pub struct Secrets {
     pub smtp_oauth: OauthSecrets,
 }
 
-/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client acts for a user (§6), without
-/// one for itself (§4.4).
+/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client
+/// acts for a user (§6), without one for itself (§4.4).
 #[derive(Clone, Default)]
 pub struct OauthSecrets {
     /// `SMTP_OAUTH_CLIENT_SECRET`.
@@ -45,7 +45,8 @@ impl OauthSecrets {
 }
 
 impl Secrets {
-    /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of
+    /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`,
+    /// `SMTP_RELAYS` and the secrets of
     /// `SMTP_OAUTH_*`, or the files that their `_FILE` forms name.
     ///
     /// # Errors
@@ -92,7 +93,8 @@ pub fn smtp_relays() -> Result<Vec<String>, ConfigError> {
     Ok(relays.split([',', '\n', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect())
 }
 
-/// Reads `KRATOS_AUTHORIZATION`: the header `Authorization` for Kratos's admin API, if a proxy in front of it requires one.
+/// Reads `KRATOS_AUTHORIZATION`: the header `Authorization` for Kratos's admin API, if a proxy in
+/// front of it requires one.
 ///
 /// # Errors
 ///

@@ -8,9 +8,9 @@ use super::bounds::{DAY, MINUTE, between, login_failure_time, session_idle};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sessions")]
 pub struct SessionSettings {
-    /// When a failed login is answered, whatever the cause, so that time does not tell. Counted from its arrival, or
-    /// from the end of another login of the same address. Must be longer than twice the slowest hash including its
-    /// wait; a metric counts late failures
+    /// When a failed login is answered, whatever the cause, so that time does not tell. Counted
+    /// from its arrival, or from the end of another login of the same address. Must be longer than
+    /// twice the slowest hash including its wait; a metric counts late failures
     #[arg(long, env, default_value = "500ms", value_parser = login_failure_time)]
     pub login_failure_time: Duration,
 

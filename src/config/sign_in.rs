@@ -12,7 +12,8 @@ use super::{Origin, is_local};
 pub struct SignInUrl(String);
 
 impl SignInUrl {
-    /// Whether the sign-in page has the given origin, so that it can read the session storage of `/recovery`.
+    /// Whether the sign-in page has the given origin, so that it can read the session storage of
+    /// `/recovery`.
     #[must_use]
     pub fn has_origin(&self, origin: Option<&Origin>) -> bool {
         let Ok(url) = Url::parse(&self.0) else {

@@ -8,7 +8,8 @@ use super::bounds::{HOUR, between};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stopping")]
 pub struct StoppingSettings {
-    /// How long the service keeps serving after SIGTERM with /readyz red, so that a load balancer notices
+    /// How long the service keeps serving after SIGTERM with /readyz red, so that a load balancer
+    /// notices
     #[arg(long, env, default_value = "5s", value_parser = |text: &str| between(text, Duration::ZERO, HOUR))]
     pub drain_delay: Duration,
 

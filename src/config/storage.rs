@@ -8,14 +8,13 @@ use super::bounds::{DAY, HOUR, audit_retention, between};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageSettings {
-    /// Connections to PostgreSQL for requests. The service opens seven more: one for starts, three of the courier,
-    /// two for session tokens, one for /readyz; and three if
-    /// there is an admin API
+    /// Connections to PostgreSQL for requests. The service opens seven more: one for starts, three
+    /// of the courier, two for session tokens, one for /readyz; and three if there is an admin API
     #[arg(long, env, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 
-    /// Starts that may wait for the database at once; further ones are answered 502. So are starts when more wait
-    /// than can be committed within 100 ms and than one batch holds
+    /// Starts that may wait for the database at once; further ones are answered 502. So are starts
+    /// when more wait than can be committed within 100 ms and than one batch holds
     #[arg(long, env, default_value = "2048", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub start_queue: u32,
 
@@ -23,8 +22,8 @@ pub struct StorageSettings {
     #[arg(long, env, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub start_batch: u32,
 
-    /// How long a recovery is kept after its end, with its address and network, and what an operator asked of another
-    /// one, with its addresses: long enough to investigate, and no longer
+    /// How long a recovery is kept after its end, with its address and network, and what an operator
+    /// asked of another one, with its addresses: long enough to investigate, and no longer
     #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub recovery_retention: Duration,
 

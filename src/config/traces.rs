@@ -10,8 +10,9 @@ use super::base_url::base_url;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Traces")]
 pub struct TraceSettings {
-    /// The receiver of traces: OTLP over HTTP with protobuf, such as http://127.0.0.1:4318; /v1/traces is appended.
-    /// Put its token into OTEL_EXPORTER_OTLP_HEADERS (NAME=VALUE), never here. Unset: no traces
+    /// The receiver of traces: OTLP over HTTP with protobuf, such as http://127.0.0.1:4318;
+    /// /v1/traces is appended. Put its token into OTEL_EXPORTER_OTLP_HEADERS (NAME=VALUE), never
+    /// here. Unset: no traces
     #[arg(long, env)]
     pub otel_exporter_otlp_endpoint: Option<OtlpEndpoint>,
 
@@ -19,8 +20,8 @@ pub struct TraceSettings {
     #[arg(long, env, default_value = "vos-auth")]
     pub otel_service_name: String,
 
-    /// The share of traces that are kept, from 0 to 1, of those that begin here. For others, the trusted proxy's
-    /// traceparent decides
+    /// The share of traces that are kept, from 0 to 1, of those that begin here. For others, the
+    /// trusted proxy's traceparent decides
     #[arg(long, env, default_value = "1", value_parser = share)]
     pub otel_traces_sampler_arg: f64,
 }

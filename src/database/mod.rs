@@ -94,8 +94,8 @@ pub struct KeptConnection {
     opened_at: Instant,
     used_at: Instant,
     max_lifetime: Duration,
-    /// Whether every new connection probes the server's addresses, and not only one that replaces a
-    /// lost connection.
+    /// Whether every new connection probes the server's addresses, even one that replaces a
+    /// connection because of its age.
     probes_always: bool,
     /// Whether the last call of `take` has not finished connecting.
     is_connecting: bool,
@@ -107,8 +107,8 @@ impl KeptConnection {
     const PING_AFTER: Duration = Duration::from_millis(20);
 
     /// A connection that is opened on first use. After `max_lifetime` it is replaced, so that a new
-    /// certificate or address of the server takes effect. It probes the server's addresses only
-    /// when a connection was lost.
+    /// certificate or address of the server takes effect. It probes the server's addresses when
+    /// it connects first, and when a connection was lost.
     #[must_use]
     pub fn new(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
         let now = Instant::now();
@@ -235,7 +235,7 @@ impl From<Problem> for Aborted {
 ///
 /// # Errors
 ///
-/// As [`within_deadline`], and the refusal.
+/// Those of [`within_deadline`], and the refusal.
 pub async fn transact<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, Aborted>>,

@@ -113,8 +113,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting stops
-    /// the service at its start, and not a user's recovery later. `key` signs the return paths.
+    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting
+    /// fails at startup, not later in a user's recovery. `key` signs the return paths.
     ///
     /// # Errors
     ///

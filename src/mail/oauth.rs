@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(state.next_request(now), now + 601 * SECOND);
     }
 
-    /// Refusals that emails have met do not change what the probe and the timer do.
+    /// A failed renewal for an email delays neither that for the probe nor that of the timer.
     #[test]
     fn a_refused_token_is_renewed_once_a_minute_for_the_probe_and_for_emails_separately() {
         let (mut state, now) = (TokenState::default(), Instant::now());

@@ -40,10 +40,10 @@ pub struct Metrics {
     pub mails: Family<MailLabel, Counter>,
     /// Emails that were given up, by kind.
     pub mails_given_up: Family<GivenUpLabel, Counter>,
-    /// Rounds of the courier. A courier that makes no round for a minute hangs.
+    /// Rounds of the courier. If it makes no round for a minute, it hangs.
     pub courier_rounds: Counter,
     /// 1 while the courier does not hold its liveness lock. If it died then, its emails would wait
-    /// for their lease.
+    /// until their lease expires.
     pub courier_lock_lost: Gauge,
     /// Pending emails of all replicas together, without those that were given up.
     pub outbox_pending: Family<KindLabel, Gauge>,
@@ -169,7 +169,7 @@ impl Default for Metrics {
         registry.register("mails_given_up", help, metrics.mails_given_up.clone());
         let help = "Rounds of the courier; it hangs if the count does not grow";
         registry.register("courier_rounds", help, metrics.courier_rounds.clone());
-        let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait for their lease";
+        let help = "1 while the courier does not hold its liveness lock; if it died, its emails would wait until their lease expires";
         registry.register("courier_lock_lost", help, metrics.courier_lock_lost.clone());
         let help = "Pending emails of all replicas together";
         registry.register("outbox_pending", help, metrics.outbox_pending.clone()); // dialect: quotes the metric's name

@@ -1,8 +1,8 @@
 //! Owns `recovery_session`: the recovery flow of a user who lost the password, in three steps.
 //!
 //! [`Recovery::start`] enqueues an email with a code, [`Recovery::verify`] checks the code,
-//! [`Recovery::reset`] sets the new password. [`Recovery::progress`] says which step is next. `replay`
-//! repeats a success whose answer was lost.
+//! [`Recovery::reset`] sets the new password. [`Recovery::progress`] says which step is next.
+//! `replay` repeats a success whose answer was lost.
 //!
 //! A session's state changes from `code_sent` to `verified` to `consumed`. Each session has a
 //! number, and an account stores up to which number its sessions have ended, because a new password
@@ -111,8 +111,8 @@ pub struct Presented {
     pub token: Option<Token>,
     /// The [`RecoveryId`] that the client expects, as the client sent it.
     pub id: Option<String>,
-    /// The key under which a success is stored, so that the request can be repeated if its answer is
-    /// lost.
+    /// The key under which a success is stored, so that the request can be repeated if its answer
+    /// is lost.
     pub key: Option<IdempotencyKey>,
 }
 

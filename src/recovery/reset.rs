@@ -19,8 +19,8 @@ use crate::{account, audit};
 impl Recovery {
     /// Sets the password of the account that the verified session of `presented` belongs to. Ends
     /// all its other sessions and pending recoveries, enqueues the notice to its owner, and signs
-    /// the client in. An `Err` in `password` is answered only if there is a session. With the key of
-    /// an earlier success whose answer was lost, that success is repeated instead of a 401.
+    /// the client in. An `Err` in `password` is answered only if there is a session. With the key
+    /// of an earlier success whose answer was lost, that success is repeated instead of a 401.
     ///
     /// # Errors
     ///

@@ -123,8 +123,8 @@ pub(crate) async fn open(
     Ok(OpenedSession { token, authenticated: Authenticated { session, account }, device_cookie })
 }
 
-/// Ends the session `replaced` of a locked account and opens another one, because the client did not
-/// receive its token. Returns `None` if that session is no longer open.
+/// Ends the session `replaced` of a locked account and opens another one, because the client did
+/// not receive its token. Returns `None` if that session is no longer open.
 pub(crate) async fn replace(
     app: &App,
     transaction: &mut PgConnection,

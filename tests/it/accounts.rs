@@ -68,7 +68,9 @@ async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
     let mut recovering = service.client();
     let code = service.mails_code_to(&mut recovering, TRADER).await;
     let mut verified = service.verified(TRADER).await;
-    assert!(account(&pool, &["disable", TRADER, "--yes"]).unwrap().starts_with("the account is disabled; its"));
+    assert!(
+        account(&pool, &["disable", TRADER, "--yes"]).unwrap().starts_with("the account is disabled; its")
+    );
     assert_eq!(account(&pool, &["disable", TRADER, "--yes"]).unwrap(), "the account is disabled already");
     assert_eq!(service.count("audit_event WHERE what = 'account_disabled'").await, 1);
     assert_eq!(client.refreshes().await.error(), (401, "session_invalid"));

@@ -179,7 +179,10 @@ async fn the_history_of_an_account_outlives_it(pool: PgPool) {
     service.until("the login is recorded", async || count(&pool, "audit_event").await == 2).await;
     let events = |name: &str, more: &[&str]| {
         let events = objects(&pool, &[&["account", "history", name], more].concat());
-        events.into_iter().map(|event| (event["what"].as_str().unwrap().to_owned(), event)).collect::<Vec<_>>()
+        events
+            .into_iter()
+            .map(|event| (event["what"].as_str().unwrap().to_owned(), event))
+            .collect::<Vec<_>>()
     };
     let all = events(TRADER, &[]);
     assert_eq!([&all[0].0, &all[1].0], ["signed_in", "account_created"]);
@@ -213,7 +216,9 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     service.relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
-    service.until("the code is retried", async || count(&pool, "outbox WHERE last_error <> ''").await == 1).await;
+    service
+        .until("the code is retried", async || count(&pool, "outbox WHERE last_error <> ''").await == 1)
+        .await;
     let pending: Uuid = sqlx::query_scalar("SELECT id FROM outbox").fetch_one(&pool).await.unwrap();
     let pending = pending.to_string();
     for (arguments, times) in [
@@ -234,7 +239,8 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
         for (printed, has_times) in [(&text, times), (&json, true)] {
             let dates = dates(printed);
             assert_eq!(!dates.is_empty(), has_times, "{arguments:?}: {printed}");
-            let is_time = |date: &&str| date.len() == 20 && date.ends_with('Z') && date.get(10..11) == Some("T");
+            let is_time =
+                |date: &&str| date.len() == 20 && date.ends_with('Z') && date.get(10..11) == Some("T");
             assert!(dates.iter().all(is_time), "{arguments:?}: {dates:?}");
         }
     }
@@ -248,7 +254,7 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
 
 #[test]
 fn keys_are_listed_with_what_they_are_used_for() {
-    let folder = place::temporary(&format!("listed-keys-{}", Uuid::new_v4()));
+    let folder = place::temporary(&format!("listed-keys-{}", std::process::id()));
     let key = |command: &[&str]| {
         let ended = run(&[&["key"], command].concat(), &[("JWT_KEYS", &folder)]);
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
@@ -284,7 +290,7 @@ fn completions_and_man_pages_are_made_of_the_command_line() {
         let script = completions(shell);
         assert!(script.contains("revoke-all") && script.contains("dry-run"), "{shell}");
     }
-    let folder = place::temporary(&format!("man-{}", Uuid::new_v4()));
+    let folder = place::temporary(&format!("man-{}", std::process::id()));
     let script = format!("{folder}.bash");
     std::fs::write(&script, completions("bash")).unwrap();
     let completed = "source \"$0\"; COMP_WORDS=(vos-auth account rev); COMP_CWORD=2; COMP_LINE=; COMP_POINT=0

@@ -11,17 +11,17 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/configurat
 const HEAD: &str = "\
 # Configuration
 
-Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag goes before the variable, and an empty
-variable counts as none. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. What cannot be read, or is out of its
-bounds, stops the start with one sentence that names the variable.
+Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag overrides the variable, and an empty
+variable counts as unset. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. With a value that cannot be parsed, or is
+out of its bounds, the service does not start: it prints one sentence that names the variable.
 
-Made from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
+Generated from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
 ";
 
 const SECRETS: &str = "
 ## Secrets
 
-Never flags, which `ps` shows. Each is a variable, or is in the file that the variable with `_FILE` after its name names; not both.
+Never flags, because `ps` shows flags. Each is set by its variable, or by a file that the variable with the suffix `_FILE` names; not both.
 
 | Variable | Of | Meaning |
 |---|---|---|
@@ -77,7 +77,9 @@ fn reference() -> String {
 }
 
 fn commands(command: &Command, page: &mut String) {
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
+    for command in
+        command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set())
+    {
         if command.has_subcommands() {
             commands(command, page);
             continue;

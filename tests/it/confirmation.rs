@@ -120,7 +120,7 @@ async fn an_export_writes_no_hashes_to_a_terminal(pool: PgPool) {
         assert!(!ok && screen.contains("--out PATH") && !screen.contains("$argon2id"), "{screen}");
     }
     assert_eq!(count(&pool, "audit_event WHERE what = 'accounts_exported'").await, 0);
-    let file = place::temporary(&format!("export-{}", Uuid::new_v4()));
+    let file = place::temporary(&format!("export-{}", std::process::id()));
     let (screen, ok) = run_on_terminal(&["account", "export", "--out", &file], &environment, "");
     assert!(ok && screen.contains("1 accounts are exported"), "{screen}");
     assert!(std::fs::read_to_string(&file).unwrap().contains("$argon2id"));

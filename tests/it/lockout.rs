@@ -1,4 +1,5 @@
-//! Attackers cannot lock an account out: what its owner and an operator can still do.
+//! An attacker can exhaust the rate limits of an address, but not lock out the owner of its
+//! account. Tests what the owner and an operator can still do.
 
 use std::collections::VecDeque;
 use std::time::Duration;

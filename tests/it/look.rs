@@ -1,4 +1,5 @@
-//! `BRAND_DIR`: what is refused at the start, what is served, and how the page and the emails look then.
+//! `BRAND_DIR`: what is refused at startup, what is served, and how the page and the emails look
+//! then.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -76,7 +77,8 @@ fn settings_of_a_brand_that_cannot_be_used_are_refused_with_their_field() {
     }
 }
 
-/// Each pair of colors that the page shows together, in both schemes, with the contrast that WCAG's formula gives.
+/// Each pair of colors that the page shows together, in both schemes, with the contrast that WCAG's
+/// formula gives.
 #[test]
 fn colors_that_people_cannot_read_are_refused_with_their_contrast() {
     for (scheme, colors, sentence) in [
@@ -219,7 +221,8 @@ fn a_png_is_whole_and_of_a_usable_size_and_no_file_is_ignored() {
     }
 }
 
-/// Names and texts are text, whatever is in them; pictures are harmless when they are opened by themselves.
+/// Names and texts are text, whatever is in them; pictures are harmless when they are opened by
+/// themselves.
 #[sqlx::test]
 async fn the_look_is_served_from_memory_under_the_same_policy(pool: PgPool) {
     let names = json!({ "vi": "Sao <Mai> & \"Co\"", "en": "Sao Mai" });
@@ -266,7 +269,8 @@ async fn the_look_is_served_from_memory_under_the_same_policy(pool: PgPool) {
     service.stops().await;
 }
 
-/// The example for operators in a browser. `make screenshots` takes the pictures of docs/operate/brand.md here.
+/// The example for operators in a browser. `make screenshots` takes the pictures of
+/// docs/operate/brand.md here.
 #[sqlx::test]
 async fn a_page_has_the_look_of_its_brand(pool: PgPool) {
     let folder = format!("--brand-dir={}", place::file(EXAMPLE).display());

@@ -53,13 +53,13 @@ async fn every_email_is_readable_with_and_without_styles(pool: PgPool) {
                 shows(&browser, &html).await;
                 browser.inspect_on(&format!("email-{kind}-{tag}{styles}"), &WIDTHS).await;
             }
-            // Without styles, a dark screen shows the light email: all text has our colours.
+            // Without styles, a dark screen shows the light email: all text has our colors.
             browser.is_in("dark").await;
-            let colours = "return [...document.querySelectorAll('h1, p, li, a, b, .text')]
+            let colors = "return [...document.querySelectorAll('h1, p, li, a, b, .text')]
                 .map((node) => getComputedStyle(node).color)";
-            let colours = browser.script(colours).await;
-            let colours = colours.as_array().unwrap();
-            assert!(colours.iter().all(|colour| colour == "rgb(27, 31, 39)" || colour == "rgb(11, 87, 208)"));
+            let colors = browser.script(colors).await;
+            let colors = colors.as_array().unwrap();
+            assert!(colors.iter().all(|color| color == "rgb(27, 31, 39)" || color == "rgb(11, 87, 208)"));
             browser.is_in("light").await;
         }
     }

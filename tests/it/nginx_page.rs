@@ -1,4 +1,5 @@
-//! What nginx itself answers at `/recovery`: a page for people, in both languages. Programs get JSON.
+//! What nginx itself answers at `/recovery`: a page for people, in both languages. Programs get
+//! JSON.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 

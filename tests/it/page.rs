@@ -44,7 +44,7 @@ async fn enters_the_code(browser: &Browser, service: &Service) {
     browser.sees("#password").await;
 }
 
-/// Every step and error of the page, checked by axe in both colour schemes.
+/// Every step and error of the page, checked by axe in both color schemes.
 async fn whole_journey(pool: &PgPool, language: &str, words: [&str; 7]) {
     let [forgot, not_an_address, enter, wrong, left, guessable, signed_in] = words;
     let (service, page) = page_of(pool, &[]).await;

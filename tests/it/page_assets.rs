@@ -10,7 +10,8 @@ use crate::harness::needs;
 use crate::page::page_of;
 use crate::page_people::before_load;
 
-/// Fetches by `curl --compressed`. Returns the headers, the decompressed body, and the size that was sent.
+/// Fetches by `curl --compressed`. Returns the headers, the decompressed body, and the size that
+/// was sent.
 async fn curl(url: String) -> (String, String, usize) {
     let asking = tokio::task::spawn_blocking(move || {
         let arguments = ["-sS", "--compressed", "-D", "-", "-w", "\n%{size_download}", &url];

@@ -27,7 +27,8 @@ pub async fn lose_answer_of(browser: &Browser, path: &str) {
     browser.script(&script).await;
 }
 
-/// Holds the next request of the page to a path back, so that [`is_answered_elsewhere`] can send it.
+/// Holds the next request of the page to a path back, so that [`is_answered_elsewhere`] can send
+/// it.
 async fn holds_request_to(browser: &Browser, path: &str) {
     let script = format!(
         "const real = window.fetch;

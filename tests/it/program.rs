@@ -110,7 +110,8 @@ fn e8_serve_refuses_to_start_in_one_sentence_that_names_the_variable() {
     assert!(output.contains("DATABASE_URL is given twice"), "{output}");
 }
 
-/// Promise 3 and E7: the code is never stored, and no log has it, the cookie or the address.
+/// Invariant 3 of `src/lib.rs`, and E7: the code is never stored, and no log has it, the cookie or
+/// the address.
 #[sqlx::test]
 async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPool) {
     let relay = Relay::start().await;

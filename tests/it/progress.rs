@@ -107,7 +107,7 @@ async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     service.stops().await;
 }
 
-/// Promise 1: before a right code, it reads neither `account` nor the outbox.
+/// Invariant 1 of `src/lib.rs`: before a right code, it reads neither `account` nor the outbox.
 #[sqlx::test]
 async fn s2_progress_answers_while_account_and_outbox_are_locked(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -136,7 +136,7 @@ async fn s1_the_same_rows_are_written_for_any_address(pool: PgPool) {
     service.stops().await;
 }
 
-/// Promise 1: `start` reads nothing of `account`.
+/// Invariant 1 of `src/lib.rs`: `start` reads nothing of `account`.
 #[sqlx::test]
 async fn s2_start_answers_while_account_is_locked(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -297,7 +297,8 @@ async fn the_bucket_of_an_address_empties_and_refills_with_or_without_an_account
     service.stops().await;
 }
 
-/// Promise 4: at most 19 sessions per address in any 24 hours, however many requests.
+/// Invariant 4 of `src/lib.rs`: at most 19 sessions per address in any 24 hours, however many
+/// requests.
 #[sqlx::test]
 async fn v1_at_most_19_codes_in_any_24_hours(pool: PgPool) {
     let service =

@@ -138,7 +138,7 @@ fn argon2(id: &str, version: Option<u32>, params: &Numbers<'_>, output_len: usiz
     let algorithm = id.parse().ok()?;
     let version = match version {
         Some(0x13) => Version::V0x13,
-        // The predecessor of RFC 9106 wrote no version.
+        // Before version 1.3 (0x13), which RFC 9106 describes, hashes named no version.
         Some(0x10) | None => Version::V0x10,
         Some(_) => return None,
     };

@@ -1,4 +1,5 @@
-//! Promise 1 as non-interference: without the email, all addresses get the same answers.
+//! Invariant 1 of `src/lib.rs` as non-interference: without the email, all addresses get the same
+//! answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -200,8 +201,8 @@ impl Attacker {
         Some(self.masked(&answer))
     }
 
-    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and always
-    /// with the same key if `keyed`.
+    /// Sends `call` from `browser`, naming the recovery of browser `named` if there is one, and
+    /// always with the same key if `keyed`.
     async fn naming(
         &mut self,
         browser: usize,
