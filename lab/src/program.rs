@@ -79,6 +79,19 @@ pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &
     run_to_completion(command(&[], arguments, environment), input)
 }
 
+/// Runs the program on a terminal, where `typed` is typed. Returns what the terminal shows, and
+/// whether the program succeeded.
+pub fn run_on_terminal(arguments: &[&str], environment: &[(&str, &str)], typed: &str) -> (String, bool) {
+    let program = built().to_str().expect("a path in UTF-8");
+    let quoted = |argument: &&str| format!("'{}'", argument.replace('\'', "'\\''"));
+    let line: Vec<_> = [program].iter().chain(arguments).map(quoted).collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &line.join(" "), "/dev/null"]).env_clear().envs(environment.iter().copied());
+    terminal.env("PATH", "/usr/bin:/bin");
+    let ended = run_to_completion(terminal, typed);
+    (String::from_utf8_lossy(&ended.stdout).replace("\r\n", "\n"), ended.status.success())
+}
+
 /// Kills the command if it does not end in time, so that it fails.
 fn run_to_completion(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
