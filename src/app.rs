@@ -21,6 +21,8 @@ use crate::throttle::{RateLimit, SourceLimits, Turns};
 
 /// Connections that look up session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
+/// Connections of the admin API.
+const ADMIN_CONNECTIONS: u32 = 3;
 
 /// The parts that all features share.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct App {
     /// Connections that look up session tokens, so that a flood of unknown tokens does not delay
     /// logins.
     pub token_pool: PgPool,
+    /// Connections of the admin API, as a role that may change accounts; `None` if it is off.
+    pub admin_pool: Option<PgPool>,
     /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
     /// Keys that recovery codes are derived from.
@@ -99,9 +103,21 @@ impl App {
     /// The same with parts that were read before.
     #[must_use]
     pub fn of_parts(config: Config, parts: CompleteParts, clock: Clock, limits: Limits) -> (Self, Courier) {
-        let CompleteParts { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist } =
-            parts;
+        let CompleteParts {
+            database,
+            admin_database,
+            gateway,
+            composer,
+            code_keys,
+            device_keys,
+            jwt_keys,
+            blocklist,
+        } = parts;
         let database = Endpoint::new(with_session_settings(&database));
+        let admin_pool = admin_database.map(|options| {
+            let endpoint = Endpoint::new(database::with_operator_settings(&options));
+            database::pool(&endpoint, ADMIN_CONNECTIONS)
+        });
         let gateway = Arc::new(gateway);
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
         let courier = Courier {
@@ -139,6 +155,7 @@ impl App {
         let app = Self {
             pool: database::pool(&database, config.storage.database_connections),
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
+            admin_pool,
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys,
             device_keys,

@@ -10,7 +10,7 @@ use sqlx::{Connection as _, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::audit;
+use crate::audit::{self, By};
 use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
@@ -220,6 +220,20 @@ pub async fn create(
     now: OffsetDateTime,
     new: NewAccount,
 ) -> Result<Uuid, CreateError> {
+    create_by(connection, now, new, None).await
+}
+
+/// The same, by the operator who called the admin API.
+///
+/// # Errors
+///
+/// As [`create`].
+pub async fn create_by(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    new: NewAccount,
+    by: Option<By<'_>>,
+) -> Result<Uuid, CreateError> {
     let id = new_id(now);
     let mut traits = new.traits;
     traits.insert("email".into(), new.email.as_str().into());
@@ -245,7 +259,7 @@ pub async fn create(
         Some("account_email_key") => CreateError::EmailTaken,
         _ => error.into(),
     })?;
-    audit::record(&mut *transaction, now, audit::Event::AccountCreated, id, None).await?;
+    audit::record(&mut *transaction, now, audit::Event::AccountCreated, id, by).await?;
     transaction.commit().await?;
     Ok(id)
 }

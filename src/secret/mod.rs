@@ -3,6 +3,7 @@
 //! A plain token and its stored hash are different types, so that storing a plain token does not
 //! compile. No type here shows its secret in `Debug`, and none implements `Display`.
 
+mod operator_token;
 mod token;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use subtle::ConstantTimeEq as _;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 use uuid::Uuid;
 
+pub use self::operator_token::OperatorToken;
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
 
 /// The number of digits of a recovery code.

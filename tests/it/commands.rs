@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -95,22 +96,26 @@ async fn show_says_what_became_of_codes_and_limits(pool: PgPool) {
         let shown = vos_auth(&pool, &["account", "show", TRADER, "--json"]).unwrap();
         serde_json::from_str::<Value>(&shown).unwrap()
     };
+    let is_in = |shown: &Value, state: &str| {
+        let mails = shown["mails"].as_array().unwrap();
+        mails.iter().find(|mail| mail["state"] == state).cloned()
+    };
     service.mails_code_to(&mut service.client(), TRADER).await;
-    service.until("the delivery is recorded", async || show()["mails"][0]["state"] == "delivered").await;
+    service.until("the delivery is recorded", async || is_in(&show(), "delivered").is_some()).await;
     service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user"));
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
-    service.until("the code is given up", async || show()["mails"][0]["state"] == "given_up").await;
+    service.until("the code is given up", async || is_in(&show(), "given_up").is_some()).await;
     assert_eq!(service.count("audit_event WHERE what = 'recovery_not_sent'").await, 1);
     service.relay.is_in_mood(Mood::RefusesRecipient("450 4.2.0 later"));
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
-    service.until("the code is retried", async || show()["mails"][0]["state"] == "retrying").await;
+    service.until("the code is retried", async || is_in(&show(), "retrying").is_some()).await;
     assert_eq!(service.client().logs_in(TRADER, "not the password").await.status, 401);
 
     let shown = show();
-    let mails: Vec<_> = shown["mails"].as_array().unwrap().iter().map(|mail| &mail["state"]).collect();
-    assert_eq!(mails, ["retrying", "given_up", "delivered"], "{shown}");
-    assert_eq!(shown["mails"][0]["last_error"], "rcpt 450 4.2.0", "{shown}");
-    assert!(shown["mails"].as_array().unwrap().iter().all(|mail| mail["kind"] == "recovery_code"));
+    let mails = shown["mails"].as_array().unwrap();
+    assert_eq!(mails.len(), 3, "{shown}");
+    assert_eq!(is_in(&shown, "retrying").unwrap()["last_error"], "rcpt 450 4.2.0", "{shown}");
+    assert!(mails.iter().all(|mail| mail["kind"] == "recovery_code"), "{shown}");
     let recoveries = shown["recoveries"].as_array().unwrap();
     assert_eq!(recoveries.len(), 3, "{shown}");
     assert!(recoveries.iter().all(|found| found["state"] == "code_sent" && found["attempts_left"] == 5));
@@ -161,10 +166,13 @@ async fn a_recovery_is_shown_in_each_state(pool: PgPool) {
     for _ in 0..5 {
         guessing.verifies(wrong).await;
     }
+    // Ids sort by the millisecond.
+    service.clock.advance(Duration::from_secs(1));
     let mut resetting = service.verified(TRADER).await;
     assert_eq!(states(), ["verified", "spent"]);
     assert!(resetting.resets("night train in autumn rain").await.is_signed_in());
     assert_eq!(states(), ["used", "ended"]);
+    service.clock.advance(Duration::from_secs(1));
     service.mails_code_to(&mut service.client(), TRADER).await;
     execute(&pool, "UPDATE recovery_session SET expires_at = now() WHERE state = 'code_sent'").await;
     assert_eq!(states(), ["expired", "used", "ended"]);
@@ -177,26 +185,23 @@ async fn the_history_of_an_account_outlives_it(pool: PgPool) {
     service.has_trader(TRADER, PASSWORD).await;
     assert!(service.client().logs_in(TRADER, PASSWORD).await.is_signed_in());
     service.until("the login is recorded", async || count(&pool, "audit_event").await == 2).await;
-    let events = |name: &str, more: &[&str]| {
-        let events = objects(&pool, &[&["account", "history", name], more].concat());
-        events
-            .into_iter()
-            .map(|event| (event["what"].as_str().unwrap().to_owned(), event))
-            .collect::<Vec<_>>()
-    };
+    vos_auth(&pool, &["account", "disable", TRADER, "--yes"]).unwrap();
+    vos_auth(&pool, &["account", "enable", TRADER]).unwrap();
+    let events = |name: &str, more: &[&str]| objects(&pool, &[&["account", "history", name], more].concat());
+    let text = |event: &Value, name: &str| event[name].as_str().unwrap_or("-").to_owned();
     let all = events(TRADER, &[]);
-    assert_eq!([&all[0].0, &all[1].0], ["signed_in", "account_created"]);
-    assert_eq!(all[0].1["client_ip"], "127.0.0.1");
-    let newest = all[0].1["id"].as_str().unwrap();
-    assert_eq!(events(TRADER, &["--before", newest]).len(), 1);
-    assert_eq!(events(TRADER, &["--limit", "1"]).len(), 1);
+    let names: Vec<_> = all.iter().map(|event| text(event, "what")).collect();
+    assert_eq!((names.len(), &names[..2]), (4, &["account_enabled".into(), "account_disabled".into()][..]));
+    let signed_in = all.iter().find(|event| event["what"] == "signed_in").unwrap();
+    assert_eq!(signed_in["client_ip"], "127.0.0.1");
+    assert_eq!(events(TRADER, &["--before", &text(&all[0], "id")]), all[1..]);
+    assert_eq!(events(TRADER, &["--limit", "2"]), all[..2]);
     let lines = vos_auth(&pool, &["account", "history", TRADER]).unwrap();
-    assert!(lines.lines().nth(1).unwrap().contains("  signed_in "), "{lines}");
-    let id = all[0].1["account_id"].as_str().unwrap();
+    assert!(lines.lines().nth(1).unwrap().contains("  account_enabled "), "{lines}");
     vos_auth(&pool, &["account", "erase", TRADER, "--yes"]).unwrap();
-    let after = events(id, &[]);
-    assert_eq!(after[0].0, "account_erased");
-    assert_eq!((after.len(), &after[1].1["client_ip"]), (3, &Value::Null));
+    let after = events(&text(signed_in, "account_id"), &[]);
+    assert_eq!((after.len(), &after[0]["what"]), (5, &"account_erased".into()));
+    assert!(after.iter().all(|event| event["client_ip"].is_null()), "{after:?}");
     let why = vos_auth(&pool, &["account", "history", TRADER]).unwrap_err();
     assert_eq!(why, "vos-auth: there is no account with this address or id");
     service.stops().await;
@@ -293,10 +298,17 @@ fn completions_and_man_pages_are_made_of_the_command_line() {
     let folder = place::temporary(&format!("man-{}", std::process::id()));
     let script = format!("{folder}.bash");
     std::fs::write(&script, completions("bash")).unwrap();
-    let completed = "source \"$0\"; COMP_WORDS=(vos-auth account rev); COMP_CWORD=2; COMP_LINE=; COMP_POINT=0
-        $(complete -p vos-auth | sed -E 's/.*-F ([^ ]+).*/\\1/') vos-auth rev account; echo \"${COMPREPLY[@]}\"";
-    let bash = Command::new("bash").args(["-c", completed, &script]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&bash.stdout).trim(), "revoke revoke-all", "{bash:?}");
+    for (words, completed) in
+        [("account rev", "revoke revoke-all"), ("account revoke-all --d", "--dry-run"), ("ou", "outbox")]
+    {
+        let completes = format!(
+            "source \"$0\"; COMP_WORDS=(vos-auth {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            $(complete -p vos-auth | sed -E 's/.*-F ([^ ]+).*/\\1/') vos-auth \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"
+            echo \"${{COMPREPLY[@]}}\""
+        );
+        let bash = Command::new("bash").args(["-c", &completes, &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&bash.stdout).trim(), completed, "{bash:?}");
+    }
 
     assert!(run(&["man", &folder], &[]).status.success());
     let page = |name: &str| std::fs::read_to_string(Path::new(&folder).join(name));

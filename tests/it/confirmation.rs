@@ -56,7 +56,8 @@ async fn revoke_all_can_be_interrupted_and_run_again(pool: PgPool) {
     has_sessions(&pool, 3, 12_000).await;
     // A session of the second page, so that the first one is committed.
     let mut holder = pool.begin().await.unwrap();
-    let nth = "SELECT id FROM session ORDER BY id OFFSET 6000 LIMIT 1 FOR UPDATE";
+    let nth =
+        "SELECT FROM session WHERE id = (SELECT id FROM session ORDER BY id OFFSET 6000 LIMIT 1) FOR UPDATE";
     sqlx::query(nth).execute(&mut *holder).await.unwrap();
     let url = database::operator_url(&pool);
     let mut program = Program::start(&["account", "revoke-all", "--yes"], &[("DATABASE_URL", &url)]);

@@ -18,7 +18,8 @@ const READ_A_WHOLE_TABLE: [&str; 10] = [
     "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
      bouncing_since FROM account WHERE id = $1 OR email = $2",
     "SELECT kind AS \"kind: MailKind\", count(*)",
-    "UPDATE outbox SET next_attempt_at = $1 WHERE kind = 'password_changed'",
+    "SELECT name, role AS \"role: Role\", created_at, expires_at, revoked_at FROM operator",
+    "UPDATE outbox SET next_attempt_at = $1 WHERE kind <> 'recovery_code'",
     "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END WHERE email = $1",
 ];
 

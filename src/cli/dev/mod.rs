@@ -82,6 +82,8 @@ pub async fn run(
     config.relays.smtp_oauth = OauthSettings::default();
     let secrets = Secrets {
         database_url,
+        // The owner of the database may do everything.
+        admin_database_url: None,
         code_keys: Key::random("dev").into(),
         device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
