@@ -47,7 +47,7 @@
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
-//! | operations of operators on accounts, for the commands and the admin API | [`admin`] | |
+//! | operations of operators on accounts: disable, set address, erase | [`admin`] | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
@@ -69,8 +69,8 @@
 //! | commands; `vos-auth dev` | [`cli`], `cli/dev` | |
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
-//! Imports point one way, as CI checks: `cli` → `transfer` → `server` → {`http`, `sweeper`,
-//! `census`} → `admin` → {`recovery`, `password_change`} → `session` → `app` → `courier` →
+//! Imports point one way, as CI checks: `cli` → {`admin`, `transfer`} → `server` → {`http`,
+//! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → `courier` →
 //! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
 //! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `brand`, `clock`,
 //! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no

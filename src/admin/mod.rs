@@ -1,6 +1,5 @@
-//! Operations of operators on one account or on all, for the commands and the admin API. Each
-//! change is one transaction, under the lock of the account's row if it concerns one account. It is
-//! recorded, and repeating it has no effect.
+//! Operations of operators on one account or on all. Each change is one transaction, under the lock
+//! of the account's row if it concerns one account. It is recorded, and repeating it has no effect.
 
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;

@@ -30,7 +30,7 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
 }
 
-/// Whether a request has the recovery cookie, whatever its value.
+/// Whether a request has the recovery cookie exactly once, whatever its value.
 #[must_use]
 pub fn has_recovery(headers: &HeaderMap) -> bool {
     value(headers, RECOVERY).is_some()

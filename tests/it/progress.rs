@@ -64,6 +64,7 @@ async fn without_a_cookie_progress_can_be_asked_for_without_an_error(pool: PgPoo
     assert_eq!(client.get(&optional).await.status, 200);
     client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
     assert_eq!(client.get(&optional).await.body["error"], "recovery_session_missing");
+    service.stops().await;
 }
 
 #[sqlx::test]
