@@ -6,16 +6,16 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, Secrets};
+use crate::config::{Config, ConfigErrors, Secrets};
 use crate::courier::{Courier, Wakeup};
 use crate::database::health::Monitor;
 use crate::database::{self, Endpoint, with_session_settings};
 use crate::error::{Error, Problem};
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
-use crate::mail::message::Composer;
 use crate::metrics::Metrics;
-use crate::password::{Cost, Hasher};
+use crate::parts::{CompleteParts, Parts};
+use crate::password::Hasher;
 use crate::secret::Keys;
 use crate::throttle::{RateLimit, SourceLimits, Turns};
 
@@ -84,42 +84,42 @@ impl App {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable with which the service cannot start.
+    /// A sentence for each variable with which the service cannot start.
     pub fn new(
         config: Config,
-        secrets: &Secrets,
+        secrets: Secrets,
         clock: Clock,
         limits: Limits,
-    ) -> Result<(Self, Courier), ConfigError> {
-        if !Cost::of(&config.passwords).is_verifiable() {
-            let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
-            return Err(ConfigError::new("ARGON2_PASSES", why));
-        }
-        let database = Endpoint::new(with_session_settings(&database::options(&secrets.database_url)?));
-        let gateway = Arc::new(Gateway::new(&config.relays, &secrets.smtp_relays, &secrets.smtp_oauth)?);
-        let composer = Composer::new(&config.mail, secrets.device_keys.newest())?;
+    ) -> Result<(Self, Courier), ConfigErrors> {
+        let mut problems = ConfigErrors::default();
+        let parts = Parts::read(&config, secrets.into(), &mut problems);
+        Ok(Self::of_parts(config, problems.or(parts.complete())?, clock, limits))
+    }
+
+    /// The same with parts that were read before.
+    #[must_use]
+    pub fn of_parts(config: Config, parts: CompleteParts, clock: Clock, limits: Limits) -> (Self, Courier) {
+        let CompleteParts { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist } =
+            parts;
+        let database = Endpoint::new(with_session_settings(&database));
+        let gateway = Arc::new(gateway);
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
         let courier = Courier {
             database: database.clone(),
             pool: database::pool(&database, 1),
             clock: clock.clone(),
-            code_keys: secrets.code_keys.clone(),
+            code_keys: code_keys.clone(),
             gateway: Arc::clone(&gateway),
             composer,
             metrics: Arc::clone(&metrics),
             wakeup: wakeup.clone(),
             holder: Arc::default(),
         };
-        let jwt_keys = match &config.jwt.jwt_keys {
-            Some(folder) => KeyRing::read(folder)
-                .map_err(|why| ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.display())))?,
-            None => KeyRing::ephemeral(),
-        };
         let origin = config.clients.public_origin.as_ref().map(ToString::to_string);
         let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
         let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
-                RateLimit::for_address(&config.rate_limits),
+                RateLimit::for_address(&config.rate_limits.address),
                 RateLimit::for_failures(),
                 RateLimit::for_new_devices(),
                 SourceLimits::new(&config.rate_limits, &clock),
@@ -129,15 +129,22 @@ impl App {
                 (none, none, none, SourceLimits::unlimited(&clock))
             }
         };
+        if let Some(blocklist) = &blocklist {
+            tracing::info!(
+                sums = blocklist.sums(),
+                octets = blocklist.octets(),
+                "the password blocklist is in memory"
+            );
+        }
         let app = Self {
             pool: database::pool(&database, config.storage.database_connections),
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
-            code_keys: secrets.code_keys.clone(),
-            device_keys: secrets.device_keys.clone(),
+            code_keys,
+            device_keys,
             jwt_keys,
             jwt_issuer,
-            hasher: Hasher::new(&config.passwords, Arc::clone(&metrics)),
+            hasher: Hasher::new(&config.passwords, blocklist, Arc::clone(&metrics)),
             config,
             clock,
             database,
@@ -151,7 +158,7 @@ impl App {
             session_turns: Turns::default(),
             metrics,
         };
-        Ok((app, courier))
+        (app, courier)
     }
 
     /// The current time, for handling a request.

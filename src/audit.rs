@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::client::Client;
-use crate::clock::{first_id_of, new_id};
+use crate::clock::{first_id_of, new_id, serialize_rfc3339};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
@@ -39,6 +40,8 @@ pub enum Event {
     RecoveryTicketIssued,
     /// A relay accepted the email with a recovery code.
     RecoverySent,
+    /// The email with a recovery code was given up: no relay accepted it.
+    RecoveryNotSent,
     /// A client signed in with the password.
     SignedIn,
     /// A login to the account failed.
@@ -216,6 +219,65 @@ pub async fn changed_since(
            GROUP BY account_id ORDER BY account_id"#,
         first_id_of(since),
         since
+    )
+    .fetch_all(executor)
+    .await
+}
+
+/// An event as it is stored, for operators.
+#[derive(Clone, Debug, Serialize)]
+pub struct AuditEntry {
+    /// Its id. Ids sort by time.
+    pub id: Uuid,
+    /// When it happened.
+    #[serde(serialize_with = "serialize_rfc3339")]
+    pub at: OffsetDateTime,
+    /// What happened: the name of an [`Event`], of this or another release.
+    pub what: String,
+    /// The account; `None` if the event is about many accounts.
+    pub account_id: Option<Uuid>,
+    /// The address of the client that caused it, until the account is erased.
+    pub client_ip: Option<IpAddr>,
+    /// The User-Agent of that client.
+    pub user_agent: Option<String>,
+}
+
+/// At most `limit` events of an account before the event `before`, the newest first.
+pub async fn of_account(
+    executor: impl PgExecutor<'_>,
+    account_id: Uuid,
+    before: Uuid,
+    limit: i64,
+) -> Result<Vec<AuditEntry>, sqlx::Error> {
+    sqlx::query_as!(
+        AuditEntry,
+        r#"SELECT id, created_at AS at, what, account_id, client_ip AS "client_ip: IpAddr", user_agent
+           FROM audit_event WHERE account_id = $1 AND id < $2 ORDER BY account_id, id DESC LIMIT $3"#,
+        account_id,
+        before,
+        limit
+    )
+    .fetch_all(executor)
+    .await
+}
+
+/// At most `limit` events since `since` about emails to an account, the newest first.
+pub async fn mails_of_account(
+    executor: impl PgExecutor<'_>,
+    account_id: Uuid,
+    since: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<AuditEntry>, sqlx::Error> {
+    sqlx::query_as!(
+        AuditEntry,
+        r#"SELECT id, created_at AS at, what, account_id, client_ip AS "client_ip: IpAddr", user_agent
+           FROM audit_event
+           WHERE account_id = $1 AND id >= $2
+               AND what IN ('recovery_sent', 'recovery_not_sent', 'password_notice_sent', 'email_bounced')
+           ORDER BY account_id, id DESC LIMIT $3"#,
+        account_id,
+        first_id_of(since),
+        limit
     )
     .fetch_all(executor)
     .await

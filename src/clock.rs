@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
+use serde::{Serialize as _, Serializer};
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use uuid::{NoContext, Timestamp, Uuid};
 
 /// The largest allowed difference between this machine's clock and PostgreSQL's.
@@ -138,6 +140,21 @@ fn uuid_timestamp(at: OffsetDateTime) -> Timestamp {
     Timestamp::from_unix(NoContext, u64::try_from(at.unix_timestamp()).unwrap_or_default(), at.nanosecond())
 }
 
+/// A time as operators read it: RFC 3339 in UTC, cut to the second.
+#[must_use]
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    at.to_offset(UtcOffset::UTC).truncate_to_second().format(&Rfc3339).unwrap_or_default()
+}
+
+/// Serializes a time, or one that may be absent, as [`rfc3339`] writes it.
+pub fn serialize_rfc3339<S: Serializer>(
+    at: &(impl Copy + Into<Option<OffsetDateTime>>),
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let at: Option<OffsetDateTime> = (*at).into();
+    at.map(rfc3339).serialize(serializer)
+}
+
 /// A clock for tests. Clones share one time.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<AtomicI64>);
@@ -171,6 +188,13 @@ mod tests {
         let late = early + Duration::from_millis(1);
         assert!(new_id(early) < first_id_of(late));
         assert!(first_id_of(early) <= new_id(early));
+    }
+
+    #[test]
+    fn an_operator_reads_times_in_utc_to_the_second() {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(1_800_000_000_999_999_000).unwrap();
+        let elsewhere = at.to_offset(UtcOffset::from_hms(7, 0, 0).unwrap());
+        assert_eq!([rfc3339(at), rfc3339(elsewhere)], ["2027-01-15T08:00:00Z"; 2]);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub enum Problem {
     PasswordTooLong,
     /// The new password is easy to guess.
     PasswordGuessable,
+    /// The new password is on the list of those known from breaches.
+    PasswordBreached,
     /// The given current password is wrong.
     PasswordIncorrect,
     /// The login failed. The causes are not told apart, so that an answer does not reveal whether
@@ -110,6 +112,8 @@ pub enum Detail {
     MinChars(u16),
     /// Why a password is easy to guess, and how to choose a better one.
     Advice(Option<Warning>, Vec<Suggestion>),
+    /// What to do about a password known from breaches.
+    BreachAdvice,
 }
 
 /// A problem with the details that an answer carries.

@@ -24,6 +24,7 @@
 //! | login, refresh, logout, signed-in devices | [`session`] | `session` |
 //! | a new password while signed in | [`password_change`] | |
 //! | hashing on a bounded pool, the password policy, imported hashes | [`password`] | |
+//! | passwords known from breaches: the filter, its file, how it is built | [`password::blocklist`] | xorf |
 //! | JWTs, their keys and JWKS | [`jwt`] | |
 //! | the cookie of a known browser, the ticket of an operator | [`known_device`] | |
 //! | group commit: one flush for many callers | [`group_commit`] | |
@@ -37,6 +38,7 @@
 //! | one delivery: delivered, retried or given up | `courier/delivery.rs` | |
 //! | relays, in order of preference | [`mail::gateway`] | lettre: all of `mail`, and [`email_address`] |
 //! | one relay: its URL, its connections, its probe, one SMTP conversation | `mail/{relay_url,relay,probe,conversation}.rs` | |
+//! | one relay checked as far as the recipient, for `doctor` | `mail/check.rs` | |
 //! | connecting to a name with several addresses; TLS with relays | `mail/{connect,tls}.rs` | |
 //! | signing in at a relay, XOAUTH2 access tokens | `mail/{sign_in,oauth}.rs` | oauth2 |
 //! | why an email was not accepted; whether recipient or relay is at fault | [`mail::not_sent`], [`mail::verdict`] | |
@@ -47,7 +49,7 @@
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
-//! | operations of operators on accounts: disable, set address, erase | [`admin`] | |
+//! | operations of operators on accounts: disable, set address, erase, find | [`admin`] | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
@@ -56,7 +58,8 @@
 //! | the time | [`clock`] | the only reader of the system clock |
 //! | settings with their defaults, by section (`vos-auth dev` has others: `cli/dev`) | [`config`], `config/*.rs` | |
 //! | the look of the page and of emails, from `BRAND_DIR` | [`brand`] | roxmltree |
-//! | the parts that all features share, built from the settings | [`app`] | |
+//! | the parts that settings and secrets describe, read with all problems at once | [`parts`] | |
+//! | the parts that all features share, built from them | [`app`] | |
 //! | starting and stopping the tasks of a replica | [`server`] | |
 //! | connections to PostgreSQL, its health | [`database`] | |
 //! | `DATABASE_URL`; which address of the server is used | `database/{options,endpoint}.rs` | |
@@ -67,10 +70,12 @@
 //! | metrics | [`metrics`] | |
 //! | spans and their export | [`traces`] | opentelemetry |
 //! | commands; `vos-auth dev` | [`cli`], `cli/dev` | |
+//! | what is wrong with an installation: `config check`, `doctor` | `cli/settings.rs`, `cli/doctor` | |
+//! | the command line, and all bad values of it at once | `cli/arguments.rs`, `config/problems.rs` | |
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
 //! Imports point one way, as CI checks: `cli` → {`admin`, `transfer`} → `server` → {`http`,
-//! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → `courier` →
+//! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → {`courier`, `parts`} →
 //! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
 //! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `brand`, `clock`,
 //! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no
@@ -160,6 +165,7 @@ pub mod locale;
 pub mod mail;
 pub mod metrics;
 pub mod outbox;
+pub mod parts;
 pub mod password;
 pub mod password_change;
 pub mod recovery;

@@ -142,6 +142,10 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Mật khẩu này dễ đoán. Hãy dùng vài từ không liên quan đến nhau, đến bạn hay đến sản phẩm này.",
             "This password is easy to guess. Use a few words that have nothing to do with each other, with you or with this product.",
         ),
+        Problem::PasswordBreached => (
+            "Mật khẩu này có trong danh sách mật khẩu đã bị lộ. Hãy chọn một mật khẩu khác.",
+            "This password is on a list of passwords exposed in data breaches. Choose another one.",
+        ),
         Problem::PasswordIncorrect => {
             ("Mật khẩu hiện tại không đúng. Hãy nhập lại.", "The current password is incorrect. Try again.")
         }
@@ -296,6 +300,23 @@ pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str 
         }
     };
     pick(vi, en, locale)
+}
+
+/// What to do about a password known from breaches, sentence by sentence.
+#[must_use]
+pub const fn breach_advice(locale: Locale) -> [&'static str; 2] {
+    [
+        pick(
+            "Dùng một mật khẩu chưa từng được dùng ở bất kỳ nơi nào.",
+            "Use a password that you have never used anywhere.",
+            locale,
+        ),
+        pick(
+            "Nếu mật khẩu này đang được dùng ở nơi khác, hãy đổi cả ở đó.",
+            "If you use this password elsewhere, change it there too.",
+            locale,
+        ),
+    ]
 }
 
 const fn pick(vi: &'static str, en: &'static str, locale: Locale) -> &'static str {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::census::Census;
-use crate::config::{ConfigError, STORAGE_DEADLINE};
+use crate::config::{ConfigErrors, STORAGE_DEADLINE};
 use crate::courier::Courier;
 use crate::database::health::Health;
 use crate::database::{failures, in_time};
@@ -49,14 +49,18 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable whose address cannot be bound.
-    pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigError> {
+    /// A sentence for each variable whose address cannot be bound.
+    pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigErrors> {
+        let mut problems = ConfigErrors::default();
         let connections = affordable_connections(app.config.connections.max_connections);
         let api = ListenerLabel { listener: "api" };
-        let listener = Listener::bind("HTTP_ADDR", app.config.listening.http_addr, api, connections)?;
+        let listener = Listener::bind("HTTP_ADDR", app.config.listening.http_addr, api, connections);
+        let listener = problems.take(listener);
         let metrics = ListenerLabel { listener: "metrics" };
         let metrics_listener =
-            Listener::bind("METRICS_ADDR", app.config.listening.metrics_addr, metrics, METRICS_CONNECTIONS)?;
+            Listener::bind("METRICS_ADDR", app.config.listening.metrics_addr, metrics, METRICS_CONNECTIONS);
+        let metrics_listener = problems.take(metrics_listener);
+        let (listener, metrics_listener) = problems.or(listener.zip(metrics_listener))?;
         Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
     }
 

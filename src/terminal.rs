@@ -2,7 +2,7 @@
 //! characters are escaped.
 
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
@@ -53,9 +53,24 @@ pub fn line_start(text: impl Display) {
     let _ = std::io::stdout().flush();
 }
 
+/// Prints the beginning of a line to standard error, such as a question.
+pub fn error_line_start(text: impl Display) {
+    eprint!("{}", escaped(&text.to_string()));
+}
+
 /// Prints a line to standard error.
 pub fn error_line(text: impl Display) {
     eprintln!("{}", escaped(&text.to_string()));
+}
+
+/// Shows what a command is doing, on standard error if that is a terminal. It replaces the
+/// progress shown before; an empty text removes it.
+pub fn progress(text: &str) {
+    let mut error = std::io::stderr();
+    if error.is_terminal() {
+        // Nothing depends on it.
+        let _ = write!(error, "\r\u{1b}[K{}", escaped(text)).and_then(|()| error.flush());
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod trials;
 
 use std::path::PathBuf;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use vos_auth_lab::{Failure, benchmarks, place, run};
 
 use self::trials::{blind, chaos, cost, failover, hostile, import, upgrade};
@@ -32,11 +32,6 @@ enum Program {
     Upgrade(upgrade::Options),
     Hostile(hostile::Options),
     Blind(blind::Options),
-    /// Writes a man page of vos-auth for each of its commands
-    Man {
-        /// The folder to write to
-        folder: PathBuf,
-    },
 }
 
 fn main() -> Result<(), Failure> {
@@ -54,6 +49,5 @@ fn main() -> Result<(), Failure> {
         Program::Upgrade(options) => run(upgrade::run(options)),
         Program::Hostile(options) => run(hostile::run(options)),
         Program::Blind(options) => run(blind::run(options)),
-        Program::Man { folder } => Ok(clap_mangen::generate_to(vos_auth::cli::Cli::command(), folder)?),
     }
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::PATIENCE;
@@ -79,10 +80,26 @@ pub fn run_with_input(arguments: &[&str], environment: &[(&str, &str)], input: &
     run_to_completion(command(&[], arguments, environment), input)
 }
 
+/// Runs the program on a terminal, where `typed` is typed. Returns what the terminal shows, and
+/// whether the program succeeded.
+pub fn run_on_terminal(arguments: &[&str], environment: &[(&str, &str)], typed: &str) -> (String, bool) {
+    let program = built().to_str().expect("a path in UTF-8");
+    let quoted = |argument: &&str| format!("'{}'", argument.replace('\'', "'\\''"));
+    let line: Vec<_> = [program].iter().chain(arguments).map(quoted).collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &line.join(" "), "/dev/null"]).env_clear().envs(environment.iter().copied());
+    terminal.env("PATH", "/usr/bin:/bin");
+    let ended = run_to_completion(terminal, typed);
+    (String::from_utf8_lossy(&ended.stdout).replace("\r\n", "\n"), ended.status.success())
+}
+
 /// Kills the command if it does not end in time, so that it fails.
 fn run_to_completion(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
+    // A program whose output nobody reads stops at 64 KiB.
+    let stdout = read_in_background(child.stdout.take().unwrap());
+    let stderr = read_in_background(child.stderr.take().unwrap());
     // The error is ignored: a program that does not read its input may have ended already.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let began = Instant::now();
@@ -92,7 +109,16 @@ fn run_to_completion(mut command: Command, input: &str) -> Output {
         }
         std::thread::yield_now();
     }
-    child.wait_with_output().unwrap()
+    let status = child.wait().unwrap();
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+fn read_in_background(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut output = Vec::new();
+        from.read_to_end(&mut output).unwrap();
+        output
+    })
 }
 
 /// Waits until the program has found its relay usable. Async, because that relay may be a task of

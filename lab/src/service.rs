@@ -94,7 +94,7 @@ impl Service {
         let settings = usual.into_iter().map(str::to_owned).chain(setup.settings);
         let config = Settings::parse_from(settings).config;
         let clock = setup.clock.unwrap_or_else(|| ManualClock::at(now()));
-        let (app, courier) = App::new(config, &secrets, Clock::Manual(clock.clone()), Limits::On).unwrap();
+        let (app, courier) = App::new(config, secrets, Clock::Manual(clock.clone()), Limits::On).unwrap();
         let server = Server::bind(app, courier).unwrap();
         let (address, metrics_address) = (server.address().unwrap(), server.metrics_address().unwrap());
         let (app, stop) = (Arc::clone(server.app()), CancellationToken::new());

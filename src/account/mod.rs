@@ -3,6 +3,7 @@
 pub mod hashes;
 pub mod import;
 pub mod record;
+pub mod search;
 
 use serde_json::{Map, Value};
 use sqlx::{Connection as _, PgConnection, PgExecutor};

@@ -99,6 +99,13 @@ pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Reco
     .await
 }
 
+/// The number of the last recovery that has ended for an account.
+pub async fn recoveries_ended(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar!("SELECT recoveries_ended FROM account WHERE id = $1", id)
+        .fetch_optional(executor)
+        .await
+}
+
 /// Locks the row of an account in any state, and returns its address and whether it is active.
 pub async fn lock_in_any_state(
     transaction: &mut PgConnection,

@@ -1,5 +1,9 @@
-//! Operations of operators on one account or on all. Each change is one transaction, under the lock
-//! of the account's row if it concerns one account. It is recorded, and repeating it has no effect.
+//! Operations of operators on one account or on all. A change of one account is one transaction,
+//! under the lock of the account's row. Each change is recorded, and repeating it has no effect.
+
+pub mod history;
+pub mod inspect;
+pub mod search;
 
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
@@ -123,14 +127,25 @@ pub async fn revoke_sessions(
 
 /// Ends every session of every account and returns how many there were. A database that was
 /// restored to an earlier time contains sessions that have been ended since.
+///
+/// It is not one transaction, because there may be millions. After some thousand sessions it calls
+/// `continues` with their number so far, and stops if that returns false. Calling it again ends the
+/// rest.
 pub async fn revoke_all_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
+    mut continues: impl FnMut(u64) -> bool,
 ) -> Result<u64, sqlx::Error> {
-    let mut transaction = connection.begin().await?;
-    let ended = session::revoke_all_accounts(&mut transaction, now).await?;
-    audit::record(&mut *transaction, now, Event::SessionsRevoked, None, None).await?;
-    transaction.commit().await?;
+    const PAGE: i64 = 5000;
+    // First, so that it is recorded even if it does not finish.
+    audit::record(&mut *connection, now, Event::SessionsRevoked, None, None).await?;
+    let (mut ended, mut next) = (0, Some(Uuid::nil()));
+    while let Some(after) = next
+        && continues(ended)
+    {
+        let page = session::revoke_page(&mut *connection, now, after, PAGE).await?;
+        (ended, next) = (ended + page.0, page.1);
+    }
     Ok(ended)
 }
 

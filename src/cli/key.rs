@@ -4,11 +4,12 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use time::OffsetDateTime;
 
-use super::Failure;
-use crate::clock::Clock;
+use super::{Failure, print_json};
+use crate::clock::{Clock, rfc3339};
 use crate::config::{ConfigError, Origin};
-use crate::jwt::{self, KeyRing};
+use crate::jwt::{self, KeyRing, KeyStatus};
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,14 @@ pub(super) enum KeyCommand {
     /// have all expired. A running service reads the change within a minute. Can be run again at
     /// any time
     Rotate(KeyFolder),
+    /// List the keys of the folder JWT_KEYS, and what each is used for
+    List {
+        #[command(flatten)]
+        folder: KeyFolder,
+        /// Print a JSON object on each line, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Read a JWT from standard input, verify it, and print its claims or why it is refused
     Verify {
         #[command(flatten)]
@@ -67,6 +76,22 @@ pub(super) fn run(command: KeyCommand) -> Result<(), Failure> {
                         "a new key is already published and signs in {minutes} minutes; no other key is added"
                     ));
                 }
+            }
+        }
+        KeyCommand::List { folder, json } => {
+            let keys = jwt::list(&folder.jwt_keys, now).map_err(|why| config_error(&folder, why))?;
+            if json {
+                return keys.iter().try_for_each(print_json);
+            }
+            let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".into(), rfc3339);
+            terminal::line(format_args!(
+                "{:16}  {:8}  {:20}  {:20}  PUBLISHED UNTIL",
+                "ID", "STATE", "SIGNS FROM", "SIGNS UNTIL"
+            ));
+            for KeyStatus { id, state, signs_from, signs_until, published_until } in keys {
+                let [from, until] = [Some(signs_from), signs_until].map(time);
+                let (state, published) = (state.to_string(), time(published_until));
+                terminal::line(format_args!("{id:16}  {state:8}  {from:20}  {until:20}  {published}"));
             }
         }
         KeyCommand::Verify { folder, jwt_issuer, public_origin, jwt_audience } => {

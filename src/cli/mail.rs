@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use crate::clock::Clock;
-use crate::config::{self, ConfigError, MailSettings, OauthSecrets, RelaySettings};
+use crate::config::{self, ConfigError, ConfigErrors, MailSettings, OauthSecrets, RelaySettings};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::gateway::Gateway;
@@ -86,7 +86,7 @@ pub(super) async fn test(test: &Test) -> Result<(), Failure> {
 }
 
 /// A composer with a random key, so that a bounce of a sample matches no account.
-fn composer(settings: &MailSettings) -> Result<Composer, ConfigError> {
+fn composer(settings: &MailSettings) -> Result<Composer, ConfigErrors> {
     Composer::new(settings, &Key::random("sample"))
 }
 

@@ -1,13 +1,20 @@
-//! The command line: `serve`, `dev`, `migrate`, `account`, `key`, `outbox`, `mail`, `bounce`,
-//! `healthcheck`.
+//! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `key`, `passwords`,
+//! `outbox`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
+mod arguments;
 mod bounce;
+mod confirm;
 mod dev;
+mod doctor;
+mod generate;
 mod key;
 mod mail;
 mod migrate;
 mod outbox;
+mod passwords;
+mod progress;
+mod settings;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -16,10 +23,10 @@ use std::thread;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use sqlx::PgConnection;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
@@ -28,10 +35,13 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt, registry};
 
+use self::arguments::Arguments;
 use crate::app::{App, Limits};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, Secrets, Switch, TraceSettings};
+use crate::config::{self, Config, ConfigError, ConfigErrors, FoundSecrets, TraceSettings};
 use crate::database::Endpoint;
+use crate::parts::Parts;
+use crate::password::Password;
 use crate::server::Server;
 use crate::traces::Traces;
 use crate::{database, terminal};
@@ -78,6 +88,12 @@ enum Command {
         #[command(flatten)]
         traces: TraceSettings,
     },
+    /// Check the settings
+    #[command(subcommand)]
+    Config(settings::ConfigCommand),
+    /// Check settings, keys, PostgreSQL, relays, clock and ports, and say what to do about each
+    /// problem. Takes the settings and secrets of `serve`. Sends no email and changes nothing
+    Doctor(Box<doctor::Doctor>),
     /// Migrate the database of DATABASE_URL to the schema of this version. Can be interrupted and
     /// run again
     Migrate,
@@ -87,6 +103,9 @@ enum Command {
     /// Manage the keys that sign JWTs
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Make the filter of passwords known from breaches
+    #[command(subcommand)]
+    Passwords(passwords::PasswordsCommand),
     /// List pending emails, and send notices again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
@@ -102,6 +121,11 @@ enum Command {
         #[arg(long, env, default_value = "127.0.0.1:8080")]
         http_addr: SocketAddr,
     },
+    /// Print a script that completes this command line in a shell
+    Completions(generate::Completions),
+    /// Write a man page of each command, for packages
+    #[command(hide = true)]
+    Man(generate::Man),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -111,8 +135,12 @@ struct Log {
     log_format: Option<LogFormat>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as
     /// info,vos_auth::courier=debug
-    #[arg(long, env, default_value = "info", help_heading = "Log")]
+    #[arg(long, env, default_value = "info", help_heading = "Log", value_parser = log_filter)]
     log_level: String,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -121,79 +149,69 @@ enum LogFormat {
     Pretty,
 }
 
-/// Parses the command line and runs the command. A failure prints one sentence to standard error.
-/// The exit code is then 1, 2 for a bad command line, or 75 for a `bounce` that the mail server
-/// should run again.
+/// Parses the command line and runs the command. A failure prints one sentence to standard error,
+/// or one for each setting that cannot be used. The exit code is then 1, 2 for a bad command line or
+/// value, or 75 for a `bounce` that the mail server should run again.
 #[must_use]
 pub fn main() -> ExitCode {
-    let matches = unset_empty_variables(Cli::command()).try_get_matches();
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    let Arguments { cli, matches, problems } = match arguments::read() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
     };
     let failure = match cli.command {
         Command::Bounce(_) => ExitCode::from(bounce::EX_TEMPFAIL),
+        Command::Serve { .. } if !problems.is_empty() => ExitCode::from(arguments::BAD_ARGUMENTS),
         _ => ExitCode::FAILURE,
     };
-    match run(cli.command) {
+    let reports_all = matches!(cli.command, Command::Serve { .. } | Command::Config(_) | Command::Doctor(_));
+    if !reports_all && !problems.is_empty() {
+        return arguments::print(&problems);
+    }
+    match run(cli.command, &matches, problems) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::error_line(format_args!("vos-auth: {error}"));
+            match error.downcast_ref::<ConfigErrors>() {
+                Some(problems) => {
+                    arguments::print(problems);
+                }
+                None => terminal::error_line(format_args!("vos-auth: {error}")),
+            }
             failure
         }
     }
 }
 
-/// Treats an empty variable as unset, because compose files and manifests leave a variable out that
-/// way.
-fn unset_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    command
-        .mut_args(|argument| match argument.get_env() {
-            Some(name) if is_empty(name) => argument.env(None::<&str>),
-            _ => argument,
-        })
-        .mut_subcommands(unset_empty_variables)
-}
-
-/// Prints why the command line was refused. A bad setting is one sentence that names its variable,
-/// also if a flag set it.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if let (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(argument))) =
-        (error.kind(), error.get(ContextKind::InvalidArg))
-        && let Some(variable) = argument.split(['<', '>']).nth(1)
-    {
-        // Email addresses, and URLs with a password or a token, may not reach a log.
-        let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
-        let value =
-            if value.contains(['@', '?', '#']) { "its current value".into() } else { format!("{value:?}") };
-        let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
-        terminal::error_line(format_args!("vos-auth: {variable} cannot be {value}{why}"));
-        return ExitCode::from(2);
-    }
-    // The message quotes arguments, such as file names, so it is escaped.
-    let print = if error.use_stderr() {
-        |line: &str| terminal::error_line(line)
-    } else {
-        |line: &str| terminal::line(line)
-    };
-    error.render().to_string().lines().for_each(print);
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Result<(), Failure> {
     match command {
         Command::Serve { config, log, traces } => run_to_completion(async {
-            let traces = log.install(&traces)?;
-            traced(traces, serve(*config)).await
+            let traces = problems.take(log.install(&traces)).flatten();
+            traced(traces, serve(*config, problems)).await
         }),
         Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
             let limits = if dev_no_limits { Limits::Off } else { Limits::On };
             traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
         }),
+        Command::Config(settings::ConfigCommand::Check(check)) => {
+            run_to_completion(async { settings::check(&check, matches, problems) })
+        }
+        Command::Doctor(doctor) => {
+            let runtime = runtime()?;
+            let found = runtime.block_on(async {
+                let stop = stop_signal()?;
+                let checks = Box::pin(doctor::run(*doctor, problems));
+                stop.run_until_cancelled(checks).await.unwrap_or_else(|| {
+                    terminal::progress("");
+                    Err("stopped before all checks have ended".into())
+                })
+            });
+            // Without waiting for a name look-up that was given up.
+            runtime.shutdown_background();
+            found
+        }
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Passwords(command) => run_to_completion(passwords::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
@@ -201,15 +219,21 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bounce(bounce) => run_to_completion(bounce::run(bounce)),
         Command::Key(command) => key::run(command),
         Command::Healthcheck { http_addr } => healthcheck(http_addr),
+        Command::Completions(completions) => generate::completions(&completions),
+        Command::Man(man) => generate::man(&man),
     }
 }
 
 /// Runs a command on one thread for each core but one. `serve` leaves that core to group commits
 /// and the courier (docs/decisions/0021).
 fn run_to_completion(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    runtime()?.block_on(work)
+}
+
+fn runtime() -> std::io::Result<Runtime> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let workers = (cores - 1).max(1);
-    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
 /// Runs a command, then exports its last spans.
@@ -221,24 +245,10 @@ async fn traced<T>(traces: Option<Traces>, work: impl Future<Output = T>) -> T {
     done
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
-    if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
-        return Err(ConfigError::new("DEV_NO_LIMITS", "is only for `vos-auth dev`: unset it").into());
-    }
-    if config.clients.public_origin.is_none() {
-        let why = "is missing: set it to the origin that browsers see, such as https://platform.verolabs.co";
-        return Err(ConfigError::new("PUBLIC_ORIGIN", why).into());
-    }
-    if config.page.recovery_page == Switch::On && config.page.sign_in_url.is_none() {
-        let why = "is missing: set it to your sign-in page, such as https://oms.verolabs.co/login, or RECOVERY_PAGE=off";
-        return Err(ConfigError::new("SIGN_IN_URL", why).into());
-    }
-    if config.jwt.jwt_keys.is_none() {
-        let why = "is missing: set it to the folder of the keys that sign JWTs; `vos-auth key generate` creates a key";
-        return Err(ConfigError::new("JWT_KEYS", why).into());
-    }
-    let secrets = Secrets::from_environment()?;
-    let (app, courier) = App::new(config, &secrets, Clock::system(), Limits::On)?;
+async fn serve(config: Config, mut problems: ConfigErrors) -> Result<(), Failure> {
+    let parts = read_parts(&config, &mut problems);
+    let parts = problems.or(parts.complete())?;
+    let (app, courier) = App::of_parts(config, parts, Clock::system(), Limits::On);
     let server = Server::bind(app, courier)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -247,6 +257,13 @@ async fn serve(config: Config) -> Result<(), Failure> {
         "serving"
     );
     Ok(server.run(stop_signal()?).await?)
+}
+
+/// Reads everything that `serve` needs, and adds what is missing or wrong to `problems`.
+fn read_parts(config: &Config, problems: &mut ConfigErrors) -> Parts {
+    config.require(problems);
+    let secrets = FoundSecrets::from_environment(problems);
+    Parts::read(config, secrets, problems)
 }
 
 async fn connect() -> Result<PgConnection, Failure> {
@@ -258,6 +275,23 @@ async fn connect_to(endpoint: &Endpoint) -> Result<PgConnection, Failure> {
         .connect()
         .await
         .map_err(|error| ConfigError::new("DATABASE_URL", format!("cannot be connected to: {error}")).into())
+}
+
+/// Reads a password from the first line of standard input.
+fn password_from_stdin() -> Result<Password, Failure> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let typed = line.trim_end_matches(['\r', '\n']);
+    if typed.is_empty() {
+        return Err("--password-stdin found no password on standard input".into());
+    }
+    Ok(Password::new(typed))
+}
+
+/// Prints a JSON value on one line.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    terminal::line(serde_json::to_string(value)?);
+    Ok(())
 }
 
 /// One request over a plain socket: a health check needs no HTTP client.
@@ -291,7 +325,7 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
 impl Log {
     /// Sets up log lines and traces. Lines contain no fields of spans, and without traces no span
     /// is created.
-    fn install(&self, traces: &TraceSettings) -> Result<Option<Traces>, Failure> {
+    fn install(&self, traces: &TraceSettings) -> Result<Option<Traces>, ConfigError> {
         let filter = EnvFilter::try_new(&self.log_level)
             .map_err(|error| ConfigError::new("LOG_LEVEL", format!("cannot be read: {error}")))?;
         let lines = fmt::layer().with_writer(std::io::stderr);

@@ -2,13 +2,14 @@
 
 use clap::{Args, Subcommand};
 use humantime::format_duration;
+use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Failure, connect};
-use crate::clock::Clock;
+use super::{Failure, connect, print_json};
+use crate::clock::{Clock, rfc3339};
 use crate::mail::message::MailKind;
-use crate::outbox::inspect::{self, EntryState, OutboxEntry};
+use crate::outbox::inspect::{self, EntryState, OutboxEntry, SeenEntry};
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
@@ -18,11 +19,17 @@ pub(super) enum OutboxCommand {
         /// The maximum number
         #[arg(long, default_value = "50", value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
+        /// Print a JSON object on each line, for programs
+        #[arg(long)]
+        json: bool,
     },
     /// Show one pending email, with its address
     Show {
         /// The id of the email, from `list` or the service's log
         id: Uuid,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
     },
     /// Send notices of changed passwords again. The service itself retries codes until they expire
     Retry(Retry),
@@ -38,12 +45,23 @@ pub(super) struct Retry {
     given_up: bool,
 }
 
+/// A pending email and the address of its recipient, if it has one.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    seen: SeenEntry,
+    to: Option<String>,
+}
+
 pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
     let mut connection = connect().await?;
     let now = Clock::system().now();
     match command {
-        OutboxCommand::List { limit } => {
+        OutboxCommand::List { limit, json } => {
             let entries = inspect::list(&mut connection, limit).await?;
+            if json {
+                return entries.into_iter().try_for_each(|entry| print_json(&entry.seen(now)));
+            }
             if entries.is_empty() {
                 terminal::line("no email is pending");
                 return Ok(());
@@ -61,8 +79,11 @@ pub(super) async fn run(command: OutboxCommand) -> Result<(), Failure> {
                 ));
             }
         }
-        OutboxCommand::Show { id } => {
+        OutboxCommand::Show { id, json } => {
             let (entry, to) = inspect::find(&mut connection, id).await?.ok_or_else(|| unknown(id))?;
+            if json {
+                return print_json(&Shown { seen: entry.seen(now), to });
+            }
             for (name, value) in describe(&entry, to.as_deref(), now) {
                 terminal::line(format_args!("{name:13} {value}"));
             }
@@ -103,6 +124,7 @@ fn emails(count: usize) -> String {
 fn describe(entry: &OutboxEntry, to: Option<&str>, now: OffsetDateTime) -> [(&'static str, String); 10] {
     let since = |at: OffsetDateTime| {
         let (later, span) = (at > now, span((at - now).abs()));
+        let at = rfc3339(at);
         if later { format!("{at}, in {span}") } else { format!("{at}, {span} ago") }
     };
     let lease =

@@ -17,6 +17,7 @@ mod origin;
 mod page;
 mod passwords;
 mod phone;
+mod problems;
 mod rate_limits;
 mod recovery_url;
 mod relays;
@@ -44,11 +45,13 @@ pub use self::origin::{Origin, is_local};
 pub use self::page::PageSettings;
 pub use self::passwords::PasswordSettings;
 pub use self::phone::Phone;
-pub use self::rate_limits::RateLimitSettings;
+pub use self::problems::{ConfigError, ConfigErrors};
+pub use self::rate_limits::{AddressLimitSettings, RateLimitSettings};
 pub use self::recovery_url::RecoveryUrl;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{
-    OauthSecrets, Secrets, database_url, device_secrets, kratos_authorization, smtp_relays,
+    FoundSecrets, OauthSecrets, SECRETS, Secrets, database_url, device_secrets, kratos_authorization,
+    secret_source, smtp_relays,
 };
 pub use self::sessions::SessionSettings;
 pub use self::sign_in::SignInUrl;
@@ -129,20 +132,4 @@ pub enum Switch {
     On,
     /// Inactive.
     Off,
-}
-
-/// A setting with which the service cannot start, as one sentence that names its variable.
-#[derive(Debug, thiserror::Error)]
-#[error("{variable} {why}")]
-pub struct ConfigError {
-    variable: &'static str,
-    why: String,
-}
-
-impl ConfigError {
-    /// `why` continues the sentence after the variable's name: "is missing: …".
-    #[must_use]
-    pub fn new(variable: &'static str, why: impl Into<String>) -> Self {
-        Self { variable, why: why.into() }
-    }
 }

@@ -1,5 +1,7 @@
 //! Password policy, and the cost of hashing.
 
+use std::path::PathBuf;
+
 use super::bounds::{hashing_memory_kib, password_min_chars};
 
 /// Password policy, and the cost of hashing.
@@ -10,6 +12,12 @@ pub struct PasswordSettings {
     /// requires 15 where the password is the only factor
     #[arg(long, env, default_value = "15", value_parser = password_min_chars())]
     pub password_min_chars: u16,
+
+    /// A filter of passwords known from breaches, which `vos-auth passwords build` makes: new
+    /// passwords in it are refused (NIST SP 800-63B-4 §3.1.1.2). It is read into memory at the
+    /// start: 2.25 GB for a billion passwords. Default: none
+    #[arg(long, env)]
+    pub password_blocklist: Option<PathBuf>,
 
     /// Memory of one Argon2id hash in KiB. After a change, older hashes are replaced at the next
     /// login if they fit into HASHING_MEMORY_KIB

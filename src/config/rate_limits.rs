@@ -15,6 +15,15 @@ pub struct RateLimitSettings {
     #[arg(long, env, default_value = "60", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_per_minute: u32,
 
+    /// Rate limits of an address.
+    #[command(flatten)]
+    pub address: AddressLimitSettings,
+}
+
+/// Rate limits of an address, which `account show` and `account limits` need, too.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Rate limits")]
+pub struct AddressLimitSettings {
     /// Codes that one address may request at once; one more every 5 minutes. At most 3: the bound
     /// on guesses depends on it
     #[arg(long, env, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=3))]

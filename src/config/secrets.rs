@@ -1,6 +1,6 @@
 //! Secrets: read from the environment or from a file, never from a flag.
 
-use crate::config::ConfigError;
+use super::{ConfigError, ConfigErrors};
 use crate::secret::Keys;
 
 /// The secrets of `serve`.
@@ -42,21 +42,68 @@ impl OauthSecrets {
     }
 }
 
-impl Secrets {
+/// The secrets of `serve` as far as they can be used. `None` is one that is missing or wrong.
+#[derive(Clone)]
+pub struct FoundSecrets {
+    /// As in [`Secrets`].
+    pub database_url: Option<String>,
+    /// As in [`Secrets`].
+    pub code_keys: Option<Keys>,
+    /// As in [`Secrets`].
+    pub device_keys: Option<Keys>,
+    /// As in [`Secrets`].
+    pub smtp_relays: Option<Vec<String>>,
+    /// As in [`Secrets`].
+    pub smtp_oauth: OauthSecrets,
+}
+
+impl FoundSecrets {
     /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of
-    /// `SMTP_OAUTH_*`, or the files that their `_FILE` forms name.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that names the variable that is missing, given twice, unreadable or too weak.
-    pub fn from_environment() -> Result<Self, ConfigError> {
-        Ok(Self {
-            database_url: database_url()?,
-            code_keys: keys("RECOVERY_SECRETS")?,
-            device_keys: device_secrets()?,
-            smtp_relays: smtp_relays()?,
-            smtp_oauth: OauthSecrets::from_environment()?,
-        })
+    /// `SMTP_OAUTH_*`, or the files that their `_FILE` forms name. Adds each variable that is
+    /// missing, given twice, unreadable or too weak to `problems`.
+    pub fn from_environment(problems: &mut ConfigErrors) -> Self {
+        Self {
+            database_url: problems.take(database_url()),
+            code_keys: problems.take(keys("RECOVERY_SECRETS")),
+            device_keys: problems.take(device_secrets()),
+            smtp_relays: problems.take(smtp_relays()),
+            smtp_oauth: OauthSecrets {
+                client_secret: problems.take(secret("SMTP_OAUTH_CLIENT_SECRET")).flatten(),
+                refresh_token: problems.take(secret("SMTP_OAUTH_REFRESH_TOKEN")).flatten(),
+            },
+        }
+    }
+}
+
+impl From<Secrets> for FoundSecrets {
+    fn from(secrets: Secrets) -> Self {
+        let Secrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth } = secrets;
+        Self {
+            database_url: Some(database_url),
+            code_keys: Some(code_keys),
+            device_keys: Some(device_keys),
+            smtp_relays: Some(smtp_relays),
+            smtp_oauth,
+        }
+    }
+}
+
+/// The variables of the secrets of `serve`.
+pub const SECRETS: [&str; 6] = [
+    "DATABASE_URL",
+    "RECOVERY_SECRETS",
+    "DEVICE_SECRETS",
+    "SMTP_RELAYS",
+    "SMTP_OAUTH_CLIENT_SECRET",
+    "SMTP_OAUTH_REFRESH_TOKEN",
+];
+
+/// Where a secret is read from: `environment`, or its file. `None` if it is not set.
+#[must_use]
+pub fn secret_source(name: &str) -> Option<String> {
+    match std::env::var_os(format!("{name}_FILE")).filter(|path| !path.is_empty()) {
+        Some(path) => Some(format!("file {}", path.display())),
+        None => std::env::var_os(name).filter(|value| !value.is_empty()).map(|_| "environment".into()),
     }
 }
 

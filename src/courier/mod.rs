@@ -128,7 +128,9 @@ impl Courier {
                     delivered.submit(Delivered { mail, at: lease.now() }).await.is_ok()
                 }
                 Finish::Retry(at, why) => self.write(outbox::retry_at(&self.pool, at, claimed, why)).await,
-                Finish::GiveUp(why) => self.write(outbox::give_up(&self.pool, claimed, why)).await,
+                Finish::GiveUp(why) => {
+                    self.write(outbox::give_up(&self.pool, lease.now(), claimed, why)).await
+                }
             };
             if is_recorded || lease.claimed_at.elapsed() + PAUSE >= lease.duration {
                 return;

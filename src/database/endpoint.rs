@@ -105,8 +105,9 @@ impl Endpoint {
         self.0.options.get_socket().is_none() && !self.0.options.get_host().starts_with('/')
     }
 
-    /// What a connection attempt is waiting for, for the log.
-    pub(super) fn stage(&self) -> String {
+    /// What a connection attempt is waiting for, for operators.
+    #[must_use]
+    pub fn stage(&self) -> String {
         let AddressStatus { total, silent, .. } = self.addresses();
         if self.0.resolving.load(Ordering::Relaxed) {
             "resolving the host name".into()

@@ -67,7 +67,8 @@ pub enum Health {
 impl Health {
     /// The state that an error shows. `networked` tells a missing `sslrootcert` from a missing Unix
     /// socket: both are the same error.
-    fn of(error: &sqlx::Error, networked: bool) -> Self {
+    #[must_use]
+    pub fn of(error: &sqlx::Error, networked: bool) -> Self {
         use std::io::ErrorKind::{InvalidData, NotFound, PermissionDenied};
         match error {
             sqlx::Error::Database(error) => match error.code().unwrap_or_default().as_ref() {
@@ -134,12 +135,9 @@ impl Finding {
         Self { cause: cause(error), ..Self::just(Health::of(error, networked)) }
     }
 
-    /// For sessions that lack settings: names them, and the statements that set them for every
-    /// session of the role.
-    fn wrong_settings(names: &[String], role: &str) -> Self {
-        let wanted = settings().into_iter().filter(|(name, _)| names.iter().any(|other| other == name));
-        let fix = wanted.map(|(name, value)| format!("ALTER ROLE {role} SET {name} = '{value}';"));
-        let (cause, fix) = (names.join(", "), fix.collect::<Vec<_>>().join(" "));
+    /// For sessions that lack settings: names them, and the statements that set them.
+    fn wrong_settings(facts: &Facts) -> Self {
+        let (cause, fix) = (facts.other_settings.join(", "), facts.fix_of_settings());
         Self { health: Health::Settings, cause, fix }
     }
 
@@ -244,19 +242,38 @@ impl Monitor {
     }
 }
 
-/// Checks what the service relies on, and tells `clock` whether the two clocks agree. A cause that
-/// explains others comes first. This is the only statement that reads the server's time.
-async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sqlx::Error> {
-    let mut connection = state.connection.take().await?;
-    let (settings_names, settings_values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
-    let rights = PRIVILEGES.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
-    let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
-    let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
-    let (now, asked) = (clock.now(), Instant::now());
-    // A missing column or table is no missing privilege here: the check of the migrations reports
-    // it.
-    let row = sqlx::query!(
-        r#"SELECT clock_timestamp() AS "clock!",
+/// What one statement learns about a server.
+#[derive(Debug)]
+pub struct Facts {
+    /// By how much the server's clock is ahead of this machine's, if the answer took no time.
+    pub clock_ahead: time::Duration,
+    /// How long the answer took: by so much the difference of the clocks is uncertain.
+    pub took: Duration,
+    /// Whether transactions are read-only.
+    pub read_only: bool,
+    /// The role, quoted for SQL.
+    pub role: String,
+    /// Session settings that are not as requested.
+    pub other_settings: Vec<String>,
+    /// Privileges that the role lacks: `DELETE on outbox`.
+    pub missing_rights: Vec<String>,
+    /// Migrations of this program that are not applied.
+    pub missing_versions: Vec<i64>,
+}
+
+impl Facts {
+    /// Asks the server, and tells `clock` whether the two clocks agree. This is the only statement
+    /// that reads the server's time.
+    pub async fn ask(connection: &mut PgConnection, clock: &Clock) -> Result<Self, sqlx::Error> {
+        let (settings_names, settings_values): (Vec<_>, Vec<_>) = settings().into_iter().unzip();
+        let rights = PRIVILEGES.iter().flat_map(|(on, rights)| rights.iter().map(|right| (*on, *right)));
+        let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
+        let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
+        let (now, asked) = (clock.now(), Instant::now());
+        // A missing column or table is no missing privilege here: the check of the migrations reports
+        // it.
+        let row = sqlx::query!(
+            r#"SELECT clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",
             ARRAY(SELECT name FROM unnest($1::text[], $2::text[]) AS wanted (name, value)
                 WHERE current_setting(name) <> value) AS "other_settings!",
@@ -270,32 +287,64 @@ async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sql
             ARRAY(SELECT wanted.version FROM unnest($5::bigint[]) AS wanted (version)
                 WHERE (SELECT success FROM _sqlx_migrations AS applied WHERE applied.version = wanted.version)
                     IS NOT TRUE) AS "missing_versions!""#,
-        &settings_names as _,
-        &settings_values,
-        &rights_on as _,
-        &rights as _,
-        &versions,
-    )
-    .fetch_one(&mut connection)
-    .await?;
-    let skewed = (row.clock - now).abs() - asked.elapsed() > MAX_SKEW;
-    clock.record_comparison(now, asked, !skewed);
+            &settings_names as _,
+            &settings_values,
+            &rights_on as _,
+            &rights as _,
+            &versions,
+        )
+        .fetch_one(connection)
+        .await?;
+        let facts = Self {
+            clock_ahead: row.clock - now,
+            took: asked.elapsed(),
+            read_only: row.read_only,
+            role: row.role,
+            other_settings: row.other_settings,
+            missing_rights: row.missing_rights,
+            missing_versions: row.missing_versions,
+        };
+        clock.record_comparison(now, asked, !facts.is_skewed());
+        Ok(facts)
+    }
+
+    /// Whether the clocks certainly differ by more than allowed.
+    #[must_use]
+    pub fn is_skewed(&self) -> bool {
+        self.clock_ahead.abs() - self.took > MAX_SKEW
+    }
+
+    /// Statements with which a database administrator sets `other_settings` for every session of
+    /// the role.
+    #[must_use]
+    pub fn fix_of_settings(&self) -> String {
+        let is_other = |name: &str| self.other_settings.iter().any(|other| other == name);
+        let wanted = settings().into_iter().filter(|(name, _)| is_other(name));
+        let fix = wanted.map(|(name, value)| format!("ALTER ROLE {} SET {name} = '{value}';", self.role));
+        fix.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Checks what the service relies on. A cause that explains others comes first.
+async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sqlx::Error> {
+    let mut connection = state.connection.take().await?;
+    let facts = Facts::ask(&mut connection, clock).await?;
     let finding = |health, cause: String| Ok(Finding { cause, ..Finding::just(health) });
-    if skewed {
+    if facts.is_skewed() {
         return Ok(Finding::just(Health::ClockSkewed));
     }
-    if row.read_only {
+    if facts.read_only {
         return finding(Health::ReadOnly, "transaction_read_only is on".into());
     }
     // A newer schema serves this release, too: further versions do not matter.
-    if !row.missing_versions.is_empty() {
-        let missing: Vec<_> = row.missing_versions.iter().map(i64::to_string).collect();
+    if !facts.missing_versions.is_empty() {
+        let missing: Vec<_> = facts.missing_versions.iter().map(i64::to_string).collect();
         let cause = format!("not applied: migration {}", missing.join(", "));
         return finding(Health::MigrationsMissing, cause);
     }
-    if !row.missing_rights.is_empty() {
-        let missing = row.missing_rights.join(", ");
-        return finding(Health::Refused, format!("the role {} lacks {missing}", row.role));
+    if !facts.missing_rights.is_empty() {
+        let missing = facts.missing_rights.join(", ");
+        return finding(Health::Refused, format!("the role {} lacks {missing}", facts.role));
     }
     if failures::met_full_disk_within(DISK_FULL_LIFETIME) {
         state.written_at = None;
@@ -306,8 +355,8 @@ async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sql
         test_write(&mut connection).await?;
         state.written_at = Some(Instant::now());
     }
-    if !row.other_settings.is_empty() {
-        return Ok(Finding::wrong_settings(&row.other_settings, &row.role));
+    if !facts.other_settings.is_empty() {
+        return Ok(Finding::wrong_settings(&facts));
     }
     // After a problem the connection is closed: the next one may reach another server or have the
     // changed settings.
@@ -317,7 +366,7 @@ async fn examine(state: &mut MonitorState, clock: &Clock) -> Result<Finding, sql
 
 /// Makes PostgreSQL write about a megabyte to the disk of its tables, as a temporary file that it
 /// deletes at once. It needs no privilege. PostgreSQL does not flush, keep or replicate the file.
-async fn test_write(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+pub async fn test_write(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let settings = sqlx::query!(
         "SELECT set_config('work_mem', '64kB', true) AS memory, set_config('temp_tablespaces', '', true) AS place"

@@ -7,7 +7,7 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::Endpoint;
+use super::{Endpoint, MIGRATOR};
 
 /// How long a step waits for a lock, as a value of `lock_timeout`. Meanwhile every statement on
 /// that table queues behind the step, and the service gives up a request after 2 s.
@@ -115,6 +115,31 @@ async fn drop_unfinished_indexes(
         say(&format!("{index} was not finished: it is dropped"));
     }
     connection.unlock().await
+}
+
+/// What the schema has beyond the migrations of this program.
+#[derive(Debug)]
+pub struct Beyond {
+    /// How many migrations of a newer release are applied. It serves this one, too.
+    pub newer: i64,
+    /// Indexes that an interrupted `CREATE INDEX CONCURRENTLY` left, or that one is building now.
+    pub unfinished_indexes: Vec<String>,
+}
+
+/// Reads what the schema has beyond the migrations of this program.
+pub async fn beyond(connection: &mut PgConnection) -> Result<Beyond, sqlx::Error> {
+    let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
+    sqlx::query_as!(
+        Beyond,
+        r#"SELECT (SELECT count(*) FROM _sqlx_migrations WHERE version <> ALL($1)) AS "newer!",
+            ARRAY(SELECT i.relname::text FROM pg_index JOIN pg_class t ON t.oid = indrelid
+                JOIN pg_class i ON i.oid = indexrelid
+                WHERE NOT indisvalid AND t.relnamespace = current_schema()::regnamespace
+                ORDER BY 1) AS "unfinished_indexes!""#,
+        &versions,
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// The index that a step builds with `CREATE INDEX CONCURRENTLY`, if it is such a step.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span, info_span};
 
 pub use self::endpoint::Endpoint;
-pub use self::migration::{MigrationFailure, migrate};
+pub use self::migration::{Beyond, MigrationFailure, beyond, migrate};
 pub use self::options::options;
 use crate::config::STORAGE_DEADLINE;
 use crate::error::{Error, Problem};

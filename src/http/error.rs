@@ -39,6 +39,7 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::PasswordTooShort
         | Problem::PasswordTooLong
         | Problem::PasswordGuessable
+        | Problem::PasswordBreached
         | Problem::PasswordIncorrect
         | Problem::QueryInvalid
         | Problem::IdempotencyKeyInvalid
@@ -117,6 +118,7 @@ pub fn render(mut response: Response, locale: Locale) -> Response {
                 let suggestions = suggestions.into_iter().map(|one| locale::suggestion(one, locale));
                 warning.into_iter().chain(suggestions).collect()
             }
+            Detail::BreachAdvice => locale::breach_advice(locale).to_vec(),
             _ => Vec::new(),
         },
         parts,

@@ -165,6 +165,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// The file descriptors that the process needs for this number of client connections.
+#[must_use]
+pub fn descriptors_for(connections: u32) -> u64 {
+    u64::from(connections) + RESERVED_DESCRIPTORS
+}
+
 /// The number of client connections: `wanted`, or fewer if the process has too few file
 /// descriptors. Raises the soft limit of descriptors to the hard one.
 pub fn affordable_connections(wanted: u32) -> u32 {

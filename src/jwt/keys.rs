@@ -12,17 +12,23 @@ use jsonwebtoken::DecodingKey;
 use p256::ecdsa::{SigningKey, VerifyingKey};
 use p256::elliptic_curve::Generate as _;
 use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
+use serde::Serialize;
 use serde_json::{Value, json};
+use strum::Display;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use super::LEEWAY;
+use crate::clock::serialize_rfc3339;
 use crate::config::JWT_LIFETIME;
 
 /// How long a new key is published before it signs: the 5 minutes that a verifier may cache the
 /// JWKS, the minute in which replicas reread the folder, and time to distribute the folder.
 pub const PUBLISHED_BEFORE_USE: Duration = Duration::from_mins(20);
+
+/// How long a key stays published after the next one has begun to sign.
+const PUBLISHED_AFTER_USE: Duration = JWT_LIFETIME.saturating_add(LEEWAY.saturating_mul(2));
 
 /// The format of a key's file name.
 const NAME: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
@@ -86,6 +92,61 @@ pub fn rotate(folder: &Path, now: OffsetDateTime) -> Result<Rotation, KeysUnusab
     Ok(Rotation { added: Some(write_key(folder, since)?), waiting_until: since, deleted })
 }
 
+/// A key of a folder, without the key itself.
+#[derive(Debug, Serialize)]
+pub struct KeyStatus {
+    /// Its id.
+    pub id: String,
+    /// What it is used for.
+    pub state: KeyState,
+    /// From when it signs.
+    #[serde(serialize_with = "serialize_rfc3339")]
+    pub signs_from: OffsetDateTime,
+    /// When the next key takes over; `None` if there is none yet.
+    #[serde(serialize_with = "serialize_rfc3339")]
+    pub signs_until: Option<OffsetDateTime>,
+    /// When the last JWT that it signed has expired for every verifier.
+    #[serde(serialize_with = "serialize_rfc3339")]
+    pub published_until: Option<OffsetDateTime>,
+}
+
+/// What a key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum KeyState {
+    /// It is published and does not sign yet.
+    Waiting,
+    /// It signs.
+    Signing,
+    /// Another key signs. It is published until the JWTs that it signed have expired.
+    Retired,
+    /// It is no longer published. The next rotation deletes it.
+    Expired,
+}
+
+/// Lists the keys of a folder, the oldest first.
+///
+/// # Errors
+///
+/// As [`super::KeyRing::read`].
+pub fn list(folder: &Path, now: OffsetDateTime) -> Result<Vec<KeyStatus>, KeysUnusable> {
+    let keys = read_folder(folder)?;
+    let (expired, signing) = (keys.len() - published(&keys, now).len(), signing(&keys, now));
+    let status = |(n, key): (usize, &JwtKey)| {
+        let next = keys.get(n + 1).map(|next| next.since);
+        let state = match n {
+            _ if n < expired => KeyState::Expired,
+            _ if n < signing => KeyState::Retired,
+            _ if n == signing => KeyState::Signing,
+            _ => KeyState::Waiting,
+        };
+        let published_until = next.map(|next| next + PUBLISHED_AFTER_USE);
+        KeyStatus { id: key.id.clone(), state, signs_from: key.since, signs_until: next, published_until }
+    };
+    Ok(keys.iter().enumerate().map(status).collect())
+}
+
 impl JwtKey {
     pub(super) fn new(since: OffsetDateTime, secret: SigningKey) -> Self {
         let (x, y) = coordinates(secret.verifying_key());
@@ -118,7 +179,7 @@ pub(super) fn signing(keys: &[JwtKey], now: OffsetDateTime) -> usize {
 /// The keys without those whose JWTs have all expired, because their successor has signed for long
 /// enough.
 pub(super) fn published(keys: &[JwtKey], now: OffsetDateTime) -> &[JwtKey] {
-    let is_expired = |next: &JwtKey| next.since + JWT_LIFETIME + 2 * LEEWAY <= now;
+    let is_expired = |next: &JwtKey| next.since + PUBLISHED_AFTER_USE <= now;
     let expired = keys.windows(2).take_while(|pair| is_expired(&pair[1])).count();
     &keys[expired..]
 }

@@ -26,7 +26,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use self::keys::{JwtKey, published, read_folder, signing};
-pub use self::keys::{KeysUnusable, PUBLISHED_BEFORE_USE, Rotation, generate, rotate};
+pub use self::keys::{
+    KeyState, KeyStatus, KeysUnusable, PUBLISHED_BEFORE_USE, Rotation, generate, list, rotate,
+};
 
 /// How long a verifier may cache the JWKS.
 pub const JWKS_MAX_AGE: Duration = Duration::from_mins(5);
@@ -56,6 +58,24 @@ pub struct Claims {
 pub struct KeyRing {
     folder: Option<PathBuf>,
     keys: RwLock<Arc<Vec<JwtKey>>>,
+}
+
+/// A key, and the time from which it signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The id of the key.
+    pub id: String,
+    /// When it begins to sign.
+    pub since: OffsetDateTime,
+}
+
+/// Which key signs, and which one signs next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// The key that signs. Before the time of the first key, the first.
+    pub current: Turn,
+    /// The key after it.
+    pub next: Option<Turn>,
 }
 
 /// Why a JWT is invalid.
@@ -185,6 +205,15 @@ impl KeyRing {
         let keys = self.keys();
         let keys: Vec<_> = published(&keys, now).iter().map(JwtKey::to_jwk).collect();
         json!({ "keys": keys })
+    }
+
+    /// Which key signs at `now`, and which one signs next.
+    #[must_use]
+    pub fn schedule(&self, now: OffsetDateTime) -> Schedule {
+        let keys = self.keys();
+        let current = signing(&keys, now);
+        let turn = |key: &JwtKey| Turn { id: key.id.clone(), since: key.since };
+        Schedule { current: turn(&keys[current]), next: keys.get(current + 1).map(turn) }
     }
 
     fn keys(&self) -> Arc<Vec<JwtKey>> {

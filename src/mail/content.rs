@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::brand::Palette;
-use crate::config::{ConfigError, MailSettings, Phone};
+use crate::config::{ConfigError, ConfigErrors, MailSettings, Phone};
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 use crate::mail::device;
@@ -49,17 +49,18 @@ pub(super) struct Content {
 }
 
 impl Content {
-    pub(super) fn new(settings: &MailSettings) -> Result<Self, ConfigError> {
-        let zone = TimeZone::get(&settings.mail_time_zone).map_err(|_| {
+    pub(super) fn new(settings: &MailSettings) -> Result<Self, ConfigErrors> {
+        let mut problems = ConfigErrors::default();
+        let zone = problems.take(TimeZone::get(&settings.mail_time_zone).map_err(|_| {
             ConfigError::new("MAIL_TIME_ZONE", "is not the IANA name of a time zone such as Asia/Ho_Chi_Minh")
-        })?;
+        }));
         if settings.mail_brand.trim().is_empty() || settings.mail_brand.chars().any(char::is_control) {
-            return Err(ConfigError::new("MAIL_BRAND", "is empty or contains a control character"));
+            problems.add(ConfigError::new("MAIL_BRAND", "is empty or contains a control character"));
         }
-        let support = EmailAddress::parse(&settings.mail_support).map_err(|_| {
+        let support = problems.take(EmailAddress::parse(&settings.mail_support).map_err(|_| {
             ConfigError::new("MAIL_SUPPORT", "is not an email address such as support@verolabs.co")
-        })?;
-        Ok(Self {
+        }));
+        problems.or(zone.zip(support)).map(|(zone, support)| Self {
             settings: settings.clone(),
             support: settings.mail_support.trim().to_owned(),
             support_link: support.mailto(),

@@ -51,6 +51,15 @@ impl Connection {
         )
     }
 
+    /// Offers an email by MAIL and RCPT, and sends nothing. The caller limits the time.
+    pub(super) async fn offer(&mut self, mail: &Mail) -> Result<(), NotSent> {
+        self.smtp.command(mail_from(mail)).await.map_err(NotSent::at(Stage::Mail))?;
+        for to in mail.envelope.to() {
+            self.smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
+        }
+        Ok(())
+    }
+
     /// Sends an email, from MAIL to the answer to the final dot. The relay must answer MAIL by
     /// `mail_deadline`; the caller limits the whole.
     pub(super) async fn send(&mut self, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {

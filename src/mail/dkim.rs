@@ -16,7 +16,7 @@ use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use crate::config::{ConfigError, DkimSettings, domain_name};
+use crate::config::{ConfigError, ConfigErrors, DkimSettings, domain_name};
 
 /// The headers that are signed. Each is listed once more than it occurs, so that adding one later
 /// breaks the signature (RFC 6376 §5.4.2 and §8.15).
@@ -68,26 +68,28 @@ impl Signer {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable that is missing or wrong.
-    pub fn new(settings: &DkimSettings, from: &str) -> Result<Option<Self>, ConfigError> {
+    /// A sentence for each variable that is missing or wrong.
+    pub fn new(settings: &DkimSettings, from: &str) -> Result<Option<Self>, ConfigErrors> {
         let DkimSettings { dkim_key_file, dkim_selector, dkim_domain } = settings;
         let Some(file) = dkim_key_file else {
-            return match (dkim_selector, dkim_domain) {
-                (None, None) => Ok(None),
-                _ => Err(ConfigError::new(
-                    "DKIM_KEY_FILE",
-                    "is missing: DKIM_SELECTOR and DKIM_DOMAIN need it",
-                )),
-            };
+            if dkim_selector.is_none() && dkim_domain.is_none() {
+                return Ok(None);
+            }
+            let why = "is missing: DKIM_SELECTOR and DKIM_DOMAIN need it";
+            return Err(ConfigError::new("DKIM_KEY_FILE", why).into());
         };
-        let selector = dkim_selector.clone().ok_or_else(|| {
+        let mut problems = ConfigErrors::default();
+        let selector = problems.take(dkim_selector.clone().ok_or_else(|| {
             ConfigError::new("DKIM_SELECTOR", "is missing: give the key a name such as 2026-11 for DNS")
-        })?;
+        }));
         let domain = dkim_domain.clone().map_or_else(|| domain_name(from), Ok).map_err(|_| {
             ConfigError::new("DKIM_DOMAIN", "is missing, and the domain of MAIL_FROM is not a DNS name")
-        })?;
-        let key = SigningKey::read(file).map_err(|why| ConfigError::new("DKIM_KEY_FILE", why))?;
-        Ok(Some(Self { domain, selector, key }))
+        });
+        let domain = problems.take(domain);
+        let key = SigningKey::read(file).map_err(|why| ConfigError::new("DKIM_KEY_FILE", why));
+        let key = problems.take(key);
+        let parts = domain.zip(selector).zip(key);
+        problems.or(parts).map(|((domain, selector), key)| Some(Self { domain, selector, key }))
     }
 
     /// The DNS record that publishes the key (RFC 6376 §3.6.1), as a line of a zone file.

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, info_span};
 
-use crate::config::{ConfigError, OauthSecrets, RelaySettings};
+use crate::config::{ConfigError, ConfigErrors, OauthSecrets, RelaySettings};
 use crate::mail::demotion::Demotion;
 use crate::mail::message::Mail;
 use crate::mail::not_sent::{NotSent, Stage};
@@ -67,30 +67,33 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable. It quotes nothing of a URL, which may contain a
-    /// password.
-    pub fn new(settings: &RelaySettings, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigError> {
-        let ca = settings.smtp_ca_file.as_deref().map(Authorities::read).transpose()?;
-        let tokens = Tokens::new(&settings.smtp_oauth, oauth)?;
-        let parse = |url: &String| RelayUrl::parse(url, settings, ca.as_ref(), tokens.as_ref());
-        let relays = urls.iter().map(|url| parse(url).map(|url| Relay::new(url, settings)));
+    /// A sentence for each unusable variable. It quotes no URL, which may contain a password.
+    pub fn new(config: &RelaySettings, urls: &[String], oauth: &OauthSecrets) -> Result<Self, ConfigErrors> {
+        let mut problems = ConfigErrors::default();
+        let ca = config.smtp_ca_file.as_deref().and_then(|file| problems.take(Authorities::read(file)));
+        let ehlo_name = sender::ehlo_name(&config.smtp_ehlo_name);
+        let ehlo_name = problems.take(ehlo_name.map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why)));
+        // Without the settings of tokens, what is wrong with the relays would be a guess.
+        let Some(tokens) = problems.take(Tokens::new(&config.smtp_oauth, oauth)) else {
+            return Err(problems);
+        };
+        let parse = |url: &String| RelayUrl::parse(url, config, ca.as_ref(), tokens.as_ref());
+        let relays = urls.iter().map(|url| parse(url).map(|url| Relay::new(url, config)));
         let relays: Result<Vec<_>, _> = relays.collect();
-        let relays = relays.map_err(|why| ConfigError::new("SMTP_RELAYS", why))?;
+        let relays = relays.map_err(|why| ConfigError::new("SMTP_RELAYS", why));
+        let relays = problems.take(relays).unwrap_or_default();
         if relays.is_empty() {
-            return Err(ConfigError::new("SMTP_RELAYS", "names no relay"));
-        }
-        if tokens.is_some() && !relays.iter().any(Relay::uses_tokens) {
+            problems.add(ConfigError::new("SMTP_RELAYS", "names no relay"));
+        } else if tokens.is_some() && !relays.iter().any(Relay::uses_tokens) {
             let why = "is given, but no relay of SMTP_RELAYS has auth=xoauth2";
-            return Err(ConfigError::new("SMTP_OAUTH_TOKEN_URL", why));
+            problems.add(ConfigError::new("SMTP_OAUTH_TOKEN_URL", why));
         }
-        let ehlo_name = sender::ehlo_name(&settings.smtp_ehlo_name)
-            .map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why))?;
-        Ok(Self {
+        problems.or(ehlo_name).map(|ehlo_name| Self {
             demotions: relays.iter().map(|_| Mutex::default()).collect(),
             relays,
             waiting: AtomicUsize::new(0),
             ehlo_name,
-            deadline: settings.smtp_deadline,
+            deadline: config.smtp_deadline,
             tokens,
         })
     }

@@ -8,12 +8,13 @@ use lettre::address::Envelope;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
+use serde::Serialize;
 use strum::{Display, IntoStaticStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::new_id;
-use crate::config::{CODE_LIFETIME, ConfigError, MailSettings};
+use crate::config::{CODE_LIFETIME, ConfigError, ConfigErrors, MailSettings};
 use crate::locale::Locale;
 use crate::mail::bounce::ReturnPath;
 use crate::mail::content::{About, Content, Parts};
@@ -25,7 +26,10 @@ use crate::secret::{Code, Key};
 const MAX_LINE: usize = 998;
 
 /// The kinds of emails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, ValueEnum, sqlx::Type)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, Serialize, ValueEnum, sqlx::Type,
+)]
+#[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -97,16 +101,20 @@ impl Composer {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable.
-    pub fn new(settings: &MailSettings, key: &Key) -> Result<Self, ConfigError> {
-        let from = sender::mailbox(&settings.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why))?;
-        let return_path = ReturnPath::new(settings.mail_bounces.as_deref(), &from.email, key)?;
-        let composer = Self {
-            dkim: Signer::new(&settings.dkim, from.email.domain())?,
-            from,
-            return_path,
-            content: Content::new(settings)?,
-        };
+    /// A sentence for each variable that cannot be used.
+    pub fn new(settings: &MailSettings, key: &Key) -> Result<Self, ConfigErrors> {
+        let mut problems = ConfigErrors::default();
+        let content = problems.take(Content::new(settings));
+        let from = sender::mailbox(&settings.mail_from).map_err(|why| ConfigError::new("MAIL_FROM", why));
+        // With a wrong sender, the settings that depend on it are checked with an example.
+        let from = problems.take(from).or_else(|| sender::mailbox("no-reply@example.com").ok());
+        let Some(from) = from else { return Err(problems) };
+        let return_path = ReturnPath::new(settings.mail_bounces.as_deref(), &from.email, key);
+        let return_path = problems.take(return_path);
+        let dkim = problems.take(Signer::new(&settings.dkim, from.email.domain()));
+        let parts = content.zip(return_path).zip(dkim);
+        let ((content, return_path), dkim) = problems.or(parts)?;
+        let composer = Self { dkim, from, return_path, content };
         composer.build_samples().map_err(|Unbuildable| {
             ConfigError::new(
                 "MAIL_FROM",

@@ -2,6 +2,7 @@
 //! module and [`crate::email_address`] use lettre.
 
 pub mod bounce;
+mod check;
 mod connect;
 pub mod content;
 mod conversation;

@@ -20,7 +20,7 @@ use oauth2::{
 };
 use tokio::sync::Notify;
 
-use crate::config::{ConfigError, OauthSecrets, OauthSettings};
+use crate::config::{ConfigError, ConfigErrors, OauthSecrets, OauthSettings};
 use crate::http_client::{Bounds, HttpClient};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::metrics::Metrics;
@@ -101,32 +101,32 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// A sentence that names the missing variable, or the URL if no certificate can be checked.
+    /// A sentence for each missing variable, or about the URL if no certificate can be checked.
     pub(super) fn new(
         settings: &OauthSettings,
         secrets: &OauthSecrets,
-    ) -> Result<Option<Arc<Self>>, ConfigError> {
+    ) -> Result<Option<Arc<Self>>, ConfigErrors> {
         let OauthSettings { smtp_oauth_token_url: url, smtp_oauth_client_id: id, smtp_oauth_scope: scope } =
             settings;
         let OauthSecrets { client_secret, refresh_token } = secrets;
-        let missing = |variable, hint| Err(ConfigError::new(variable, format!("is missing: {hint}")));
+        let missing = |variable, hint| ConfigError::new(variable, format!("is missing: {hint}"));
         let Some(url) = url else {
             let has_none = [id, scope, client_secret, refresh_token].iter().all(|setting| setting.is_none());
             let hint = "the other SMTP_OAUTH_* settings need it";
-            return if has_none { Ok(None) } else { missing("SMTP_OAUTH_TOKEN_URL", hint) };
+            return if has_none { Ok(None) } else { Err(missing("SMTP_OAUTH_TOKEN_URL", hint).into()) };
         };
-        let Some(id) = id else {
-            return missing("SMTP_OAUTH_CLIENT_ID", "SMTP_OAUTH_TOKEN_URL needs it");
-        };
+        let mut problems = ConfigErrors::default();
+        let need = missing("SMTP_OAUTH_CLIENT_ID", "SMTP_OAUTH_TOKEN_URL needs it");
+        let id = problems.take(id.as_ref().ok_or(need));
         if client_secret.is_none() && refresh_token.is_none() {
             let hint = "set it or SMTP_OAUTH_REFRESH_TOKEN, or the _FILE form of one of them";
-            return missing("SMTP_OAUTH_CLIENT_SECRET", hint);
+            problems.add(missing("SMTP_OAUTH_CLIENT_SECRET", hint));
         }
         let http = HttpClient::new(url.is_https(), CONNECT_DEADLINE).map_err(|error| {
             ConfigError::new("SMTP_OAUTH_TOKEN_URL", format!("cannot be checked: {error}"))
         })?;
         let endpoint = oauth2::TokenUrl::from_url(url.url().clone());
-        let mut client = BasicClient::new(ClientId::new(id.clone())).set_token_uri(endpoint);
+        let mut client = BasicClient::new(ClientId::new(problems.or(id)?.clone())).set_token_uri(endpoint);
         if let Some(secret) = client_secret {
             client = client.set_client_secret(ClientSecret::new(secret.clone()));
         }

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::{ClaimedMail, Content};
+use crate::audit::{self, ClientInfo, Event};
 use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
 
 /// Makes an email that was not accepted due again at `next_attempt_at`. Does nothing if the row was
@@ -29,18 +30,27 @@ pub async fn retry_at(
     Ok(())
 }
 
-/// Gives up an email. An email with a code is deleted. A notice is kept until it expires, so that
-/// an operator can send it again. Does nothing if the row was claimed again meanwhile.
-pub async fn give_up(pool: &PgPool, mail: &ClaimedMail, why: &str) -> Result<(), sqlx::Error> {
-    match mail.content {
-        Content::RecoveryCode { .. } => {
-            sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts)
-                .execute(pool)
-                .await?;
-        }
-        Content::PasswordChanged => retry_at(pool, mail.expires_at, mail, why).await?,
+/// Gives up an email. An email with a code is deleted and recorded in the audit log. A notice is
+/// kept until it expires, so that an operator can send it again. Does nothing if the row was claimed
+/// again meanwhile.
+pub async fn give_up(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    mail: &ClaimedMail,
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    let Content::RecoveryCode { client_ip, .. } = mail.content else {
+        return retry_at(pool, mail.expires_at, mail, why).await;
+    };
+    let mut transaction = pool.begin().await?;
+    let deleted = sqlx::query!("DELETE FROM outbox WHERE id = $1 AND attempts = $2", mail.id, mail.attempts)
+        .execute(&mut *transaction)
+        .await?;
+    if deleted.rows_affected() > 0 {
+        let client = ClientInfo { client_ip, user_agent: &mail.user_agent };
+        audit::record(&mut *transaction, now, Event::RecoveryNotSent, mail.account_id, Some(client)).await?;
     }
-    Ok(())
+    transaction.commit().await
 }
 
 /// The time of the next attempt, by exponential backoff: at most 1 s after the first, up to 30 s (a

@@ -1,16 +1,18 @@
 //! What an operator can see and do in the outbox.
 
-use sqlx::PgConnection;
+use serde::Serialize;
+use sqlx::{PgConnection, PgExecutor};
 use strum::Display;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::clock::serialize_rfc3339;
 use crate::config::CODE_LIFE_ON_ARRIVAL;
 use crate::mail::message::MailKind;
 use crate::metrics::{KindLabel, Metrics};
 
 /// A row of the outbox, without the text and the recipient of its email.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct OutboxEntry {
     /// The id of the row. The email's Message-ID begins with it.
     pub id: Uuid,
@@ -19,19 +21,24 @@ pub struct OutboxEntry {
     /// How often it was tried.
     pub attempts: i32,
     /// When it was enqueued.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it is due.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub next_attempt_at: OffsetDateTime,
     /// Until when a replica has claimed it.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub lease_until: Option<OffsetDateTime>,
     /// When it expires.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub expires_at: OffsetDateTime,
     /// The SMTP stage and the code at which the last attempt failed.
     pub last_error: Option<String>,
 }
 
 /// The state of an email in the outbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "lowercase")]
 pub enum EntryState {
     /// A replica has claimed it and is sending it.
@@ -49,7 +56,23 @@ pub enum EntryState {
     GivenUp,
 }
 
+/// A row of the outbox, with its state at a time.
+#[derive(Debug, Serialize)]
+pub struct SeenEntry {
+    /// The row.
+    #[serde(flatten)]
+    pub entry: OutboxEntry,
+    /// Its state.
+    pub state: EntryState,
+}
+
 impl OutboxEntry {
+    /// The row with its state at `now`.
+    #[must_use]
+    pub fn seen(self, now: OffsetDateTime) -> SeenEntry {
+        SeenEntry { state: self.state(now), entry: self }
+    }
+
     /// Its state at `now`.
     #[must_use]
     pub fn state(&self, now: OffsetDateTime) -> EntryState {
@@ -76,6 +99,26 @@ pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Outbo
         limit
     )
     .fetch_all(connection)
+    .await
+}
+
+/// The pending emails to an account: its notices, and the codes of these recoveries. The newest
+/// first, at most `limit`. Reads the whole outbox, which has no index on the account.
+pub async fn of_account(
+    executor: impl PgExecutor<'_>,
+    account_id: Uuid,
+    recovery_sessions: &[Uuid],
+    limit: i64,
+) -> Result<Vec<OutboxEntry>, sqlx::Error> {
+    sqlx::query_as!(
+        OutboxEntry,
+        r#"SELECT id, kind AS "kind: MailKind", attempts, created_at, next_attempt_at, lease_until, expires_at, last_error
+           FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2) ORDER BY id DESC LIMIT $3"#,
+        account_id,
+        recovery_sessions,
+        limit
+    )
+    .fetch_all(executor)
     .await
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{Instrument as _, info_span};
 
+use super::blocklist::Blocklist;
 use super::{
     Cost, Counts, Decoys, Memory, Password, PasswordMatch, SlowestHashes, StoredHash, verification_time,
     verifications_within,
@@ -31,6 +32,7 @@ const HASHES_PER_UNIT: u32 = 4;
 pub struct Hasher {
     cost: Cost,
     min_chars: u16,
+    blocklist: Option<Arc<Blocklist>>,
     places: Arc<Semaphore>,
     /// Permits for concurrent foreign hashes.
     foreign: Arc<Semaphore>,
@@ -45,13 +47,14 @@ pub struct Hasher {
 type Job = Box<dyn FnOnce(&mut Memory) + Send>;
 
 impl Hasher {
-    /// Starts as many threads as the settings say. The threads end with the pool.
+    /// Starts as many threads as the settings say. The threads end with the pool. New passwords on
+    /// the blocklist are refused.
     ///
     /// # Panics
     ///
     /// If the operating system cannot start a thread.
     #[must_use]
-    pub fn new(settings: &PasswordSettings, metrics: Arc<Metrics>) -> Self {
+    pub fn new(settings: &PasswordSettings, blocklist: Option<Blocklist>, metrics: Arc<Metrics>) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = settings.hashing_threads.map_or_else(cores, usize::from);
         let (jobs, waiting) = mpsc::channel();
@@ -64,6 +67,7 @@ impl Hasher {
         Self {
             cost: Cost::of(settings),
             min_chars: settings.password_min_chars,
+            blocklist: blocklist.map(Arc::new),
             places: Arc::new(Semaphore::new(threads + usize::from(settings.hashing_queue))),
             foreign: Arc::new(Semaphore::new(threads)),
             memory: Arc::new(Semaphore::new(settings.hashing_memory_kib as usize)),
@@ -221,12 +225,13 @@ impl Place<'_> {
     ///
     /// # Errors
     ///
-    /// `PasswordTooShort`, `PasswordTooLong` or `PasswordGuessable`, each with advice;
-    /// `HashingBusy` if the hash could not be computed.
+    /// `PasswordTooShort`, `PasswordTooLong`, `PasswordGuessable` or `PasswordBreached`, each with
+    /// advice; `HashingBusy` if the hash could not be computed.
     pub async fn hash_new(&self, password: &Password, context: Vec<String>) -> Result<String, Error> {
         let (password, cost, min_chars) = (password.clone(), self.hasher.cost, self.hasher.min_chars);
+        let blocklist = self.hasher.blocklist.clone();
         self.run(None, move |memory| {
-            password.check(min_chars, &context)?;
+            password.check(min_chars, &context, blocklist.as_deref())?;
             Ok(password.hash_in(memory, cost))
         })
         .await?

@@ -33,6 +33,12 @@ impl fmt::Display for RecoveryId {
     }
 }
 
+impl serde::Serialize for RecoveryId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

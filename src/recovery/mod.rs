@@ -11,6 +11,7 @@
 //! verifies, so a client cannot tell the difference.
 
 mod id;
+pub mod inspect;
 mod progress;
 mod replay;
 mod reset;

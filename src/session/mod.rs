@@ -6,10 +6,12 @@
 
 mod login;
 mod open;
+mod revoke;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -18,11 +20,13 @@ use uuid::Uuid;
 pub use self::login::Login;
 pub use self::open::{Caller, OpenedSession, SignedIn};
 pub(crate) use self::open::{NewPassword, replace, replace_password};
+pub use self::revoke::{count_all_unended, count_unended};
+pub(crate) use self::revoke::{revoke_all, revoke_page};
 use crate::account::{self, Account};
 use crate::app::App;
 use crate::audit;
 use crate::client::Client;
-use crate::clock::{first_id_of, new_id};
+use crate::clock::{first_id_of, new_id, serialize_rfc3339};
 use crate::config::{JWT_LIFETIME, STORAGE_DEADLINE};
 use crate::database::{OUTAGE_RETRY_AFTER, transact, within_deadline};
 use crate::error::{Error, Problem};
@@ -39,18 +43,22 @@ const KEPT_PER_ACCOUNT: i64 = 100;
 /// The precision of `last_seen_at`, so that not every request has to write.
 const SEEN_EVERY: Duration = Duration::from_secs(10);
 
-/// A session that has not ended.
-#[derive(Clone, Debug)]
+/// A session that has not ended, as its owner and operators may see it.
+#[derive(Clone, Debug, Serialize)]
 pub struct Session {
     /// Its id; not a secret.
     pub id: Uuid,
     /// When its owner last entered a password.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub authenticated_at: OffsetDateTime,
     /// When its token was last presented.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub last_seen_at: OffsetDateTime,
     /// When it ends if its token is not presented again.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub expires_at: OffsetDateTime,
     /// When it ends in any case.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub ends_at: OffsetDateTime,
     /// The client address it was opened from.
     pub client_ip: IpAddr,
@@ -335,34 +343,6 @@ async fn revoke_one(
         now - app.config.sessions.session_idle,
     );
     Ok(ended.execute(transaction).await?.rows_affected() > 0)
-}
-
-/// Ends the sessions of a locked account except `but`, and returns how many.
-pub(crate) async fn revoke_all(
-    transaction: &mut PgConnection,
-    now: OffsetDateTime,
-    account_id: Uuid,
-    but: Option<Uuid>,
-) -> Result<u64, sqlx::Error> {
-    let ended = sqlx::query!(
-        "UPDATE session SET revoked_at = $2
-         WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND id IS DISTINCT FROM $3",
-        account_id,
-        now,
-        but,
-    );
-    Ok(ended.execute(transaction).await?.rows_affected())
-}
-
-/// Ends every session of every account and returns how many. It takes no account's lock: it is
-/// meant for a stopped service.
-pub(crate) async fn revoke_all_accounts(
-    transaction: &mut PgConnection,
-    now: OffsetDateTime,
-) -> Result<u64, sqlx::Error> {
-    let ended =
-        sqlx::query!("UPDATE session SET revoked_at = $1 WHERE revoked_at IS NULL AND expires_at > $1", now);
-    Ok(ended.execute(transaction).await?.rows_affected())
 }
 
 /// Deletes at most `limit` sessions that began more than `age` ago: the longest lifetime plus the

@@ -6,6 +6,7 @@
 //! (invariant 4 of the crate) must hold across replicas and restarts. The buckets of networks
 //! protect only this process, so they are in memory.
 
+pub mod inspect;
 mod network;
 mod sources;
 mod turn;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 pub use self::network::{Limiter, Source, network_of};
 pub use self::sources::SourceLimits;
 pub use self::turn::{Turn, Turns};
-use crate::config::{RateLimitSettings, TICKET_LIFETIME};
+use crate::config::{AddressLimitSettings, TICKET_LIFETIME};
 use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
@@ -49,7 +50,7 @@ impl RateLimit {
     /// one every 5 minutes. The long bucket holds `ADDRESS_PER_DAY` and is refilled by as many a
     /// day. With the defaults (3 and 10), at most 19 emails are sent in any 24 hours.
     #[must_use]
-    pub fn for_address(settings: &RateLimitSettings) -> Self {
+    pub fn for_address(settings: &AddressLimitSettings) -> Self {
         Self {
             short_burst: settings.address_burst,
             short_refill: SHORT_REFILL,

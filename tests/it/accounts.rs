@@ -49,10 +49,9 @@ async fn show_prints_everything_but_the_hash(pool: PgPool) {
     let shown = account(&pool, &["show", TRADER, "--json"]).unwrap();
     assert!(!shown.contains("$argon2id"), "{shown}");
     let shown: Value = serde_json::from_str(&shown).unwrap();
-    assert_eq!(
-        (&shown["email"], &shown["password"], &shown["sessions"]),
-        (&TRADER.into(), &"argon2id".into(), &1.into())
-    );
+    let account_shown = &shown["account"];
+    assert_eq!((&account_shown["email"], &account_shown["password"]), (&TRADER.into(), &"argon2id".into()));
+    assert_eq!(shown["sessions"][0]["client_ip"], "127.0.0.1", "{shown}");
     for command in ["show", "disable", "enable", "sessions", "revoke", "erase"] {
         let why = account(&pool, &[command, "nobody@example.com"]).unwrap_err();
         assert_eq!(why, "vos-auth: there is no account with this address or id", "{command}");
@@ -69,8 +68,10 @@ async fn a_disabled_account_has_no_session_and_no_recovery(pool: PgPool) {
     let mut recovering = service.client();
     let code = service.mails_code_to(&mut recovering, TRADER).await;
     let mut verified = service.verified(TRADER).await;
-    assert!(account(&pool, &["disable", TRADER]).unwrap().starts_with("the account is disabled; its"));
-    assert_eq!(account(&pool, &["disable", TRADER]).unwrap(), "the account is disabled already");
+    assert!(
+        account(&pool, &["disable", TRADER, "--yes"]).unwrap().starts_with("the account is disabled; its")
+    );
+    assert_eq!(account(&pool, &["disable", TRADER, "--yes"]).unwrap(), "the account is disabled already");
     assert_eq!(service.count("audit_event WHERE what = 'account_disabled'").await, 1);
     assert_eq!(client.refreshes().await.error(), (401, "session_invalid"));
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
@@ -136,11 +137,11 @@ async fn sessions_are_listed_and_ended(pool: PgPool) {
     let listed = account(&pool, &["sessions", TRADER]).unwrap();
     assert_eq!(listed.lines().count(), 3, "{listed}");
     assert!(listed.contains("127.0.0.1") && !listed.contains('\u{1b}'), "{listed}");
-    assert_eq!(account(&pool, &["revoke", TRADER]).unwrap(), "2 sessions have ended");
+    assert_eq!(account(&pool, &["revoke", TRADER, "--yes"]).unwrap(), "2 sessions have ended");
     for client in &clients {
         assert_eq!(client.refreshes().await.error(), (401, "session_invalid"));
     }
-    assert_eq!(account(&pool, &["revoke", TRADER]).unwrap(), "0 sessions have ended");
+    assert_eq!(account(&pool, &["revoke", TRADER, "--yes"]).unwrap(), "0 sessions have ended");
     assert_eq!(service.count("audit_event WHERE what = 'sessions_revoked'").await, 1);
     assert_eq!(account(&pool, &["sessions", TRADER]).unwrap(), "the account has no open session");
     service.stops().await;
@@ -183,7 +184,7 @@ async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
         })
         .await;
     let before = counts(&service).await;
-    let output = account(&pool, &["erase", TRADER]).unwrap();
+    let output = account(&pool, &["erase", TRADER, "--yes"]).unwrap();
     assert_eq!(output, format!("account {id} and all data of its owner are erased"));
     // Both accounts did the same, so that half of each table is left. `throttle` loses only the
     // account's own row: its other rows are keyed by hashes of addresses.
@@ -209,7 +210,7 @@ async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
             > 0
     );
     assert_eq!(
-        account(&pool, &["erase", TRADER]).unwrap_err(),
+        account(&pool, &["erase", TRADER, "--yes"]).unwrap_err(),
         "vos-auth: there is no account with this address or id"
     );
     // To a client, the address is an unknown one.
@@ -248,7 +249,7 @@ async fn no_stored_or_imported_text_controls_the_terminal(pool: PgPool) {
         assert!(output.concat().contains(parts), "{arguments:?}: {output:?}");
         if arguments.contains(&"--json") {
             let shown: Value = serde_json::from_str(&output[0]).unwrap();
-            assert_eq!(shown["traits"]["name"], *control);
+            assert_eq!(shown["account"]["traits"]["name"], *control);
         }
     }
     std::fs::remove_file(file).unwrap();

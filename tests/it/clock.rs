@@ -44,7 +44,7 @@ impl ShiftedClock {
 }
 
 /// The folder of Debian's package depends on the machine.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
     let mut found = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
     found.find(|path| path.exists()).expect("libfaketime is installed: see make test")

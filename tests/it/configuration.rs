@@ -12,8 +12,9 @@ const HEAD: &str = "\
 # Configuration
 
 Every setting is a variable and a flag of the same name: `HTTP_ADDR` is `--http-addr`. The flag overrides the variable, and an empty
-variable counts as unset. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. With a value that cannot be parsed, or is
-out of its bounds, the service does not start: it prints one sentence that names the variable.
+variable counts as unset. A time is written like `500ms`, `30s`, `5min`, `12h` or `365days`. With values that cannot be parsed, or are
+out of their bounds, the service does not start: it prints one sentence for each, which names the variable. `vos-auth config check`
+lists the settings in effect.
 
 Generated from `--help` by `UPDATE_DOCS=1 cargo test --test it -- configuration`; do not edit it by hand.
 ";
@@ -76,7 +77,9 @@ fn reference() -> String {
 }
 
 fn commands(command: &Command, page: &mut String) {
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in
+        command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set())
+    {
         if command.has_subcommands() {
             commands(command, page);
             continue;
@@ -88,8 +91,12 @@ fn commands(command: &Command, page: &mut String) {
             page.push_str("Its settings are those above.\n");
         } else if name == "vos-auth dev" {
             page.push_str(DEV);
+        } else if ["vos-auth config check", "vos-auth doctor"].contains(&name) {
+            page.push_str("It takes the settings of `serve`.\n");
         } else if name.starts_with("vos-auth mail") {
             page.push_str("It takes the settings under Mail and Relays, too.\n");
+        } else if ["vos-auth account show", "vos-auth account limits"].contains(&name) {
+            page.push_str("It takes `ADDRESS_BURST` and `ADDRESS_PER_DAY`, too.\n");
         }
         let of_serve = |argument: &Arg| argument.get_help_heading().is_some();
         let mut own = settings(command).filter(|argument| !of_serve(argument)).peekable();

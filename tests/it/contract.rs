@@ -10,6 +10,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
+use crate::blocklist::{LISTED, filter};
 use crate::harness::client::{Answer, Client};
 use crate::harness::database::{Proxy, Way};
 use crate::harness::raw::Raw;
@@ -31,7 +32,7 @@ const TRADER: &str = "trader.en@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 /// Passwords that are too short, easy to guess, and too long.
-const REFUSED: [&str; 3] = ["short", "passwordpassword", LONG];
+const REFUSED: [&str; 4] = ["short", "passwordpassword", LISTED, LONG];
 const LONG: &str = match str::from_utf8(&[b'x'; 300]) {
     Ok(long) => long,
     Err(_) => unreachable!(),
@@ -229,9 +230,10 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     let listed = examples(&walk.document, listed)[0]["sessions"].clone();
     let [here, elsewhere] = [0, 1].map(|index| listed[index]["devices"][0]["user_agent"].as_str().unwrap());
     let way = Proxy::before(pool).await;
+    let blocklist = format!("--password-blocklist={}", filter(&format!("contract-{language}"), &[LISTED]));
     let settings = ["--network-burst=1000", "--hashing-threads=1", "--hashing-queue=1", "--body-timeout=1s"];
-    let settings = settings.map(str::to_owned);
-    let setup = Setup { settings: settings.into(), database_url: Some(way.url(pool)), ..Setup::default() };
+    let settings = settings.into_iter().chain([blocklist.as_str()]).map(str::to_owned);
+    let setup = Setup { settings: settings.collect(), database_url: Some(way.url(pool)), ..Setup::default() };
     let service = Service::start_with(pool, setup).await;
     service.has_trader(TRADER, PASSWORD).await;
     let visitor =

@@ -348,7 +348,8 @@ async fn s_an_erased_address_keeps_its_buckets(pool: PgPool) {
     service.has_account(TRADER).await;
     while service.client().starts_recovery(TRADER).await.is_code_sent() {}
     let key = throttle::recovery_key(&EmailAddress::parse(TRADER).unwrap(), None);
-    operator(&pool, "erase", TRADER).unwrap();
+    let erase = ["account", "erase", TRADER, "--yes"];
+    assert!(run(&erase, &[("DATABASE_URL", &database::operator_url(&pool))]).status.success());
     let kept = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM throttle WHERE key = $1").bind(&key[..]);
     assert_eq!(kept.fetch_one(&pool).await.unwrap(), 1);
     assert_eq!(service.client().starts_recovery(TRADER).await.error(), (429, "address_throttled"));

@@ -113,8 +113,8 @@ fn fill(node: &mut Value, locale: Locale, shared: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// The body of an error. In the details, `advice` is a password, which is replaced by the policy's
-/// advice for it.
+/// The body of an error. In the details, `advice` is a password, which is replaced by the advice for
+/// it.
 fn body(problem: Problem, details: &Value, locale: Locale) -> Value {
     let mut body = json!({
         "error": problem.code(),
@@ -122,14 +122,18 @@ fn body(problem: Problem, details: &Value, locale: Locale) -> Value {
         "status": status(problem).as_u16(),
     });
     for (name, value) in details.as_object().into_iter().flatten() {
-        body[name] =
-            if name == "advice" { advice(value[0].as_str().unwrap(), locale) } else { value.clone() };
+        body[name] = match (name.as_str(), problem) {
+            ("advice", Problem::PasswordBreached) => json!(locale::breach_advice(locale)),
+            ("advice", _) => advice(value[0].as_str().unwrap(), locale),
+            _ => value.clone(),
+        };
     }
     body
 }
 
 fn advice(typed: &str, locale: Locale) -> Value {
-    let Detail::Advice(warning, suggestions) = Password::new(typed).check(1, &[]).unwrap_err().detail else {
+    let Detail::Advice(warning, suggestions) = Password::new(typed).check(1, &[], None).unwrap_err().detail
+    else {
         panic!("{typed} is not easy to guess");
     };
     let warning = warning.into_iter().map(|warning| locale::warning(warning, locale));

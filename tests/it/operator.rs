@@ -106,8 +106,8 @@ async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
         shown.lines().find(|line| line.starts_with("to ")).unwrap().to_owned()
     };
     assert!(to().contains("trader@example.com"), "{}", to());
-    for command in ["disable", "enable"] {
-        assert!(vos_auth(&["account", command, "trader@example.com"], &environment).2);
+    for command in [&["disable", "--yes"][..], &["enable"]] {
+        assert!(vos_auth(&[&["account"], command, &["trader@example.com"]].concat(), &environment).2);
     }
     assert!(to().contains("no recipient"), "the recovery has ended: {}", to());
     service.stops().await;

@@ -12,14 +12,14 @@ const READ_A_WHOLE_TABLE: [&str; 10] = [
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
     "DELETE FROM throttle WHERE true",
+    "SELECT (SELECT count(*) FROM _sqlx_migrations WHERE version",
+    "SELECT count(*) AS \"sessions!\", count(DISTINCT account_id) AS \"accounts!\" FROM session",
     "SELECT account_id AS \"account_id!\" FROM audit_event WHERE what = 'account_erased'",
     "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
      bouncing_since FROM account WHERE id = $1 OR email = $2",
     "SELECT kind AS \"kind: MailKind\", count(*)",
-    "UPDATE audit_event SET client_ip = NULL, user_agent = NULL WHERE account_id = $1",
     "UPDATE outbox SET next_attempt_at = $1 WHERE kind = 'password_changed'",
     "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END WHERE email = $1",
-    "UPDATE session SET revoked_at = $1 WHERE revoked_at IS NULL AND expires_at > $1",
 ];
 
 /// The statements checked at compile time, with their number of parameters.

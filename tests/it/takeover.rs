@@ -207,7 +207,7 @@ async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
         Round::delete_only(now, &delivered).run(&mut pool.acquire().await.unwrap()).await.unwrap();
     };
     sent(&first).await;
-    outbox::give_up(&pool, &first, "late").await.unwrap();
+    outbox::give_up(&pool, now, &first, "late").await.unwrap();
     outbox::retry_at(&pool, now, &first, "late").await.unwrap();
     assert_eq!(
         service.count("outbox WHERE last_error IS DISTINCT FROM 'late' AND lease_until IS NOT NULL").await,

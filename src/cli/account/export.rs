@@ -1,7 +1,6 @@
 //! `vos-auth account export`: writes accounts to a file, or changes back to Kratos.
 
-use std::convert::Infallible;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,10 +8,9 @@ use clap::Args;
 use humantime::format_duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_util::sync::CancellationToken;
 
+use super::super::progress::{Progress, announce_stop};
 use super::super::{Failure, connect, stop_signal};
-use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
@@ -23,7 +21,7 @@ use crate::transfer::kratos::{AdminUrl, Kratos};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ExportArguments {
-    /// The file, readable only by its owner. Default: standard output
+    /// The file, readable only by its owner. Default: standard output, unless that is a terminal
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// Write changes back to a running Kratos instead: the base URL of its admin API, such as
@@ -88,7 +86,7 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
     let stop = stop_signal()?;
     let (carried, done) = tokio::select! {
         done = export::kratos::run(&mut connection, now, &kratos, &settings, &stop, report) => done,
-        never = announce_stop(&stop) => match never {},
+        never = announce_stop(&stop, "stopping as soon as Kratos has answered") => match never {},
     };
     summary(&carried, &settings).lines().for_each(terminal::line);
     done?;
@@ -101,13 +99,6 @@ pub(super) async fn export(arguments: ExportArguments) -> Result<(), Failure> {
         .into());
     }
     Ok(())
-}
-
-/// Says that the command stops, because it first waits for the answer to a PUT that was sent.
-async fn announce_stop(stop: &CancellationToken) -> Infallible {
-    stop.cancelled().await;
-    terminal::error_line("stopping as soon as Kratos has answered");
-    std::future::pending().await
 }
 
 fn summary(carried: &ExportReport, settings: &KratosExport) -> String {
@@ -126,15 +117,51 @@ fn summary(carried: &ExportReport, settings: &KratosExport) -> String {
 }
 
 async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
+    const TO_TERMINAL: &str = "an export contains password hashes, which a terminal would show and keep: write it to a file \
+                               with --out PATH, or pipe it";
     let mut connection = connect().await?;
     let file: Box<dyn Write> = match &out {
-        Some(path) => Box::new(
-            create_private_file(path)
-                .map_err(|why| format!("{} cannot be written: {why}", path.display()))?,
-        ),
-        None => Box::new(std::io::stdout()),
+        Some(path) => {
+            let file = create_private_file(path)
+                .map_err(|why| format!("{} cannot be written: {why}", path.display()))?;
+            // Such as /dev/stdout.
+            if file.is_terminal() {
+                return Err(TO_TERMINAL.into());
+            }
+            Box::new(file)
+        }
+        None if io::stdout().is_terminal() => return Err(TO_TERMINAL.into()),
+        None => Box::new(io::stdout()),
     };
-    let count = export::run(&mut connection, Clock::system().now(), &mut BufWriter::new(file)).await?;
+    let mut lines = CountedLines { out: BufWriter::new(file), lines: 0, progress: Progress::begin() };
+    let stop = stop_signal()?;
+    let count = tokio::select! {
+        done = export::run(&mut connection, Clock::system().now(), &mut lines) => done?,
+        () = stop.cancelled() => {
+            return Err("stopped; what was written is incomplete: run the same export again".into());
+        }
+    };
     terminal::error_line(format_args!("{count} accounts are exported, with their password hashes"));
     Ok(())
+}
+
+/// A writer that reports how many lines it has written.
+struct CountedLines<W> {
+    out: W,
+    lines: u64,
+    progress: Progress,
+}
+
+impl<W: Write> Write for CountedLines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        let lines = bytes[..written].split(|byte| *byte == b'\n').count() - 1;
+        self.lines += lines as u64;
+        self.progress.report(self.lines, |rate| format!("{} accounts, {rate} a second", self.lines));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use humantime::format_duration;
 
+use super::super::progress::Progress;
 use super::super::{Failure, connect, stop_signal};
-use super::progress::Progress;
 use crate::clock::Clock;
 use crate::config;
 use crate::terminal;
@@ -36,6 +36,11 @@ pub(in crate::cli) struct ImportArguments {
     /// FILE.refused.ndjson, or kratos.refused.ndjson
     #[arg(long, value_name = "PATH")]
     refused: Option<PathBuf>,
+    /// The file that lists, with id and line number, of which records the import leaves something
+    /// behind, such as second factors. Default: FILE.left-behind.ndjson, or
+    /// kratos.left-behind.ndjson
+    #[arg(long, value_name = "PATH")]
+    left_behind: Option<PathBuf>,
     /// Read everything, print what would be done, and write nothing to the database
     #[arg(long)]
     dry_run: bool,
@@ -105,26 +110,38 @@ fn settings(arguments: ImportArguments) -> Result<Import, Failure> {
         page_size,
         plain_http,
         refused,
+        left_behind,
         dry_run,
         email_path,
         locale_path,
         hashing_memory_kib,
         ..
     } = arguments;
-    let (source, default) = match (file, from_kratos) {
+    let (source, name) = match (file, from_kratos) {
         (_, Some(url)) => {
             let kratos = Kratos::new(url, plain_http, config::kratos_authorization()?.as_deref())?;
-            (ImportSource::Kratos(Box::new(kratos), page_size), "kratos.refused.ndjson".into())
+            (ImportSource::Kratos(Box::new(kratos), page_size), PathBuf::from("kratos"))
         }
         (file, None) => {
             let file = file.unwrap_or_default();
-            let mut default = file.clone().into_os_string();
-            default.push(".refused.ndjson");
-            (ImportSource::File(file), default.into())
+            (ImportSource::File(file.clone()), file)
         }
     };
-    let paths = Paths { email: email_path, locale: locale_path };
-    Ok(Import { source, refused: refused.unwrap_or(default), paths, hashing_memory_kib, dry_run })
+    let list = |path: Option<PathBuf>, kind: &str| {
+        path.unwrap_or_else(|| {
+            let mut name = name.clone().into_os_string();
+            name.push(format!(".{kind}.ndjson"));
+            name.into()
+        })
+    };
+    Ok(Import {
+        refused: list(refused, "refused"),
+        left_behind: list(left_behind, "left-behind"),
+        source,
+        paths: Paths { email: email_path, locale: locale_path },
+        hashing_memory_kib,
+        dry_run,
+    })
 }
 
 fn not_ascii(count: u64) -> String {
@@ -175,6 +192,11 @@ fn summary(report: &ImportReport, import: &Import) -> String {
             "accounts without a password, which their owners must recover by email: {}",
             left_out.join(", ")
         ));
+    }
+    if !report.left_behind.is_empty() {
+        lines.push(format!("left behind, as {} lists for each record:", import.left_behind.display()));
+        let kinds = report.left_behind.iter();
+        lines.extend(kinds.map(|(kind, count)| format!("  {count} {}", kind.description())));
     }
     if report.passwords.is_empty() && report.without_password > 0 {
         lines.push(

@@ -1,29 +1,39 @@
 //! `vos-auth account`: an operator's commands on accounts.
 
+mod end;
 mod export;
+mod history;
 mod import;
-mod progress;
+mod limits;
+mod list;
 mod show;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-use super::{Failure, connect};
+use super::confirm::Confirmation;
+use super::{Failure, connect, password_from_stdin, print_json};
 use crate::account::record::{self, Name, Record};
 use crate::account::{self, Account, NewAccount};
+use crate::admin::inspect::overview;
 use crate::admin::{self, EmailSet, Unblocked};
 use crate::audit::{self, Event};
-use crate::clock::Clock;
-use crate::config::{self, Origin, TICKET_LIFETIME};
+use crate::clock::{Clock, rfc3339};
+use crate::config::{self, AddressLimitSettings, Origin, TICKET_LIFETIME};
 use crate::email_address::EmailAddress;
 use crate::error::Error;
 use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
+use crate::password::blocklist::Blocklist;
 use crate::password::{self, Password};
+use crate::throttle::RateLimit;
 use crate::{session, terminal};
+
+const UNKNOWN: &str = "there is no account with this address or id";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -43,6 +53,9 @@ pub(super) enum AccountCommand {
         /// The setting of `serve`: the minimum length of a new password in characters
         #[arg(long, env, default_value = "15", value_parser = config::password_min_chars())]
         password_min_chars: u16,
+        /// The setting of `serve`: the filter of passwords known from breaches
+        #[arg(long, env)]
+        password_blocklist: Option<PathBuf>,
     },
     /// Import the accounts of another system: from a running Ory Kratos, a file of its identities,
     /// or a CSV file. Can be interrupted and run again; an account that has been used here since
@@ -51,18 +64,31 @@ pub(super) enum AccountCommand {
     /// Export all accounts in the format of Ory Kratos, one JSON object a line, with password
     /// hashes; or write changes back to a running Kratos
     Export(export::ExportArguments),
-    /// Show an account
+    /// List accounts, the oldest first
+    List(list::Page),
+    /// Find accounts by address, by the beginning of an address, by id, or by the id that another
+    /// system has for them
+    Find(list::Find),
+    /// Show an account: state, sessions, pending recoveries, rate limits that were drawn on, and what
+    /// became of its emails
     Show {
         #[command(flatten)]
         account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
+        #[command(flatten)]
+        limits: AddressLimitSettings,
         /// Print JSON, for programs
         #[arg(long)]
         json: bool,
     },
     /// Disable an account: its sessions and pending recoveries end, and its owner cannot sign in
-    Disable(AccountArgument),
+    Disable {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// Make a disabled account active again
     Enable(AccountArgument),
     /// Change the address of an account. Its pending recoveries end, its sessions continue, and no
@@ -79,14 +105,32 @@ pub(super) enum AccountCommand {
         account: AccountArgument,
         #[command(flatten)]
         idle: Idle,
+        /// Print a JSON object on each line, for programs
+        #[arg(long)]
+        json: bool,
     },
+    /// List the audit events of an account, the newest first. Those of an erased account are found by
+    /// its id
+    History(history::History),
+    /// Show what is left of the rate limits of an address
+    Limits(limits::Limits),
     /// End every session of an account. Its JWTs stay valid for at most 10 minutes
-    Revoke(AccountArgument),
+    Revoke {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// End every session of every account, after the database was restored from a backup and before
-    /// `serve` is started
-    RevokeAll,
+    /// `serve` is started. Can be interrupted and run again
+    RevokeAll(Confirmation),
     /// Delete an account and all data of its owner permanently. Audit events keep only its id
-    Erase(AccountArgument),
+    Erase {
+        #[command(flatten)]
+        account: AccountArgument,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
     /// Reset the rate limits of an address after an attacker has exhausted them: recoveries, failed
     /// logins, new browsers. At most 3 times in 24 hours
     Unblock {
@@ -120,28 +164,46 @@ pub(super) struct Idle {
 
 pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
     match command {
-        AccountCommand::Create { email, locale, traits, password_stdin, password_min_chars } => {
-            create(&email, locale, &traits, password_stdin.then_some(password_min_chars)).await
+        AccountCommand::Create {
+            email,
+            locale,
+            traits,
+            password_stdin,
+            password_min_chars,
+            password_blocklist,
+        } => {
+            let policy = password_stdin.then_some((password_min_chars, password_blocklist.as_deref()));
+            create(&email, locale, &traits, policy).await
         }
         AccountCommand::Import(arguments) => import::import(arguments).await,
         AccountCommand::Export(arguments) => export::export(arguments).await,
-        AccountCommand::Show { account, idle, json } => {
+        AccountCommand::List(page) => list::list(&page).await,
+        AccountCommand::Find(find) => list::find(find).await,
+        AccountCommand::Show { account, idle, limits, json } => {
             let (mut connection, account) = account.find().await?;
-            show::show(&mut connection, Clock::system().now(), idle.session_idle, &account, json).await
+            let (now, limit) = (Clock::system().now(), RateLimit::for_address(&limits));
+            let overview = overview(&mut connection, now, &account, idle.session_idle, limit);
+            let overview = overview.await?.ok_or(UNKNOWN)?;
+            if json {
+                return print_json(&overview);
+            }
+            show::show(&overview);
+            Ok(())
         }
-        AccountCommand::Disable(account) => set_active(&account, false).await,
-        AccountCommand::Enable(account) => set_active(&account, true).await,
+        AccountCommand::Disable { account, confirmation } => end::disable(&account, confirmation).await,
+        AccountCommand::Enable(account) => enable(&account).await,
         AccountCommand::SetEmail { account, new } => set_email(&account, &new).await,
-        AccountCommand::Sessions { account, idle } => {
+        AccountCommand::Sessions { account, idle, json } => {
             let (mut connection, account) = account.find().await?;
             let now = Clock::system().now();
             let sessions = session::list_open(&mut connection, now, idle.session_idle, account.id).await?;
-            show::print_sessions(&sessions);
-            Ok(())
+            show::print_sessions(&sessions, json)
         }
-        AccountCommand::Revoke(account) => revoke(&account).await,
-        AccountCommand::RevokeAll => revoke_all().await,
-        AccountCommand::Erase(account) => erase(&account).await,
+        AccountCommand::History(history) => history::history(&history).await,
+        AccountCommand::Limits(limits) => limits::limits(&limits).await,
+        AccountCommand::Revoke { account, confirmation } => end::revoke(&account, confirmation).await,
+        AccountCommand::RevokeAll(confirmation) => end::revoke_all(confirmation).await,
+        AccountCommand::Erase { account, confirmation } => end::erase(&account, confirmation).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
         AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
     }
@@ -151,12 +213,12 @@ async fn create(
     email: &str,
     locale: Option<Locale>,
     traits: &str,
-    min_chars: Option<u16>,
+    policy: Option<(u16, Option<&Path>)>,
 ) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     let traits: Map<String, Value> =
         serde_json::from_str(traits).map_err(|error| format!("--traits is not a JSON object: {error}"))?;
-    let password = min_chars.map(|min_chars| read_password(min_chars, &email)).transpose()?;
+    let password = policy.map(|policy| read_password(policy, &email)).transpose()?;
     let mut connection = connect().await?;
     let new = NewAccount { email, locale, traits, password };
     let id = account::create(&mut connection, Clock::system().now(), new).await?;
@@ -164,37 +226,35 @@ async fn create(
     Ok(())
 }
 
-fn read_password(min_chars: u16, email: &EmailAddress) -> Result<Password, Failure> {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
-    let typed = line.trim_end_matches(['\r', '\n']);
-    if typed.is_empty() {
-        return Err("--password-stdin found no password on standard input".into());
-    }
-    let password = Password::new(typed);
+fn read_password(
+    (min_chars, blocklist): (u16, Option<&Path>),
+    email: &EmailAddress,
+) -> Result<Password, Failure> {
+    let password = password_from_stdin()?;
+    let blocklist = blocklist.map(|path| Blocklist::read_for(path, &password)).transpose()?;
     let refused = |error: Error| locale::message(error.problem, Locale::En);
-    password.check(min_chars, &password::context(email.as_str(), &[])).map_err(refused)?;
+    let context = password::context(email.as_str(), &[]);
+    password.check(min_chars, &context, blocklist.as_ref()).map_err(refused)?;
     Ok(password)
 }
 
 impl AccountArgument {
+    fn name(&self) -> Result<Name, Failure> {
+        Ok(self.account.parse()?)
+    }
+
     async fn find(&self) -> Result<(PgConnection, Record), Failure> {
-        let name: Name = self.account.parse()?;
+        let name = self.name()?;
         let mut connection = connect().await?;
         let account = record::find(&mut connection, &name).await?;
-        Ok((connection, account.ok_or("there is no account with this address or id")?))
+        Ok((connection, account.ok_or(UNKNOWN)?))
     }
 }
 
-async fn set_active(argument: &AccountArgument, active: bool) -> Result<(), Failure> {
+async fn enable(argument: &AccountArgument) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, active).await?;
-    terminal::line(match (active, changed) {
-        (true, true) => "the account is active again",
-        (true, false) => "the account is active already",
-        (false, true) => "the account is disabled; its sessions and pending recoveries have ended",
-        (false, false) => "the account is disabled already",
-    });
+    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, true).await?;
+    terminal::line(if changed { "the account is active again" } else { "the account is active already" });
     Ok(())
 }
 
@@ -212,26 +272,6 @@ async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure>
     Ok(())
 }
 
-async fn revoke(argument: &AccountArgument) -> Result<(), Failure> {
-    let (mut connection, account) = argument.find().await?;
-    let ended = admin::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
-    terminal::line(format_args!("{ended} sessions have ended"));
-    Ok(())
-}
-
-async fn revoke_all() -> Result<(), Failure> {
-    let ended = admin::revoke_all_sessions(&mut connect().await?, Clock::system().now()).await?;
-    terminal::line(format_args!("{ended} sessions have ended"));
-    Ok(())
-}
-
-async fn erase(argument: &AccountArgument) -> Result<(), Failure> {
-    let (mut connection, account) = argument.find().await?;
-    admin::erase(&mut connection, Clock::system().now(), account.id).await?;
-    terminal::line(format_args!("account {} and all data of its owner are erased", account.id));
-    Ok(())
-}
-
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
     match admin::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
@@ -239,7 +279,7 @@ async fn unblock(email: &str) -> Result<(), Failure> {
             terminal::line(format_args!("{filled} rate limits of this address are reset"));
         }
         Unblocked::NotBefore(at) => {
-            let at = at.truncate_to_second();
+            let at = rfc3339(at);
             return Err(format!(
                 "this address was unblocked 3 times in 24 hours; it can be unblocked again after {at}"
             )

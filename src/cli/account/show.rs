@@ -1,86 +1,82 @@
-//! `vos-auth account show` and `sessions`: print the stored data of an account, without its
+//! `vos-auth account show` and `sessions`: print an account and what belongs to it, without its
 //! password hash.
 
-use std::time::Duration;
-
-use serde_json::json;
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::super::Failure;
-use crate::account::record::Record;
-use crate::password::StoredHash;
-use crate::session::{self, Session};
+use super::super::{Failure, print_json};
+use crate::admin::inspect::{AccountView, Overview, SeenMail};
+use crate::clock::rfc3339;
+use crate::mail::message::MailKind;
+use crate::recovery::inspect::SeenRecovery;
+use crate::session::Session;
 use crate::terminal;
+use crate::throttle::inspect::Level;
 
-pub(super) async fn show(
-    connection: &mut PgConnection,
-    now: OffsetDateTime,
-    idle: Duration,
-    account: &Record,
-    as_json: bool,
-) -> Result<(), Failure> {
-    let sessions = session::list_open(connection, now, idle, account.id).await?.len();
-    let password = match account.password_hash.as_deref().map(StoredHash::parse) {
+pub(super) fn show(overview: &Overview) {
+    let Overview { account, sessions, recoveries, limits, mails } = overview;
+    let AccountView { id, email, state, locale, traits, password, .. } = account;
+    let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".into(), rfc3339);
+    let password = match password {
         None => "none: the owner must recover it by email",
-        Some(Ok(stored)) => stored.kind(),
-        Some(Err(_)) => "unusable: the owner must recover it by email",
+        Some("unusable") => "unusable: the owner must recover it by email",
+        Some(kind) => kind,
     };
-    let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".into(), |at| at.to_string());
-    if as_json {
-        let shown = json!({
-            "id": account.id,
-            "email": account.email,
-            "state": account.state,
-            "locale": account.locale,
-            "traits": account.traits,
-            "password": account.password_hash.as_ref().map(|_| password),
-            "password_changed_at": account.password_changed_at.map(rfc3339),
-            "created_at": rfc3339(account.created_at),
-            "updated_at": rfc3339(account.updated_at),
-            "imported_at": account.imported_at.map(rfc3339),
-            "bouncing_since": account.bouncing_since.map(rfc3339),
-            "sessions": sessions,
-        });
-        terminal::line(shown);
-        return Ok(());
-    }
-    let lines = [
-        ("id", account.id.to_string()),
-        ("email", account.email.clone()),
-        ("state", account.state.clone()),
-        ("language", account.locale.clone().unwrap_or_else(|| "chosen by each request".into())),
-        ("traits", account.traits.to_string()),
+    let facts = [
+        ("id", id.to_string()),
+        ("email", email.clone()),
+        ("state", state.clone()),
+        ("language", locale.clone().unwrap_or_else(|| "chosen by each request".into())),
+        ("traits", traits.to_string()),
         ("password", password.into()),
         ("set", time(account.password_changed_at)),
-        ("created", time(Some(account.created_at))),
-        ("changed", time(Some(account.updated_at))),
+        ("created", rfc3339(account.created_at)),
+        ("changed", rfc3339(account.updated_at)),
         ("imported", time(account.imported_at)),
         ("bouncing", time(account.bouncing_since)),
-        ("sessions", sessions.to_string()),
+        ("sessions", sessions.len().to_string()),
     ];
-    for (name, value) in lines {
+    let recoveries = recoveries.iter().map(|recovery| ("recovery", recovery_line(recovery)));
+    let limits = limits.iter().filter(|level| !level.is_full()).map(|level| ("limit", limit_line(level)));
+    let mails = mails.iter().map(|mail| ("mail", mail_line(mail)));
+    for (name, value) in facts.into_iter().chain(recoveries).chain(limits).chain(mails) {
         terminal::line(format_args!("{name:9} {value}"));
     }
-    Ok(())
 }
 
-fn rfc3339(at: OffsetDateTime) -> String {
-    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+fn recovery_line(recovery: &SeenRecovery) -> String {
+    let SeenRecovery { state, created_at, expires_at, attempts_left, .. } = recovery;
+    let (created, expires) = (rfc3339(*created_at), rfc3339(*expires_at));
+    format!("{state}, started {created}, expires {expires}, {attempts_left} attempts left")
 }
 
-pub(super) fn print_sessions(sessions: &[Session]) {
+fn limit_line(level: &Level) -> String {
+    let Level { name, capacity, left, full_at } = level;
+    format!("{}, {left} of {capacity} left, full at {}", <&str>::from(name), rfc3339(*full_at))
+}
+
+fn mail_line(mail: &SeenMail) -> String {
+    let SeenMail { kind, state, at, attempts, last_error } = mail;
+    let kind = kind.map_or("-", |kind: MailKind| <&str>::from(kind));
+    let attempts = attempts.map(|attempts| format!(", {attempts} attempts")).unwrap_or_default();
+    let error = last_error.as_ref().map(|error| format!(", last error {error}")).unwrap_or_default();
+    format!("{kind} {state} {}{attempts}{error}", rfc3339(*at))
+}
+
+pub(super) fn print_sessions(sessions: &[Session], as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return sessions.iter().try_for_each(print_json);
+    }
     if sessions.is_empty() {
         terminal::line("the account has no open session");
-        return;
+        return Ok(());
     }
     terminal::line(format_args!(
         "{:36}  {:20}  {:20}  {:20}  {:15}  DEVICE",
         "ID", "SIGNED IN", "LAST SEEN", "ENDS", "ADDRESS"
     ));
     for session in sessions {
-        let [signed_in, last_seen, ends] = [session.authenticated_at, session.last_seen_at, session.ends_at]
-            .map(|at| rfc3339(at.truncate_to_second()));
+        let [signed_in, last_seen, ends] =
+            [session.authenticated_at, session.last_seen_at, session.ends_at].map(rfc3339);
         let device = &session.user_agent;
         terminal::line(format_args!(
             "{}  {signed_in:20}  {last_seen:20}  {ends:20}  {:15}  {device}",
@@ -88,4 +84,5 @@ pub(super) fn print_sessions(sessions: &[Session]) {
             session.client_ip.to_string()
         ));
     }
+    Ok(())
 }

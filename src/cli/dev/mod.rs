@@ -87,7 +87,7 @@ pub async fn run(
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
         smtp_oauth: OauthSecrets::default(),
     };
-    let (app, courier) = App::new(config, &secrets, Clock::system(), limits)?;
+    let (app, courier) = App::new(config, secrets, Clock::system(), limits)?;
     let server = Server::bind(app, courier)?;
     println!("{}", welcome(port, server.metrics_address()?, limits));
     Ok(server.run_with(routes(mailbox), stop).await?)

@@ -17,7 +17,7 @@ use crate::account::record::{self, Record};
 use crate::audit::{self, Changes};
 use crate::database::cause;
 use crate::transfer::import::identity::JsonPath;
-use crate::transfer::import::{RefusalList, Unwritable};
+use crate::transfer::import::{RecordList, Unwritable};
 use crate::transfer::kratos::{Kratos, KratosError};
 
 /// The number of accounts in memory at once.
@@ -99,7 +99,7 @@ async fn export(
     report: &mut ExportReport,
     mut progress: impl FnMut(&ExportReport),
 ) -> Result<(), KratosExportError> {
-    let mut list = RefusalList::create(&options.failed)?;
+    let mut list = RecordList::create(&options.failed)?;
     let changes = audit::changed_since(&mut *connection, options.since).await?;
     report.changed = changes.len() as u64;
     progress(report);
@@ -131,12 +131,12 @@ async fn export(
                 }
                 Err(failed) => {
                     report.failed += 1;
-                    list.write(None, Some(id), &failed.to_string())?;
+                    list.refused(None, Some(id), &failed.to_string())?;
                 }
                 Ok(Exported { written, newer_in_kratos }) => {
                     if let Some(reason) = newer_in_kratos {
                         report.newer_in_kratos += 1;
-                        list.write(None, Some(id), reason)?;
+                        list.refused(None, Some(id), reason)?;
                     }
                     report.written += u64::from(written);
                     report.same += u64::from(!written && newer_in_kratos.is_none());

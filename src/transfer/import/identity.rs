@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::left_behind::{self, LeftBehind};
 use crate::account::import::Incoming;
 use crate::account::record::Record;
 use crate::email_address::EmailAddress;
@@ -62,6 +63,8 @@ pub struct ImportedIdentity {
     pub new: Incoming,
     /// Its password, or why that is unusable; `None` if it has none.
     pub password: Option<Result<StoredHash, Unusable>>,
+    /// What is not imported.
+    pub left_behind: Vec<LeftBehind>,
 }
 
 /// Why a record is refused.
@@ -82,7 +85,7 @@ pub fn from_json(text: &str, paths: &Paths) -> Result<ImportedIdentity, Refusal>
     let refused = |reason| Refusal { id, reason };
     let traits = identity.get("traits").and_then(Value::as_object).ok_or(refused("it has no traits"))?;
     let email = paths.email.text(&identity).ok_or(refused("it has no email at IMPORT_EMAIL_PATH"))?;
-    Fields {
+    let imported = Fields {
         email,
         state: text("/state"),
         locale: paths.locale.text(&identity),
@@ -91,7 +94,9 @@ pub fn from_json(text: &str, paths: &Paths) -> Result<ImportedIdentity, Refusal>
         created_at: text("/created_at"),
     }
     .identity(id, traits.clone())
-    .map_err(refused)
+    .map_err(refused)?;
+    let left_behind = left_behind::of(&identity, &imported.new.email, paths);
+    Ok(ImportedIdentity { left_behind, ..imported })
 }
 
 /// Converts an account to an identity.
@@ -131,15 +136,15 @@ impl CsvColumns {
     ///
     /// A sentence, if a column is unknown or the email column is missing.
     pub fn of(headers: &csv::StringRecord) -> Result<Self, String> {
-        let known = || Self::NAMES.join(", ");
-        let unknown = headers.iter().find(|header| !Self::NAMES.contains(header));
-        if let Some(unknown) = unknown {
-            return Err(format!("the column {unknown:?} is unknown; the columns are {}", known()));
-        }
+        let known = Self::NAMES.join(", ");
         let columns = Self::NAMES.map(|name| headers.iter().position(|header| header == name));
-        match columns[0] {
-            Some(_) => Ok(Self(columns)),
-            None => Err(format!("there is no column email; the columns are {}", known())),
+        // Without it, the first line may be a record, of which nothing is quoted.
+        if columns[0].is_none() {
+            return Err(format!("there is no column email; the columns are {known}"));
+        }
+        match headers.iter().find(|header| !Self::NAMES.contains(header)) {
+            None => Ok(Self(columns)),
+            Some(unknown) => Err(format!("the column {unknown:?} is unknown; the columns are {known}")),
         }
     }
 
@@ -209,7 +214,7 @@ impl Fields<'_> {
             password_hash: kept,
             created_at,
         };
-        Ok(ImportedIdentity { new, password: stored.map(|(_, stored)| stored) })
+        Ok(ImportedIdentity { new, password: stored.map(|(_, stored)| stored), left_behind: Vec::new() })
     }
 }
 
@@ -263,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_identity_becomes_an_account() {
-        let ImportedIdentity { new, password } = read(&[]).unwrap();
+        let ImportedIdentity { new, password, .. } = read(&[]).unwrap();
         assert_eq!(new.id.unwrap().to_string(), ID);
         assert_eq!(new.email.as_str(), "trader@example.com");
         assert!(new.active);
@@ -284,7 +289,7 @@ mod tests {
             ("$2b$04$short", Some(Unusable::Broken)),
             ("", None),
         ] {
-            let ImportedIdentity { new, password } = read(&[(hash, text.into())]).unwrap();
+            let ImportedIdentity { new, password, .. } = read(&[(hash, text.into())]).unwrap();
             assert_eq!((new.password_hash, new.password_changed_at), (None, None), "{text}");
             assert_eq!(password.map(|password| password.unwrap_err()), found, "{text}");
         }

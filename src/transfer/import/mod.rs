@@ -6,8 +6,9 @@
 //! determines what happens to it.
 
 pub mod identity;
+mod left_behind;
 mod pages;
-mod refused;
+mod record_list;
 mod source;
 
 use std::collections::{BTreeMap, HashSet};
@@ -26,8 +27,9 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use self::identity::Paths;
-pub use self::refused::Unwritable;
-pub(crate) use self::refused::{RefusalList, create_private_file};
+pub use self::left_behind::LeftBehind;
+pub use self::record_list::Unwritable;
+pub(crate) use self::record_list::{RecordList, create_private_file};
 use self::source::SourceRecord;
 use crate::account::import::{ImportOutcome, Incoming, import};
 use crate::audit;
@@ -46,6 +48,8 @@ pub struct Import {
     pub source: ImportSource,
     /// The list of refused records, each with the reason and, if it is from a file, its line.
     pub refused: PathBuf,
+    /// The list of imported records of which something is left behind, each with the kinds of that.
+    pub left_behind: PathBuf,
     /// The paths of values in an identity.
     pub paths: Paths,
     /// The memory that a hash may take, in KiB: the setting of `serve`.
@@ -84,7 +88,7 @@ pub enum ImportError {
         /// Why.
         why: io::Error,
     },
-    /// The list of refused records cannot be written.
+    /// A list of records cannot be written.
     #[error(transparent)]
     Unwritable(#[from] Unwritable),
     /// An error of PostgreSQL, shown without its details.
@@ -124,19 +128,29 @@ pub struct ImportReport {
     pub unknown: u64,
     /// Accounts whose record has no password.
     pub without_password: u64,
+    /// Accounts of whose records something is left behind, by kind.
+    pub left_behind: BTreeMap<LeftBehind, u64>,
     /// The part of the file that was read, in percent; `None` if its length is unknown.
     pub percent: Option<u64>,
     slowest: SlowestHashes,
 }
 
 impl ImportReport {
-    fn count(&mut self, outcome: ImportOutcome, password: Option<Result<StoredHash, Unusable>>) {
+    fn count(
+        &mut self,
+        outcome: ImportOutcome,
+        password: Option<Result<StoredHash, Unusable>>,
+        left_behind: &[LeftBehind],
+    ) {
         match outcome {
             ImportOutcome::Created => self.created += 1,
             ImportOutcome::Updated => self.updated += 1,
             ImportOutcome::Unchanged => self.unchanged += 1,
             ImportOutcome::Kept => self.kept += 1,
             ImportOutcome::OtherEmail | ImportOutcome::OtherId => return self.refused += 1,
+        }
+        for kind in left_behind {
+            *self.left_behind.entry(*kind).or_default() += 1;
         }
         match password {
             None => self.without_password += 1,
@@ -184,7 +198,8 @@ async fn write(
 ) -> Result<(), ImportError> {
     let unreadable = |why| ImportError::Unreadable { from: options.source.to_string(), why };
     let OpenSource { input, length, fetching } = open(&options.source).map_err(unreadable)?;
-    let mut refusals = RefusalList::create(&options.refused)?;
+    let mut refusals = RecordList::create(&options.refused)?;
+    let mut incomplete = RecordList::create(&options.left_behind)?;
     // A plan from when the table was empty must not scan it once it has a million rows.
     connection.execute("SET enable_seqscan = off").await?;
     if !options.dry_run {
@@ -204,13 +219,15 @@ async fn write(
         report.percent = (read.load(Ordering::Relaxed) * 100).checked_div(length);
         for part in distinct(options, records, &erased, &mut refusals, report)? {
             let (new, others): (Vec<_>, Vec<_>) =
-                part.into_iter().map(|one| (one.new, (one.line, one.password))).unzip();
+                part.into_iter().map(|one| (one.new, (one.line, one.password, one.left_behind))).unzip();
             let outcomes = import(connection, clock.now(), &new, options.dry_run).await?;
-            for ((outcome, new), (line, password)) in outcomes.into_iter().zip(new).zip(others) {
+            for ((outcome, new), (line, password, left_behind)) in outcomes.into_iter().zip(new).zip(others) {
                 if let Some(reason) = refusal(outcome) {
-                    refusals.write(options.line(line), new.id, reason)?;
+                    refusals.refused(options.line(line), new.id, reason)?;
+                } else if !left_behind.is_empty() {
+                    incomplete.incomplete(options.line(line), new.id, &left_behind)?;
                 }
-                report.count(outcome, password);
+                report.count(outcome, password, &left_behind);
             }
         }
         progress(report);
@@ -221,6 +238,7 @@ async fn write(
     // The channel is closed, so the thread has ended; `join` tells whether it panicked.
     reading.join().map_err(|_| unreadable(io::Error::other("the reading thread panicked")))?;
     drop(fetching);
+    incomplete.finish()?;
     Ok(refusals.finish()?)
 }
 
@@ -258,6 +276,7 @@ struct ValidRecord {
     line: u64,
     new: Incoming,
     password: Option<Result<StoredHash, Unusable>>,
+    left_behind: Vec<LeftBehind>,
 }
 
 /// The records that are not refused, split so that no part has an id or address twice: a later
@@ -266,7 +285,7 @@ fn distinct(
     options: &Import,
     records: Vec<SourceRecord>,
     erased: &HashSet<Uuid>,
-    refusals: &mut RefusalList,
+    refusals: &mut RecordList,
     report: &mut ImportReport,
 ) -> Result<Vec<Vec<ValidRecord>>, ImportError> {
     let mut parts = vec![Vec::new()];
@@ -278,12 +297,12 @@ fn distinct(
             }
             read => read,
         };
-        let identity::ImportedIdentity { mut new, password } = match found {
+        let identity::ImportedIdentity { mut new, password, left_behind } = match found {
             Ok(found) => found,
             Err(refusal) => {
                 report.refused += 1;
                 report.not_ascii += u64::from(refusal.reason == identity::NOT_ASCII);
-                refusals.write(options.line(line), refusal.id, refusal.reason)?;
+                refusals.refused(options.line(line), refusal.id, refusal.reason)?;
                 continue;
             }
         };
@@ -299,7 +318,12 @@ fn distinct(
         }
         ids.extend(new.id);
         emails.insert(new.email.clone());
-        parts.last_mut().expect("parts is never empty").push(ValidRecord { line, new, password });
+        parts.last_mut().expect("parts is never empty").push(ValidRecord {
+            line,
+            new,
+            password,
+            left_behind,
+        });
     }
     Ok(parts)
 }

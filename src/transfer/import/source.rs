@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Sender;
 
@@ -31,20 +32,31 @@ type Batches = Sender<io::Result<Vec<SourceRecord>>>;
 /// sent last.
 pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU64, batches: &Batches) {
     let position = Rc::<Position>::default();
-    let mut input =
-        Input { file: BufReader::with_capacity(1 << 16, from), position: Rc::clone(&position), counter };
-    let mut records = Records { batch: Vec::new(), octets: 0, position, batches };
-    let done = match input.first() {
-        Ok(Some(b'[')) => arrays(input, paths, &mut records),
-        Ok(Some(b'{')) => lines(input, paths, &mut records),
-        Ok(Some(_)) => csv(input, &mut records),
-        Ok(None) => Err(io::Error::other("it is empty")),
-        Err(error) => Err(error),
-    };
+    let mut records = Records { batch: Vec::new(), octets: 0, position: Rc::clone(&position), batches };
+    let done = without_mark(from).and_then(|from| {
+        let mut input = Input { file: BufReader::with_capacity(1 << 16, from), position, counter };
+        match input.first()? {
+            Some(b'[') => arrays(input, paths, &mut records),
+            Some(b'{') => lines(input, paths, &mut records),
+            Some(_) => csv(input, &mut records),
+            None => Err(io::Error::other("it is empty")),
+        }
+    });
     // Records from before an error are imported, too.
     let sent = records.send();
     if let (Err(error), Ok(())) = (done, sent) {
         let _ = batches.blocking_send(Err(error));
+    }
+}
+
+/// Skips the byte order mark that some editors and shells write before UTF-8.
+fn without_mark(mut from: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
+    let mut begin = Vec::new();
+    from.by_ref().take(3).read_to_end(&mut begin)?;
+    match begin.as_slice() {
+        b"\xEF\xBB\xBF" => Ok(from),
+        [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..] => Err(io::Error::other("it is UTF-16: save it as UTF-8")),
+        _ => Ok(Box::new(io::Cursor::new(begin).chain(from))),
     }
 }
 
@@ -163,7 +175,7 @@ fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Resu
 fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
     let mut json = serde_json::Deserializer::from_reader(input);
     loop {
-        Elements { paths, records }.deserialize(&mut json)?;
+        Elements { paths, records }.deserialize(&mut json).map_err(unquoted)?;
         // Send a page before waiting for the next one.
         records.send()?;
         match json.end() {
@@ -171,6 +183,18 @@ fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Res
             Err(error) if error.is_io() => return Err(error.into()),
             // Another array follows.
             Err(_) => {}
+        }
+    }
+}
+
+/// An error of the parser, which may quote a record, without its text.
+fn unquoted(error: serde_json::Error) -> io::Error {
+    let line = error.line();
+    match error.classify() {
+        Category::Io => error.into(),
+        Category::Eof => io::Error::other(format!("it ends within an array, on line {line}")),
+        Category::Syntax | Category::Data => {
+            io::Error::other(format!("near line {line}: it is not an array of identities in JSON"))
         }
     }
 }

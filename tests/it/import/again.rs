@@ -36,7 +36,7 @@ async fn a_repeated_import_changes_no_account_that_was_used_here(pool: PgPool) {
     let mut owner = service.verified("trader-0@example.com").await;
     assert!(owner.resets(NEW).await.is_signed_in());
     assert!(service.client().logs_in("trader-1@example.com", PASSWORD).await.is_signed_in());
-    assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "disable", "trader-2@example.com", "--yes"]).ok);
     assert!(service.client().logs_in("trader-3@example.com", PASSWORD).await.is_signed_in());
     let used = accounts(&pool).await;
     // Meanwhile the accounts change in Kratos.
@@ -151,7 +151,7 @@ async fn an_export_can_be_imported_as_the_same_accounts(pool: PgPool) {
 async fn an_erased_account_is_not_imported_again(pool: PgPool) {
     let all = lines(&traders(0..2));
     assert!(imports(&pool, &all, &[]).ok);
-    assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-0@example.com", "--yes"]).ok);
     let ended = imports(&pool, &all, &[]);
     assert!(!ended.ok && ended.out.starts_with("2 records: 0 new, 0 changed, 1 unchanged"), "{}", ended.out);
     assert_eq!(refusals(&pool)[0]["reason"], "the account was erased here");

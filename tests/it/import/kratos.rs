@@ -30,8 +30,15 @@ fn with_metadata(numbers: std::ops::Range<u32>) -> Vec<Value> {
 }
 
 pub(super) fn import_from(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Outcome {
-    let (url, refused) = (kratos.url(), path_of(pool, "import.refused.ndjson"));
-    vos_auth(pool, &[&["account", "import", "--from-kratos", &url, "--refused", &refused], more].concat())
+    let url = kratos.url();
+    let [refused, left_behind] = lists(pool);
+    let lists = ["--refused", &refused, "--left-behind", &left_behind];
+    vos_auth(pool, &[&["account", "import", "--from-kratos", &url], &lists[..], more].concat())
+}
+
+/// The lists of an import.
+fn lists(pool: &PgPool) -> [String; 2] {
+    ["import.refused.ndjson", "import.left-behind.ndjson"].map(|name| path_of(pool, name))
 }
 
 pub(super) fn export_to(pool: &PgPool, kratos: &Kratos, since: &str, more: &[&str]) -> Outcome {
@@ -174,8 +181,8 @@ async fn addresses_and_states_are_exported_and_later_changes_in_kratos_stay(pool
     let since = present();
     for arguments in [
         ["account", "set-email", "trader-0@example.com", "renamed@example.com"].as_slice(),
-        &["account", "disable", "trader-1@example.com"],
-        &["account", "disable", "trader-2@example.com"],
+        &["account", "disable", "trader-1@example.com", "--yes"],
+        &["account", "disable", "trader-2@example.com", "--yes"],
         &["account", "enable", "trader-2@example.com"],
     ] {
         assert!(vos_auth(&pool, arguments).ok);
@@ -227,8 +234,8 @@ async fn a_failed_identity_is_listed_and_the_others_are_written(pool: PgPool) {
     let service = Service::start(&pool).await;
     resets(&service, 0..4).await;
     service.stops().await;
-    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com"]).ok);
-    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "trader-5@example.com", "--yes"]).ok);
+    assert!(vos_auth(&pool, &["account", "erase", "taken@example.com", "--yes"]).ok);
     assert!(vos_auth(&pool, &["account", "set-email", "trader-4@example.com", "taken@example.com"]).ok);
     let id = |n: usize| all[n]["id"].as_str().unwrap();
     kratos.fails_for(&[id(1)]);
@@ -298,9 +305,10 @@ async fn a_url_that_shows_secrets_or_is_not_kratos_is_refused(pool: PgPool) {
         let ended = run(&[&["account"], arguments].concat(), &environment);
         (String::from_utf8(ended.stderr).unwrap(), ended.status.success())
     };
-    let list = path_of(&pool, "import.refused.ndjson");
+    let [refused, left_behind] = lists(&pool);
     let import = |from: &str, more: &[(&str, &str)]| {
-        with(&["import", "--from-kratos", from, "--refused", &list], more)
+        let lists = ["--refused", &refused, "--left-behind", &left_behind];
+        with(&[&["import", "--from-kratos", from], &lists[..]].concat(), more)
     };
     let (err, _) = import("http://admin:hunter2@127.0.0.1:4434", &[]);
     assert!(err.contains("KRATOS_AUTHORIZATION") && !err.contains("hunter2"), "{err}");
@@ -319,8 +327,9 @@ async fn a_url_that_shows_secrets_or_is_not_kratos_is_refused(pool: PgPool) {
 async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..700));
     let _hold = kratos.holds_after(1, Method::GET);
-    let (from, list, url) = (kratos.url(), path_of(&pool, "import.refused.ndjson"), database::url(&pool));
-    let arguments = ["account", "import", "--from-kratos", &from, "--refused", &list];
+    let (from, url, [refused, left_behind]) = (kratos.url(), database::url(&pool), lists(&pool));
+    let lists = ["--refused", &refused, "--left-behind", &left_behind];
+    let arguments = [&["account", "import", "--from-kratos", &from], &lists[..]].concat();
     let program = Program::start(&arguments, &[("DATABASE_URL", url.as_str())]);
     let written = async { while count(&pool, "account").await < 500 {} };
     tokio::time::timeout(PATIENCE, written).await.expect("the first page is written");

@@ -4,6 +4,8 @@
 mod again;
 mod hostile;
 mod kratos;
+mod left_behind;
+mod table;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;

@@ -1,10 +1,20 @@
 //! Progress of long commands on standard error: a line each second on a terminal, every ten seconds
 //! in a log.
 
+use std::convert::Infallible;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::terminal;
+
+/// Says that the command stops, because it first finishes what it has begun.
+pub(super) async fn announce_stop(stop: &CancellationToken, text: &str) -> Infallible {
+    stop.cancelled().await;
+    terminal::error_line(text);
+    std::future::pending().await
+}
 
 pub(super) struct Progress {
     began: Instant,

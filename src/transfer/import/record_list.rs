@@ -1,5 +1,5 @@
-//! The list of records that could not be moved: one JSON object a line, which contains nothing of a
-//! record but its id.
+//! Lists of records that could not be moved, or not whole: one JSON object a line, which contains
+//! nothing of a record but its id.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};
@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use uuid::Uuid;
 
-/// The list. Only its owner can read it.
-pub(crate) struct RefusalList {
+use super::left_behind::LeftBehind;
+
+/// A list. Only its owner can read it.
+pub(crate) struct RecordList {
     path: PathBuf,
     file: BufWriter<File>,
     is_empty: bool,
@@ -25,28 +27,50 @@ pub struct Unwritable {
 }
 
 #[derive(Serialize)]
-struct RefusalLine<'a> {
+struct Refused<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
     id: Option<Uuid>,
     reason: &'a str,
 }
 
-impl RefusalList {
+#[derive(Serialize)]
+struct Incomplete<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    id: Option<Uuid>,
+    left_behind: &'a [LeftBehind],
+}
+
+impl RecordList {
     pub(crate) fn create(path: &Path) -> Result<Self, Unwritable> {
         let file = create_private_file(path).map_err(|why| Unwritable { file: path.into(), why })?;
         Ok(Self { path: path.into(), file: BufWriter::new(file), is_empty: true })
     }
 
-    /// Adds a record; `line` is its line if it is from a file.
-    pub(crate) fn write(
+    /// Adds a record that is refused; `line` is its line if it is from a file.
+    pub(crate) fn refused(
         &mut self,
         line: Option<u64>,
         id: Option<Uuid>,
         reason: &str,
     ) -> Result<(), Unwritable> {
+        self.write(&Refused { line, id, reason })
+    }
+
+    /// Adds a record that is imported without some of its data.
+    pub(super) fn incomplete(
+        &mut self,
+        line: Option<u64>,
+        id: Option<Uuid>,
+        left_behind: &[LeftBehind],
+    ) -> Result<(), Unwritable> {
+        self.write(&Incomplete { line, id, left_behind })
+    }
+
+    fn write(&mut self, record: &impl Serialize) -> Result<(), Unwritable> {
         self.is_empty = false;
-        let written = serde_json::to_writer(&mut self.file, &RefusalLine { line, id, reason });
+        let written = serde_json::to_writer(&mut self.file, record);
         let written = written.map_err(io::Error::from).and_then(|()| self.file.write_all(b"\n"));
         written.map_err(|why| Unwritable { file: self.path.clone(), why })
     }

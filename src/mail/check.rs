@@ -1,0 +1,24 @@
+//! Checks one relay as far as the recipient, and sends nothing: for `vos-auth doctor`.
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::mail::gateway::Gateway;
+use crate::mail::message::Mail;
+use crate::mail::not_sent::{NotSent, Stage};
+use crate::mail::oauth::Requester;
+
+impl Gateway {
+    /// Connects to a relay as an email would, signs in, and offers `mail` by MAIL and RCPT. QUIT
+    /// then cancels it (RFC 5321 §4.1.1.10). It takes at most `SMTP_DEADLINE` and a second.
+    ///
+    /// # Errors
+    ///
+    /// [`NotSent`], with the stage at which the conversation ended.
+    pub async fn check(&self, place: usize, mail: &Mail) -> Result<(), NotSent> {
+        let deadline = Instant::now() + self.deadline();
+        let mut connection = self.relays[place].connect(&self.ehlo_name, deadline, Requester::Probe).await?;
+        let offered = timeout_at(deadline, connection.offer(mail)).await;
+        connection.quit().await;
+        offered.unwrap_or(Err(NotSent::just(Stage::Deadline)))
+    }
+}

@@ -1,0 +1,93 @@
+//! The parts that settings and secrets describe. Each is read even if another cannot be, so that
+//! all problems are found at once.
+
+use sqlx::postgres::PgConnectOptions;
+
+use crate::config::{Config, ConfigError, ConfigErrors, FoundSecrets};
+use crate::database;
+use crate::jwt::KeyRing;
+use crate::mail::gateway::Gateway;
+use crate::mail::message::Composer;
+use crate::password::Cost;
+use crate::password::blocklist::Blocklist;
+use crate::secret::{Key, Keys};
+
+/// The parts. `None` is one that cannot be used; its problem says why.
+pub struct Parts {
+    /// How PostgreSQL is reached.
+    pub database: Option<PgConnectOptions>,
+    /// The relays.
+    pub gateway: Option<Gateway>,
+    /// Builds emails.
+    pub composer: Option<Composer>,
+    /// `RECOVERY_SECRETS`.
+    pub code_keys: Option<Keys>,
+    /// `DEVICE_SECRETS`.
+    pub device_keys: Option<Keys>,
+    /// Keys that sign JWTs. Without `JWT_KEYS`, a key that exists as long as the process.
+    pub jwt_keys: Option<KeyRing>,
+    /// `PASSWORD_BLOCKLIST`; also `None` without one.
+    pub blocklist: Option<Blocklist>,
+}
+
+/// All parts.
+#[expect(missing_docs, reason = "as in Parts")]
+pub struct CompleteParts {
+    pub database: PgConnectOptions,
+    pub gateway: Gateway,
+    pub composer: Composer,
+    pub code_keys: Keys,
+    pub device_keys: Keys,
+    pub jwt_keys: KeyRing,
+    pub blocklist: Option<Blocklist>,
+}
+
+impl Parts {
+    /// Reads all parts and opens no connection. Adds what is wrong to `problems`.
+    pub fn read(config: &Config, secrets: FoundSecrets, problems: &mut ConfigErrors) -> Self {
+        let FoundSecrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth } = secrets;
+        if !Cost::of(&config.passwords).is_verifiable() {
+            let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
+            problems.add(ConfigError::new("ARGON2_PASSES", why));
+        }
+        // Without device keys, the settings of emails can still be checked.
+        let bounce_key =
+            device_keys.as_ref().map_or_else(|| Key::random("none"), |keys| keys.newest().clone());
+        let jwt_keys = match &config.jwt.jwt_keys {
+            Some(folder) => problems.take(
+                KeyRing::read(folder)
+                    .map_err(|why| ConfigError::new("JWT_KEYS", format!("({}) {why}", folder.display()))),
+            ),
+            None => Some(KeyRing::ephemeral()),
+        };
+        let blocklist = config.passwords.password_blocklist.as_deref().map(Blocklist::read);
+        Self {
+            database: database_url.and_then(|url| problems.take(database::options(&url))),
+            gateway: problems.take(Gateway::new(
+                &config.relays,
+                &smtp_relays.unwrap_or_default(),
+                &smtp_oauth,
+            )),
+            composer: problems.take(Composer::new(&config.mail, &bounce_key)),
+            code_keys,
+            device_keys,
+            jwt_keys,
+            blocklist: blocklist.and_then(|read| problems.take(read)),
+        }
+    }
+
+    /// `None` if a part is missing.
+    #[must_use]
+    pub fn complete(self) -> Option<CompleteParts> {
+        let Self { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist } = self;
+        Some(CompleteParts {
+            database: database?,
+            gateway: gateway?,
+            composer: composer?,
+            code_keys: code_keys?,
+            device_keys: device_keys?,
+            jwt_keys: jwt_keys?,
+            blocklist,
+        })
+    }
+}
