@@ -44,9 +44,15 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
 GRANT SELECT, INSERT, UPDATE ON hash_census TO :"serve";
 
 -- Both roles append, and the service changes no row. The sweeper deletes by id after AUDIT_RETENTION. `account erase` clears two
--- columns.
-GRANT SELECT (id), INSERT, DELETE ON audit_event TO :"serve";
+-- columns. Webhooks read the kind, the account and the time of an event, and not its client.
+GRANT SELECT (id, what, account_id, created_at), INSERT, DELETE ON audit_event TO :"serve";
 GRANT SELECT, INSERT, UPDATE (client_ip, user_agent) ON audit_event TO :"operator";
+
+-- The hooks of EVENT_HOOKS. A trigger, which runs as the owner, inserts the deliveries; neither role can make one up. An
+-- operator's command replays dead letters.
+GRANT SELECT, INSERT, UPDATE, DELETE ON event_hook TO :"serve";
+GRANT SELECT, UPDATE, DELETE ON event_delivery TO :"serve";
+GRANT SELECT, UPDATE (died_at, enqueued_at, next_attempt_at) ON event_delivery TO :"operator";
 
 GRANT USAGE ON SEQUENCE recovery_number TO :"serve", :"operator";
 

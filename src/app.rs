@@ -11,6 +11,7 @@ use crate::courier::{Courier, Wakeup};
 use crate::database::health::Monitor;
 use crate::database::{self, Endpoint, with_session_settings};
 use crate::error::{Error, Problem};
+use crate::event_hook::EventHooks;
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
 use crate::metrics::Metrics;
@@ -52,6 +53,8 @@ pub struct App {
     pub gateway: Arc<Gateway>,
     /// Wakes the courier.
     pub wakeup: Wakeup,
+    /// Delivers events to webhooks.
+    pub event_hooks: Arc<EventHooks>,
     /// The rate limit of recoveries for one address.
     pub address_limit: RateLimit,
     /// The rate limit of failed logins for one address, and of wrong current passwords for one
@@ -99,8 +102,16 @@ impl App {
     /// The same with parts that were read before.
     #[must_use]
     pub fn of_parts(config: Config, parts: CompleteParts, clock: Clock, limits: Limits) -> (Self, Courier) {
-        let CompleteParts { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist } =
-            parts;
+        let CompleteParts {
+            database,
+            gateway,
+            composer,
+            code_keys,
+            device_keys,
+            jwt_keys,
+            blocklist,
+            receivers,
+        } = parts;
         let database = Endpoint::new(with_session_settings(&database));
         let gateway = Arc::new(gateway);
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
@@ -116,7 +127,18 @@ impl App {
             holder: Arc::default(),
         };
         let origin = config.clients.public_origin.as_ref().map(ToString::to_string);
-        let jwt_issuer = config.jwt.jwt_issuer.clone().or(origin).unwrap_or_else(|| "vos-auth".into());
+        let origin = origin.unwrap_or_else(|| "vos-auth".into());
+        let jwt_issuer = config.jwt.jwt_issuer.clone().unwrap_or_else(|| origin.clone());
+        let pool = database::pool(&database, config.storage.database_connections);
+        let event_hooks = EventHooks::new(
+            receivers,
+            &config.event_hooks,
+            origin,
+            &database,
+            &pool,
+            clock.clone(),
+            Arc::clone(&metrics),
+        );
         let (address_limit, failure_limit, device_limit, source_limits) = match limits {
             Limits::On => (
                 RateLimit::for_address(&config.rate_limits.address),
@@ -137,7 +159,7 @@ impl App {
             );
         }
         let app = Self {
-            pool: database::pool(&database, config.storage.database_connections),
+            pool,
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys,
@@ -150,6 +172,7 @@ impl App {
             database,
             gateway,
             wakeup,
+            event_hooks: Arc::new(event_hooks),
             address_limit,
             failure_limit,
             device_limit,

@@ -48,10 +48,11 @@
 //! | what an email says, its colors | `mail/content.rs`, `src/mail/templates/` | |
 //! | the sender's address, in ASCII | `mail/sender.rs` | |
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
+//! | webhooks of audit events: order, claims, requests | [`event_hook`] | `event_hook`, `event_delivery`, which a trigger fills |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
 //! | operations of operators on accounts: disable, set address, erase, find | [`admin`] | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
-//! | HTTP requests to other services | [`http_client`] | |
+//! | HTTP requests to other services; which addresses they may reach | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
 //! | the client of a request: address, User-Agent, language | [`client`] | |
 //! | tokens, keys; where a code is derived ([`secret::Key::code`]) | [`secret`] | all types of secrets |
@@ -76,10 +77,10 @@
 //!
 //! Imports point one way, as CI checks: `cli` → {`admin`, `transfer`} → `server` → {`http`,
 //! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → {`courier`, `parts`} →
-//! {`account`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`, `known_device`,
-//! `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`, `brand`, `clock`,
-//! `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}. `transfer` uses no
-//! layer above `account`.
+//! {`account`, `event_hook`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
+//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`,
+//! `brand`, `clock`, `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}.
+//! `transfer` uses no layer above `account`.
 //!
 //! # The life of one `start`
 //!
@@ -156,6 +157,7 @@ pub mod courier;
 pub mod database;
 pub mod email_address;
 pub mod error;
+pub mod event_hook;
 pub mod group_commit;
 pub mod http;
 pub mod http_client;

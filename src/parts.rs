@@ -5,6 +5,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Config, ConfigError, ConfigErrors, FoundSecrets};
 use crate::database;
+use crate::event_hook::Receivers;
 use crate::jwt::KeyRing;
 use crate::mail::gateway::Gateway;
 use crate::mail::message::Composer;
@@ -28,6 +29,8 @@ pub struct Parts {
     pub jwt_keys: Option<KeyRing>,
     /// `PASSWORD_BLOCKLIST`; also `None` without one.
     pub blocklist: Option<Blocklist>,
+    /// The receivers of events.
+    pub receivers: Option<Receivers>,
 }
 
 /// All parts.
@@ -40,12 +43,14 @@ pub struct CompleteParts {
     pub device_keys: Keys,
     pub jwt_keys: KeyRing,
     pub blocklist: Option<Blocklist>,
+    pub receivers: Receivers,
 }
 
 impl Parts {
     /// Reads all parts and opens no connection. Adds what is wrong to `problems`.
     pub fn read(config: &Config, secrets: FoundSecrets, problems: &mut ConfigErrors) -> Self {
-        let FoundSecrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth } = secrets;
+        let FoundSecrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth, event_hooks } =
+            secrets;
         if !Cost::of(&config.passwords).is_verifiable() {
             let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
             problems.add(ConfigError::new("ARGON2_PASSES", why));
@@ -73,13 +78,15 @@ impl Parts {
             device_keys,
             jwt_keys,
             blocklist: blocklist.and_then(|read| problems.take(read)),
+            receivers: problems.take(Receivers::read(&event_hooks, &config.event_hooks)),
         }
     }
 
     /// `None` if a part is missing.
     #[must_use]
     pub fn complete(self) -> Option<CompleteParts> {
-        let Self { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist } = self;
+        let Self { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist, receivers } =
+            self;
         Some(CompleteParts {
             database: database?,
             gateway: gateway?,
@@ -88,6 +95,7 @@ impl Parts {
             device_keys: device_keys?,
             jwt_keys: jwt_keys?,
             blocklist,
+            receivers: receivers?,
         })
     }
 }

@@ -80,9 +80,9 @@ impl Server {
         &self.app
     }
 
-    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests and emails
-    /// in progress may finish within the stop timeout. What is unfinished by then is dropped; an
-    /// unsent email stays in the outbox.
+    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests, emails and
+    /// deliveries of events in progress may finish within the stop timeout. What is unfinished by
+    /// then is dropped; an unsent email or event stays in the database.
     ///
     /// # Errors
     ///
@@ -127,6 +127,7 @@ impl Server {
         let api = http::with_layers(http::router(state.clone()).merge(more), &state);
         drop(state);
         let (stop_accepting, stop_courier) = (CancellationToken::new(), CancellationToken::new());
+        let stop_hooks = shutdown.child_token();
         // Without the guard, the courier's thread would outlive a dropped service.
         let _guard = shutdown.clone().drop_guard();
         let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), stop_accepting.clone()));
@@ -136,6 +137,7 @@ impl Server {
         let mut census = tokio::spawn(census.run(shutdown.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), shutdown.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), shutdown.clone()));
+        let mut hooks = tokio::spawn(Arc::clone(&app.event_hooks).run(stop_hooks.clone()));
         let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, shutdown.clone()));
         let mut courier = thread::spawn("courier", {
             let (app, stop_courier, shutdown) = (Arc::clone(&app), stop_courier.clone(), shutdown.clone());
@@ -155,6 +157,7 @@ impl Server {
             _ = &mut census => Some("census"),
             _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
+            _ = &mut hooks => Some("event hooks"),
             _ = &mut courier => Some("courier"),
             _ = &mut commits => Some("group commit"),
             _ = probes.join_next() => Some("probe"),
@@ -170,12 +173,15 @@ impl Server {
         let finished = tokio::time::timeout(config.stopping.stop_timeout, async {
             let _ = api.await;
             stop_courier.cancel();
-            let _ = (&mut courier).await;
+            stop_hooks.cancel();
+            let _ = tokio::join!(&mut courier, &mut hooks);
         });
         if finished.await.is_ok() {
             tracing::info!("stopped");
         } else {
-            tracing::warn!("stopped at the timeout: unfinished requests are dropped, unsent emails are kept");
+            tracing::warn!(
+                "stopped at the timeout: unfinished requests are dropped, unsent emails and events are kept"
+            );
         }
         shutdown.cancel();
         // Closing a connection to a lost machine would block: the wait is bounded.

@@ -43,7 +43,7 @@ pub async fn count(database: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
 
 /// Deletes the rows of an earlier measurement: accounts, recoveries, mails, rate limits, events.
 pub async fn clear(database: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
-    let tables = "TRUNCATE account, recovery_session, outbox, throttle, audit_event CASCADE";
+    let tables = "TRUNCATE account, recovery_session, outbox, throttle, audit_event, event_delivery CASCADE";
     sqlx::raw_sql(tables).execute(database).await?;
     Ok(())
 }

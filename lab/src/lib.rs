@@ -23,7 +23,7 @@
 //! | load: `start` at a constant rate; people who walk the whole flow | [`starts`], [`load`] |
 //! | pending mails that an outage left | [`backlog`] |
 //! | the comparison of every 200 with every mail | [`ledger`] |
-//! | doubles of Kratos and of a trace receiver | [`kratos`], [`receiver`] |
+//! | doubles of Kratos, of a trace receiver and of a receiver of events | [`kratos`], [`receiver`], [`webhook`] |
 //! | a network, a full disk, certificates | [`mod@line`], [`small_disk`], [`certificate`] |
 //! | what a machine lacks; folders, ports and commands | [`needs`], [`place`] |
 //! | the benchmarks | [`benchmarks`] |
@@ -74,6 +74,7 @@ pub mod small_disk;
 pub mod starts;
 pub mod tokens;
 pub mod tripwire;
+pub mod webhook;
 
 use std::time::Duration;
 

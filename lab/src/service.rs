@@ -53,6 +53,8 @@ pub struct Setup {
     pub further_relays: Vec<String>,
     pub keys: Option<Key>,
     pub clock: Option<ManualClock>,
+    /// The value of `EVENT_HOOKS`.
+    pub event_hooks: String,
 }
 
 impl Service {
@@ -77,6 +79,7 @@ impl Service {
             device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
             smtp_oauth: OauthSecrets::default(),
+            event_hooks: setup.event_hooks,
         };
         let usual = [
             "it",

@@ -1,5 +1,5 @@
 //! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `key`, `passwords`,
-//! `outbox`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
+//! `outbox`, `event`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
 mod arguments;
@@ -7,6 +7,7 @@ mod bounce;
 mod confirm;
 mod dev;
 mod doctor;
+mod event;
 mod generate;
 mod key;
 mod mail;
@@ -109,6 +110,9 @@ enum Command {
     /// List pending emails, and send notices again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
+    /// List events that webhooks did not get, and send them again
+    #[command(subcommand)]
+    Event(event::EventCommand),
     /// Test the relays, and preview emails
     #[command(subcommand)]
     Mail(mail::MailCommand),
@@ -185,7 +189,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
     match command {
         Command::Serve { config, log, traces } => run_to_completion(async {
             let traces = problems.take(log.install(&traces)).flatten();
-            traced(traces, serve(*config, problems)).await
+            traced(traces, Box::pin(serve(*config, problems))).await
         }),
         Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
@@ -213,6 +217,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
         Command::Account(command) => run_to_completion(account::run(command)),
         Command::Passwords(command) => run_to_completion(passwords::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
+        Command::Event(command) => run_to_completion(event::run(command)),
         Command::Mail(mail::MailCommand::Test(test)) => run_to_completion(mail::test(&test)),
         Command::Mail(mail::MailCommand::Preview(preview)) => mail::preview(&preview),
         Command::Mail(mail::MailCommand::DkimRecord(record)) => mail::dkim_record(&record),

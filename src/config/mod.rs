@@ -9,6 +9,7 @@ mod bounds;
 mod clients;
 mod connections;
 mod dkim;
+mod event_hooks;
 mod jwt;
 mod listening;
 mod mail;
@@ -37,6 +38,7 @@ pub use self::bounds::{
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
 pub use self::dkim::{DkimSettings, domain_name};
+pub use self::event_hooks::EventHookSettings;
 pub use self::jwt::JwtSettings;
 pub use self::listening::ListeningSettings;
 pub use self::mail::MailSettings;
@@ -117,6 +119,9 @@ pub struct Config {
     /// How emails reach the relays.
     #[command(flatten)]
     pub relays: RelaySettings,
+    /// How events reach the receivers of `EVENT_HOOKS`.
+    #[command(flatten)]
+    pub event_hooks: EventHookSettings,
     /// Bounds of client connections.
     #[command(flatten)]
     pub connections: ConnectionSettings,

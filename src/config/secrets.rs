@@ -16,6 +16,8 @@ pub struct Secrets {
     pub smtp_relays: Vec<String>,
     /// The secrets that request access tokens for relays.
     pub smtp_oauth: OauthSecrets,
+    /// `EVENT_HOOKS`: the receivers of events, with their URLs and secrets. Empty: none.
+    pub event_hooks: String,
 }
 
 /// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client
@@ -55,12 +57,14 @@ pub struct FoundSecrets {
     pub smtp_relays: Option<Vec<String>>,
     /// As in [`Secrets`].
     pub smtp_oauth: OauthSecrets,
+    /// As in [`Secrets`].
+    pub event_hooks: String,
 }
 
 impl FoundSecrets {
-    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS` and the secrets of
-    /// `SMTP_OAUTH_*`, or the files that their `_FILE` forms name. Adds each variable that is
-    /// missing, given twice, unreadable or too weak to `problems`.
+    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS`, the secrets of
+    /// `SMTP_OAUTH_*` and `EVENT_HOOKS`, or the files that their `_FILE` forms name. Adds each
+    /// variable that is missing, given twice, unreadable or too weak to `problems`.
     pub fn from_environment(problems: &mut ConfigErrors) -> Self {
         Self {
             database_url: problems.take(database_url()),
@@ -71,31 +75,34 @@ impl FoundSecrets {
                 client_secret: problems.take(secret("SMTP_OAUTH_CLIENT_SECRET")).flatten(),
                 refresh_token: problems.take(secret("SMTP_OAUTH_REFRESH_TOKEN")).flatten(),
             },
+            event_hooks: problems.take(secret("EVENT_HOOKS")).flatten().unwrap_or_default(),
         }
     }
 }
 
 impl From<Secrets> for FoundSecrets {
     fn from(secrets: Secrets) -> Self {
-        let Secrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth } = secrets;
+        let Secrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth, event_hooks } = secrets;
         Self {
             database_url: Some(database_url),
             code_keys: Some(code_keys),
             device_keys: Some(device_keys),
             smtp_relays: Some(smtp_relays),
             smtp_oauth,
+            event_hooks,
         }
     }
 }
 
 /// The variables of the secrets of `serve`.
-pub const SECRETS: [&str; 6] = [
+pub const SECRETS: [&str; 7] = [
     "DATABASE_URL",
     "RECOVERY_SECRETS",
     "DEVICE_SECRETS",
     "SMTP_RELAYS",
     "SMTP_OAUTH_CLIENT_SECRET",
     "SMTP_OAUTH_REFRESH_TOKEN",
+    "EVENT_HOOKS",
 ];
 
 /// Where a secret is read from: `environment`, or its file. `None` if it is not set.

@@ -25,10 +25,13 @@ const DISK_FULL_LIFETIME: Duration = Duration::from_secs(10);
 /// The privileges that the service's role needs; `deploy/grants.sql` grants them. A privilege on
 /// any column of a table is enough for the table. A column that a later migration added is listed
 /// itself, to detect that `deploy/grants.sql` must be run again.
-const PRIVILEGES: [(&str, &[&str]); 10] = [
+const PRIVILEGES: [(&str, &[&str]); 13] = [
     ("account", &["SELECT", "UPDATE"]),
     ("account.bouncing_since", &["UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
+    ("audit_event.what", &["SELECT"]),
+    ("event_delivery", &["SELECT", "UPDATE", "DELETE"]),
+    ("event_hook", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("hash_census", &["SELECT", "INSERT", "UPDATE"]),
     ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("recovery_number", &["USAGE"]),

@@ -104,6 +104,18 @@ pub enum LoginOutcome {
     Aborted,
 }
 
+/// The outcome of an attempt to deliver an event to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum HookOutcome {
+    /// The receiver accepted it.
+    Delivered,
+    /// It is tried again later.
+    Retried,
+    /// It is a dead letter: it was retried for a day, or the event was deleted.
+    Dead,
+}
+
 // prometheus-client derives the variants' names in CamelCase, and every other label is in snake
 // case.
 macro_rules! encode_as_snake_case {
@@ -116,7 +128,7 @@ macro_rules! encode_as_snake_case {
     )+};
 }
 
-encode_as_snake_case!(CodeOutcome, LoginOutcome, MailOutcome);
+encode_as_snake_case!(CodeOutcome, HookOutcome, LoginOutcome, MailOutcome);
 
 /// The label of an entered code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -137,4 +149,20 @@ pub struct LoginLabel {
 pub struct HashLabel {
     /// The scheme, or `unusable`.
     pub scheme: &'static str,
+}
+
+/// The label of a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HookLabel {
+    /// Its name in `EVENT_HOOKS`.
+    pub hook: String,
+}
+
+/// The labels of an attempt to deliver an event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HookOutcomeLabel {
+    /// As in [`HookLabel`].
+    pub hook: String,
+    /// The outcome.
+    pub outcome: HookOutcome,
 }

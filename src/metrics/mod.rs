@@ -15,8 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use strum::VariantArray as _;
 
 pub use self::labels::{
-    AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, KindLabel, ListenerLabel, LoginLabel,
-    LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
+    AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, HookLabel, HookOutcome, HookOutcomeLabel,
+    KindLabel, ListenerLabel, LoginLabel, LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
 };
 
 /// The metrics of one running service.
@@ -53,6 +53,14 @@ pub struct Metrics {
     pub outbox_oldest: Family<KindLabel, Gauge>,
     /// Time from the accepted request to the relay's 250.
     pub mail_latency: Histogram,
+    /// Attempts to deliver an event to a hook, by outcome.
+    pub hook_deliveries: Family<HookOutcomeLabel, Counter>,
+    /// Events that a hook has not got yet.
+    pub hook_pending: Family<HookLabel, Gauge>,
+    /// Age of the oldest of them.
+    pub hook_oldest: Family<HookLabel, Gauge>,
+    /// Events that were given up and can be replayed.
+    pub hook_dead_letters: Family<HookLabel, Gauge>,
     /// Entered codes by outcome. Many wrong codes in total mean that an attacker guesses.
     pub codes: Family<CodeLabel, Counter>,
     /// Logins by outcome.
@@ -117,6 +125,10 @@ impl Default for Metrics {
             outbox_given_up: Family::default(),
             outbox_oldest: Family::default(),
             mail_latency: Histogram::new(exponential_buckets(0.002, 2.0, 19)),
+            hook_deliveries: Family::default(),
+            hook_pending: Family::default(),
+            hook_oldest: Family::default(),
+            hook_dead_letters: Family::default(),
             codes: Family::default(),
             logins: Family::default(),
             late_login_failures: Counter::default(),
@@ -170,6 +182,14 @@ impl Default for Metrics {
         registry.register_with_unit("outbox_oldest", help, Unit::Seconds, metrics.outbox_oldest.clone());
         let help = "Time from the accepted request to the relay's 250";
         registry.register_with_unit("mail_latency", help, Unit::Seconds, metrics.mail_latency.clone());
+        let help = "Attempts to deliver an event to a hook, by outcome";
+        registry.register("hook_deliveries", help, metrics.hook_deliveries.clone());
+        let help = "Events that a hook has not got yet";
+        registry.register("hook_pending", help, metrics.hook_pending.clone());
+        let help = "Age of the oldest event that a hook has not got yet";
+        registry.register_with_unit("hook_oldest", help, Unit::Seconds, metrics.hook_oldest.clone());
+        let help = "Events that were given up and can be replayed";
+        registry.register("hook_dead_letters", help, metrics.hook_dead_letters.clone());
         registry.register("codes", "Entered codes by outcome", metrics.codes.clone());
         registry.register("logins", "Logins by outcome", metrics.logins.clone());
         let help = "Failed logins that took longer than LOGIN_FAILURE_TIME";
@@ -274,6 +294,11 @@ mod tests {
         drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
         drop(metrics.mails_given_up.get_or_create(&GivenUpLabel { kind: "recovery_code", verdict: "relay" }));
         drop(metrics.database_state.get_or_create(&StateLabel { state: "ok" }));
+        let (hook, outcome) = ("rest".to_owned(), HookOutcome::Delivered);
+        for family in [&metrics.hook_pending, &metrics.hook_oldest, &metrics.hook_dead_letters] {
+            drop(family.get_or_create(&HookLabel { hook: hook.clone() }));
+        }
+        drop(metrics.hook_deliveries.get_or_create(&HookOutcomeLabel { hook, outcome }));
         let page = metrics.text().replace(env!("CARGO_PKG_VERSION"), "[version]");
         let without_value = |line: &str| match line.rsplit_once(' ') {
             Some((sample, _)) if !line.starts_with('#') => sample.to_owned(),

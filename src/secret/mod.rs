@@ -4,6 +4,7 @@
 //! compile. No type here shows its secret in `Debug`, and none implements `Display`.
 
 mod token;
+mod webhook;
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +21,7 @@ use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 use uuid::Uuid;
 
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
+pub use self::webhook::WebhookSecrets;
 
 /// The number of digits of a recovery code.
 pub const CODE_DIGITS: usize = 8;

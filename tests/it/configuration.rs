@@ -32,6 +32,7 @@ Never flags, because `ps` shows flags. Each is set by its variable, or by a file
 | `SMTP_RELAYS` | `serve`, `mail test` | URLs in order of preference, with commas between them: `smtp://USER:PASSWORD@HOST:587` for STARTTLS, `smtps://…` for TLS from the first byte; `?connections=4&per_second=10` bounds one of them; `smtp://USER@HOST:587?auth=xoauth2` signs in by an access token. User and password are percent-encoded: `@` is `%40`, `:` is `%3A`, `/` is `%2F`, `,` is `%2C`, `?` is `%3F`, `#` is `%23`, `%` is `%25`, a space is `%20` |
 | `SMTP_OAUTH_CLIENT_SECRET` | `serve`, `mail test` | The secret of `SMTP_OAUTH_CLIENT_ID`, for relays with `auth=xoauth2`. Without a refresh token the client asks as itself (client credentials) |
 | `SMTP_OAUTH_REFRESH_TOKEN` | `serve`, `mail test` | What the provider gave when a user consented: access tokens are that user's |
+| `EVENT_HOOKS` | `serve` | The receivers of events ([webhooks](webhooks.md)): entries of `NAME URL SECRET KINDS`, on lines of their own or with semicolons between them |
 | `KRATOS_AUTHORIZATION` | `account import --from-kratos`, `account export --to-kratos` | The value of the header `Authorization`, such as `Bearer …`, where a proxy before Kratos's admin API asks for one |
 | `OTEL_EXPORTER_OTLP_HEADERS` | `serve` | What the receiver of traces asks for, as `NAME=VALUE`, with commas between them; no `_FILE` |
 ";

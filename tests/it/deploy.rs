@@ -16,6 +16,7 @@ use crate::harness::needs;
 use crate::harness::nginx::{CLIENT, is_installed};
 use crate::harness::receiver::{self, Receiver};
 use crate::harness::relay::{Mood, Relay};
+use crate::harness::webhook::{self, Webhook};
 use crate::harness::{Service, Setup, database, now};
 
 const TRADER: &str = "trader@example.com";
@@ -206,8 +207,13 @@ fn outcomes(text: &str) -> impl Iterator<Item = &str> {
 
 #[sqlx::test]
 async fn alerts_and_dashboard_use_existing_metrics(pool: PgPool) {
-    let second = Relay::start().await;
-    let setup = Setup { further_relays: vec![second.url()], ..Setup::default() };
+    let (second, webhook) = (Relay::start().await, Webhook::start(webhook::Mood::Takes));
+    let setup = Setup {
+        further_relays: vec![second.url()],
+        settings: webhook.settings(),
+        event_hooks: webhook.entry("rest", "all"),
+        ..Setup::default()
+    };
     let service = Service::start_with(&pool, setup).await;
     for (email, answer, outcome) in
         [("a@example.com", "450 4.2.1 busy", "retried"), ("b@example.com", "550 5.1.1 unknown", "given_up")]
@@ -224,6 +230,7 @@ async fn alerts_and_dashboard_use_existing_metrics(pool: PgPool) {
     let page = format!("http://{}/metrics", service.metrics_address);
     let page = async || reqwest::get(&page).await.unwrap().text().await.unwrap();
     service.until("metrics of the outbox", async || page().await.contains("vos_auth_outbox_pending{")).await;
+    service.until("metrics of hooks", async || page().await.contains("vos_auth_hook_oldest_seconds{")).await;
     let page = page().await;
     let samples: BTreeSet<_> = page.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
 

@@ -24,6 +24,8 @@ mod dkim;
 mod doctor;
 mod doctor_machine;
 mod early_refusal;
+mod event_hook_order;
+mod event_hooks;
 mod faults;
 mod hashes;
 mod hashing;

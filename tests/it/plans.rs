@@ -7,17 +7,21 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use vos_auth::database::with_session_settings;
 
-/// Statements that read a whole table: operator's commands, `dev`, and the count of pending emails.
-const READ_A_WHOLE_TABLE: [&str; 10] = [
+/// Statements that read a whole table: operator's commands, `dev`, the few hooks, and the counts of
+/// pending emails and events.
+const READ_A_WHOLE_TABLE: [&str; 13] = [
+    "DELETE FROM event_hook WHERE name <> ALL ($1)",
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
     "DELETE FROM throttle WHERE true",
     "SELECT (SELECT count(*) FROM _sqlx_migrations WHERE version",
     "SELECT count(*) AS \"sessions!\", count(DISTINCT account_id) AS \"accounts!\" FROM session",
     "SELECT account_id AS \"account_id!\" FROM audit_event WHERE what = 'account_erased'",
+    "SELECT hook, count(*) FILTER (WHERE died_at IS NULL)",
     "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
      bouncing_since FROM account WHERE id = $1 OR email = $2",
     "SELECT kind AS \"kind: MailKind\", count(*)",
+    "UPDATE event_delivery SET died_at = NULL,",
     "UPDATE outbox SET next_attempt_at = $1 WHERE kind = 'password_changed'",
     "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END WHERE email = $1",
 ];

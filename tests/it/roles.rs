@@ -9,14 +9,21 @@ use crate::harness::database::{self, OPERATOR, SERVE};
 
 /// By table or sequence: the rights of `serve`, and of the operator's commands; "" is none. A
 /// migration that adds a table adds a row here, and grants in `deploy/grants.sql`.
-const RIGHTS: [(&str, &str, &str); 9] = [
+const RIGHTS: [(&str, &str, &str); 12] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
         "account",
         "SELECT, UPDATE (bouncing_since, password_changed_at, password_hash, recoveries_ended, updated_at)",
         "DELETE, INSERT, SELECT, UPDATE",
     ),
-    ("audit_event", "DELETE, INSERT, SELECT (id)", "INSERT, SELECT, UPDATE (client_ip, user_agent)"),
+    (
+        "audit_event",
+        "DELETE, INSERT, SELECT (account_id, created_at, id, what)",
+        "INSERT, SELECT, UPDATE (client_ip, user_agent)",
+    ),
+    ("event_delivery", "DELETE, SELECT, UPDATE", "SELECT, UPDATE (died_at, enqueued_at, next_attempt_at)"),
+    ("event_hook", "DELETE, INSERT, SELECT, UPDATE", ""),
+    ("event_number", "", ""),
     ("hash_census", "INSERT, SELECT, UPDATE", ""),
     ("outbox", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (next_attempt_at)"),
     ("recovery_number", "USAGE", "USAGE"),
@@ -82,6 +89,9 @@ async fn the_services_role_cannot_change_audit_events_or_create_accounts(pool: P
     for refused in [
         "UPDATE audit_event SET what = 'logged_in'",
         "UPDATE audit_event SET client_ip = NULL",
+        "SELECT client_ip FROM audit_event",
+        "INSERT INTO event_delivery SELECT * FROM event_delivery",
+        "SELECT nextval('event_number')",
         "UPDATE account SET email = 'thief@example.com'",
         "UPDATE account SET state = 'active'",
         "DELETE FROM account",

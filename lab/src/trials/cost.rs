@@ -16,6 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use vos_auth_lab::benchmarks::start::load::{Connection, post};
 use vos_auth_lab::program::{Program, serve_environment};
 use vos_auth_lab::relay::Relay;
+use vos_auth_lab::webhook::{Mood, Webhook};
 use vos_auth_lab::{Failure, PATIENCE, backlog, database, now, place};
 
 /// The counts are the difference between a run with many and a run with few, so the cost of
@@ -30,6 +31,10 @@ pub struct Options {
     /// Print what each statement for a code costs PostgreSQL
     #[arg(long)]
     by_statement: bool,
+    /// With a webhook that gets every event: the cost of a delivered code includes that of its
+    /// event
+    #[arg(long)]
+    hook: bool,
     /// The most instructions of a start
     #[arg(long)]
     start_instructions: Option<f64>,
@@ -73,7 +78,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     database::anew(&url).await?.close().await;
     let mut connection = PgConnection::connect(&url).await?;
     sqlx::raw_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").execute(&mut connection).await?;
-    let mut bench = Bench { url, connection, relay: Relay::counting().await };
+    let webhook = options.hook.then(|| Webhook::start(Mood::Takes));
+    let mut bench = Bench { url, connection, relay: Relay::counting().await, webhook };
     let start = bench.cost(|starts| Work { starts, mails: 0 }, STARTS).await?;
     let code = bench.cost(|mails| Work { starts: 0, mails }, CODES).await?;
     if options.by_statement {
@@ -115,6 +121,7 @@ struct Bench {
     url: String,
     connection: PgConnection,
     relay: Relay,
+    webhook: Option<Webhook>,
 }
 
 impl Bench {
@@ -169,11 +176,13 @@ impl Bench {
 
     /// Runs the service under a tool until it has done its work.
     async fn runs(&mut self, tool: &[&str], work: Work) -> Result<(), Failure> {
-        let changes = [
+        let hook: Vec<_> = self.webhook.iter().flat_map(Webhook::environment).collect();
+        let mut changes = vec![
             ("NETWORK_BURST", "1000000"),
             // One thread, because how often further threads are woken is noise.
             ("TOKIO_WORKER_THREADS", "1"),
         ];
+        changes.extend(hook.iter().map(|(name, value)| (*name, value.as_str())));
         let relay = self.relay.url();
         let environment = serve_environment(&self.url, &relay, &changes);
         let mut service = Program::start_under(tool, &["serve"], &environment);
@@ -194,7 +203,10 @@ impl Bench {
             }
         }
         let began = Instant::now();
-        while backlog::count(&mut self.connection).await? > 0 {
+        let pending = "SELECT count(*) FROM event_delivery";
+        while backlog::count(&mut self.connection).await? > 0
+            || sqlx::query_scalar::<_, i64>(pending).fetch_one(&mut self.connection).await? > 0
+        {
             waits(began).await?;
         }
         service.signal("-TERM");

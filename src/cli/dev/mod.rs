@@ -86,6 +86,7 @@ pub async fn run(
         device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
         smtp_oauth: OauthSecrets::default(),
+        event_hooks: String::new(),
     };
     let (app, courier) = App::new(config, secrets, Clock::system(), limits)?;
     let server = Server::bind(app, courier)?;

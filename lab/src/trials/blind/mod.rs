@@ -21,6 +21,7 @@ use sqlx::PgPool;
 use vos_auth::password::{Cost, Password};
 use vos_auth_lab::relay::{Mood, Relay};
 use vos_auth_lab::replica::Replica;
+use vos_auth_lab::webhook::{self, Webhook};
 use vos_auth_lab::{Failure, backlog, database};
 
 use self::auc::{Auc, median};
@@ -44,6 +45,9 @@ pub struct Options {
     /// Measure only without load and with a relay that does not stall
     #[arg(long)]
     quiet: bool,
+    /// With a webhook that gets every event
+    #[arg(long)]
+    hook: bool,
     /// Plant two leaks, to check that the trial finds them: `start` looks accounts up for 200 µs,
     /// and parallel logins verify hashes that were not counted
     #[arg(long)]
@@ -96,7 +100,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     println!("call    conns  load   relay     unknown  kind             median    AUC  interval");
     // Of all cells, even unmeasured ones: another run may measure those.
     let comparisons = Options::default().cells().len() * (KINDS.len() - 1);
-    let blind = Blind { url, pool, calls: options.calls, comparisons };
+    let webhook = options.hook.then(|| Webhook::start(webhook::Mood::Takes));
+    let blind = Blind { url, pool, calls: options.calls, comparisons, webhook };
     let mut tells = 0;
     for (number, cell) in cells.into_iter().enumerate() {
         let seed = seed + number as u64 * 2;
@@ -143,6 +148,7 @@ struct Blind {
     pool: PgPool,
     calls: usize,
     comparisons: usize,
+    webhook: Option<Webhook>,
 }
 
 impl Blind {
@@ -154,7 +160,9 @@ impl Blind {
         if cell.stalled {
             relay.is_in_mood(Mood::HoldsOneIn(1));
         }
-        let replica = Replica::start(&self.url, &relay.url(), &[]).await?;
+        let hook: Vec<_> = self.webhook.iter().flat_map(Webhook::environment).collect();
+        let hook: Vec<_> = hook.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let replica = Replica::start(&self.url, &relay.url(), &hook).await?;
         let base = format!("http://{}/api/auth", replica.address);
         let mut random = SmallRng::seed_from_u64(seed);
         let mut order: Vec<_> = (0..KINDS.len() * calls).collect();

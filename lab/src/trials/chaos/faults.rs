@@ -13,6 +13,7 @@ use vos_auth_lab::ledger::Window;
 use vos_auth_lab::postfix::Postfix;
 use vos_auth_lab::proxy::{Proxy, Way};
 use vos_auth_lab::replica::Replica;
+use vos_auth_lab::webhook::{Mood, Webhook};
 use vos_auth_lab::{Failure, now};
 
 use super::names::Names;
@@ -38,6 +39,9 @@ pub enum Kind {
     RelayGreetsLate,
     RelayAddressDead,
     RelayDiskFull,
+    ReceiverKilled,
+    ReceiverRefuses,
+    ReceiverStalled,
     ClockAhead,
     ClockBehind,
 }
@@ -56,6 +60,9 @@ impl Kind {
                 | Self::RelayGreetsLate
                 | Self::RelayAddressDead
                 | Self::RelayDiskFull
+                | Self::ReceiverKilled
+                | Self::ReceiverRefuses
+                | Self::ReceiverStalled
                 | Self::ClockAhead
                 | Self::ClockBehind
         )
@@ -69,7 +76,8 @@ impl Kind {
             Self::DatabaseReset | Self::DatabaseStalled | Self::DatabaseSlow => 2,
             Self::RelayKilled | Self::RelayDiskFull => 3,
             Self::RelayAddressDead => 4,
-            _ => 5,
+            Self::ReceiverKilled | Self::ReceiverRefuses | Self::ReceiverStalled => 5,
+            _ => 6,
         }
     }
 }
@@ -95,7 +103,8 @@ pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fau
     order.truncate(faults);
     let mut before = None;
     let faults = order.into_iter().map(|kind| {
-        let longest = if matches!(kind, Kind::RelayStalled | Kind::RelayGreetsLate) { 25.0 } else { 8.0 };
+        let is_long = matches!(kind, Kind::RelayStalled | Kind::RelayGreetsLate | Kind::ReceiverStalled);
+        let longest = if is_long { 25.0 } else { 8.0 };
         let together =
             random.random_bool(0.25) && before.is_some_and(|before: Kind| before.part() != kind.part());
         before = (!together).then_some(kind);
@@ -166,6 +175,7 @@ pub struct World {
     pub postfix: Mutex<Postfix>,
     pub databases: [Proxy; 2],
     pub relay: Proxy,
+    pub webhook: Mutex<Webhook>,
     pub names: Names,
     pub members: [Member; 2],
 }
@@ -219,6 +229,19 @@ impl World {
             Kind::RelayAddressDead => {
                 let _silent = self.names.first_is_silent()?;
                 lasts.await;
+            }
+            Kind::ReceiverKilled => {
+                let mut webhook = self.webhook.lock().await;
+                webhook.goes_down();
+                lasts.await;
+                webhook.is_back();
+            }
+            Kind::ReceiverRefuses | Kind::ReceiverStalled => {
+                let webhook = self.webhook.lock().await;
+                let refuses = fault.kind == Kind::ReceiverRefuses;
+                webhook.is_in_mood(if refuses { Mood::Answers(503) } else { Mood::Stalls });
+                lasts.await;
+                webhook.is_in_mood(Mood::Takes);
             }
             Kind::RelayAnswerLost => through(&self.relay, Way::DropsAnswers, lasts).await,
             Kind::ClockAhead | Kind::ClockBehind => {

@@ -3,8 +3,10 @@
 //! Two replicas of the built program run behind nginx with `deploy/nginx.conf` (without TLS), with
 //! a real PostgreSQL, a real Postfix and clients. The trial injects faults of every kind at random,
 //! by a seed that it prints. At the end it compares every 200 that a client saw with every mail
-//! that the relay stored. It ends with an error if an email was lost, or another promise broken.
+//! that the relay stored, and every entry of the audit log with every event that a webhook got. It
+//! ends with an error if an email or event was lost, or another promise broken.
 
+mod events;
 mod faults;
 mod names;
 
@@ -24,6 +26,7 @@ use vos_auth_lab::place::{free_address, temporary};
 use vos_auth_lab::postfix::{self, Postfix};
 use vos_auth_lab::proxy::{Proxy, Server};
 use vos_auth_lab::starts::{Ready, Starts, have_accounts};
+use vos_auth_lab::webhook::{Mood, Webhook};
 use vos_auth_lab::{Failure, database};
 
 use self::faults::{Fault, Kind, Member, World};
@@ -69,19 +72,24 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     }
     let faults = faults::schedule(&mut SmallRng::seed_from_u64(seed), options.faults, &kinds);
     let mails = world.postfix.lock().await.maildir();
+    let events_from = world.cluster.lock().await.options();
     let (load, ready, progress) = (Starts::default(), Ready::default(), Progress::default());
     ready.is(0, Some((Ipv4Addr::LOCALHOST, nginx.tls).into()));
     let windows = tokio::select! {
         windows = injects(&world, &faults, &load, &progress, options.accepted) => windows?,
         () = load.run(ready.clone(), options.rate, addresses) => return Err("there are no addresses left".into()),
         () = progress.tell(&load, &mails, faults.len()) => unreachable!("it goes on"),
+        () = events::appends(events_from) => unreachable!("it goes on"),
     };
     let healed = Instant::now();
     drains(&world, &progress, &load, &mails).await?;
     let drained = healed.elapsed();
     let kept = ledger::kept(&mails)?;
     let duplicating: Vec<_> = windows.iter().filter(|window| window.kind.may_duplicate()).copied().collect();
-    Verdict::of(&load.seen(), &kept, &duplicating).is_told(&windows, drained, began.elapsed())
+    let told = Verdict::of(&load.seen(), &kept, &duplicating).is_told(&windows, drained, began.elapsed());
+    let mut connection = world.cluster.lock().await.connect().await;
+    events::are_told(&mut connection, &world.webhook.lock().await.taken()).await?;
+    told
 }
 
 /// Starts all components, and creates an account for each address.
@@ -95,22 +103,25 @@ async fn world(addresses: usize, http: [SocketAddr; 2]) -> Result<World, Failure
     names.is_at(relay.address.port());
     let database = async || Proxy::before_server(Server::Socket(cluster.socket())).await;
     let databases = [database().await, database().await];
+    let webhook = Webhook::start(Mood::Takes);
     let member = async |place: usize| {
         let clock = PathBuf::from(temporary(&format!("chaos-clock-{place}")));
         let database = format!("postgres://vos_auth@{}/postgres?sslmode=disable", databases[place].address);
         let relay = format!("smtp://{RELAY}:{}?tls=none", relay.address.port());
-        let changes = vec![
+        let mut changes = webhook.environment().to_vec();
+        changes.extend([
             ("HTTP_ADDR", http[place].to_string()),
             ("TRUSTED_PROXIES", "127.0.0.1/32".into()),
             ("LD_PRELOAD", faketime()?.display().to_string()),
             ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".into()),
             ("DONT_FAKE_MONOTONIC", "1".into()),
-        ];
+        ]);
         Member::start(names.inside(), database, relay, changes, clock).await
     };
     let members = [member(0).await?, member(1).await?];
-    Ok(World { cluster: cluster.into(), postfix: postfix.into(), databases, relay, names, members })
+    let (cluster, postfix, webhook) = (cluster.into(), postfix.into(), webhook.into());
+    Ok(World { cluster, postfix, databases, relay, webhook, names, members })
 }
 
 /// The path in Debian's package depends on the architecture.
@@ -147,14 +158,15 @@ async fn injects(
     Ok(windows)
 }
 
-/// Waits until no mail is pending at the service or at the relay.
+/// Waits until no mail is pending at the service or at the relay, and no event.
 async fn drains(world: &World, progress: &Progress, load: &Starts, mails: &Path) -> Result<(), Failure> {
     let drained = async {
         let mut connection = world.cluster.lock().await.connect().await;
-        ledger::drains(&mut connection, &*world.postfix.lock().await).await
+        ledger::drains(&mut connection, &*world.postfix.lock().await).await?;
+        events::drains(&mut connection).await
     };
     tokio::select! {
-        drained = tokio::time::timeout(DRAIN, drained) => Ok(drained.map_err(|_| "mails are still pending")??),
+        drained = tokio::time::timeout(DRAIN, drained) => Ok(drained.map_err(|_| "mails or events are still pending")??),
         () = progress.tell(load, mails, 0) => unreachable!("it goes on"),
     }
 }

@@ -1,7 +1,12 @@
 //! An HTTP/1.1 client for the few services that this one calls. Time and size of a response are
 //! bounded. There are no redirects, cookies or proxies.
 
+mod reach;
+
 use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -12,6 +17,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore};
+
+pub use self::reach::Reach;
+use self::reach::Resolver;
 
 /// The bounds of one response.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +42,7 @@ pub struct HttpClient(Connections);
 enum Connections {
     Plain(Client<HttpConnector, Full<Bytes>>),
     Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    Within(Reach, Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>),
 }
 
 /// Why there is no complete response. It quotes nothing from a response.
@@ -67,6 +79,22 @@ impl HttpClient {
         }))
     }
 
+    /// A client that uses TLS for every connection and connects only to addresses within `reach`,
+    /// whatever a name resolves to. It trusts the machine's certificate authorities and those in
+    /// the PEM file `authorities`.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or contains no certificate, or no authority is known.
+    pub fn within(reach: Reach, authorities: Option<&Path>, connect: Duration) -> io::Result<Self> {
+        let mut http = HttpConnector::new_with_resolver(Resolver(reach.clone()));
+        http.set_connect_timeout(Some(connect));
+        http.enforce_http(false);
+        let tls = HttpsConnectorBuilder::new().with_tls_config(tls_config(authorities)?);
+        let connector = tls.https_only().enable_http1().wrap_connector(http);
+        Ok(Self(Connections::Within(reach, Client::builder(TokioExecutor::new()).build(connector))))
+    }
+
     /// Sends a request and reads the whole response, whatever its status.
     pub async fn send(
         &self,
@@ -75,6 +103,9 @@ impl HttpClient {
     ) -> Result<Response<Bytes>, RequestError> {
         let name = HeaderValue::from_static(concat!("vos-auth/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, name);
+        if !self.0.allows(&request) {
+            return Err(connection_failed(&reach::out_of_reach()));
+        }
         let exchange = async {
             let (head, body) =
                 self.0.request(request).await.map_err(|error| connection_failed(&error))?.into_parts();
@@ -96,8 +127,41 @@ impl Connections {
         match self {
             Self::Plain(client) => client.request(request).await,
             Self::Tls(client) => client.request(request).await,
+            Self::Within(_, client) => client.request(request).await,
         }
     }
+
+    /// The connector resolves no host that is an address, so the resolver cannot check it.
+    fn allows(&self, request: &Request<Full<Bytes>>) -> bool {
+        let Self::Within(reach, _) = self else { return true };
+        let host = request.uri().host().unwrap_or_default();
+        let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+        address.is_none_or(|address| reach.allows(address))
+    }
+}
+
+fn tls_config(authorities: Option<&Path>) -> io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    // Some of the machine's certificates may be unreadable for rustls; the others are still used.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = authorities {
+        let none = || io::Error::new(io::ErrorKind::InvalidData, "it contains no certificate in PEM form");
+        let pem = std::fs::read(path)?;
+        let found =
+            CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|_| none())?;
+        if found.is_empty() {
+            return Err(none());
+        }
+        for authority in found {
+            roots.add(authority).map_err(|_| none())?;
+        }
+    }
+    if roots.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "this machine has no certificate authorities"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(ALL_VERSIONS);
+    Ok(config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Includes all causes, because the outermost error says only that connecting failed.

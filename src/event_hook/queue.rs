@@ -1,0 +1,231 @@
+//! The rows of `event_delivery`: registers hooks, claims deliveries under a lease, and finishes
+//! them. A trigger inserts the rows (`migrations/0023_event_hooks.sql`).
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::hook::Hook;
+
+/// The accounts that one claim looks at.
+pub const WINDOW: i64 = 500;
+/// How long a horizon waits for the transactions that were open at its mark. After a failover to a
+/// server that lost commits, the ids that it waits for may not be given out for long.
+const MARK_LIFETIME: Duration = Duration::from_mins(1);
+
+/// Up to which number no further row can appear, so that rows up to there can be delivered in the
+/// order of their numbers.
+///
+/// Numbers are taken in order, but transactions commit in any order. So a row is settled when every
+/// transaction that may have taken a number up to its own has ended:
+///
+/// 1. Each of them had its transaction id before it took its number.
+/// 2. So a transaction id that is given out after the newest number was seen is higher than theirs.
+/// 3. When the oldest open transaction is no older than that id, all of them have ended.
+#[derive(Debug, Default)]
+pub struct Horizon {
+    settled: i64,
+    mark: Option<Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    newest: i64,
+    transaction: i64,
+    set_at: Instant,
+}
+
+impl Horizon {
+    /// The highest number that is settled.
+    #[must_use]
+    pub fn settled(&self) -> i64 {
+        self.settled
+    }
+
+    /// Moves the horizon as far as open transactions allow. Returns whether there are rows at all.
+    /// It waits for no lock, and takes a transaction id only if there are new rows.
+    ///
+    /// After an error, begin with a new horizon: the server may be another one.
+    pub async fn advance(&mut self, pool: &PgPool) -> Result<bool, sqlx::Error> {
+        let newest = sqlx::query_scalar!("SELECT max(seq) FROM event_delivery").fetch_one(pool).await?;
+        let Some(newest) = newest else { return Ok(false) };
+        if self.mark.as_ref().is_none_or(|mark| mark.set_at.elapsed() > MARK_LIFETIME) {
+            self.mark = None;
+            if newest > self.settled {
+                let transaction =
+                    sqlx::query_scalar!(r#"SELECT pg_current_xact_id()::text::bigint AS "transaction!""#);
+                let transaction = transaction.fetch_one(pool).await?;
+                self.mark = Some(Mark { newest, transaction, set_at: Instant::now() });
+            }
+        }
+        if let Some(mark) = &self.mark {
+            let oldest = sqlx::query_scalar!(
+                r#"SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS "oldest!""#
+            );
+            if oldest.fetch_one(pool).await? >= mark.transaction {
+                self.settled = mark.newest;
+                self.mark = None;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A delivery that this process may make until its lease ends.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Its number, by which deliveries of an account are ordered.
+    pub seq: i64,
+    /// The id of the event.
+    pub event_id: Uuid,
+    /// The number of this claim. An update with the number of an earlier claim changes nothing.
+    pub attempts: i32,
+    /// When the event happened, or when an operator replayed it.
+    pub enqueued_at: OffsetDateTime,
+    /// How many dead letters of the account came before it and were not announced yet.
+    pub gap: i64,
+    /// The event; `None` if it was deleted after `AUDIT_RETENTION`.
+    pub event: Option<Recorded>,
+}
+
+/// What the audit log says about an event.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Its kind.
+    pub kind: String,
+    /// The account; `None` if it is about many accounts.
+    pub account_id: Option<Uuid>,
+    /// When it happened.
+    pub at: OffsetDateTime,
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub struct Claim {
+    /// What was claimed: of each account at most its oldest pending delivery.
+    pub deliveries: Vec<Delivery>,
+    /// The account after which the next claim begins.
+    pub after: Uuid,
+    /// Whether there are accounts after it that this claim did not look at.
+    pub more: bool,
+}
+
+/// Claims at most `limit` deliveries of a hook that are due and settled. Looks at [`WINDOW`]
+/// accounts after `after`; a walk through all accounts takes several claims if there are more.
+///
+/// A delivery whose account has an older pending one is never claimed, whatever the state of that
+/// one, so the order within an account is kept.
+pub async fn claim(
+    pool: &PgPool,
+    hook: &str,
+    after: Uuid,
+    settled: i64,
+    now: OffsetDateTime,
+    lease: Duration,
+    limit: i64,
+) -> Result<Claim, sqlx::Error> {
+    let rows =
+        sqlx::query_file!("src/event_hook/claim.sql", hook, after, WINDOW, settled, now, now + lease, limit);
+    let rows = rows.fetch_all(pool).await?;
+    let walked = rows.first().map_or(0, |row| row.walked);
+    let last_walked = rows.first().and_then(|row| row.last);
+    let mut last_claimed = None;
+    let deliveries: Vec<_> = rows
+        .into_iter()
+        .filter_map(|row| {
+            last_claimed = last_claimed.max(row.subject);
+            let event = match (row.what, row.created_at) {
+                (Some(kind), Some(at)) => Some(Recorded { kind, account_id: row.account_id, at }),
+                _ => None,
+            };
+            let (seq, event_id, attempts) = (row.seq?, row.event_id?, row.attempts?);
+            let (enqueued_at, gap) = (row.enqueued_at?, row.gap.unwrap_or_default());
+            Some(Delivery { seq, event_id, attempts, enqueued_at, gap, event })
+        })
+        .collect();
+    let is_full = i64::try_from(deliveries.len()).is_ok_and(|claimed| claimed >= limit);
+    let more = is_full || walked >= WINDOW;
+    let after = if is_full { last_claimed } else { last_walked };
+    Ok(Claim { deliveries, after: after.filter(|_| more).unwrap_or_default(), more })
+}
+
+/// Deletes a delivery that its receiver has accepted. The gap before it is announced by it. Does
+/// nothing if the row was claimed again meanwhile.
+pub async fn delivered(pool: &PgPool, delivery: &Delivery) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "WITH done AS (DELETE FROM event_delivery WHERE seq = $1 AND attempts = $2 RETURNING hook, subject, seq)
+         UPDATE event_delivery AS dead SET gap_told = true FROM done
+         WHERE dead.hook = done.hook AND dead.subject = done.subject AND dead.died_at IS NOT NULL
+             AND dead.seq < done.seq AND NOT dead.gap_told",
+        delivery.seq,
+        delivery.attempts
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Makes a delivery due again at `next_attempt_at`. Does nothing if the row was claimed again
+/// meanwhile. `why` must not quote the receiver.
+pub async fn retry_at(
+    pool: &PgPool,
+    next_attempt_at: OffsetDateTime,
+    delivery: &Delivery,
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE event_delivery SET next_attempt_at = $3, lease_until = NULL, last_error = $4
+         WHERE seq = $1 AND attempts = $2",
+        delivery.seq,
+        delivery.attempts,
+        next_attempt_at,
+        why
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Makes a delivery a dead letter, so that the next one of its account is sent. Does nothing if the
+/// row was claimed again meanwhile.
+pub async fn give_up(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    delivery: &Delivery,
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE event_delivery SET died_at = $3, lease_until = NULL, last_error = $4, gap_told = false
+         WHERE seq = $1 AND attempts = $2",
+        delivery.seq,
+        delivery.attempts,
+        now,
+        why
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Writes the hooks that events are recorded for, and removes others. A removed hook keeps its
+/// rows, so that it can be set again. With no hooks before and after, nothing is written.
+pub(super) async fn register(pool: &PgPool, hooks: &[&Hook]) -> Result<(), sqlx::Error> {
+    let names: Vec<_> = hooks.iter().map(|hook| hook.name.clone()).collect();
+    sqlx::query!("DELETE FROM event_hook WHERE name <> ALL ($1)", &names).execute(pool).await?;
+    for hook in hooks {
+        let kinds: Option<Vec<String>> =
+            hook.kinds.as_ref().map(|kinds| kinds.iter().map(|kind| (*kind).to_owned()).collect());
+        sqlx::query!(
+            "INSERT INTO event_hook (name, kinds) VALUES ($1, $2)
+             ON CONFLICT (name) DO UPDATE SET kinds = excluded.kinds
+             WHERE event_hook.kinds IS DISTINCT FROM excluded.kinds",
+            hook.name,
+            kinds.as_deref()
+        )
+        .execute(pool)
+        .await?;
+    }
+    Ok(())
+}
