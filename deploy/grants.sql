@@ -1,4 +1,5 @@
--- The least rights of two roles that own nothing: one for the service, one for an operator's commands (`account`, `outbox`).
+-- The least rights of two roles that own nothing: one for the service, one for an operator's commands (`account`, `operator`,
+-- `outbox`) and the admin API.
 -- `migrate` runs as the owner. Run this file as a superuser or the owner, after each `migrate` and before the first replica of
 -- the new release. It can be run again at any time, also while replicas serve:
 --
@@ -36,12 +37,16 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON account TO :"operator";
 GRANT SELECT, INSERT, UPDATE, DELETE ON session, recovery_session, outbox, throttle TO :"serve";
 GRANT SELECT, UPDATE (revoked_at) ON session TO :"operator";
 GRANT SELECT, UPDATE (state), DELETE ON recovery_session TO :"operator";
-GRANT SELECT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
+-- An operator's help enqueues a notice to the owner.
+GRANT SELECT, INSERT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
 -- `account unblock` counts its uses in the table from which it deletes.
 GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
 
 -- The schemes of stored hashes, as last counted.
 GRANT SELECT, INSERT, UPDATE ON hash_census TO :"serve";
+
+-- Who may call the admin API. The service has no rights on it: only the connections of the admin API read it.
+GRANT SELECT, INSERT, UPDATE ON operator TO :"operator";
 
 -- Both roles append, and the service changes no row. The sweeper deletes by id after AUDIT_RETENTION. `account erase` clears two
 -- columns. Webhooks read the kind, the account and the time of an event, and not its client.

@@ -22,6 +22,8 @@ use crate::throttle::{RateLimit, SourceLimits, Turns};
 
 /// Connections that look up session tokens.
 const TOKEN_CONNECTIONS: u32 = 2;
+/// Connections of the admin API.
+const ADMIN_CONNECTIONS: u32 = 3;
 
 /// The parts that all features share.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct App {
     /// Connections that look up session tokens, so that a flood of unknown tokens does not delay
     /// logins.
     pub token_pool: PgPool,
+    /// Connections of the admin API, as a role that may change accounts; `None` if it is off.
+    pub admin_pool: Option<PgPool>,
     /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
     /// Keys that recovery codes are derived from.
@@ -104,6 +108,7 @@ impl App {
     pub fn of_parts(config: Config, parts: CompleteParts, clock: Clock, limits: Limits) -> (Self, Courier) {
         let CompleteParts {
             database,
+            admin_database,
             gateway,
             composer,
             code_keys,
@@ -113,6 +118,10 @@ impl App {
             receivers,
         } = parts;
         let database = Endpoint::new(with_session_settings(&database));
+        let admin_pool = admin_database.map(|options| {
+            let endpoint = Endpoint::new(database::with_operator_settings(&options));
+            database::pool(&endpoint, ADMIN_CONNECTIONS)
+        });
         let gateway = Arc::new(gateway);
         let (metrics, wakeup) = (Arc::<Metrics>::default(), Wakeup::default());
         let courier = Courier {
@@ -161,6 +170,7 @@ impl App {
         let app = Self {
             pool,
             token_pool: database::pool(&database, TOKEN_CONNECTIONS),
+            admin_pool,
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys,
             device_keys,

@@ -86,6 +86,24 @@ pub enum Problem {
     StorageUnavailable,
     /// The service is not ready, or is stopping.
     NotReady,
+    /// Of the admin API: there is no valid operator token or client certificate.
+    OperatorUnknown,
+    /// Of the admin API: the operator's role may not do this.
+    RoleInsufficient,
+    /// Of the admin API: the header X-Reason is missing, too long or malformed.
+    ReasonInvalid,
+    /// Of the admin API: a member of the request has an invalid value.
+    FieldInvalid,
+    /// Of the admin API: there is no such account.
+    AccountNotFound,
+    /// Of the admin API: the account is disabled.
+    AccountDisabled,
+    /// Of the admin API: another account has the address.
+    EmailTaken,
+    /// Of the admin API: the operator has helped too often.
+    OperatorThrottled,
+    /// Of the admin API: the limits of the address were lifted too often.
+    LiftThrottled,
     /// There is nothing at this path.
     NotFound,
     /// The path does not support this method.

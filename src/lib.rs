@@ -18,6 +18,7 @@
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
 //! | client connections: limits, timeouts, eviction of idle ones | [`http::listener`], [`http::stream`] | |
+//! | TLS and client certificates of the admin API | [`http::tls`] | der, webpki |
 //! | the HTTP status of each error; the error body | [`http::error`] | |
 //! | error codes and their messages | [`error`], [`locale`] | |
 //! | recovery: `start` (`recovery/start.sql`), `progress`, `verify`, `reset`, `replay` of a lost answer | [`recovery`] | `recovery_session` |
@@ -50,7 +51,9 @@
 //! | bounces: signed return paths, reports | [`mail::bounce`], [`mail::report`] | |
 //! | webhooks of audit events: order, claims, requests | [`event_hook`] | `event_hook`, `event_delivery`, which a trigger fills |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
-//! | operations of operators on accounts: disable, set address, erase, find | [`admin`] | |
+//! | operations of operators on accounts, for the commands and the admin API | [`admin`] | |
+//! | operators of the admin API, their roles and tokens | [`operator`] | `operator` |
+//! | the admin API at `ADMIN_ADDR`: who may call what, on one screen | [`http::admin`] | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services; which addresses they may reach | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
@@ -75,9 +78,9 @@
 //! | the command line, and all bad values of it at once | `cli/arguments.rs`, `config/problems.rs` | |
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
-//! Imports point one way, as CI checks: `cli` → {`admin`, `transfer`} → `server` → {`http`,
-//! `sweeper`, `census`} → {`recovery`, `password_change`} → `session` → `app` → {`courier`, `parts`} →
-//! {`account`, `event_hook`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
+//! Imports point one way, as CI checks: `cli` → `server` → {`http`, `sweeper`, `census`} →
+//! {`transfer`, `admin`} → {`recovery`, `password_change`} → `session` → `app` → {`courier`, `parts`} →
+//! {`account`, `event_hook`, `operator`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
 //! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`,
 //! `brand`, `clock`, `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}.
 //! `transfer` uses no layer above `account`.
@@ -166,6 +169,7 @@ pub mod known_device;
 pub mod locale;
 pub mod mail;
 pub mod metrics;
+pub mod operator;
 pub mod outbox;
 pub mod parts;
 pub mod password;

@@ -198,6 +198,42 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "The service is temporarily unavailable. Try again in a few minutes.",
         ),
         Problem::NotReady => ("Dịch vụ chưa sẵn sàng.", "The service is not ready."),
+        Problem::OperatorUnknown => (
+            "Không có mã truy cập hợp lệ của người vận hành. Hãy kiểm tra mã, thời hạn của mã, hoặc chứng chỉ.",
+            "There is no valid operator token or certificate. Check the token, its end, and the certificate.",
+        ),
+        Problem::RoleInsufficient => (
+            "Vai trò của bạn không được phép thực hiện thao tác này. Hãy nhờ người có vai trò phù hợp.",
+            "Your role may not do this. Ask an operator whose role may.",
+        ),
+        Problem::ReasonInvalid => (
+            "Hãy ghi lý do trong tiêu đề X-Reason: từ 1 đến 200 ký tự, không có ký tự điều khiển.",
+            "Give the reason in the header X-Reason: 1 to 200 characters, no control characters.",
+        ),
+        Problem::FieldInvalid => (
+            "Một trường của yêu cầu có giá trị không hợp lệ, được nêu trong mục \"field\".",
+            "A field of the request has an invalid value; \"field\" names it.",
+        ),
+        Problem::AccountNotFound => (
+            "Không có tài khoản này. Hãy tìm lại tài khoản và kiểm tra mã định danh.",
+            "There is no such account. Find the account again and check its id.",
+        ),
+        Problem::AccountDisabled => (
+            "Tài khoản đã bị vô hiệu hóa. Hãy kích hoạt lại tài khoản trước.",
+            "The account is disabled. Enable it first.",
+        ),
+        Problem::EmailTaken => (
+            "Một tài khoản khác đã có địa chỉ này. Hãy đổi địa chỉ hoặc xóa tài khoản đó trước.",
+            "Another account has this address. Change or erase that account first.",
+        ),
+        Problem::OperatorThrottled => (
+            "Bạn đã hỗ trợ khôi phục quá nhiều lần trong giờ qua. Hãy đợi rồi thử lại, hoặc nhờ người vận hành khác.",
+            "You have helped with too many recoveries in the last hour. Wait, or ask another operator.",
+        ),
+        Problem::LiftThrottled => (
+            "Các giới hạn của địa chỉ này đã được gỡ quá nhiều lần trong 24 giờ. Hãy đợi rồi thử lại.",
+            "The limits of this address were lifted too often in 24 hours. Wait, then try again.",
+        ),
         Problem::NotFound => (
             "Không có gì ở đường dẫn này. Hãy kiểm tra lại đường dẫn và mã định danh trong đó, nếu có.",
             "There is nothing at this path. Check the path and any id in it.",

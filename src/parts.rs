@@ -17,6 +17,8 @@ use crate::secret::{Key, Keys};
 pub struct Parts {
     /// How PostgreSQL is reached.
     pub database: Option<PgConnectOptions>,
+    /// How the admin API reaches PostgreSQL; also `None` without `ADMIN_ADDR`.
+    pub admin_database: Option<PgConnectOptions>,
     /// The relays.
     pub gateway: Option<Gateway>,
     /// Builds emails.
@@ -37,6 +39,7 @@ pub struct Parts {
 #[expect(missing_docs, reason = "as in Parts")]
 pub struct CompleteParts {
     pub database: PgConnectOptions,
+    pub admin_database: Option<PgConnectOptions>,
     pub gateway: Gateway,
     pub composer: Composer,
     pub code_keys: Keys,
@@ -49,8 +52,15 @@ pub struct CompleteParts {
 impl Parts {
     /// Reads all parts and opens no connection. Adds what is wrong to `problems`.
     pub fn read(config: &Config, secrets: FoundSecrets, problems: &mut ConfigErrors) -> Self {
-        let FoundSecrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth, event_hooks } =
-            secrets;
+        let FoundSecrets {
+            database_url,
+            admin_database_url,
+            code_keys,
+            device_keys,
+            smtp_relays,
+            smtp_oauth,
+            event_hooks,
+        } = secrets;
         if !Cost::of(&config.passwords).is_verifiable() {
             let why = "times ARGON2_MEMORY_KIB is over 4194304: no login could verify such a hash; lower one of them";
             problems.add(ConfigError::new("ARGON2_PASSES", why));
@@ -66,8 +76,18 @@ impl Parts {
             None => Some(KeyRing::ephemeral()),
         };
         let blocklist = config.passwords.password_blocklist.as_deref().map(Blocklist::read);
+        let database = database_url.and_then(|url| problems.take(database::options(&url)));
+        let admin_database = match (problems.take(config.admin.address()).flatten(), admin_database_url) {
+            (Some(_), Some(url)) => problems.take(
+                database::options(&url)
+                    .map_err(|problem| ConfigError::new("ADMIN_DATABASE_URL", problem.why())),
+            ),
+            (Some(_), None) => database.clone(),
+            (None, _) => None,
+        };
         Self {
-            database: database_url.and_then(|url| problems.take(database::options(&url))),
+            database,
+            admin_database,
             gateway: problems.take(Gateway::new(
                 &config.relays,
                 &smtp_relays.unwrap_or_default(),
@@ -85,10 +105,20 @@ impl Parts {
     /// `None` if a part is missing.
     #[must_use]
     pub fn complete(self) -> Option<CompleteParts> {
-        let Self { database, gateway, composer, code_keys, device_keys, jwt_keys, blocklist, receivers } =
-            self;
+        let Self {
+            database,
+            admin_database,
+            gateway,
+            composer,
+            code_keys,
+            device_keys,
+            jwt_keys,
+            blocklist,
+            receivers,
+        } = self;
         Some(CompleteParts {
             database: database?,
+            admin_database,
             gateway: gateway?,
             composer: composer?,
             code_keys: code_keys?,

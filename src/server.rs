@@ -16,6 +16,7 @@ use crate::courier::Courier;
 use crate::database::health::Health;
 use crate::database::{failures, in_time};
 use crate::http::listener::{Listener, affordable_connections};
+use crate::http::tls::Tls;
 use crate::http::{self, AppState};
 use crate::metrics::ListenerLabel;
 use crate::outbox::inspect;
@@ -25,6 +26,8 @@ use crate::thread;
 
 /// Connections to the metrics listener at once: enough for a few scrapers.
 const METRICS_CONNECTIONS: u32 = 64;
+/// Connections to the admin listener at once.
+const ADMIN_CONNECTIONS: u32 = 256;
 /// How often the folder of JWT keys is read again.
 const KEYS_REREAD_INTERVAL: Duration = Duration::from_mins(1);
 /// How often the outbox is counted for the metrics.
@@ -42,6 +45,8 @@ pub struct Server {
     courier: Courier,
     listener: Listener,
     metrics_listener: Listener,
+    admin_listener: Option<Listener>,
+    admin_tls: Option<Arc<Tls>>,
 }
 
 impl Server {
@@ -60,8 +65,15 @@ impl Server {
         let metrics_listener =
             Listener::bind("METRICS_ADDR", app.config.listening.metrics_addr, metrics, METRICS_CONNECTIONS);
         let metrics_listener = problems.take(metrics_listener);
+        let (mut admin_listener, mut admin_tls) = (None, None);
+        if let Some(address) = problems.take(app.config.admin.address()).flatten() {
+            let label = ListenerLabel { listener: "admin" };
+            admin_tls = problems.take(Tls::read(&app.config.admin)).flatten().map(Arc::new);
+            let bound = problems.take(Listener::bind("ADMIN_ADDR", address, label, ADMIN_CONNECTIONS));
+            admin_listener = bound.map(|bound| bound.with_tls(admin_tls.clone()));
+        }
         let (listener, metrics_listener) = problems.or(listener.zip(metrics_listener))?;
-        Ok(Self { app: Arc::new(app), courier, listener, metrics_listener })
+        Ok(Self { app: Arc::new(app), courier, listener, metrics_listener, admin_listener, admin_tls })
     }
 
     /// The address of the API.
@@ -72,6 +84,11 @@ impl Server {
     /// The address of the metrics.
     pub fn metrics_address(&self) -> io::Result<SocketAddr> {
         self.metrics_listener.address()
+    }
+
+    /// The address of the admin API, if there is one.
+    pub fn admin_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin_listener.as_ref().map(Listener::address).transpose()
     }
 
     /// The parts that all features share.
@@ -98,24 +115,16 @@ impl Server {
     ///
     /// As [`Server::run`].
     pub async fn run_with(self, more: Router, stop: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { app, courier, listener, metrics_listener } = self;
+        let Self { app, courier, listener, metrics_listener, admin_listener, admin_tls } = self;
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
         let shutdown = CancellationToken::new();
         // Before the service listens: requests are answered 502 until relays and PostgreSQL were
         // checked.
-        let (mut probes, health) =
-            tokio::join!(app.gateway.watch(&config.relays, &app.metrics, &shutdown), async {
-                // The check finds the address that the pools connect to.
-                let health = app.health.check().await;
-                if health == Health::Ok {
-                    // The first request must not pay for the connection of its pool.
-                    let _ = tokio::join!(census.warm_up(), Box::pin(in_time(app.token_pool.acquire())));
-                } else {
-                    census.warm_up().await;
-                }
-                health
-            });
+        let (mut probes, health) = tokio::join!(
+            app.gateway.watch(&config.relays, &app.metrics, &shutdown),
+            connect(&app, &mut census)
+        );
         let (recovery, mut commits) = Recovery::new(Arc::clone(&app));
         let state = AppState {
             recovery,
@@ -125,6 +134,7 @@ impl Server {
         };
         let draining = Arc::clone(&state.draining);
         let api = http::with_layers(http::router(state.clone()).merge(more), &state);
+        let admin_api = app.admin_pool.clone().map(|pool| http::admin::router(&state, pool));
         drop(state);
         let (stop_accepting, stop_courier) = (CancellationToken::new(), CancellationToken::new());
         let stop_hooks = shutdown.child_token();
@@ -133,9 +143,11 @@ impl Server {
         let mut api = tokio::spawn(accept(listener, api, Arc::clone(&app), stop_accepting.clone()));
         let metrics = http::metrics::routes(Arc::clone(&app));
         let mut metrics = tokio::spawn(accept(metrics_listener, metrics, Arc::clone(&app), shutdown.clone()));
+        let admin = admin_listener.zip(admin_api);
+        let mut admin = tokio::spawn(accept_operators(admin, Arc::clone(&app), stop_accepting.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(shutdown.clone()));
         let mut census = tokio::spawn(census.run(shutdown.clone()));
-        let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), shutdown.clone()));
+        let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), admin_tls, shutdown.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), shutdown.clone()));
         let mut hooks = tokio::spawn(Arc::clone(&app.event_hooks).run(stop_hooks.clone()));
         let mut health = tokio::spawn(watch_database(Arc::clone(&app), health, shutdown.clone()));
@@ -151,6 +163,7 @@ impl Server {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
             _ = &mut api => Some("api"),
+            _ = &mut admin => Some("admin API"),
             _ = &mut metrics => Some("metrics"),
             _ = &mut sweeper => Some("sweeper"),
             _ = &mut health => Some("health check"),
@@ -171,7 +184,7 @@ impl Server {
         tokio::time::sleep(config.stopping.drain_delay).await;
         stop_accepting.cancel();
         let finished = tokio::time::timeout(config.stopping.stop_timeout, async {
-            let _ = api.await;
+            let _ = tokio::join!(api, admin);
             stop_courier.cancel();
             stop_hooks.cancel();
             let _ = tokio::join!(&mut courier, &mut hooks);
@@ -186,7 +199,12 @@ impl Server {
         shutdown.cancel();
         // Closing a connection to a lost machine would block: the wait is bounded.
         let probes = async { while probes.join_next().await.is_some() {} };
-        let closing = async { tokio::join!(app.pool.close(), app.token_pool.close(), probes) };
+        let admin_pool = async {
+            if let Some(pool) = &app.admin_pool {
+                pool.close().await;
+            }
+        };
+        let closing = async { tokio::join!(app.pool.close(), app.token_pool.close(), admin_pool, probes) };
         let _ = tokio::time::timeout(STORAGE_DEADLINE, closing).await;
         Ok(())
     }
@@ -196,6 +214,25 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 #[error("the {0} has ended by itself; see the log before this line")]
 pub struct TaskEnded(&'static str);
+
+/// Checks PostgreSQL, and opens the connections that the first requests would wait for.
+async fn connect(app: &App, census: &mut Census) -> Health {
+    // The check finds the address that the pools connect to.
+    let health = app.health.check().await;
+    if health == Health::Ok {
+        let _ = tokio::join!(census.warm_up(), Box::pin(in_time(app.token_pool.acquire())));
+    } else {
+        census.warm_up().await;
+    }
+    health
+}
+
+async fn accept_operators(admin: Option<(Listener, Router)>, app: Arc<App>, stop: CancellationToken) {
+    match admin {
+        Some((listener, routes)) => accept(listener, routes, app, stop).await,
+        None => stop.cancelled().await,
+    }
+}
 
 async fn accept(listener: Listener, routes: Router, app: Arc<App>, stop: CancellationToken) {
     listener.accept(routes, &app.config.connections, &app.metrics, stop).await;
@@ -225,13 +262,17 @@ async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Reads the JWT keys again at an interval, so that a rotation needs no restart.
-async fn watch_keys(app: Arc<App>, stop: CancellationToken) {
+/// Reads the JWT keys and the certificate of the admin API again at an interval, so that a rotation
+/// needs no restart.
+async fn watch_keys(app: Arc<App>, admin_tls: Option<Arc<Tls>>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(KEYS_REREAD_INTERVAL)).await.is_some() {
         let read = app.jwt_keys.reread();
         app.metrics.jwt_keys_unreadable.set(i64::from(read.is_err()));
         if let Err(why) = read {
             tracing::error!(%why, "JWT_KEYS cannot be read again; the keys that were read before stay in use");
+        }
+        if let Some(Err(why)) = admin_tls.as_ref().map(|tls| tls.reread()) {
+            tracing::error!(%why, "the certificate of the admin API cannot be read again; the one before stays in use");
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::database::{failures, in_time};
-use crate::{audit, recovery, session, throttle};
+use crate::{audit, event_hook, recovery, session, throttle};
 
 /// The interval between sweeps.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -67,7 +67,9 @@ impl Sweeper {
             let kept = app.config.storage.audit_retention;
             let events =
                 self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
-            if recoveries.max(sessions).max(events).max(replays) < ROWS.unsigned_abs() {
+            let deliveries = in_time(event_hook::queue::sweep(&app.pool, now, kept, ROWS)).await;
+            let deliveries = self.count("sweep event_delivery", deliveries);
+            if recoveries.max(sessions).max(events).max(deliveries).max(replays) < ROWS.unsigned_abs() {
                 break;
             }
             tokio::time::sleep(began.elapsed() * REST).await;

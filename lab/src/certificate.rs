@@ -17,6 +17,17 @@ pub fn make(folder: &Path, name: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// Makes `NAME.pem` and `NAME.key` in a folder, signed by the authority of [`make`], for a client
+/// with this common name and, unless it is empty, this URI.
+pub fn make_client(folder: &Path, name: &str, uri: &str) {
+    let script = "set -e
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj \"/CN=$0\" -keyout \"$0.key\" -out client.csr
+        { echo basicConstraints=CA:FALSE; echo extendedKeyUsage=clientAuth; [ -z \"$1\" ] || echo \"subjectAltName=URI:$1\"; } >client.ext
+        openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out \"$0.pem\" -extfile client.ext";
+    let made = Command::new("bash").args(["-c", script, name, uri]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 /// The next certificate of a server, by another authority. The server does not use it yet.
 pub struct Next {
     folder: PathBuf,

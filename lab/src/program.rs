@@ -216,6 +216,11 @@ impl Program {
         self.address_of("metrics_addr")
     }
 
+    /// The address of the admin API.
+    pub fn admin_address(&mut self) -> std::net::SocketAddr {
+        self.address_of("admin_addr")
+    }
+
     fn address_of(&mut self, name: &str) -> std::net::SocketAddr {
         let line: serde_json::Value = serde_json::from_str(&self.line_with("\"serving\"")).unwrap();
         line[name].as_str().unwrap().parse().unwrap()

@@ -34,6 +34,8 @@ struct Settings {
 pub struct Service {
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
+    /// Where operators call, with `--admin-addr=127.0.0.1:0`.
+    pub admin_address: Option<SocketAddr>,
     pub clock: ManualClock,
     pub relay: Relay,
     pub pool: PgPool,
@@ -73,8 +75,10 @@ impl Service {
             None => Relay::start().await,
         };
         let keys = setup.keys.unwrap_or_else(|| Key::random("test"));
+        let has_admin_api = setup.settings.iter().any(|setting| setting.starts_with("--admin-addr"));
         let secrets = Secrets {
             database_url: setup.database_url.unwrap_or_else(|| database::service_url(pool)),
+            admin_database_url: has_admin_api.then(|| database::operator_url(pool)),
             code_keys: keys.clone().into(),
             device_keys: keys.clone().into(),
             smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
@@ -100,10 +104,12 @@ impl Service {
         let (app, courier) = App::new(config, secrets, Clock::Manual(clock.clone()), Limits::On).unwrap();
         let server = Server::bind(app, courier).unwrap();
         let (address, metrics_address) = (server.address().unwrap(), server.metrics_address().unwrap());
+        let admin_address = server.admin_address().unwrap();
         let (app, stop) = (Arc::clone(server.app()), CancellationToken::new());
         let running = tokio::spawn(server.run(stop.clone()));
+        let pool = pool.clone();
         let service =
-            Self { address, metrics_address, clock, relay, pool: pool.clone(), app, keys, stop, running };
+            Self { address, metrics_address, admin_address, clock, relay, pool, app, keys, stop, running };
         service.until_mail_is("ok").await;
         service
     }

@@ -10,7 +10,7 @@ use sqlx::{Connection as _, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::audit;
+use crate::audit::{self, By};
 use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
@@ -202,12 +202,29 @@ pub enum CreateError {
     /// The address has an account.
     #[error("an account with this email already exists")]
     EmailTaken,
+    /// PostgreSQL cannot store the traits.
+    #[error("the traits contain U+0000, which PostgreSQL cannot store: remove it")]
+    NulInTraits,
     /// The password could not be hashed.
     #[error("the password could not be hashed: {0}")]
     Hashing(#[from] tokio::task::JoinError),
     /// An error of PostgreSQL.
     #[error(transparent)]
     Storage(#[from] sqlx::Error),
+}
+
+/// Whether PostgreSQL can store these traits: U+0000 is not possible in `jsonb`.
+#[must_use]
+pub fn can_store(traits: &Map<String, Value>) -> bool {
+    fn has_nul(value: &Value) -> bool {
+        match value {
+            Value::String(text) => text.contains('\0'),
+            Value::Array(values) => values.iter().any(has_nul),
+            Value::Object(members) => !can_store(members),
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        }
+    }
+    traits.iter().all(|(name, value)| !name.contains('\0') && !has_nul(value))
 }
 
 /// Creates an active account and records it in the audit log, in one transaction.
@@ -220,6 +237,23 @@ pub async fn create(
     now: OffsetDateTime,
     new: NewAccount,
 ) -> Result<Uuid, CreateError> {
+    create_by(connection, now, new, None).await
+}
+
+/// The same, by the operator who called the admin API.
+///
+/// # Errors
+///
+/// As [`create`].
+pub async fn create_by(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    new: NewAccount,
+    by: Option<By<'_>>,
+) -> Result<Uuid, CreateError> {
+    if !can_store(&new.traits) {
+        return Err(CreateError::NulInTraits);
+    }
     let id = new_id(now);
     let mut traits = new.traits;
     traits.insert("email".into(), new.email.as_str().into());
@@ -245,7 +279,7 @@ pub async fn create(
         Some("account_email_key") => CreateError::EmailTaken,
         _ => error.into(),
     })?;
-    audit::record(&mut *transaction, now, audit::Event::AccountCreated, id, None).await?;
+    audit::record(&mut *transaction, now, audit::Event::AccountCreated, id, by).await?;
     transaction.commit().await?;
     Ok(id)
 }

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::email_address::EmailAddress;
+use crate::locale::Locale;
 
 /// All columns of an account, including the password hash. Do not print it as a whole.
 pub struct Record {
@@ -106,6 +107,12 @@ pub async fn recoveries_ended(executor: impl PgExecutor<'_>, id: Uuid) -> Result
         .await
 }
 
+/// Whether there is an account with this id, in any state.
+pub async fn exists(executor: impl PgExecutor<'_>, id: Uuid) -> Result<bool, sqlx::Error> {
+    let found = sqlx::query_scalar!("SELECT 1 AS one FROM account WHERE id = $1", id);
+    Ok(found.fetch_optional(executor).await?.is_some())
+}
+
 /// Locks the row of an account in any state, and returns its address and whether it is active.
 pub async fn lock_in_any_state(
     transaction: &mut PgConnection,
@@ -173,6 +180,23 @@ pub async fn set_email(
         Err(sqlx::Error::Database(error)) if error.constraint() == Some("account_email_key") => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Sets the language of an account's emails. Returns false if it was already that language or the
+/// account does not exist.
+pub async fn set_locale(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    locale: Option<Locale>,
+) -> Result<bool, sqlx::Error> {
+    let set = sqlx::query!(
+        "UPDATE account SET locale = $2, updated_at = $3 WHERE id = $1 AND locale IS DISTINCT FROM $2",
+        id,
+        locale.map(<&str>::from),
+        now
+    );
+    Ok(set.execute(transaction).await?.rows_affected() > 0)
 }
 
 /// Deletes a locked account and, with it, its sessions.

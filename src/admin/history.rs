@@ -1,4 +1,4 @@
-//! What happened to an account.
+//! What happened to an account, and what an operator did.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -18,4 +18,14 @@ pub async fn of_account(
     limit: i64,
 ) -> Result<Vec<AuditEntry>, sqlx::Error> {
     audit::of_account(connection, account, before.unwrap_or(Uuid::max()), limit.clamp(1, MAX_PAGE)).await
+}
+
+/// The same, of the events that an operator caused.
+pub async fn of_operator(
+    connection: &mut PgConnection,
+    operator: &str,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<AuditEntry>, sqlx::Error> {
+    audit::of_operator(connection, operator, before.unwrap_or(Uuid::max()), limit.clamp(1, MAX_PAGE)).await
 }

@@ -152,6 +152,8 @@ impl SeenMail {
             "recovery_sent" => (Some(MailKind::RecoveryCode), MailState::Delivered),
             "recovery_not_sent" => (Some(MailKind::RecoveryCode), MailState::GivenUp),
             "password_notice_sent" => (Some(MailKind::PasswordChanged), MailState::Delivered),
+            "ticket_notice_sent" => (Some(MailKind::TicketGiven), MailState::Delivered),
+            "email_notice_sent" => (Some(MailKind::EmailChanged), MailState::Delivered),
             "email_bounced" => (None, MailState::Bounced),
             _ => return None,
         };

@@ -1,6 +1,11 @@
-//! Operations of operators on one account or on all. A change of one account is one transaction,
-//! under the lock of the account's row. Each change is recorded, and repeating it has no effect.
+//! Operations of operators on one account or on all, for the commands and the admin API. A change of
+//! one account is one transaction, under the lock of the account's row. Each change is recorded, and
+//! repeating it has no effect.
+//!
+//! `by` is the operator who called the admin API. A command has none: who may read the database's
+//! password and the service's secrets is not named.
 
+mod help;
 pub mod history;
 pub mod inspect;
 pub mod search;
@@ -9,9 +14,11 @@ use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::help::{EmailSet, Help, Ticket, give_ticket, set_email};
 use crate::account::{self, record};
-use crate::audit::{self, Event};
+use crate::audit::{self, By, Event};
 use crate::email_address::EmailAddress;
+use crate::locale::Locale;
 use crate::mail::bounce::SignedAddress;
 use crate::throttle::{self, Draw, RateLimit};
 use crate::{outbox, recovery, session};
@@ -23,6 +30,7 @@ pub async fn set_active(
     now: OffsetDateTime,
     id: Uuid,
     active: bool,
+    by: Option<By<'_>>,
 ) -> Result<bool, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     match record::lock_in_any_state(&mut transaction, id).await? {
@@ -34,47 +42,27 @@ pub async fn set_active(
         session::revoke_all(&mut transaction, now, id, None).await?;
     }
     let event = if active { Event::AccountEnabled } else { Event::AccountDisabled };
-    audit::record(&mut *transaction, now, event, id, None).await?;
+    audit::record(&mut *transaction, now, event, id, by).await?;
     transaction.commit().await?;
     Ok(true)
 }
 
-/// The result of setting an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EmailSet {
-    /// The account has the new address.
-    Set,
-    /// The account already had this address.
-    AlreadySet,
-    /// Another account has this address.
-    Taken,
-    /// There is no such account.
-    NotFound,
-}
-
-/// Gives an account another address and ends the pending recoveries of both addresses, so that a
-/// code emailed to the old address no longer opens the account. Sessions continue, and no email is
-/// sent.
-pub async fn set_email(
+/// Sets the language of the emails to an account; `None` for the language of each request. Returns
+/// false if it was already that language or the account does not exist.
+pub async fn set_locale(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
-    email: &EmailAddress,
-) -> Result<EmailSet, sqlx::Error> {
+    locale: Option<Locale>,
+    by: Option<By<'_>>,
+) -> Result<bool, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let Some((old, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
-        return Ok(EmailSet::NotFound);
-    };
-    if old == email.as_str() {
-        return Ok(EmailSet::AlreadySet);
+    if !record::set_locale(&mut transaction, now, id, locale).await? {
+        return Ok(false);
     }
-    if !record::set_email(&mut transaction, now, id, email).await? {
-        return Ok(EmailSet::Taken);
-    }
-    recovery::revoke_pending(&mut transaction, now, &old).await?;
-    audit::record(&mut *transaction, now, Event::EmailChanged, id, None).await?;
+    audit::record(&mut *transaction, now, Event::LocaleChanged, id, by).await?;
     transaction.commit().await?;
-    Ok(EmailSet::Set)
+    Ok(true)
 }
 
 /// The result of recording a bounce.
@@ -114,12 +102,13 @@ pub async fn revoke_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
+    by: Option<By<'_>>,
 ) -> Result<u64, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     record::lock_in_any_state(&mut transaction, id).await?;
     let ended = session::revoke_all(&mut transaction, now, id, None).await?;
     if ended > 0 {
-        audit::record(&mut *transaction, now, Event::SessionsRevoked, id, None).await?;
+        audit::record(&mut *transaction, now, Event::SessionsRevoked, id, by).await?;
     }
     transaction.commit().await?;
     Ok(ended)
@@ -165,6 +154,7 @@ pub async fn unblock(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     email: &EmailAddress,
+    by: Option<By<'_>>,
 ) -> Result<Unblocked, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let key = throttle::unblock_key(email);
@@ -180,7 +170,7 @@ pub async fn unblock(
         account::lock(&mut transaction, id, None).await?;
     }
     let filled = throttle::refill(&mut *transaction, email).await?;
-    audit::record(&mut *transaction, now, Event::AccountUnblocked, account, None).await?;
+    audit::record(&mut *transaction, now, Event::AccountUnblocked, account, by).await?;
     transaction.commit().await?;
     Ok(Unblocked::Filled(filled))
 }
@@ -195,6 +185,7 @@ pub async fn erase(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
+    by: Option<By<'_>>,
 ) -> Result<bool, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let Some((email, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
@@ -205,7 +196,7 @@ pub async fn erase(
     throttle::forget(&mut transaction, id).await?;
     audit::forget_clients(&mut transaction, id).await?;
     record::delete(&mut transaction, id).await?;
-    audit::record(&mut *transaction, now, Event::AccountErased, id, None).await?;
+    audit::record(&mut *transaction, now, Event::AccountErased, id, by).await?;
     transaction.commit().await?;
     Ok(true)
 }

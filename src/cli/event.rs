@@ -1,11 +1,10 @@
 //! `vos-auth event`: lists events that webhooks did not get, and sends them again.
 
 use clap::{Args, Subcommand};
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::{Failure, connect};
-use crate::clock::Clock;
+use super::{Failure, connect, print_json};
+use crate::clock::{Clock, rfc3339};
 use crate::event_hook::inspect::{self, DeadLetter};
 use crate::terminal;
 
@@ -19,6 +18,9 @@ pub(super) enum EventCommand {
         /// The maximum number
         #[arg(long, default_value = "50", value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
+        /// Print a JSON object on each line, for programs
+        #[arg(long)]
+        json: bool,
     },
     /// Send dead letters again, before later events of their accounts. Each is retried for a day
     Replay {
@@ -43,8 +45,11 @@ pub(super) struct Which {
 pub(super) async fn run(command: EventCommand) -> Result<(), Failure> {
     let mut connection = connect().await?;
     match command {
-        EventCommand::List { hook, limit } => {
+        EventCommand::List { hook, limit, json } => {
             let letters = inspect::dead_letters(&mut connection, hook.as_deref(), limit).await?;
+            if json {
+                return letters.iter().try_for_each(print_json);
+            }
             if letters.is_empty() {
                 terminal::line("no event is a dead letter");
                 return Ok(());
@@ -57,7 +62,7 @@ pub(super) async fn run(command: EventCommand) -> Result<(), Failure> {
                 let DeadLetter { event_id, hook, kind, account_id, attempts, .. } = &letter;
                 let kind = kind.as_deref().unwrap_or("deleted");
                 let account = account_id.map_or_else(|| "-".into(), |id| id.to_string());
-                let at = letter.died_at.replace_nanosecond(0)?.format(&Rfc3339)?;
+                let at = rfc3339(letter.died_at);
                 let last_error = letter.last_error.as_deref().unwrap_or("-");
                 terminal::line(format_args!(
                     "{event_id}  {hook:16}  {kind:22}  {account:36}  {at:20}  {attempts:>8}  {last_error}"

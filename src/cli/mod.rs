@@ -1,5 +1,5 @@
-//! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `key`, `passwords`,
-//! `outbox`, `event`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
+//! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `operator`, `key`,
+//! `passwords`, `outbox`, `event`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
 
 mod account;
 mod arguments;
@@ -12,6 +12,7 @@ mod generate;
 mod key;
 mod mail;
 mod migrate;
+mod operator;
 mod outbox;
 mod passwords;
 mod progress;
@@ -101,6 +102,9 @@ enum Command {
     /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
+    /// Manage the operators of the admin API
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Manage the keys that sign JWTs
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -189,6 +193,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
     match command {
         Command::Serve { config, log, traces } => run_to_completion(async {
             let traces = problems.take(log.install(&traces)).flatten();
+            // Boxed, because the future is large.
             traced(traces, Box::pin(serve(*config, problems))).await
         }),
         Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
@@ -215,6 +220,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
         }
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Operator(command) => run_to_completion(operator::run(command)),
         Command::Passwords(command) => run_to_completion(passwords::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),
         Command::Event(command) => run_to_completion(event::run(command)),
@@ -259,6 +265,7 @@ async fn serve(config: Config, mut problems: ConfigErrors) -> Result<(), Failure
         version = env!("CARGO_PKG_VERSION"),
         http_addr = %server.address()?,
         metrics_addr = %server.metrics_address()?,
+        admin_addr = server.admin_address()?.map(tracing::field::display),
         "serving"
     );
     Ok(server.run(stop_signal()?).await?)

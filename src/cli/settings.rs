@@ -105,6 +105,7 @@ fn secrets(parts: &Parts, problems: &ConfigErrors) -> Vec<InEffect> {
         let value = match variable {
             _ if is_wrong || source.is_none() => None,
             "DATABASE_URL" => parts.database.as_ref().map(describe_database),
+            "ADMIN_DATABASE_URL" => parts.admin_database.as_ref().map(describe_database),
             "RECOVERY_SECRETS" => parts.code_keys.as_ref().map(ids),
             "DEVICE_SECRETS" => parts.device_keys.as_ref().map(ids),
             "SMTP_RELAYS" => parts.gateway.as_ref().map(|gateway| {

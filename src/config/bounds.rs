@@ -36,6 +36,25 @@ pub fn audit_retention(text: &str) -> Result<Duration, String> {
     between(text, DAY, 36_500 * DAY)
 }
 
+/// Parses `NOTICE_RETENTION`, for `serve` and for commands that enqueue a notice: from 1 hour to 90
+/// days.
+///
+/// # Errors
+///
+/// A sentence, if it is no duration or out of bounds.
+pub fn notice_retention(text: &str) -> Result<Duration, String> {
+    between(text, HOUR, 90 * DAY)
+}
+
+/// Parses how long an operator's token is valid, for `operator create`: from 1 hour to 366 days.
+///
+/// # Errors
+///
+/// A sentence, if it is no duration or out of bounds.
+pub fn operator_lifetime(text: &str) -> Result<Duration, String> {
+    between(text, HOUR, 366 * DAY)
+}
+
 /// Parses `SESSION_IDLE`, for `serve` and `account sessions`: from 1 minute to 30 days.
 ///
 /// # Errors

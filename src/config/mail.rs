@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bounds::{DAY, HOUR, between};
+use super::bounds::notice_retention;
 use super::dkim::DkimSettings;
 use super::phone::Phone;
 use super::recovery_url::RecoveryUrl;
@@ -49,9 +49,9 @@ pub struct MailSettings {
     #[arg(long, env)]
     pub recovery_url: Option<RecoveryUrl>,
 
-    /// How long the notice of a changed password is retried, counted from the change; also how long
-    /// it is kept for an operator after a relay refused it for good
-    #[arg(long, env, default_value = "7days", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
+    /// How long a notice to the owner, such as that of a changed password, is retried, counted from
+    /// the change; also how long it is kept for an operator after a relay refused it for good
+    #[arg(long, env, default_value = "7days", value_parser = notice_retention)]
     pub notice_retention: Duration,
 
     /// The time zone of times in emails, by its IANA name

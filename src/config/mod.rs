@@ -4,6 +4,7 @@
 //! Secrets are read from the environment or from a file that `NAME_FILE` names, never from a flag:
 //! `ps` shows flags.
 
+mod admin;
 mod base_url;
 mod bounds;
 mod clients;
@@ -31,9 +32,11 @@ mod traces;
 
 use std::time::Duration;
 
+pub use self::admin::{AdminSettings, ClientRole, Role};
 pub use self::base_url::base_url;
 pub use self::bounds::{
-    audit_retention, hashing_memory_kib, login_failure_time, password_min_chars, session_idle,
+    audit_retention, hashing_memory_kib, login_failure_time, notice_retention, operator_lifetime,
+    password_min_chars, session_idle,
 };
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
@@ -81,6 +84,9 @@ pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
 pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a call of the admin API waits for the database before it is answered 502. Some of an
+/// operator's statements read a whole table.
+pub const OPERATOR_DEADLINE: Duration = Duration::from_secs(20);
 /// Maximum size of a request body, in octets.
 pub const MAX_BODY: usize = 16 * 1024;
 /// How many characters of a User-Agent are stored.
@@ -92,6 +98,9 @@ pub struct Config {
     /// Where the service listens.
     #[command(flatten)]
     pub listening: ListeningSettings,
+    /// The admin API for operators.
+    #[command(flatten)]
+    pub admin: AdminSettings,
     /// Which browsers and proxies the service trusts.
     #[command(flatten)]
     pub clients: ClientSettings,

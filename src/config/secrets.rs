@@ -8,6 +8,8 @@ use crate::secret::Keys;
 pub struct Secrets {
     /// `DATABASE_URL`.
     pub database_url: String,
+    /// `ADMIN_DATABASE_URL`: the same database, as a role that may change accounts.
+    pub admin_database_url: Option<String>,
     /// `RECOVERY_SECRETS`: keys that recovery codes are derived from.
     pub code_keys: Keys,
     /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
@@ -50,6 +52,8 @@ pub struct FoundSecrets {
     /// As in [`Secrets`].
     pub database_url: Option<String>,
     /// As in [`Secrets`].
+    pub admin_database_url: Option<String>,
+    /// As in [`Secrets`].
     pub code_keys: Option<Keys>,
     /// As in [`Secrets`].
     pub device_keys: Option<Keys>,
@@ -62,12 +66,14 @@ pub struct FoundSecrets {
 }
 
 impl FoundSecrets {
-    /// Reads `DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`, `SMTP_RELAYS`, the secrets of
-    /// `SMTP_OAUTH_*` and `EVENT_HOOKS`, or the files that their `_FILE` forms name. Adds each
-    /// variable that is missing, given twice, unreadable or too weak to `problems`.
+    /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`,
+    /// `SMTP_RELAYS`, the secrets of `SMTP_OAUTH_*` and `EVENT_HOOKS`, or the files that their `_FILE`
+    /// forms name. Adds each variable that is missing, given twice, unreadable or too weak to
+    /// `problems`.
     pub fn from_environment(problems: &mut ConfigErrors) -> Self {
         Self {
             database_url: problems.take(database_url()),
+            admin_database_url: problems.take(secret("ADMIN_DATABASE_URL")).flatten(),
             code_keys: problems.take(keys("RECOVERY_SECRETS")),
             device_keys: problems.take(device_secrets()),
             smtp_relays: problems.take(smtp_relays()),
@@ -82,9 +88,18 @@ impl FoundSecrets {
 
 impl From<Secrets> for FoundSecrets {
     fn from(secrets: Secrets) -> Self {
-        let Secrets { database_url, code_keys, device_keys, smtp_relays, smtp_oauth, event_hooks } = secrets;
+        let Secrets {
+            database_url,
+            admin_database_url,
+            code_keys,
+            device_keys,
+            smtp_relays,
+            smtp_oauth,
+            event_hooks,
+        } = secrets;
         Self {
             database_url: Some(database_url),
+            admin_database_url,
             code_keys: Some(code_keys),
             device_keys: Some(device_keys),
             smtp_relays: Some(smtp_relays),
@@ -95,8 +110,9 @@ impl From<Secrets> for FoundSecrets {
 }
 
 /// The variables of the secrets of `serve`.
-pub const SECRETS: [&str; 7] = [
+pub const SECRETS: [&str; 8] = [
     "DATABASE_URL",
+    "ADMIN_DATABASE_URL",
     "RECOVERY_SECRETS",
     "DEVICE_SECRETS",
     "SMTP_RELAYS",

@@ -9,7 +9,8 @@ use super::bounds::{DAY, HOUR, audit_retention, between};
 #[command(next_help_heading = "Storage")]
 pub struct StorageSettings {
     /// Connections to PostgreSQL for requests. The service opens seven more: one for starts, three
-    /// of the courier, two for session tokens, one for /readyz; and two more if EVENT_HOOKS is set
+    /// of the courier, two for session tokens, one for /readyz. EVENT_HOOKS needs two others, and
+    /// the admin API three
     #[arg(long, env, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_connections: u32,
 

@@ -160,6 +160,8 @@ impl Courier {
                 self.composer.recovery_code(&about, &code, *asked_at, claimed.expires_at, now)
             }
             Content::PasswordChanged => self.composer.password_changed(&about, claimed.created_at, now),
+            Content::TicketGiven => self.composer.ticket_given(&about, claimed.created_at, now),
+            Content::EmailChanged => self.composer.email_changed(&about, claimed.created_at, now),
         }
         .ok()
     }
@@ -196,6 +198,8 @@ const fn kind(claimed: &ClaimedMail) -> MailKind {
     match claimed.content {
         Content::RecoveryCode { .. } => MailKind::RecoveryCode,
         Content::PasswordChanged => MailKind::PasswordChanged,
+        Content::TicketGiven => MailKind::TicketGiven,
+        Content::EmailChanged => MailKind::EmailChanged,
     }
 }
 

@@ -18,7 +18,7 @@ use tracing::{Instrument as _, Span, info_span};
 pub use self::endpoint::Endpoint;
 pub use self::migration::{Beyond, MigrationFailure, beyond, migrate};
 pub use self::options::options;
-use crate::config::STORAGE_DEADLINE;
+use crate::config::{OPERATOR_DEADLINE, STORAGE_DEADLINE};
 use crate::error::{Error, Problem};
 
 /// The migrations of the schema. Each file says why it is needed.
@@ -50,6 +50,16 @@ fn settings() -> [(&'static str, String); 6] {
 #[must_use]
 pub fn with_session_settings(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().options(settings())
+}
+
+/// Adds the session settings of the admin API. Operators' statements may read a whole table, so they
+/// have more time, and plans of their own.
+#[must_use]
+pub fn with_operator_settings(options: &PgConnectOptions) -> PgConnectOptions {
+    let deadline = format!("{}s", OPERATOR_DEADLINE.as_secs());
+    options
+        .clone()
+        .options([("statement_timeout", deadline), ("idle_in_transaction_session_timeout", "5s".into())])
 }
 
 /// A pool that connects on first use, so that the service can start while PostgreSQL is down.
@@ -172,6 +182,19 @@ pub async fn within_deadline<T>(
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Error> {
     in_time(work).instrument(span_of(what)).await.map_err(|error| unavailable(what, &error))
+}
+
+/// Like [`within_deadline`], for a call of the admin API.
+///
+/// # Errors
+///
+/// As [`within_deadline`].
+pub async fn within_operator_deadline<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    let done = tokio::time::timeout(OPERATOR_DEADLINE, work).instrument(span_of(what)).await;
+    done.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(|error| unavailable(what, &error))
 }
 
 fn span_of(what: &'static str) -> Span {

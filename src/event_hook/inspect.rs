@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::clock::serialize_rfc3339;
 use crate::metrics::{HookLabel, Metrics};
 
 /// An event that a hook did not get in a day.
@@ -21,7 +22,7 @@ pub struct DeadLetter {
     /// How often it was tried.
     pub attempts: i32,
     /// Since when it is a dead letter.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub died_at: OffsetDateTime,
     /// Why the last attempt failed.
     pub last_error: Option<String>,

@@ -7,8 +7,8 @@
 //!   claimed ([`queue::claim`]), and only if no older one can appear ([`queue::Horizon`]).
 //! - **For a day.** Then the event is a dead letter, and the next one of its account says so (`gap`).
 //!
-//! With no hook set, nothing is written and no task asks the database. Requests never wait for a
-//! delivery: new rows are found by a poll.
+//! With no hook set, nothing is written, and only the sweeper asks the database. Requests never wait
+//! for a delivery: new rows are found by a poll.
 
 mod cloud_event;
 mod hook;

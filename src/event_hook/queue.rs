@@ -11,6 +11,8 @@ use super::hook::Hook;
 
 /// The accounts that one claim looks at.
 pub const WINDOW: i64 = 500;
+/// How long an event is retried. The first failure after that makes it a dead letter.
+pub(super) const RETRIED_FOR: Duration = Duration::from_hours(24);
 /// How long a horizon waits for the transactions that were open at its mark. After a failover to a
 /// server that lost commits, the ids that it waits for may not be given out for long.
 const MARK_LIFETIME: Duration = Duration::from_mins(1);
@@ -207,6 +209,24 @@ pub async fn give_up(
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// Deletes at most `limit` of the oldest deliveries whose events were deleted after `retention`, so
+/// that they cannot be sent any more: dead letters, and those of removed hooks.
+pub async fn sweep(
+    pool: &PgPool,
+    now: OffsetDateTime,
+    retention: Duration,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "DELETE FROM event_delivery WHERE seq = ANY(ARRAY(
+             SELECT seq FROM (SELECT seq, enqueued_at FROM event_delivery ORDER BY seq LIMIT $2) AS oldest
+             WHERE enqueued_at < $1))",
+        now - retention - RETRIED_FOR,
+        limit
+    );
+    Ok(done.execute(pool).await?.rows_affected())
 }
 
 /// Writes the hooks that events are recorded for, and removes others. A removed hook keeps its

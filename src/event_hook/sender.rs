@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::cloud_event::{CloudEvent, MEDIA_TYPE};
 use super::hook::Hook;
-use super::queue::{self, Delivery, Horizon};
+use super::queue::{self, Delivery, Horizon, RETRIED_FOR};
 use crate::database::{failures, in_time};
 use crate::http_client::Bounds;
 use crate::metrics::{HookOutcome, HookOutcomeLabel};
@@ -30,8 +30,6 @@ const FAILING_AFTER: u32 = 8;
 const ANSWER_BOUNDS: Bounds = Bounds { time: Duration::from_secs(15), octets: 1024 * 1024 };
 /// How long a delivery is claimed: longer than its request and the statements around it.
 const LEASE: Duration = Duration::from_mins(1);
-/// How long an event is retried. The first failure after that makes it a dead letter.
-const RETRIED_FOR: Duration = Duration::from_hours(24);
 /// The bounds of the pause between two attempts at one event.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(10);

@@ -20,7 +20,8 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-aut
 /// is never sent.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The status of each problem. The contract has no 403 and 410.
+/// The status of each problem. The contract has no 403, 409 and 410; only the admin API answers 403
+/// and 409.
 #[must_use]
 pub const fn status(problem: Problem) -> StatusCode {
     match problem {
@@ -43,6 +44,8 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::PasswordIncorrect
         | Problem::QueryInvalid
         | Problem::IdempotencyKeyInvalid
+        | Problem::ReasonInvalid
+        | Problem::FieldInvalid
         | Problem::OriginRefused => StatusCode::BAD_REQUEST,
         Problem::RecoverySessionMissing
         | Problem::RecoverySessionExpired
@@ -51,14 +54,19 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::RecoverySessionUsed
         | Problem::RecoveryIdMismatch
         | Problem::CredentialsInvalid
-        | Problem::SessionInvalid => StatusCode::UNAUTHORIZED,
+        | Problem::SessionInvalid
+        | Problem::OperatorUnknown => StatusCode::UNAUTHORIZED,
+        Problem::RoleInsufficient => StatusCode::FORBIDDEN,
+        Problem::AccountDisabled | Problem::EmailTaken => StatusCode::CONFLICT,
         Problem::NetworkThrottled
         | Problem::AddressThrottled
         | Problem::LoginThrottled
-        | Problem::PasswordThrottled => StatusCode::TOO_MANY_REQUESTS,
+        | Problem::PasswordThrottled
+        | Problem::OperatorThrottled
+        | Problem::LiftThrottled => StatusCode::TOO_MANY_REQUESTS,
         Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
         Problem::HashingBusy | Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-        Problem::NotFound => StatusCode::NOT_FOUND,
+        Problem::NotFound | Problem::AccountNotFound => StatusCode::NOT_FOUND,
         Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
     }
 }

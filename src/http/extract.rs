@@ -5,6 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -13,8 +14,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::value::MapDeserializer;
-use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::{self, DeserializeOwned, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_json::Value;
 
 use crate::app::App;
@@ -79,15 +80,20 @@ impl<S: Sync> FromRequestParts<S> for SessionToken {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let header = |name: &str| single_header(&parts.headers, name);
-        let bearer = || {
-            let (scheme, token) = header("authorization")?.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        let headers = &parts.headers;
+        let text = if headers.contains_key("x-session-token") {
+            single_header(headers, "x-session-token")
+        } else {
+            bearer(headers)
         };
-        let text =
-            if parts.headers.contains_key("x-session-token") { header("x-session-token") } else { bearer() };
         Ok(Self(text.and_then(Token::parse)))
     }
+}
+
+/// The Bearer token of a request (RFC 6750).
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = single_header(headers, "authorization")?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// The recovery ticket of a request, from `X-Recovery-Ticket`. An operator issues it (`vos-auth
@@ -143,18 +149,24 @@ impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Error> {
-        // Other types are refused, because a page of any origin can send a form or text/plain
-        // without a CORS preflight.
-        let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
-        if !essence.trim().eq_ignore_ascii_case("application/json") {
-            return Err(Problem::ContentTypeUnsupported.into());
-        }
-        let body =
-            tokio::time::timeout(state.app.config.connections.body_timeout, read_body(request.into_body()))
-                .await;
-        parse(&body.map_err(|_| Problem::BodyIncomplete)??).map(Self)
+        read_json(request, state.app.config.connections.body_timeout)
+            .await
+            .and_then(|body| parse(&body))
+            .map(Self)
     }
+}
+
+/// Reads a JSON body of at most [`MAX_BODY`] octets.
+pub(super) async fn read_json(request: Request, timeout: Duration) -> Result<Vec<u8>, Error> {
+    // Other types are refused, because a page of any origin can send a form or text/plain without a
+    // CORS preflight.
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
+    if !essence.trim().eq_ignore_ascii_case("application/json") {
+        return Err(Problem::ContentTypeUnsupported.into());
+    }
+    let body = tokio::time::timeout(timeout, read_body(request.into_body())).await;
+    Ok(body.map_err(|_| Problem::BodyIncomplete)??)
 }
 
 /// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of an octet would
@@ -178,14 +190,10 @@ async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
 ///
 /// The problem of the body. It names a member only if `T` has that member.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    let text = std::str::from_utf8(body).map_err(|_| Problem::JsonMalformed)?;
-    let value: Object = serde_json::from_str(text).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Problem::JsonNotObject,
-        _ => Problem::JsonMalformed,
-    })?;
-    let mut members = Vec::with_capacity(value.0.len());
+    let read = members(body)?;
+    let mut members = Vec::with_capacity(read.len());
     let mut mistyped = false;
-    for (name, value) in value.0 {
+    for (name, value) in read {
         let text = if let Value::String(text) = value { Some(text) } else { None };
         mistyped |= text.is_none();
         members.push((name, text.unwrap_or_default()));
@@ -196,6 +204,53 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         Err(MemberError(error)) => Err(error),
         Ok(_) if mistyped => Err(Problem::FieldTypeInvalid.into()),
         Ok(read) => Ok(read),
+    }
+}
+
+/// As [`parse`], but a member may have any type that `T` has for it.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    let members = members(body)?.into_iter().map(|(name, value)| (name, Member(value)));
+    T::deserialize(MapDeserializer::<_, MemberError>::new(members)).map_err(|MemberError(error)| error)
+}
+
+fn members(body: &[u8]) -> Result<Vec<(String, Value)>, Problem> {
+    let text = std::str::from_utf8(body).map_err(|_| Problem::JsonMalformed)?;
+    let Object(members) = serde_json::from_str(text).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Problem::JsonNotObject,
+        _ => Problem::JsonMalformed,
+    })?;
+    Ok(members)
+}
+
+/// The value of a member. Its errors name no part of it.
+struct Member(Value);
+
+impl IntoDeserializer<'_, MemberError> for Member {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Member {
+    type Error = MemberError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, MemberError> {
+        self.0.deserialize_any(visitor).map_err(|_| de::Error::custom(""))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, MemberError> {
+        self.0.deserialize_option(visitor).map_err(|_| de::Error::custom(""))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 

@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::stream::ClientStream;
+use super::tls::{PeerIdentity, Tls};
 use crate::config::{ConfigError, ConnectionSettings};
 use crate::http::guard::Peer;
 use crate::metrics::{ListenerLabel, Metrics};
@@ -47,6 +49,7 @@ pub struct Listener {
     socket: TcpListener,
     label: ListenerLabel,
     connections: u32,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listener {
@@ -64,7 +67,13 @@ impl Listener {
         let socket = listen(address).map_err(|error| {
             ConfigError::new(variable, format!("is {address}, where the service cannot listen: {error}"))
         })?;
-        Ok(Self { socket, label, connections })
+        Ok(Self { socket, label, connections, tls: None })
+    }
+
+    /// The same with TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The address, with the port that was chosen for port 0.
@@ -84,8 +93,9 @@ impl Listener {
         metrics: &Metrics,
         stop: CancellationToken,
     ) {
-        let Self { socket, label, connections } = self;
+        let Self { socket, label, connections, tls } = self;
         let (http, answer_timeout) = (http(config), config.answer_timeout);
+        let handshake_timeout = config.header_timeout;
         let open = metrics.connections.get_or_create_owned(&label);
         let crowded = metrics.connections_crowded.get_or_create_owned(&label);
         let slots = Arc::new(Semaphore::new(connections as usize));
@@ -117,8 +127,16 @@ impl Listener {
             let slot = ConnectionSlot::new(permit, open.clone());
             let stream = ClientStream::new(stream, answer_timeout);
             let (http, routes, evicted_before) = (http.clone(), routes.clone(), evicted_before.clone());
+            let tls = tls.clone();
             tokio::spawn(async move {
-                serve(&http, stream, peer, routes, evicted_before).await;
+                if let Some(tls) = tls {
+                    let handshake = tokio::time::timeout(handshake_timeout, tls.accept(stream));
+                    if let Ok(Some((stream, identity))) = handshake.await {
+                        serve(&http, stream, (peer, identity), routes, evicted_before).await;
+                    }
+                } else {
+                    serve(&http, stream, (peer, None), routes, evicted_before).await;
+                }
                 drop(slot);
             });
         }
@@ -220,8 +238,8 @@ impl Drop for ConnectionSlot {
 /// Serves the requests of one connection until it ends or is evicted.
 async fn serve(
     http: &http1::Builder,
-    stream: ClientStream,
-    peer: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    (peer, identity): (SocketAddr, Option<PeerIdentity>),
     routes: Router,
     mut evicted_before: watch::Receiver<Instant>,
 ) {
@@ -232,6 +250,9 @@ async fn serve(
         .map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
             on_request.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer));
+            if let Some(identity) = &identity {
+                request.extensions_mut().insert(identity.clone());
+            }
             request.map(axum::body::Body::new)
         })
         .map_response(move |response| {

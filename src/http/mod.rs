@@ -1,5 +1,7 @@
-//! HTTP: the routes of the whole API, and the middleware that every request passes.
+//! HTTP: the routes of the whole API, and the middleware that every request passes. The routes of
+//! operators are in [`admin`].
 
+pub mod admin;
 pub mod cookie;
 pub mod error;
 pub mod extract;
@@ -11,6 +13,7 @@ pub mod page;
 pub mod recovery;
 pub mod session;
 pub mod stream;
+pub mod tls;
 pub mod well_known;
 
 use std::sync::Arc;

@@ -98,6 +98,24 @@ impl Content {
     }
 
     /// As [`Content::recovery_code`].
+    pub(super) fn ticket_given(&self, about: &About<'_>, given_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, given_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::TicketViText { mail }, &Part::TicketViHtml { mail }),
+            Locale::En => parts(&Part::TicketEnText { mail }, &Part::TicketEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn email_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::AddressViText { mail }, &Part::AddressViHtml { mail }),
+            Locale::En => parts(&Part::AddressEnText { mail }, &Part::AddressEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
     pub(super) fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, now);
         match about.locale {
@@ -192,6 +210,22 @@ enum Part<'a> {
     ChangedEnText { mail: &'a Values<'a> },
     #[template(path = "password_changed.en.html")]
     ChangedEnHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.txt")]
+    TicketViText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.vi.html")]
+    TicketViHtml { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.txt")]
+    TicketEnText { mail: &'a Values<'a> },
+    #[template(path = "ticket_given.en.html")]
+    TicketEnHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.txt")]
+    AddressViText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.vi.html")]
+    AddressViHtml { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.txt")]
+    AddressEnText { mail: &'a Values<'a> },
+    #[template(path = "email_changed.en.html")]
+    AddressEnHtml { mail: &'a Values<'a> },
     #[template(path = "test.vi.txt")]
     TestViText { mail: &'a Values<'a> },
     #[template(path = "test.vi.html")]

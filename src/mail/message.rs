@@ -38,13 +38,18 @@ pub enum MailKind {
     RecoveryCode,
     /// Says that the password was changed.
     PasswordChanged,
+    /// Says that an operator gave a recovery ticket.
+    TicketGiven,
+    /// Says that an operator set another address. It goes to the address before.
+    EmailChanged,
     /// Tests the relays.
     Test,
 }
 
 impl MailKind {
     /// The kinds that the outbox stores.
-    pub const IN_OUTBOX: [Self; 2] = [Self::RecoveryCode, Self::PasswordChanged];
+    pub const IN_OUTBOX: [Self; 4] =
+        [Self::RecoveryCode, Self::PasswordChanged, Self::TicketGiven, Self::EmailChanged];
 }
 
 /// A complete email: its envelope (sender and recipient) and the message.
@@ -132,7 +137,7 @@ impl Composer {
 
     fn build_samples(&self) -> Result<(), Unbuildable> {
         for locale in [Locale::Vi, Locale::En] {
-            for kind in [MailKind::RecoveryCode, MailKind::PasswordChanged, MailKind::Test] {
+            for kind in MailKind::IN_OUTBOX.into_iter().chain([MailKind::Test]) {
                 self.sample(kind, locale, "sample@example.com", OffsetDateTime::UNIX_EPOCH)?;
             }
         }
@@ -158,6 +163,8 @@ impl Composer {
                 self.recovery_code(&about, &code, now, now + CODE_LIFETIME, now)
             }
             MailKind::PasswordChanged => self.password_changed(&about, now, now),
+            MailKind::TicketGiven => self.ticket_given(&about, now, now),
+            MailKind::EmailChanged => self.email_changed(&about, now, now),
             MailKind::Test => self.test(&about, now),
         }
     }
@@ -191,6 +198,34 @@ impl Composer {
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
         self.build(about, now, self.content.password_changed(about, changed_at))
+    }
+
+    /// The notice that an operator gave a recovery ticket at `given_at`. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn ticket_given(
+        &self,
+        about: &About<'_>,
+        given_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.ticket_given(about, given_at))
+    }
+
+    /// The notice that an operator set another address at `changed_at`. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn email_changed(
+        &self,
+        about: &About<'_>,
+        changed_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.email_changed(about, changed_at))
     }
 
     fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {

@@ -17,7 +17,7 @@ pub struct AnswerLabel {
 /// The label of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ListenerLabel {
-    /// `api` or `metrics`.
+    /// `api`, `admin` or `metrics`.
     pub listener: &'static str,
 }
 
@@ -62,7 +62,7 @@ pub struct GivenUpLabel {
 /// The label of emails of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
-    /// `recovery_code` or `password_changed`.
+    /// As in the outbox, such as `recovery_code`.
     pub kind: &'static str,
 }
 
@@ -71,6 +71,13 @@ pub struct KindLabel {
 pub struct RelayLabel {
     /// The position in `SMTP_RELAYS`, from 0.
     pub relay: usize,
+}
+
+/// The label of an operator, whom an administrator has named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OperatorLabel {
+    /// The name, or the identity in the client certificate.
+    pub operator: String,
 }
 
 /// The label of a state of PostgreSQL.

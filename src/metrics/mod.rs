@@ -1,5 +1,5 @@
 //! Metrics for operators. Names and units follow the conventions of Prometheus. Label sets are
-//! small and fixed, and no label contains anything that a client sent.
+//! small, and no label contains anything that a client sent.
 
 mod labels;
 
@@ -16,7 +16,8 @@ use strum::VariantArray as _;
 
 pub use self::labels::{
     AnswerLabel, CodeLabel, CodeOutcome, GivenUpLabel, HashLabel, HookLabel, HookOutcome, HookOutcomeLabel,
-    KindLabel, ListenerLabel, LoginLabel, LoginOutcome, MailLabel, MailOutcome, RelayLabel, StateLabel,
+    KindLabel, ListenerLabel, LoginLabel, LoginOutcome, MailLabel, MailOutcome, OperatorLabel, RelayLabel,
+    StateLabel,
 };
 
 /// The metrics of one running service.
@@ -72,6 +73,10 @@ pub struct Metrics {
     pub logins_waiting: Gauge,
     /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
+    /// Recoveries that operators helped by the admin API, by operator.
+    pub recoveries_helped: Family<OperatorLabel, Counter>,
+    /// Calls of the admin API without a valid token or certificate.
+    pub operators_unknown: Counter,
     /// Stored hashes by scheme, as last counted.
     pub stored_hashes: Family<HashLabel, Gauge>,
     /// When the last complete count of stored hashes ended, in Unix time.
@@ -134,6 +139,8 @@ impl Default for Metrics {
             late_login_failures: Counter::default(),
             logins_waiting: Gauge::default(),
             login_price: Gauge::default(),
+            recoveries_helped: Family::default(),
+            operators_unknown: Counter::default(),
             stored_hashes: Family::default(),
             hashes_counted: Gauge::default(),
             bouncing_accounts: Gauge::default(),
@@ -198,6 +205,10 @@ impl Default for Metrics {
         registry.register("logins_waiting", help, metrics.logins_waiting.clone());
         let help = "Units that a failed login draws from the bucket of its network";
         registry.register("login_price", help, metrics.login_price.clone());
+        let help = "Tickets and changed addresses by operator, through the admin API";
+        registry.register("recoveries_helped", help, metrics.recoveries_helped.clone());
+        let help = "Calls of the admin API without a valid token or certificate";
+        registry.register("operators_unknown", help, metrics.operators_unknown.clone());
         let help = "Stored hashes by scheme, as last counted";
         registry.register("stored_hashes", help, metrics.stored_hashes.clone());
         let help = "Unix time at which the stored hashes were last counted";
@@ -299,6 +310,7 @@ mod tests {
             drop(family.get_or_create(&HookLabel { hook: hook.clone() }));
         }
         drop(metrics.hook_deliveries.get_or_create(&HookOutcomeLabel { hook, outcome }));
+        drop(metrics.recoveries_helped.get_or_create(&OperatorLabel { operator: "alice".into() }));
         let page = metrics.text().replace(env!("CARGO_PKG_VERSION"), "[version]");
         let without_value = |line: &str| match line.rsplit_once(' ') {
             Some((sample, _)) if !line.starts_with('#') => sample.to_owned(),

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::{ClaimedMail, Content};
-use crate::audit::{self, ClientInfo, Event};
+use crate::audit::{self, By, ClientInfo, Event};
 use crate::config::{CODE_LIFE_ON_ARRIVAL, CODE_LIFETIME};
 
 /// Makes an email that was not accepted due again at `next_attempt_at`. Does nothing if the row was
@@ -47,8 +47,8 @@ pub async fn give_up(
         .execute(&mut *transaction)
         .await?;
     if deleted.rows_affected() > 0 {
-        let client = ClientInfo { client_ip, user_agent: &mail.user_agent };
-        audit::record(&mut *transaction, now, Event::RecoveryNotSent, mail.account_id, Some(client)).await?;
+        let by = By::Client(ClientInfo { client_ip, user_agent: &mail.user_agent });
+        audit::record(&mut *transaction, now, Event::RecoveryNotSent, mail.account_id, Some(by)).await?;
     }
     transaction.commit().await
 }

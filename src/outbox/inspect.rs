@@ -156,7 +156,7 @@ pub async fn retry(
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
         "UPDATE outbox SET next_attempt_at = $1
-         WHERE kind = 'password_changed' AND (lease_until IS NULL OR lease_until <= $1) AND expires_at >= $2
+         WHERE kind <> 'recovery_code' AND (lease_until IS NULL OR lease_until <= $1) AND expires_at >= $2
              AND CASE WHEN $3::uuid IS NULL THEN next_attempt_at >= expires_at ELSE id = $3 END
          RETURNING id",
         now,

@@ -26,6 +26,7 @@ pub use self::finish::{backoff, give_up, retry_at};
 pub use self::round::{Claim, Delivered, Round, WINDOW};
 use crate::clock::new_id;
 use crate::locale::Locale;
+use crate::mail::message::MailKind;
 
 /// An email that this process may send until its lease ends.
 #[derive(Debug)]
@@ -46,7 +47,8 @@ pub struct ClaimedMail {
     pub request_locale: Option<String>,
     /// The recipient's account.
     pub account_id: Uuid,
-    /// The account's stored address. Emails are sent to no other address.
+    /// The account's stored address. The notice of another address goes to the one before. Emails
+    /// are sent to no address that a client typed.
     pub account_email: String,
     /// The account's preferred language.
     pub account_locale: Option<String>,
@@ -68,6 +70,10 @@ pub enum Content {
     },
     /// The password was changed at the time at which the email was enqueued.
     PasswordChanged,
+    /// An operator gave a recovery ticket at that time.
+    TicketGiven,
+    /// An operator gave the account another address at that time.
+    EmailChanged,
 }
 
 impl Content {
@@ -76,7 +82,7 @@ impl Content {
     const fn max_backoff(&self) -> Duration {
         match self {
             Self::RecoveryCode { .. } => Duration::from_secs(30),
-            Self::PasswordChanged => Duration::from_hours(1),
+            Self::PasswordChanged | Self::TicketGiven | Self::EmailChanged => Duration::from_hours(1),
         }
     }
 }
@@ -100,6 +106,32 @@ pub async fn enqueue_notice(
         now + retention,
         locale.map(<&str>::from),
         user_agent,
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Enqueues the notice that an operator has given a ticket or set another address, in the
+/// transaction that does so. It goes to `address`, or else to the account's stored address, and
+/// expires after `retention`.
+pub async fn enqueue_help_notice(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    kind: MailKind,
+    account_id: Uuid,
+    address: Option<&str>,
+    retention: Duration,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO outbox (id, kind, account_id, address, next_attempt_at, expires_at, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $5)",
+        new_id(now),
+        <&str>::from(kind),
+        account_id,
+        address,
+        now,
+        now + retention,
     )
     .execute(transaction)
     .await?;

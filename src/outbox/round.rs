@@ -13,6 +13,7 @@ use super::{ClaimedMail, Content};
 use crate::audit;
 use crate::clock::first_id_of;
 use crate::config::CODE_LIFE_ON_ARRIVAL;
+use crate::mail::message::MailKind;
 
 /// The most rows that one round looks through.
 pub const WINDOW: usize = 2000;
@@ -133,14 +134,16 @@ impl<'a> Round<'a> {
         });
         // A row without a claim carries the counts alone.
         claim.mails.extend(rows.filter_map(|row| {
-            let content = match row.recovery_session_id {
-                Some(recovery_session_id) => Content::RecoveryCode {
+            let content = match (row.recovery_session_id, row.kind?) {
+                (Some(recovery_session_id), _) => Content::RecoveryCode {
                     recovery_session_id,
                     key_id: row.key_id?,
                     asked_at: row.asked_at?,
                     client_ip: row.client_ip?,
                 },
-                None => Content::PasswordChanged,
+                (None, MailKind::TicketGiven) => Content::TicketGiven,
+                (None, MailKind::EmailChanged) => Content::EmailChanged,
+                (None, _) => Content::PasswordChanged,
             };
             Some(ClaimedMail {
                 id: row.id?,
@@ -162,13 +165,15 @@ impl<'a> Round<'a> {
 impl Delivered {
     fn event(&self) -> audit::Entry<'_> {
         let Self { mail, at } = self;
-        let (event, client) = match mail.content {
+        let (event, by) = match mail.content {
             Content::RecoveryCode { client_ip, .. } => {
                 let client = audit::ClientInfo { client_ip, user_agent: &mail.user_agent };
-                (audit::Event::RecoverySent, Some(client))
+                (audit::Event::RecoverySent, Some(audit::By::Client(client)))
             }
             Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
+            Content::TicketGiven => (audit::Event::TicketNoticeSent, None),
+            Content::EmailChanged => (audit::Event::EmailNoticeSent, None),
         };
-        audit::Entry { at: *at, event, account_id: Some(mail.account_id), client }
+        audit::Entry { at: *at, event, account_id: Some(mail.account_id), by }
     }
 }

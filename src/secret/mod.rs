@@ -3,6 +3,7 @@
 //! A plain token and its stored hash are different types, so that storing a plain token does not
 //! compile. No type here shows its secret in `Debug`, and none implements `Display`.
 
+mod operator_token;
 mod token;
 mod webhook;
 
@@ -20,6 +21,7 @@ use subtle::ConstantTimeEq as _;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 use uuid::Uuid;
 
+pub use self::operator_token::OperatorToken;
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
 pub use self::webhook::WebhookSecrets;
 

@@ -92,6 +92,11 @@ impl fmt::Debug for Token {
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
+    /// The hash of another kind of token.
+    pub(super) const fn of(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
     /// The bytes as they are stored.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -88,6 +88,15 @@ impl RateLimit {
         Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
     }
 
+    /// How often an operator may help owners, `per_hour` times in any hour: half of them at once, the
+    /// others spread over the hour.
+    #[must_use]
+    pub fn for_operator(per_hour: u32) -> Self {
+        let refills = (per_hour / 2).max(1);
+        let (burst, refill) = ((per_hour - per_hour / 2).max(1), Duration::from_hours(1) / refills);
+        Self { short_burst: burst, short_refill: refill, long_burst: burst, long_refill: refill }
+    }
+
     /// The times until a bucket with exactly one unit left is full. A bucket that needs longer is
     /// empty.
     fn room(self) -> (Duration, Duration) {
@@ -140,6 +149,12 @@ pub fn device_key(address: &EmailAddress) -> BucketKey {
 #[must_use]
 pub fn ticket_key(ticket: DeviceId) -> BucketKey {
     Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
+}
+
+/// The bucket of an operator's help.
+#[must_use]
+pub fn operator_key(name: &str) -> BucketKey {
+    Sha256::new().chain_update(b"operator|").chain_update(name).finalize().into()
 }
 
 /// The bucket of an operator's refills for `address`.

@@ -15,6 +15,9 @@ const REQUESTS_A_COOKIE: u32 = 12;
 /// How often a session token that this service issued may be refused before it counts as a forged
 /// one. Open tabs of a browser may all present a token that has ended.
 const REFUSALS_A_TOKEN: u32 = 3;
+/// How many calls of the admin API without a valid credential a network may make at once, and how
+/// many a minute in the long run. Operators are few, and their tokens are long.
+const UNKNOWN_OPERATORS: (u32, u32) = (10, 6);
 
 /// A bucket for each source and kind of request, so that one kind does not drain the bucket of
 /// another.
@@ -30,6 +33,8 @@ pub struct SourceLimits {
     pub recoveries: Limiter,
     /// Look-ups of session tokens that are forged or have ended.
     pub unknown_tokens: Limiter,
+    /// Calls of the admin API without a valid credential.
+    pub unknown_operators: Limiter,
     /// Recovery cookies that are presented for the first time.
     new_cookies: Limiter,
     cookies: UseCounter,
@@ -42,16 +47,22 @@ impl SourceLimits {
     pub fn new(settings: &RateLimitSettings, clock: &Clock) -> Self {
         let (burst, per_minute) = (settings.network_burst, settings.network_per_minute);
         let limiter = |burst| Limiter::new(burst, per_minute, clock.clone());
-        Self::of(|| limiter(burst), limiter(per_minute), clock)
+        let operators = Limiter::new(UNKNOWN_OPERATORS.0, UNKNOWN_OPERATORS.1, clock.clone());
+        Self::of(|| limiter(burst), limiter(per_minute), operators, clock)
     }
 
     /// No limits, for `DEV_NO_LIMITS=1`.
     #[must_use]
     pub fn unlimited(clock: &Clock) -> Self {
-        Self::of(Limiter::unlimited, Limiter::unlimited(), clock)
+        Self::of(Limiter::unlimited, Limiter::unlimited(), Limiter::unlimited(), clock)
     }
 
-    fn of(limiter: impl Fn() -> Limiter, new_cookies: Limiter, clock: &Clock) -> Self {
+    fn of(
+        limiter: impl Fn() -> Limiter,
+        new_cookies: Limiter,
+        unknown_operators: Limiter,
+        clock: &Clock,
+    ) -> Self {
         // No token of a recovery lives longer than this.
         let counter = |limit| UseCounter::new(limit, RESET_LIFETIME, clock.clone());
         Self {
@@ -59,6 +70,7 @@ impl SourceLimits {
             logins: limiter(),
             recoveries: limiter(),
             unknown_tokens: limiter(),
+            unknown_operators,
             new_cookies,
             cookies: counter(REQUESTS_A_COOKIE),
             refused_tokens: counter(REFUSALS_A_TOKEN),
@@ -101,9 +113,16 @@ impl SourceLimits {
     /// Removes the sources whose buckets are full and returns how many are left.
     #[must_use]
     pub fn sweep(&self) -> usize {
-        [&self.requests, &self.logins, &self.recoveries, &self.unknown_tokens, &self.new_cookies]
-            .map(Limiter::sweep)
-            .iter()
-            .sum()
+        [
+            &self.requests,
+            &self.logins,
+            &self.recoveries,
+            &self.unknown_tokens,
+            &self.unknown_operators,
+            &self.new_cookies,
+        ]
+        .map(Limiter::sweep)
+        .iter()
+        .sum()
     }
 }

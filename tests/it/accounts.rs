@@ -118,8 +118,12 @@ async fn changing_the_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.status, 401);
     assert!(service.client().logs_in("moved@example.com", PASSWORD).await.is_signed_in());
     assert!(before_move.starts_recovery("moved@example.com").await.is_code_sent());
+    // The notice is enqueued at the time of the command.
+    service.clock.advance(Duration::from_mins(1));
     service.until_outbox_has(0).await;
-    assert_eq!(service.relay.mails().len(), mails, "no email was sent");
+    let sent = service.relay.mails();
+    assert_eq!(sent.len(), mails + 1, "only the notice to the old address");
+    assert_eq!(sent[mails].recipients, [TRADER]);
     // The old address is free, and its mailbox gives no access to the moved account.
     service.has_trader(TRADER, PASSWORD).await;
     assert_eq!(recovering.verifies(&code).await.attempts_left(), 3);

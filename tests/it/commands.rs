@@ -226,6 +226,11 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
         .await;
     let pending: Uuid = sqlx::query_scalar("SELECT id FROM outbox").fetch_one(&pool).await.unwrap();
     let pending = pending.to_string();
+    vos_auth(&pool, &["operator", "create", "alice", "--role", "auditor"]).unwrap();
+    let dead_letter =
+        "INSERT INTO event_delivery (hook, subject, event_id, enqueued_at, next_attempt_at, died_at)
+         SELECT 'rest', account_id, id, created_at, created_at, created_at FROM audit_event LIMIT 1";
+    execute(&pool, dead_letter).await;
     for (arguments, times) in [
         (&["account", "list"][..], true),
         (&["account", "find", "trader"], true),
@@ -235,6 +240,8 @@ async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
         (&["account", "limits", TRADER], true),
         (&["outbox", "list"], false),
         (&["outbox", "show", &pending], true),
+        (&["operator", "list"], true),
+        (&["event", "list"], true),
         (&["key", "list"], true),
     ] {
         let objects = objects(&pool, arguments);

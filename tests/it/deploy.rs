@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use vos_auth::account::{self, NewAccount};
 use vos_auth::email_address::EmailAddress;
+use vos_auth::operator::Role;
 
+use crate::admin::{ADDRESS, call, desk, id_of, operator};
 use crate::harness::client::Client;
 use crate::harness::host::Host;
 use crate::harness::needs;
@@ -210,11 +212,15 @@ async fn alerts_and_dashboard_use_existing_metrics(pool: PgPool) {
     let (second, webhook) = (Relay::start().await, Webhook::start(webhook::Mood::Takes));
     let setup = Setup {
         further_relays: vec![second.url()],
-        settings: webhook.settings(),
+        settings: [webhook.settings(), vec![ADDRESS.to_owned()]].concat(),
         event_hooks: webhook.entry("rest", "all"),
         ..Setup::default()
     };
     let service = Service::start_with(&pool, setup).await;
+    service.has_account("helped@example.com").await;
+    let ticket = format!("/admin/accounts/{}/ticket", id_of(&pool, "helped@example.com").await);
+    let desk = desk(&service, &operator(&service, "alice", Role::Support).await);
+    assert_eq!(call(&desk, "POST", &ticket, &Value::Null).await.status, 200);
     for (email, answer, outcome) in
         [("a@example.com", "450 4.2.1 busy", "retried"), ("b@example.com", "550 5.1.1 unknown", "given_up")]
     {

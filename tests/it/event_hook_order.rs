@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::net::TcpStream;
 use uuid::Uuid;
 use vos_auth::audit::{self, Event};
 use vos_auth::event_hook::queue::{self, Horizon};
@@ -322,6 +323,9 @@ async fn a_service_that_stops_finishes_the_deliveries_that_it_has_begun(pool: Pg
     happens(&service, Event::SignedIn, Some(account_id())).await;
     webhook.called(1).await;
     service.is_told_to_stop();
+    service
+        .until("it accepts nothing more", async || TcpStream::connect(service.address).await.is_err())
+        .await;
     webhook.is_in_mood(Mood::Takes);
     service.stops().await;
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM event_delivery").fetch_one(&pool).await.unwrap();

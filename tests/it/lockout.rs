@@ -46,6 +46,8 @@ async fn exhaust_address_limit(service: &Service) {
 async fn l2_an_operators_ticket_allows_one_recovery(pool: PgPool) {
     let service = service(&pool, &[]).await;
     let ticket = operator(&pool, "recover", TRADER).unwrap();
+    // The notice is enqueued at the time of the command.
+    service.clock.advance(Duration::from_mins(1));
     assert_eq!(service.count("audit_event WHERE what = 'recovery_ticket_issued'").await, 1);
     let mut victim = service.client().with("x-recovery-ticket", &ticket);
     // While the address's bucket is not empty, the ticket is kept.
@@ -64,6 +66,7 @@ async fn l2_an_operators_ticket_allows_one_recovery(pool: PgPool) {
     assert!((1..=300).contains(&again.retry_after()), "until the address's bucket has a unit again");
 
     let second = operator(&pool, "recover", TRADER).unwrap();
+    service.clock.advance(Duration::from_mins(1));
     let forged = format!("{}AAAA", &second[..second.len() - 4]);
     for bad in [forged.as_str(), "x", ""] {
         let answer = service.client().with("x-recovery-ticket", bad).starts_recovery(TRADER).await;
@@ -110,6 +113,7 @@ async fn a_ticket_whose_start_could_not_be_stored_stays_valid(pool: PgPool) {
 async fn l2_a_ticket_has_its_own_network_bucket(pool: PgPool) {
     let service = service(&pool, &["--network-burst=8"]).await;
     let ticket = operator(&pool, "recover", TRADER).unwrap();
+    service.clock.advance(Duration::from_mins(1));
     exhaust_address_limit(&service).await;
     while service.client().starts_recovery("x@example.com").await.body["error"] != "network_throttled" {}
     let mut victim = service.client().with("x-recovery-ticket", &ticket);

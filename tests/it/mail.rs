@@ -5,7 +5,10 @@ use std::time::Duration;
 use mail_parser::{Address, MimeHeaders as _, PartType};
 use sqlx::PgPool;
 use time::macros::datetime;
+use uuid::Uuid;
+use vos_auth::admin::{self, EmailSet, Help};
 use vos_auth::clock::ManualClock;
+use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
 
 use crate::harness::mail::Mail;
@@ -49,7 +52,20 @@ fn readable(mail: &Mail) -> String {
     .join("\n")
 }
 
-/// Both kinds of email in one language: the code, and the notice of the changed password.
+/// The notices of an operator's help: of a ticket, and of another address.
+async fn helped(service: &Service) -> (Mail, Mail) {
+    let id: Uuid = sqlx::query_scalar("SELECT id FROM account").fetch_one(&service.pool).await.unwrap();
+    let mut connection = service.pool.acquire().await.unwrap();
+    let (now, keys) = (service.app.clock.now(), service.keys.clone().into());
+    let help = Help::by_command(Duration::from_hours(24));
+    let _ = admin::give_ticket(&mut connection, now, id, &keys, help).await.unwrap();
+    let ticket = service.relay.mail(3).await;
+    let moved = EmailAddress::parse("moved@example.com").unwrap();
+    assert_eq!(admin::set_email(&mut connection, now, id, &moved, help).await.unwrap(), EmailSet::Set);
+    (ticket, service.relay.mail(4).await)
+}
+
+/// All kinds of email in one language: the code, and the notices.
 async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
     let service = at_a_known_time(pool).await;
     service.has_account_in("trader@example.com", Some(language)).await;
@@ -60,10 +76,13 @@ async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
     assert!(client.resets(NEW).await.is_signed_in());
 
     let (sent, notice) = (service.relay.mail(1).await, service.relay.mail(2).await);
+    let (ticket, moved) = helped(&service).await;
     let tag: &str = language.into();
     insta::with_settings!({ filters => [(r"\b\d{8}\b", "[code]")] }, {
         insta::assert_snapshot!(format!("recovery_code_{tag}"), readable(&sent));
         insta::assert_snapshot!(format!("password_changed_{tag}"), readable(&notice));
+        insta::assert_snapshot!(format!("ticket_given_{tag}"), readable(&ticket));
+        insta::assert_snapshot!(format!("email_changed_{tag}"), readable(&moved));
     });
     service.stops().await;
 }

@@ -4,6 +4,11 @@
 mod abuse;
 mod accounts;
 mod addresses;
+mod admin;
+mod admin_access;
+mod admin_guide;
+mod admin_help;
+mod admin_same;
 mod backup;
 mod blocklist;
 mod bounces;

@@ -15,6 +15,19 @@ use vos_auth::password::Password;
 
 use crate::harness::Service;
 
+/// The problems that only the admin API has.
+pub const OF_OPERATORS: [Problem; 9] = [
+    Problem::OperatorUnknown,
+    Problem::RoleInsufficient,
+    Problem::ReasonInvalid,
+    Problem::FieldInvalid,
+    Problem::AccountNotFound,
+    Problem::AccountDisabled,
+    Problem::EmailTaken,
+    Problem::OperatorThrottled,
+    Problem::LiftThrottled,
+];
+
 /// The document that the service serves in a language.
 pub fn document(language: &str) -> Value {
     read(&format!("openapi.oms.{language}.json"))
@@ -80,7 +93,8 @@ fn generated(locale: Locale) -> Value {
                 text.clone();
         }
     }
-    let codes: Vec<_> = Problem::VARIANTS.iter().map(|problem| problem.code()).collect();
+    let codes = Problem::VARIANTS.iter().filter(|problem| !OF_OPERATORS.contains(problem));
+    let codes: Vec<_> = codes.map(|problem| problem.code()).collect();
     document["components"]["schemas"]["AuthError"]["properties"]["error"]["x-extensible-enum"] = json!(codes);
     let mut shared = BTreeSet::new();
     fill(&mut document, locale, &mut shared);

@@ -148,6 +148,10 @@ fn mail_preview_writes_the_exact_email() {
         ("recovery_code", "en", "recovery code"),
         ("password_changed", "vi", "đã được thay đổi"),
         ("password_changed", "en", "was changed"),
+        ("ticket_given", "vi", "hỗ trợ khôi phục"),
+        ("ticket_given", "en", "helped with the recovery"),
+        ("email_changed", "vi", "Địa chỉ email"),
+        ("email_changed", "en", "email address"),
         ("test", "vi", "Email kiểm tra"),
         ("test", "en", "Test email"),
     ] {

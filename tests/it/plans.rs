@@ -9,7 +9,7 @@ use vos_auth::database::with_session_settings;
 
 /// Statements that read a whole table: operator's commands, `dev`, the few hooks, and the counts of
 /// pending emails and events.
-const READ_A_WHOLE_TABLE: [&str; 13] = [
+const READ_A_WHOLE_TABLE: [&str; 14] = [
     "DELETE FROM event_hook WHERE name <> ALL ($1)",
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
@@ -21,8 +21,9 @@ const READ_A_WHOLE_TABLE: [&str; 13] = [
     "SELECT id, email, state, locale, traits, password_hash, password_changed_at, created_at, updated_at, imported_at, \
      bouncing_since FROM account WHERE id = $1 OR email = $2",
     "SELECT kind AS \"kind: MailKind\", count(*)",
+    "SELECT name, role AS \"role: Role\", created_at, expires_at, revoked_at FROM operator",
     "UPDATE event_delivery SET died_at = NULL,",
-    "UPDATE outbox SET next_attempt_at = $1 WHERE kind = 'password_changed'",
+    "UPDATE outbox SET next_attempt_at = $1 WHERE kind <> 'recovery_code'",
     "UPDATE recovery_session SET state = CASE state WHEN 'verified' THEN 'consumed' ELSE 'revoked' END WHERE email = $1",
 ];
 

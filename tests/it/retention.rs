@@ -6,8 +6,9 @@ use std::time::Duration;
 use sqlx::PgPool;
 use vos_auth::sweeper::Sweeper;
 
-use crate::harness::Service;
 use crate::harness::relay::Mood;
+use crate::harness::webhook::{self, Webhook};
+use crate::harness::{Service, Setup};
 
 const TRADER: &str = "trader@example.com";
 const OLD: &str = "morning boat on a green river";
@@ -101,25 +102,28 @@ async fn rate_limits_are_swept_page_by_page(pool: PgPool) {
 /// No table grows without bound. A new table that no sweeper deletes from fails this test.
 #[sqlx::test]
 async fn only_accounts_are_kept_without_end(pool: PgPool) {
-    let service = Service::start(&pool).await;
+    let webhook = Webhook::start(webhook::Mood::Answers(500));
+    let (settings, event_hooks) = (webhook.settings(), webhook.entry("rest", "all"));
+    let service = Service::start_with(&pool, Setup { settings, event_hooks, ..Setup::default() }).await;
+    service.until("the hook is registered", async || service.count("event_hook").await == 1).await;
     service.has_trader(TRADER, OLD).await;
     service.client().starts_recovery("nobody@example.com").await;
     assert_eq!(service.client().logs_in(TRADER, "not the password").await.status, 401);
     let mut client = service.verified(TRADER).await;
     is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
-    // hash_census has one row, with counts only.
+    // hash_census has one row, with counts only; event_hook has the hooks of a setting, and operator the people of a desk.
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
-         AND relname NOT IN ('account', 'hash_census', '_sqlx_migrations')",
+         AND relname NOT IN ('account', 'event_hook', 'hash_census', 'operator', '_sqlx_migrations')",
     )
     .fetch_all(&pool)
     .await
     .unwrap();
-    assert_eq!(tables.len(), 5, "{tables:?}");
+    assert_eq!(tables.len(), 6, "{tables:?}");
     for table in &tables {
         assert!(service.count(table).await > 0, "{table}");
     }
-    service.clock.advance(Duration::from_hours(366 * 24));
+    service.clock.advance(Duration::from_hours(367 * 24));
     service.until_outbox_has(0).await;
     Sweeper::new(Arc::clone(&service.app)).sweep().await;
     for table in &tables {

@@ -9,7 +9,7 @@ use crate::harness::database::{self, OPERATOR, SERVE};
 
 /// By table or sequence: the rights of `serve`, and of the operator's commands; "" is none. A
 /// migration that adds a table adds a row here, and grants in `deploy/grants.sql`.
-const RIGHTS: [(&str, &str, &str); 12] = [
+const RIGHTS: [(&str, &str, &str); 13] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
         "account",
@@ -25,7 +25,8 @@ const RIGHTS: [(&str, &str, &str); 12] = [
     ("event_hook", "DELETE, INSERT, SELECT, UPDATE", ""),
     ("event_number", "", ""),
     ("hash_census", "INSERT, SELECT, UPDATE", ""),
-    ("outbox", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (next_attempt_at)"),
+    ("operator", "", "INSERT, SELECT, UPDATE"),
+    ("outbox", "DELETE, INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, UPDATE (next_attempt_at)"),
     ("recovery_number", "USAGE", "USAGE"),
     ("recovery_session", "DELETE, INSERT, SELECT, UPDATE", "DELETE, SELECT, UPDATE (state)"),
     ("session", "DELETE, INSERT, SELECT, UPDATE", "SELECT, UPDATE (revoked_at)"),
@@ -96,6 +97,7 @@ async fn the_services_role_cannot_change_audit_events_or_create_accounts(pool: P
         "UPDATE account SET state = 'active'",
         "DELETE FROM account",
         "INSERT INTO account (id, email, created_at, updated_at) SELECT id, email, created_at, updated_at FROM account",
+        "SELECT name FROM operator",
         "TRUNCATE session",
         "CREATE TABLE of_its_own ()",
         "CREATE TEMPORARY TABLE of_its_own ()",

@@ -20,7 +20,7 @@ pub(super) async fn disable(argument: &AccountArgument, confirmation: Confirmati
     if account.state == "active" && !confirmation.allows(extent, Some(&account.email))? {
         return Ok(());
     }
-    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, false).await?;
+    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, false, None).await?;
     terminal::line(if changed {
         "the account is disabled; its sessions and pending recoveries have ended"
     } else {
@@ -34,7 +34,7 @@ pub(super) async fn revoke(argument: &AccountArgument, confirmation: Confirmatio
     let sessions = session::count_unended(&mut connection, Clock::system().now(), account.id).await?;
     let sessions = counted(sessions, "session", "sessions");
     if confirmation.allows(format!("end {sessions} of account {}", account.id), Some(&account.email))? {
-        let ended = admin::revoke_sessions(&mut connection, Clock::system().now(), account.id).await?;
+        let ended = admin::revoke_sessions(&mut connection, Clock::system().now(), account.id, None).await?;
         terminal::line(have_ended(ended));
     }
     Ok(())
@@ -71,7 +71,7 @@ pub(super) async fn erase(argument: &AccountArgument, confirmation: Confirmation
     let extent = extent(&mut connection, now, &account).await?;
     let extent = format!("erase account {} permanently, with {extent} and all data of its owner", account.id);
     if confirmation.allows(extent, Some(&account.email))? {
-        admin::erase(&mut connection, Clock::system().now(), account.id).await?;
+        admin::erase(&mut connection, Clock::system().now(), account.id, None).await?;
         terminal::line(format_args!("account {} and all data of its owner are erased", account.id));
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 mod end;
 mod export;
+mod help;
 mod history;
 mod import;
 mod limits;
@@ -18,15 +19,13 @@ use sqlx::PgConnection;
 use super::confirm::Confirmation;
 use super::{Failure, connect, password_from_stdin, print_json};
 use crate::account::record::{self, Name, Record};
-use crate::account::{self, Account, NewAccount};
+use crate::account::{self, NewAccount};
 use crate::admin::inspect::overview;
-use crate::admin::{self, EmailSet, Unblocked};
-use crate::audit::{self, Event};
+use crate::admin::{self, Unblocked};
 use crate::clock::{Clock, rfc3339};
-use crate::config::{self, AddressLimitSettings, Origin, TICKET_LIFETIME};
+use crate::config::{self, AddressLimitSettings, Origin};
 use crate::email_address::EmailAddress;
 use crate::error::Error;
-use crate::known_device::{self, DeviceId, TICKET};
 use crate::locale::{self, Locale};
 use crate::password::blocklist::Blocklist;
 use crate::password::{self, Password};
@@ -91,13 +90,22 @@ pub(super) enum AccountCommand {
     },
     /// Make a disabled account active again
     Enable(AccountArgument),
-    /// Change the address of an account. Its pending recoveries end, its sessions continue, and no
-    /// email is sent
+    /// Change the address of an account. Its pending recoveries end, its sessions continue, and the
+    /// old address gets a notice
     SetEmail {
         #[command(flatten)]
         account: AccountArgument,
         /// The new address, which no other account may have
         new: String,
+        #[command(flatten)]
+        notice: help::Notice,
+    },
+    /// Set the language of the emails to an account
+    SetLocale {
+        #[command(flatten)]
+        account: AccountArgument,
+        /// The language. Default: that of each request
+        locale: Option<Locale>,
     },
     /// List the open sessions of an account
     Sessions {
@@ -138,13 +146,15 @@ pub(super) enum AccountCommand {
         email: String,
     },
     /// Print a ticket, with which its holder can start one recovery although the rate limit of the
-    /// address is exhausted. Needs DEVICE_SECRETS
+    /// address is exhausted. The owner gets a notice by email. Needs DEVICE_SECRETS
     Recover {
         /// The address of an active account
         email: String,
         /// The origin of /recovery, to print a link with the ticket too
         #[arg(long, env)]
         public_origin: Option<Origin>,
+        #[command(flatten)]
+        notice: help::Notice,
     },
 }
 
@@ -192,7 +202,8 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         }
         AccountCommand::Disable { account, confirmation } => end::disable(&account, confirmation).await,
         AccountCommand::Enable(account) => enable(&account).await,
-        AccountCommand::SetEmail { account, new } => set_email(&account, &new).await,
+        AccountCommand::SetEmail { account, new, notice } => help::set_email(&account, &new, &notice).await,
+        AccountCommand::SetLocale { account, locale } => set_locale(&account, locale).await,
         AccountCommand::Sessions { account, idle, json } => {
             let (mut connection, account) = account.find().await?;
             let now = Clock::system().now();
@@ -205,7 +216,9 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         AccountCommand::RevokeAll(confirmation) => end::revoke_all(confirmation).await,
         AccountCommand::Erase { account, confirmation } => end::erase(&account, confirmation).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
-        AccountCommand::Recover { email, public_origin } => recover(&email, public_origin.as_ref()).await,
+        AccountCommand::Recover { email, public_origin, notice } => {
+            help::recover(&email, public_origin.as_ref(), &notice).await
+        }
     }
 }
 
@@ -253,28 +266,25 @@ impl AccountArgument {
 
 async fn enable(argument: &AccountArgument) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, true).await?;
+    let changed = admin::set_active(&mut connection, Clock::system().now(), account.id, true, None).await?;
     terminal::line(if changed { "the account is active again" } else { "the account is active already" });
     Ok(())
 }
 
-async fn set_email(argument: &AccountArgument, new: &str) -> Result<(), Failure> {
-    let new = EmailAddress::parse(new)?;
+async fn set_locale(argument: &AccountArgument, locale: Option<Locale>) -> Result<(), Failure> {
     let (mut connection, account) = argument.find().await?;
-    match admin::set_email(&mut connection, Clock::system().now(), account.id, &new).await? {
-        EmailSet::Set => terminal::line("the account has the new address; its pending recoveries have ended"),
-        EmailSet::AlreadySet => terminal::line("the account has this address already"),
-        EmailSet::Taken => {
-            return Err("another account has this address: change or erase that one first".into());
-        }
-        EmailSet::NotFound => return Err("the account has just been erased".into()),
-    }
+    let set = admin::set_locale(&mut connection, Clock::system().now(), account.id, locale, None).await?;
+    terminal::line(if set {
+        "the account has the new language"
+    } else {
+        "the account has this language already"
+    });
     Ok(())
 }
 
 async fn unblock(email: &str) -> Result<(), Failure> {
     let email = EmailAddress::parse(email)?;
-    match admin::unblock(&mut connect().await?, Clock::system().now(), &email).await? {
+    match admin::unblock(&mut connect().await?, Clock::system().now(), &email, None).await? {
         Unblocked::Filled(filled) => {
             terminal::line(format_args!("{filled} rate limits of this address are reset"));
         }
@@ -287,30 +297,4 @@ async fn unblock(email: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Prints only the ticket to standard output, so that it can be piped.
-async fn recover(email: &str, origin: Option<&Origin>) -> Result<(), Failure> {
-    let email = EmailAddress::parse(email)?;
-    let keys = config::device_secrets()?;
-    let mut connection = connect().await?;
-    let account = owner(&mut connection, &email).await?;
-    let now = Clock::system().now();
-    audit::record(&mut connection, now, Event::RecoveryTicketIssued, account.id, None).await?;
-    let ticket = known_device::issue(&TICKET, &keys, DeviceId::new(now), &email);
-    terminal::line(&ticket);
-    terminal::error_line(format_args!(
-        "It is valid for one recovery within {} minutes, in the header X-Recovery-Ticket of start. The code is sent by email, as always.",
-        TICKET_LIFETIME.as_secs() / 60
-    ));
-    if let Some(origin) = origin {
-        terminal::error_line(format_args!("As a link: {origin}/recovery#t={ticket}"));
-    }
-    Ok(())
-}
-
-async fn owner(connection: &mut PgConnection, email: &EmailAddress) -> Result<Account, Failure> {
-    account::active_by_email(connection, email.as_str())
-        .await?
-        .ok_or_else(|| "there is no active account with this address".into())
 }

@@ -80,8 +80,11 @@ pub async fn run(
     config.mail.recovery_url = Some(format!("http://localhost:{port}/recovery").parse()?);
     config.stopping.drain_delay = std::time::Duration::ZERO;
     config.relays.smtp_oauth = OauthSettings::default();
+    // The owner of the database may do everything, also for the admin API.
+    let admin_database_url = config.admin.admin_addr.map(|_| database_url.clone());
     let secrets = Secrets {
         database_url,
+        admin_database_url,
         code_keys: Key::random("dev").into(),
         device_keys: Key::random("dev").into(),
         smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],

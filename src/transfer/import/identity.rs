@@ -7,6 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::left_behind::{self, LeftBehind};
+use crate::account;
 use crate::account::import::Incoming;
 use crate::account::record::Record;
 use crate::email_address::EmailAddress;
@@ -193,7 +194,7 @@ impl Fields<'_> {
             Some("inactive" | "disabled") => false,
             Some(_) => return Err("its state is neither active nor inactive"),
         };
-        if traits.iter().any(|(name, value)| name.contains('\0') || contains_nul(value)) {
+        if !account::can_store(&traits) {
             return Err("its traits contain the character U+0000, which PostgreSQL cannot store");
         }
         let time = |text: Option<&str>| {
@@ -221,17 +222,6 @@ impl Fields<'_> {
 fn uuid(text: Option<&str>) -> Result<Option<Uuid>, Refusal> {
     let id = text.map(str::parse).transpose();
     id.map_err(|_| Refusal { id: None, reason: "its id is not a UUID" })
-}
-
-fn contains_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(contains_nul),
-        Value::Object(members) => {
-            members.iter().any(|(name, value)| name.contains('\0') || contains_nul(value))
-        }
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! Owns `audit_event`: what happened to which account. The table is append-only, and never contains
 //! a code, token or password.
 
+mod read;
+
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::read::{AuditEntry, Changes, changed_since, mails_of_account, of_account, of_operator};
 use crate::client::Client;
-use crate::clock::{first_id_of, new_id, serialize_rfc3339};
+use crate::clock::{first_id_of, new_id};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
@@ -30,6 +32,8 @@ pub enum Event {
     AccountEnabled,
     /// An operator gave the account another address.
     EmailChanged,
+    /// An operator set the language of the account's emails.
+    LocaleChanged,
     /// An operator ended the account's sessions, or those of all accounts.
     SessionsRevoked,
     /// An operator erased the account and the stored data of its owner.
@@ -60,6 +64,12 @@ pub enum Event {
     PasswordChanged,
     /// A relay accepted the notice of a changed password.
     PasswordNoticeSent,
+    /// A relay accepted the notice of a recovery ticket.
+    TicketNoticeSent,
+    /// A relay accepted the notice of another address.
+    EmailNoticeSent,
+    /// An operator called the admin API, and the call changed nothing. [`Call`] has the details.
+    OperatorCall,
 }
 
 /// The client that caused an event.
@@ -77,6 +87,56 @@ impl<'a> From<&'a Client> for ClientInfo<'a> {
     }
 }
 
+/// The operator whose call of the admin API caused an event.
+#[derive(Clone, Copy, Debug)]
+pub struct OperatorInfo<'a> {
+    /// The name, or the identity in the client certificate.
+    pub name: &'a str,
+    /// Why, in the operator's words.
+    pub reason: Option<&'a str>,
+    /// The operator's own client.
+    pub client: ClientInfo<'a>,
+}
+
+/// Who caused an event.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// A client of the public API.
+    Client(ClientInfo<'a>),
+    /// An operator, by the admin API.
+    Operator(OperatorInfo<'a>),
+}
+
+impl<'a> By<'a> {
+    fn client(self) -> ClientInfo<'a> {
+        match self {
+            Self::Client(client) | Self::Operator(OperatorInfo { client, .. }) => client,
+        }
+    }
+
+    fn operator(self) -> Option<OperatorInfo<'a>> {
+        if let Self::Operator(operator) = self { Some(operator) } else { None }
+    }
+}
+
+impl<'a> From<&'a Client> for By<'a> {
+    fn from(client: &'a Client) -> Self {
+        Self::Client(client.into())
+    }
+}
+
+/// The outcome of an operator's call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Outcome {
+    /// It was answered.
+    Allowed,
+    /// The operator's role may not do it.
+    Refused,
+    /// It was answered with another error.
+    Failed,
+}
+
 /// An event to append.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
@@ -86,8 +146,8 @@ pub struct Entry<'a> {
     pub event: Event,
     /// The account; `None` if the event is about many accounts.
     pub account_id: Option<Uuid>,
-    /// The client that caused it, if there was one.
-    pub client: Option<ClientInfo<'a>>,
+    /// Who caused it; `None` for the service and for commands.
+    pub by: Option<By<'a>>,
 }
 
 /// Appends an event; `account_id` is `None` if it is about many accounts. Pass the transaction of
@@ -97,23 +157,66 @@ pub async fn record(
     now: OffsetDateTime,
     event: Event,
     account_id: impl Into<Option<Uuid>>,
-    client: Option<ClientInfo<'_>>,
+    by: Option<By<'_>>,
 ) -> Result<(), sqlx::Error> {
-    record_all(executor, &[Entry { at: now, event, account_id: account_id.into(), client }]).await
+    record_all(executor, &[Entry { at: now, event, account_id: account_id.into(), by }]).await
 }
 
 /// Appends many events.
 async fn record_all(executor: impl PgExecutor<'_>, events: &[Entry<'_>]) -> Result<(), sqlx::Error> {
     let events: EventColumns<'_> = events.iter().copied().collect();
     sqlx::query!(
-        "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent)
-         SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[], $5::inet[], $6::text[])",
+        "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent, operator, reason, outcome)
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[], $5::inet[], $6::text[], $7::text[],
+             $8::text[], $9::text[])",
         &events.ids,
         &events.what as _,
         &events.account_ids as _,
         &events.times,
         &events.client_ips as _,
         &events.user_agents as _,
+        &events.operators as _,
+        &events.reasons as _,
+        &events.outcomes as _,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// A call of the admin API that changed nothing: it only reads, was refused, or failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Its name, such as `account.show`.
+    pub name: &'static str,
+    /// The account in its path.
+    pub account_id: Option<Uuid>,
+    /// Who called.
+    pub operator: OperatorInfo<'a>,
+    /// How it was answered.
+    pub outcome: Outcome,
+}
+
+/// Appends a call of the admin API.
+pub async fn record_call(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    call: &Call<'_>,
+) -> Result<(), sqlx::Error> {
+    let (operator, event) = (call.operator, Event::OperatorCall);
+    sqlx::query!(
+        "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent, operator, reason, call, outcome)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        new_id(now),
+        <&str>::from(event),
+        call.account_id,
+        now,
+        operator.client.client_ip as _,
+        operator.client.user_agent,
+        operator.name,
+        operator.reason,
+        call.name,
+        <&str>::from(call.outcome),
     )
     .execute(executor)
     .await?;
@@ -135,18 +238,25 @@ pub struct EventColumns<'a> {
     pub client_ips: Vec<Option<IpAddr>>,
     /// `user_agent`.
     pub user_agents: Vec<Option<&'a str>>,
+    operators: Vec<Option<&'a str>>,
+    reasons: Vec<Option<&'a str>>,
+    outcomes: Vec<Option<&'static str>>,
 }
 
 impl<'a> FromIterator<Entry<'a>> for EventColumns<'a> {
     fn from_iter<I: IntoIterator<Item = Entry<'a>>>(events: I) -> Self {
         let mut columns = Self::default();
-        for Entry { at, event, account_id, client } in events {
+        for Entry { at, event, account_id, by } in events {
+            let (client, operator) = (by.map(By::client), by.and_then(By::operator));
             columns.ids.push(new_id(at));
             columns.what.push(event.into());
             columns.account_ids.push(account_id);
             columns.times.push(at);
             columns.client_ips.push(client.map(|client| client.client_ip));
             columns.user_agents.push(client.map(|client| client.user_agent));
+            columns.operators.push(operator.map(|operator| operator.name));
+            columns.reasons.push(operator.and_then(|operator| operator.reason));
+            columns.outcomes.push(operator.map(|_| Outcome::Allowed.into()));
         }
         columns
     }
@@ -167,11 +277,12 @@ pub async fn sweep(
     Ok(done.execute(pool).await?.rows_affected())
 }
 
-/// Removes network addresses and user agents from the events of an erased account. No event is ever
-/// changed in another way.
+/// Removes network addresses and user agents from the events of an erased account, except those of
+/// operators. No event is ever changed in another way.
 pub async fn forget_clients(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE audit_event SET client_ip = NULL, user_agent = NULL WHERE account_id = $1 AND client_ip IS NOT NULL",
+        "UPDATE audit_event SET client_ip = NULL, user_agent = NULL
+         WHERE account_id = $1 AND client_ip IS NOT NULL AND operator IS NULL",
         account_id
     )
     .execute(transaction)
@@ -185,102 +296,6 @@ pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx
         r#"SELECT account_id AS "account_id!" FROM audit_event WHERE what = 'account_erased' AND account_id IS NOT NULL"#
     );
     Ok(ids.fetch_all(executor).await?.into_iter().collect())
-}
-
-/// When data that another system also stores was last changed here by a person. A sign-in is no
-/// such change, nor is the rehash of the same password.
-#[derive(Clone, Copy, Debug)]
-pub struct Changes {
-    /// The account.
-    pub account_id: Uuid,
-    /// When the password changed, or the account was created here.
-    pub password: Option<OffsetDateTime>,
-    /// When the address changed.
-    pub email: Option<OffsetDateTime>,
-    /// When it was disabled or enabled.
-    pub state: Option<OffsetDateTime>,
-}
-
-/// The accounts that were changed here since `since`, ordered by id, for as long as events are
-/// kept.
-pub async fn changed_since(
-    executor: impl PgExecutor<'_>,
-    since: OffsetDateTime,
-) -> Result<Vec<Changes>, sqlx::Error> {
-    sqlx::query_as!(
-        Changes,
-        r#"SELECT account_id AS "account_id!",
-               max(created_at) FILTER (WHERE what IN ('password_reset', 'password_changed', 'account_created')) AS password,
-               max(created_at) FILTER (WHERE what = 'email_changed') AS email,
-               max(created_at) FILTER (WHERE what IN ('account_disabled', 'account_enabled')) AS state
-           FROM audit_event
-           WHERE id >= $1 AND created_at >= $2 AND account_id IS NOT NULL AND what IN ('password_reset', 'password_changed',
-               'account_created', 'email_changed', 'account_disabled', 'account_enabled', 'account_erased')
-           GROUP BY account_id ORDER BY account_id"#,
-        first_id_of(since),
-        since
-    )
-    .fetch_all(executor)
-    .await
-}
-
-/// An event as it is stored, for operators.
-#[derive(Clone, Debug, Serialize)]
-pub struct AuditEntry {
-    /// Its id. Ids sort by time.
-    pub id: Uuid,
-    /// When it happened.
-    #[serde(serialize_with = "serialize_rfc3339")]
-    pub at: OffsetDateTime,
-    /// What happened: the name of an [`Event`], of this or another release.
-    pub what: String,
-    /// The account; `None` if the event is about many accounts.
-    pub account_id: Option<Uuid>,
-    /// The address of the client that caused it, until the account is erased.
-    pub client_ip: Option<IpAddr>,
-    /// The User-Agent of that client.
-    pub user_agent: Option<String>,
-}
-
-/// At most `limit` events of an account before the event `before`, the newest first.
-pub async fn of_account(
-    executor: impl PgExecutor<'_>,
-    account_id: Uuid,
-    before: Uuid,
-    limit: i64,
-) -> Result<Vec<AuditEntry>, sqlx::Error> {
-    sqlx::query_as!(
-        AuditEntry,
-        r#"SELECT id, created_at AS at, what, account_id, client_ip AS "client_ip: IpAddr", user_agent
-           FROM audit_event WHERE account_id = $1 AND id < $2 ORDER BY account_id, id DESC LIMIT $3"#,
-        account_id,
-        before,
-        limit
-    )
-    .fetch_all(executor)
-    .await
-}
-
-/// At most `limit` events since `since` about emails to an account, the newest first.
-pub async fn mails_of_account(
-    executor: impl PgExecutor<'_>,
-    account_id: Uuid,
-    since: OffsetDateTime,
-    limit: i64,
-) -> Result<Vec<AuditEntry>, sqlx::Error> {
-    sqlx::query_as!(
-        AuditEntry,
-        r#"SELECT id, created_at AS at, what, account_id, client_ip AS "client_ip: IpAddr", user_agent
-           FROM audit_event
-           WHERE account_id = $1 AND id >= $2
-               AND what IN ('recovery_sent', 'recovery_not_sent', 'password_notice_sent', 'email_bounced')
-           ORDER BY account_id, id DESC LIMIT $3"#,
-        account_id,
-        first_id_of(since),
-        limit
-    )
-    .fetch_all(executor)
-    .await
 }
 
 #[cfg(test)]

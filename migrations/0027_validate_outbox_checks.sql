@@ -1,0 +1,4 @@
+-- Owned by src/outbox/. Checks the rows that were there before migration 0025. It blocks no statement on the table.
+ALTER TABLE outbox
+    VALIDATE CONSTRAINT outbox_kind_check,
+    VALIDATE CONSTRAINT outbox_owner_check;

@@ -1,0 +1,129 @@
+//! What helps the owner of an account to recover it: a ticket, another address. The owner is told
+//! by email at once, and how often one operator may help is bounded.
+
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::account::record;
+use crate::audit::{self, By, Event};
+use crate::config::TICKET_LIFETIME;
+use crate::email_address::EmailAddress;
+use crate::known_device::{self, DeviceId, TICKET};
+use crate::mail::message::MailKind;
+use crate::secret::Keys;
+use crate::throttle::{self, Draw, RateLimit};
+use crate::{outbox, recovery};
+
+/// Who helps, and what follows from it.
+#[derive(Clone, Copy, Debug)]
+pub struct Help<'a> {
+    /// The operator who called the admin API.
+    pub by: Option<By<'a>>,
+    /// How often that operator may help.
+    pub limit: RateLimit,
+    /// How long the notice to the owner is retried.
+    pub notice_retention: Duration,
+}
+
+impl Help<'_> {
+    /// The help of a command, which is not bounded.
+    #[must_use]
+    pub fn by_command(notice_retention: Duration) -> Self {
+        Self { by: None, limit: RateLimit::unlimited(), notice_retention }
+    }
+
+    /// Draws one unit of the operator's bucket.
+    async fn draw(self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<Draw, sqlx::Error> {
+        let Some(By::Operator(operator)) = self.by else { return Ok(Draw::Drawn) };
+        throttle::try_draw(transaction, now, &throttle::operator_key(operator.name), self.limit).await
+    }
+}
+
+/// The result of a request for a recovery ticket.
+pub enum Ticket {
+    /// The ticket, which is valid until this time.
+    Given(String, OffsetDateTime),
+    /// There is no such account.
+    NotFound,
+    /// The account is disabled, so its owner cannot recover it.
+    Disabled,
+    /// The operator has helped too often; the next time is after this.
+    NotBefore(OffsetDateTime),
+}
+
+/// Gives a ticket, with which its holder can start one recovery although the rate limit of the
+/// address is exhausted. The code is sent to the account's stored address, as always.
+pub async fn give_ticket(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    keys: &Keys,
+    help: Help<'_>,
+) -> Result<Ticket, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let email = match record::lock_in_any_state(&mut transaction, id).await? {
+        Some((email, true)) => email,
+        Some(_) => return Ok(Ticket::Disabled),
+        None => return Ok(Ticket::NotFound),
+    };
+    // A stored address that is none receives no code, so a ticket is useless.
+    let Ok(address) = EmailAddress::parse(&email) else { return Ok(Ticket::NotFound) };
+    if let Draw::EmptyUntil(at) = help.draw(&mut transaction, now).await? {
+        return Ok(Ticket::NotBefore(at));
+    }
+    audit::record(&mut *transaction, now, Event::RecoveryTicketIssued, id, help.by).await?;
+    let (kind, kept) = (MailKind::TicketGiven, help.notice_retention);
+    outbox::enqueue_help_notice(&mut transaction, now, kind, id, None, kept).await?;
+    transaction.commit().await?;
+    let ticket = known_device::issue(&TICKET, keys, DeviceId::new(now), &address);
+    Ok(Ticket::Given(ticket, now + TICKET_LIFETIME))
+}
+
+/// The result of setting an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmailSet {
+    /// The account has the new address.
+    Set,
+    /// The account already had this address.
+    AlreadySet,
+    /// Another account has this address.
+    Taken,
+    /// There is no such account.
+    NotFound,
+    /// The operator has helped too often; the next time is after this.
+    NotBefore(OffsetDateTime),
+}
+
+/// Gives an account another address and ends the pending recoveries of both addresses, so that a
+/// code emailed to the old address no longer opens the account. Sessions continue. The notice goes
+/// to the old address.
+pub async fn set_email(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    email: &EmailAddress,
+    help: Help<'_>,
+) -> Result<EmailSet, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let Some((old, _)) = record::lock_in_any_state(&mut transaction, id).await? else {
+        return Ok(EmailSet::NotFound);
+    };
+    if old == email.as_str() {
+        return Ok(EmailSet::AlreadySet);
+    }
+    if let Draw::EmptyUntil(at) = help.draw(&mut transaction, now).await? {
+        return Ok(EmailSet::NotBefore(at));
+    }
+    if !record::set_email(&mut transaction, now, id, email).await? {
+        return Ok(EmailSet::Taken);
+    }
+    recovery::revoke_pending(&mut transaction, now, &old).await?;
+    audit::record(&mut *transaction, now, Event::EmailChanged, id, help.by).await?;
+    let (kind, kept) = (MailKind::EmailChanged, help.notice_retention);
+    outbox::enqueue_help_notice(&mut transaction, now, kind, id, Some(&old), kept).await?;
+    transaction.commit().await?;
+    Ok(EmailSet::Set)
+}

@@ -1,0 +1,266 @@
+//! Who calls the admin API, whether the role may, why, and the audit event of each call.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::{MutexGuard, PoisonError};
+
+use axum::extract::{FromRequestParts as _, MatchedPath, Request, State};
+use axum::http::header::{ALLOW, AUTHORIZATION};
+use axum::http::{HeaderMap, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use percent_encoding::percent_decode_str;
+use uuid::Uuid;
+
+use super::{AdminState, OPERATIONS, Operation};
+use crate::audit::{self, By, Call, OperatorInfo, Outcome};
+use crate::client::Client;
+use crate::error::{Error, Problem};
+use crate::http::extract::bearer;
+use crate::http::tls::PeerIdentity;
+use crate::operator::{self, Operator};
+use crate::secret::{OperatorToken, TokenHash};
+use crate::throttle::Source;
+
+/// The header with the reason of a call.
+const REASON: &str = "x-reason";
+/// The longest reason, in characters.
+const MAX_REASON: usize = 200;
+
+/// Who calls, and why. An extension of every admitted request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The operator.
+    pub operator: Operator,
+    reason: Option<String>,
+    client: Client,
+}
+
+impl Caller {
+    /// The operator as audit events have it.
+    #[must_use]
+    pub fn by(&self) -> Option<By<'_>> {
+        Some(By::Operator(self.info()))
+    }
+
+    fn info(&self) -> OperatorInfo<'_> {
+        let (name, reason) = (self.operator.name.as_str(), self.reason.as_deref());
+        OperatorInfo { name, reason, client: (&self.client).into() }
+    }
+}
+
+/// Marks an answer whose call was recorded in the transaction of its change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recorded;
+
+/// Admits a call with a valid credential, a role that may, and a reason if it needs one. Every call
+/// with a valid credential is recorded in the audit log; without that record it is answered 502.
+pub async fn admit(State(admin): State<AdminState>, request: Request, next: Next) -> Response {
+    match admitted(&admin, request, next).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn admitted(admin: &AdminState, request: Request, next: Next) -> Result<Response, Error> {
+    let (mut parts, body) = request.into_parts();
+    let Ok(client) = Client::from_request_parts(&mut parts, &()).await;
+    let operator = authenticate(admin, &parts.headers, parts.extensions.get(), client.ip).await?;
+    let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let Some(operation) = find(&parts.method, path) else { return Ok(not_allowed(path)) };
+    let reason = reason(&parts.headers);
+    let account_id = account_in(parts.uri.path());
+    let caller = Caller { operator, reason: reason.clone().ok().flatten(), client };
+    let refusal = if caller.operator.role < operation.role {
+        Some((Outcome::Refused, Problem::RoleInsufficient))
+    } else {
+        let is_missing = reason.is_err() || (operation.changes && caller.reason.is_none());
+        is_missing.then_some((Outcome::Failed, Problem::ReasonInvalid))
+    };
+    if let Some((outcome, problem)) = refusal {
+        record(admin, operation, account_id, &caller, outcome).await?;
+        return Err(problem.into());
+    }
+    let mut request = Request::from_parts(parts, body);
+    request.extensions_mut().insert(caller.clone());
+    let mut response = next.run(request).await;
+    if response.extensions_mut().remove::<Recorded>().is_none() {
+        let outcome = if response.status().is_success() { Outcome::Allowed } else { Outcome::Failed };
+        record(admin, operation, account_id, &caller, outcome).await?;
+    }
+    Ok(response)
+}
+
+/// The operation of a request. HEAD is answered as GET.
+fn find(method: &Method, path: &str) -> Option<&'static Operation> {
+    let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+    OPERATIONS.iter().find(|operation| operation.method == method && operation.path == path)
+}
+
+fn not_allowed(path: &str) -> Response {
+    let allowed = OPERATIONS.iter().filter(|operation| operation.path == path);
+    let allowed: Vec<_> = allowed.map(|operation| operation.method).collect();
+    ([(ALLOW, allowed.join(", "))], Error::from(Problem::MethodNotAllowed)).into_response()
+}
+
+/// The account in a path `/admin/accounts/{id}…`.
+fn account_in(path: &str) -> Option<Uuid> {
+    path.strip_prefix("/admin/accounts/")?.split('/').next()?.parse().ok()
+}
+
+async fn record(
+    admin: &AdminState,
+    operation: &Operation,
+    account_id: Option<Uuid>,
+    caller: &Caller,
+    outcome: Outcome,
+) -> Result<(), Error> {
+    let now = admin.app.time()?;
+    let call = Call { name: operation.name, account_id, operator: caller.info(), outcome };
+    admin.query("record a call", async |connection| audit::record_call(connection, now, &call).await).await
+}
+
+/// The operator of a Bearer token, or else of a client certificate.
+async fn authenticate(
+    admin: &AdminState,
+    headers: &HeaderMap,
+    certificate: Option<&PeerIdentity>,
+    ip: IpAddr,
+) -> Result<Operator, Error> {
+    let operator = if headers.contains_key(AUTHORIZATION) {
+        by_token(admin, headers, ip).await?
+    } else {
+        let known = certificate.and_then(|identity| by_certificate(admin, identity));
+        if known.is_none() {
+            throttle(admin, ip)?;
+        }
+        known
+    };
+    operator.ok_or_else(|| {
+        admin.app.metrics.operators_unknown.inc();
+        Problem::OperatorUnknown.into()
+    })
+}
+
+/// Draws on the bucket of a network for a call without a valid credential.
+fn throttle(admin: &AdminState, ip: IpAddr) -> Result<(), Error> {
+    let drawn = admin.app.source_limits.unknown_operators.admit(Source::Network(ip));
+    drawn.map_err(|wait| {
+        admin.app.metrics.operators_unknown.inc();
+        Error::retry_after(Problem::NetworkThrottled, wait)
+    })
+}
+
+/// A token that was valid at its last use is looked up at no charge. Any other one draws on the
+/// bucket of its network, and is refunded if it is valid.
+async fn by_token(admin: &AdminState, headers: &HeaderMap, ip: IpAddr) -> Result<Option<Operator>, Error> {
+    let Some(token) = bearer(headers).and_then(OperatorToken::parse) else {
+        throttle(admin, ip)?;
+        return Ok(None);
+    };
+    let hash = token.hash();
+    let was_valid = accepted(admin).contains(&hash);
+    if !was_valid {
+        throttle(admin, ip)?;
+    }
+    let now = admin.app.time()?;
+    let find = async |connection: &mut sqlx::PgConnection| operator::by_token(connection, now, &hash).await;
+    let found = admin.query("find operator", find).await?;
+    match (&found, was_valid) {
+        (Some(_), false) => {
+            admin.app.source_limits.unknown_operators.refund(Source::Network(ip), 1);
+            accepted(admin).insert(hash);
+        }
+        (None, true) => {
+            accepted(admin).remove(&hash);
+            throttle(admin, ip)?;
+        }
+        _ => {}
+    }
+    Ok(found)
+}
+
+fn accepted(admin: &AdminState) -> MutexGuard<'_, HashSet<TokenHash>> {
+    admin.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn by_certificate(admin: &AdminState, identity: &PeerIdentity) -> Option<Operator> {
+    let roles = &admin.app.config.admin.admin_client_roles;
+    let known = roles.iter().find(|known| *known.identity == *identity.0)?;
+    Some(Operator { name: known.identity.clone(), role: known.role })
+}
+
+/// The reason of a call: 1 to 200 characters of UTF-8 without control characters. Browsers send
+/// other letters than Latin ones as an extended value (RFC 8187): `UTF-8''%C3%81nh`.
+fn reason(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all(REASON).iter();
+    let (value, None) = (values.next(), values.next()) else { return Err(Problem::ReasonInvalid) };
+    let Some(value) = value else { return Ok(None) };
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Problem::ReasonInvalid)?.trim();
+    let text = match text.get(..7) {
+        Some(begin) if begin.eq_ignore_ascii_case("UTF-8''") => {
+            let decoded = percent_decode_str(&text[7..]).decode_utf8();
+            decoded.map_err(|_| Problem::ReasonInvalid)?.trim().to_owned()
+        }
+        _ => text.to_owned(),
+    };
+    let is_plain = (1..=MAX_REASON).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    if is_plain { Ok(Some(text)) } else { Err(Problem::ReasonInvalid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr as _;
+
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_is_plain_text_of_at_most_200_characters() {
+        let read = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(REASON, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            }
+            reason(&headers)
+        };
+        let long = "á".repeat(200);
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[" ticket 4711 "]), Ok(Some("ticket 4711".into())));
+        assert_eq!(read(&["Ánh gọi"]), Ok(Some("Ánh gọi".into())));
+        assert_eq!(read(&["utf-8''%C3%81nh%20g%E1%BB%8Di"]), Ok(Some("Ánh gọi".into())));
+        assert_eq!(read(&["100% sure"]), Ok(Some("100% sure".into())));
+        assert_eq!(read(&[&long]), Ok(Some(long.clone())));
+        for bad in [
+            &[""][..],
+            &[" "],
+            &["a", "b"],
+            &[&format!("{long}a")],
+            &["UTF-8''a%0Ab"],
+            &["UTF-8''%FF"],
+            &["a\tb"],
+        ] {
+            assert_eq!(read(bad), Err(Problem::ReasonInvalid), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_account_of_a_path_is_recorded() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(account_in(&format!("/admin/accounts/{id}/ticket")), Some(id));
+        assert_eq!(account_in(&format!("/admin/accounts/{id}")), Some(id));
+        assert_eq!(account_in("/admin/accounts/x"), None);
+        assert_eq!(account_in("/admin/accounts"), None);
+    }
+
+    #[test]
+    fn each_operation_is_found_and_no_other() {
+        for operation in &OPERATIONS {
+            let method = Method::from_str(operation.method).unwrap();
+            assert_eq!(find(&method, operation.path).unwrap().name, operation.name);
+        }
+        assert!(find(&Method::HEAD, "/admin/accounts").is_some());
+        assert!(find(&Method::PATCH, "/admin/accounts").is_none());
+    }
+}

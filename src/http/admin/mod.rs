@@ -1,0 +1,133 @@
+//! The admin API for operators, on an address of its own: ADMIN_ADDR. Each call is authenticated
+//! and audited ([`access`]). The public API has none of these routes.
+
+pub mod access;
+mod change;
+pub mod query;
+mod read;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use sqlx::{PgConnection, PgPool};
+
+use crate::app::App;
+use crate::database::within_operator_deadline;
+use crate::error::{Error, Problem};
+use crate::http::{AppState, guard};
+use crate::operator::Role::{self, Admin, Auditor, Support};
+use crate::secret::TokenHash;
+
+const OPENAPI: &str = include_str!("../../../openapi/admin.json");
+
+/// One call of the admin API.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// Its HTTP method.
+    pub method: &'static str,
+    /// Its path in the router.
+    pub path: &'static str,
+    /// Its name in audit events.
+    pub name: &'static str,
+    /// The lowest role that may call it.
+    pub role: Role,
+    /// Whether it changes something, so that it needs a reason.
+    pub changes: bool,
+}
+
+const fn reads(path: &'static str, name: &'static str, role: Role) -> Operation {
+    Operation { method: "GET", path, name, role, changes: false }
+}
+
+const fn changes(method: &'static str, path: &'static str, name: &'static str, role: Role) -> Operation {
+    Operation { method, path, name, role, changes: true }
+}
+
+/// Who may call what. A call that is not in this table is refused.
+pub const OPERATIONS: [Operation; 16] = [
+    reads("/admin/accounts", "account.find", Auditor),
+    reads("/admin/accounts/{id}", "account.show", Auditor),
+    reads("/admin/accounts/{id}/events", "account.events", Auditor),
+    reads("/admin/operators/{name}/events", "operator.events", Auditor),
+    reads("/admin/outbox", "outbox.show", Auditor),
+    changes("POST", "/admin/accounts/{id}/ticket", "account.ticket", Support),
+    changes("DELETE", "/admin/accounts/{id}/sessions", "account.end_sessions", Support),
+    changes("POST", "/admin/limits/lift", "limits.lift", Support),
+    changes("POST", "/admin/outbox/retry", "outbox.retry", Support),
+    changes("POST", "/admin/accounts", "account.create", Admin),
+    changes("PUT", "/admin/accounts/{id}/email", "account.set_email", Admin),
+    changes("PUT", "/admin/accounts/{id}/locale", "account.set_locale", Admin),
+    changes("POST", "/admin/accounts/{id}/disable", "account.disable", Admin),
+    changes("POST", "/admin/accounts/{id}/enable", "account.enable", Admin),
+    changes("DELETE", "/admin/accounts/{id}", "account.erase", Admin),
+    reads("/admin/export", "account.export", Admin),
+];
+
+/// The state that the handlers of the admin API share.
+#[derive(Clone, Debug)]
+pub struct AdminState {
+    app: Arc<App>,
+    /// Connections as a role that may change accounts.
+    pool: PgPool,
+    /// Hashes of tokens that were valid at their last use. Failed calls of others in the network of
+    /// an operator do not delay these.
+    accepted: Arc<Mutex<HashSet<TokenHash>>>,
+}
+
+impl AdminState {
+    /// Runs database work with a connection of the admin API.
+    ///
+    /// # Errors
+    ///
+    /// `StorageUnavailable` if PostgreSQL fails or does not answer in time.
+    async fn query<T>(
+        &self,
+        what: &'static str,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        within_operator_deadline(what, async {
+            let mut connection = self.pool.acquire().await?;
+            work(&mut connection).await
+        })
+        .await
+    }
+}
+
+/// The admin API.
+///
+/// Every request passes [`guard::observe`] first (request id, client address, log, metrics, error
+/// body, default headers), then [`access::admit`]: credential, role, reason, audit.
+pub fn router(app: &AppState, pool: PgPool) -> Router {
+    let state = AdminState { app: Arc::clone(&app.app), pool, accepted: Arc::default() };
+    Router::new()
+        .route("/admin/accounts", get(read::find).post(change::create))
+        .route("/admin/accounts/{id}", get(read::show).delete(change::erase))
+        .route("/admin/accounts/{id}/events", get(read::account_events))
+        .route("/admin/accounts/{id}/ticket", post(change::ticket))
+        .route("/admin/accounts/{id}/sessions", axum::routing::delete(change::end_sessions))
+        .route("/admin/accounts/{id}/email", put(change::set_email))
+        .route("/admin/accounts/{id}/locale", put(change::set_locale))
+        .route("/admin/accounts/{id}/disable", post(change::disable))
+        .route("/admin/accounts/{id}/enable", post(change::enable))
+        .route("/admin/operators/{name}/events", get(read::operator_events))
+        .route("/admin/limits/lift", post(change::lift))
+        .route("/admin/outbox", get(read::outbox))
+        .route("/admin/outbox/retry", post(change::retry))
+        .route("/admin/export", get(read::export))
+        .route_layer(from_fn_with_state(state.clone(), access::admit))
+        .route("/openapi.json", get(openapi))
+        .fallback(async || Error::from(Problem::NotFound))
+        .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
+        .with_state(state)
+        .layer(from_fn_with_state(app.clone(), guard::observe))
+}
+
+/// `GET /openapi.json`: the OpenAPI description of the admin API, for anyone who reaches it.
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
