@@ -82,7 +82,7 @@ impl Line {
         command
     }
 
-    /// The arguments before a program that run it at the far end. For it, the files of
+    /// The command that runs a program at the far end, without the program. There, the files of
     /// `/etc/netns/NAME` replace those in `/etc`.
     pub fn under(&self) -> [&str; 4] {
         [IP, "netns", "exec", &self.name]

@@ -50,7 +50,7 @@ pub enum Ticket {
     NotFound,
     /// The account is disabled, so its owner cannot recover it.
     Disabled,
-    /// The operator has helped too often; the next time is after this.
+    /// The operator's rate limit is exhausted until this time.
     NotBefore(OffsetDateTime),
 }
 
@@ -93,7 +93,7 @@ pub enum EmailSet {
     Taken,
     /// There is no such account.
     NotFound,
-    /// The operator has helped too often; the next time is after this.
+    /// The operator's rate limit is exhausted until this time.
     NotBefore(OffsetDateTime),
 }
 

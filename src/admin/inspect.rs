@@ -100,12 +100,13 @@ pub struct SeenMail {
     pub kind: Option<MailKind>,
     /// What became of it.
     pub state: MailState,
-    /// When it was enqueued, if it is pending; otherwise when it was delivered, given up or bounced.
+    /// When it was enqueued if it is pending; otherwise when it was delivered, given up or bounced.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub at: OffsetDateTime,
     /// How often a pending email was tried.
     pub attempts: Option<i32>,
-    /// The SMTP stage and the code at which the last attempt of a pending email failed.
+    /// The stage at which the last attempt of a pending email failed, with the relay's codes or the
+    /// service's own reason: `rcpt 550 5.1.1`, `tls (…)`.
     pub last_error: Option<String>,
 }
 

@@ -144,7 +144,7 @@ pub async fn revoke_all_sessions(
 pub enum Unblocked {
     /// All buckets are full; this many were not.
     Filled(u64),
-    /// It was done too often; the next time is after this.
+    /// The rate limit of refills is exhausted until this time.
     NotBefore(OffsetDateTime),
 }
 

@@ -1,4 +1,4 @@
-//! What a command that destroys asks before it does so: on a terminal a question, elsewhere `--yes`.
+//! What a destructive command asks before it acts: on a terminal a question, elsewhere `--yes`.
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, stderr, stdin};

@@ -1,4 +1,4 @@
-//! `vos-auth completions` and `vos-auth man`: files that packages install, made of the command line.
+//! `vos-auth completions` and `vos-auth man`: files for packages, generated from the command line.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub(super) struct Man {
 pub(super) fn completions(completions: &Completions) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(completions.shell, &mut Cli::command(), "vos-auth", &mut script);
-    // For bash, clap_complete 4.6 spells a name with a hyphen in two ways (clap-rs/clap issue 6421).
+    // For bash, clap_complete 4.6 spells a hyphenated name in two ways (clap-rs/clap issue 6421).
     let script = String::from_utf8(script)?.replace("vos__subcmd__auth__", "vos__auth__");
     // Unescaped: a script may contain tabs, and nothing in it comes from outside.
     Ok(std::io::stdout().write_all(script.as_bytes())?)

@@ -24,8 +24,8 @@ pub struct PasswordSettings {
     #[arg(long, env, default_value = "19456", value_parser = clap::value_parser!(u32).range(7168..=1_048_576))]
     pub argon2_memory_kib: u32,
 
-    /// Passes of one Argon2id hash over its memory. The product with ARGON2_MEMORY_KIB is at most
-    /// 4194304, which takes a second or two
+    /// Passes of one Argon2id hash over its memory. Passes times ARGON2_MEMORY_KIB is at most
+    /// 4194304, about 100 times the default
     #[arg(long, env, default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub argon2_passes: u32,
 

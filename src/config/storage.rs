@@ -23,8 +23,8 @@ pub struct StorageSettings {
     #[arg(long, env, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub start_batch: u32,
 
-    /// How long a recovery is kept after its end, with its address and network: long enough to
-    /// investigate, and no longer
+    /// How long a recovery is kept after the latest time at which it could end, with its email
+    /// address, IP address and user agent: long enough to investigate an attack, and no longer
     #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub recovery_retention: Duration,
 

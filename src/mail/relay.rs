@@ -232,7 +232,7 @@ impl Relay {
 
 /// Whether the idle connection caused the failure, and not the email: the relay has closed it or
 /// refuses another email on it. If only the answer to the final dot is missing, the relay may have
-/// accepted the email, so it is not sent again at once.
+/// accepted the email, so the relay does not get it again on a new connection at once.
 fn is_connection_failure(why: &NotSent) -> bool {
     match (why.stage, why.code) {
         (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,

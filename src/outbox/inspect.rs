@@ -32,7 +32,8 @@ pub struct OutboxEntry {
     /// When it expires.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// The SMTP stage and the code at which the last attempt failed.
+    /// The stage at which the last attempt failed, with the relay's codes or the service's own
+    /// reason: `rcpt 550 5.1.1`, `tls (…)`.
     pub last_error: Option<String>,
 }
 

@@ -143,7 +143,7 @@ fn both(one: &Webhook, other: &Webhook) -> String {
     path
 }
 
-/// Whether nothing is pending. The time of the courier's events is a little ahead of the manual clock.
+/// Whether nothing is pending. The courier's events are a little ahead of the manual clock.
 async fn delivers_all(service: &Service) -> bool {
     service.clock.advance(Duration::from_millis(1));
     service.count("event_delivery").await == 0

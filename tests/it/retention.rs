@@ -111,7 +111,8 @@ async fn only_accounts_are_kept_without_end(pool: PgPool) {
     assert_eq!(service.client().logs_in(TRADER, "not the password").await.status, 401);
     let mut client = service.verified(TRADER).await;
     is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
-    // hash_census has one row, with counts only; event_hook has the hooks of a setting, and operator the people of a desk.
+    // hash_census has one row of counts; event_hook has the hooks of a setting; operator has the
+    // people of a support desk.
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
          AND relname NOT IN ('account', 'event_hook', 'hash_census', 'operator', '_sqlx_migrations')",

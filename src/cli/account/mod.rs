@@ -68,8 +68,8 @@ pub(super) enum AccountCommand {
     /// Find accounts by address, by the beginning of an address, by id, or by the id that another
     /// system has for them
     Find(list::Find),
-    /// Show an account: state, sessions, pending recoveries, rate limits that were drawn on, and what
-    /// became of its emails
+    /// Show an account: state, sessions, recent recoveries, rate limits that are partly or fully
+    /// used, and what became of its emails
     Show {
         #[command(flatten)]
         account: AccountArgument,

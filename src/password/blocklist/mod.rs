@@ -75,11 +75,11 @@ enum Fingerprints {
 }
 
 impl Blocklist {
-    /// Reads the filter that `PASSWORD_BLOCKLIST` names, and checks its length and checksum. Blocks.
+    /// Reads the filter that `PASSWORD_BLOCKLIST` names and checks its length and checksum. Blocks.
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable, if the file is missing, incomplete, damaged or no filter.
+    /// A sentence that names the variable if the file is missing, incomplete, damaged or no filter.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::read_parts(path, None)
     }

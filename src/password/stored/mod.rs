@@ -15,7 +15,7 @@ const MAX_BCRYPT_COST: u32 = 16;
 /// The number of octets of a password that bcrypt reads. It cannot tell whether a longer one ends
 /// there.
 const BCRYPT_PASSWORD: usize = 72;
-/// The maximum rounds of SHA-crypt: with the longest password, a second or two.
+/// The maximum rounds of SHA-crypt. With the longest password, such a hash takes seconds.
 const MAX_SHA_CRYPT_ROUNDS: u32 = 1_000_000;
 /// The longest password that SHA-crypt is given, in octets, as in libxcrypt: its time grows with
 /// length times rounds.

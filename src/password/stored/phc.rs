@@ -11,7 +11,7 @@ use super::Memory;
 /// The most expensive hashes that are computed: a stored string must not be able to stop the
 /// service.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
-/// The maximum of memory times passes: a second or two.
+/// The maximum of memory times passes: about 100 times that of our own hashes by default.
 const MAX_WORK_KIB: u32 = 4 << 20;
 const MAX_LANES: u32 = 64;
 /// The maximum of rounds times blocks of output.

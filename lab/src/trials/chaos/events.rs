@@ -16,7 +16,7 @@ const ACCOUNTS: usize = 20;
 /// The pause between two of these events.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Appends events until it is dropped, also while PostgreSQL comes and goes.
+/// Appends events until the future is dropped. If PostgreSQL fails, it connects again.
 pub async fn appends(options: PgConnectOptions) {
     let accounts: Vec<_> = (0..ACCOUNTS).map(|_| new_id(now())).collect();
     loop {
