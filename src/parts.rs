@@ -82,7 +82,11 @@ impl Parts {
                 database::options(&url)
                     .map_err(|problem| ConfigError::new("ADMIN_DATABASE_URL", problem.why())),
             ),
-            (Some(_), None) => database.clone(),
+            (Some(_), None) => {
+                let why = "is missing: set it to the URL of the operator's role, which may change accounts";
+                problems.add(ConfigError::new("ADMIN_DATABASE_URL", why));
+                None
+            }
             (None, _) => None,
         };
         Self {

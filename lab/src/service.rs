@@ -147,7 +147,7 @@ impl Service {
     async fn make_account(pool: &PgPool, email: &str, locale: Option<Locale>) {
         let mut connection = pool.acquire().await.unwrap();
         let email = EmailAddress::parse(email).unwrap();
-        let new = NewAccount { email, locale, traits: serde_json::Map::new(), password: None };
+        let new = NewAccount { email, locale, traits: serde_json::Map::new(), password_hash: None };
         account::create(&mut connection, now(), new).await.unwrap();
     }
 

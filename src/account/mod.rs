@@ -14,7 +14,6 @@ use crate::audit::{self, By};
 use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
-use crate::password::{Cost, Password};
 
 /// The fields of an active account that its owner may see.
 #[derive(Clone, Debug)]
@@ -192,8 +191,8 @@ pub struct NewAccount {
     pub locale: Option<Locale>,
     /// Data about the person, such as a name. The address is added to it.
     pub traits: Map<String, Value>,
-    /// The password; `None` if the owner has to recover by email first.
-    pub password: Option<Password>,
+    /// The hash of the password; `None` if the owner has to recover by email first.
+    pub password_hash: Option<String>,
 }
 
 /// Why an account was not created.
@@ -205,9 +204,6 @@ pub enum CreateError {
     /// PostgreSQL cannot store the traits.
     #[error("the traits contain U+0000, which PostgreSQL cannot store: remove it")]
     NulInTraits,
-    /// The password could not be hashed.
-    #[error("the password could not be hashed: {0}")]
-    Hashing(#[from] tokio::task::JoinError),
     /// An error of PostgreSQL.
     #[error(transparent)]
     Storage(#[from] sqlx::Error),
@@ -257,10 +253,6 @@ pub async fn create_by(
     let id = new_id(now);
     let mut traits = new.traits;
     traits.insert("email".into(), new.email.as_str().into());
-    let password_hash = match new.password {
-        Some(password) => Some(tokio::task::spawn_blocking(move || password.hash(Cost::default())).await?),
-        None => None,
-    };
     let mut transaction = connection.begin().await?;
     sqlx::query!(
         "INSERT INTO account (id, email, locale, traits, password_hash, password_changed_at, created_at, updated_at)
@@ -269,8 +261,8 @@ pub async fn create_by(
         new.email.as_str(),
         new.locale.map(<&str>::from),
         Value::Object(traits),
-        password_hash,
-        password_hash.is_some().then_some(now),
+        new.password_hash,
+        new.password_hash.is_some().then_some(now),
         now,
     )
     .execute(&mut *transaction)

@@ -106,7 +106,9 @@ pub async fn by_external_id(
     sqlx::query_as!(
         Found,
         "SELECT id, email, state, locale, traits->>'external_id' AS external_id, created_at, bouncing_since
-         FROM account WHERE traits->>'external_id' = $1 AND id > $2 ORDER BY traits->>'external_id', id LIMIT $3",
+         FROM account
+         WHERE left(traits->>'external_id', 200) = left($1, 200) AND traits->>'external_id' = $1 AND id > $2
+         ORDER BY left(traits->>'external_id', 200), id LIMIT $3",
         external_id,
         after,
         limit,

@@ -68,7 +68,7 @@ pub enum Event {
     TicketNoticeSent,
     /// A relay accepted the notice of another address.
     EmailNoticeSent,
-    /// An operator called the admin API, and the call changed nothing. [`Call`] has the details.
+    /// An operator called the admin API, and the call changed no account. [`Call`] has the details.
     OperatorCall,
 }
 

@@ -42,6 +42,7 @@ use crate::app::{App, Limits};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, ConfigErrors, FoundSecrets, TraceSettings};
 use crate::database::Endpoint;
+use crate::http::tls::Tls;
 use crate::parts::Parts;
 use crate::password::Password;
 use crate::server::Server;
@@ -275,6 +276,7 @@ async fn serve(config: Config, mut problems: ConfigErrors) -> Result<(), Failure
 fn read_parts(config: &Config, problems: &mut ConfigErrors) -> Parts {
     config.require(problems);
     let secrets = FoundSecrets::from_environment(problems);
+    problems.take(Tls::read(&config.admin));
     Parts::read(config, secrets, problems)
 }
 

@@ -103,6 +103,11 @@ impl AdminSettings {
                        set ADMIN_TLS_CERT and ADMIN_TLS_KEY, or use 127.0.0.1";
             return Err(ConfigError::new("ADMIN_ADDR", why));
         }
+        let mut identities: Vec<_> = self.admin_client_roles.iter().map(|known| &known.identity).collect();
+        identities.sort_unstable();
+        if identities.windows(2).any(|two| two[0] == two[1]) {
+            return needs("ADMIN_CLIENT_ROLES", "names an identity twice: give each one role");
+        }
         Ok(Some(address))
     }
 }

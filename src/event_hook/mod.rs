@@ -144,9 +144,12 @@ impl EventHooks {
                 let mut connection = shared.pool.acquire().await?;
                 inspect::backlog(&mut connection).await
             });
-            if let Ok(backlog) = counted.await {
-                let names = self.hooks.iter().map(|hook| hook.name.as_str());
-                inspect::update_metrics(&shared.metrics, names, &backlog, shared.clock.now());
+            match counted.await {
+                Ok(backlog) => {
+                    let names = self.hooks.iter().map(|hook| hook.name.as_str());
+                    inspect::update_metrics(&shared.metrics, names, &backlog, shared.clock.now());
+                }
+                Err(error) => failures::note("count events", &error),
             }
             let pause = tokio::time::sleep(shared.poll_interval * COUNT_EVERY);
             if stop.run_until_cancelled(pause).await.is_none() {

@@ -1,7 +1,7 @@
 //! The rows of `event_delivery`: registers hooks, claims deliveries under a lease, and finishes
 //! them. A trigger inserts the rows (`migrations/0023_event_hooks.sql`).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -13,9 +13,6 @@ use super::hook::Hook;
 pub const WINDOW: i64 = 500;
 /// How long an event is retried. The first failure after that makes it a dead letter.
 pub(super) const RETRIED_FOR: Duration = Duration::from_hours(24);
-/// How long a horizon waits for the transactions that were open at its mark. After a failover to a
-/// server that lost commits, the ids that it waits for may not be given out for long.
-const MARK_LIFETIME: Duration = Duration::from_mins(1);
 
 /// Up to which number no further row can appear, so that rows up to there can be delivered in the
 /// order of their numbers.
@@ -36,7 +33,6 @@ pub struct Horizon {
 struct Mark {
     newest: i64,
     transaction: i64,
-    set_at: Instant,
 }
 
 impl Horizon {
@@ -53,21 +49,22 @@ impl Horizon {
     pub async fn advance(&mut self, pool: &PgPool) -> Result<bool, sqlx::Error> {
         let newest = sqlx::query_scalar!("SELECT max(seq) FROM event_delivery").fetch_one(pool).await?;
         let Some(newest) = newest else { return Ok(false) };
-        if self.mark.as_ref().is_none_or(|mark| mark.set_at.elapsed() > MARK_LIFETIME) {
-            self.mark = None;
-            if newest > self.settled {
-                let transaction =
-                    sqlx::query_scalar!(r#"SELECT pg_current_xact_id()::text::bigint AS "transaction!""#);
-                let transaction = transaction.fetch_one(pool).await?;
-                self.mark = Some(Mark { newest, transaction, set_at: Instant::now() });
-            }
+        if self.mark.is_none() && newest > self.settled {
+            let transaction =
+                sqlx::query_scalar!(r#"SELECT pg_current_xact_id()::text::bigint AS "transaction!""#);
+            self.mark = Some(Mark { newest, transaction: transaction.fetch_one(pool).await? });
         }
         if let Some(mark) = &self.mark {
-            let oldest = sqlx::query_scalar!(
-                r#"SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS "oldest!""#
+            let ids = sqlx::query!(
+                r#"SELECT pg_snapshot_xmin(now)::text::bigint AS "oldest!", pg_snapshot_xmax(now)::text::bigint AS "next!"
+                   FROM pg_current_snapshot() AS now"#
             );
-            if oldest.fetch_one(pool).await? >= mark.transaction {
+            let ids = ids.fetch_one(pool).await?;
+            if ids.oldest >= mark.transaction {
                 self.settled = mark.newest;
+                self.mark = None;
+            } else if ids.next <= mark.transaction {
+                // After a failover to a server that lost commits, the id was never given out.
                 self.mark = None;
             }
         }
@@ -233,7 +230,13 @@ pub async fn sweep(
 /// rows, so that it can be set again. With no hooks before and after, nothing is written.
 pub(super) async fn register(pool: &PgPool, hooks: &[&Hook]) -> Result<(), sqlx::Error> {
     let names: Vec<_> = hooks.iter().map(|hook| hook.name.clone()).collect();
-    sqlx::query!("DELETE FROM event_hook WHERE name <> ALL ($1)", &names).execute(pool).await?;
+    let others = sqlx::query_scalar!("DELETE FROM event_hook WHERE name <> ALL ($1) RETURNING name", &names);
+    for hook in others.fetch_all(pool).await? {
+        tracing::warn!(
+            hook,
+            "a hook that EVENT_HOOKS does not have was removed: events are recorded for it no longer"
+        );
+    }
     for hook in hooks {
         let kinds: Option<Vec<String>> =
             hook.kinds.as_ref().map(|kinds| kinds.iter().map(|kind| (*kind).to_owned()).collect());

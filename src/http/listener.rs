@@ -34,6 +34,11 @@ const SOCKET_BUFFER: u32 = 64 * 1024;
 const BACKLOG: u32 = 4096;
 /// How long a new connection is safe from eviction, so that it can send a request.
 const MIN_STAY: Duration = Duration::from_secs(1);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The age at which a connection with a client certificate is closed: a new one checks whether the
+/// certificate has expired or its authority was removed.
+const CERTIFICATE_AGE: Duration = Duration::from_mins(5);
 /// How often further connections are evicted while all slots are in use.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 /// The smallest buffer that hyper accepts, in octets.
@@ -95,7 +100,6 @@ impl Listener {
     ) {
         let Self { socket, label, connections, tls } = self;
         let (http, answer_timeout) = (http(config), config.answer_timeout);
-        let handshake_timeout = config.header_timeout;
         let open = metrics.connections.get_or_create_owned(&label);
         let crowded = metrics.connections_crowded.get_or_create_owned(&label);
         let slots = Arc::new(Semaphore::new(connections as usize));
@@ -126,12 +130,17 @@ impl Listener {
             };
             let slot = ConnectionSlot::new(permit, open.clone());
             let stream = ClientStream::new(stream, answer_timeout);
-            let (http, routes, evicted_before) = (http.clone(), routes.clone(), evicted_before.clone());
+            let (http, routes, mut evicted_before) = (http.clone(), routes.clone(), evicted_before.clone());
             let tls = tls.clone();
             tokio::spawn(async move {
                 if let Some(tls) = tls {
-                    let handshake = tokio::time::timeout(handshake_timeout, tls.accept(stream));
-                    if let Ok(Some((stream, identity))) = handshake.await {
+                    let (accepted_at, handshake) = (Instant::now(), tls.accept(stream));
+                    let shaken = tokio::select! {
+                        shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => shaken.ok().flatten(),
+                        // Also when the listener stops.
+                        _ = evicted_before.wait_for(|before| accepted_at < *before) => None,
+                    };
+                    if let Some((stream, identity)) = shaken {
                         serve(&http, stream, (peer, identity), routes, evicted_before).await;
                     }
                 } else {
@@ -244,6 +253,7 @@ async fn serve(
     mut evicted_before: watch::Receiver<Instant>,
 ) {
     let accepted_at = Instant::now();
+    let age = if identity.is_some() { CERTIFICATE_AGE } else { Duration::MAX };
     let has_request = Arc::new(AtomicBool::new(false));
     let (on_request, on_response) = (Arc::clone(&has_request), Arc::clone(&has_request));
     let service = routes
@@ -267,6 +277,7 @@ async fn serve(
         // An error only means that the client disconnected.
         _ = connection.as_mut() => return,
         _ = evicted_before.wait_for(|before| accepted_at < *before) => {}
+        () = tokio::time::sleep(age) => {}
     }
     // A new client may be sending its request, and hyper would close the connection under it.
     if tokio::time::timeout_at(accepted_at + MIN_STAY, connection.as_mut()).await.is_ok() {

@@ -164,8 +164,13 @@ fn tls_config(authorities: Option<&Path>) -> io::Result<ClientConfig> {
     Ok(config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// The longest reason of a failure, in characters.
+const MAX_WHY: usize = 300;
+
 /// Includes all causes, because the outermost error says only that connecting failed.
 fn connection_failed(error: &(dyn std::error::Error + 'static)) -> RequestError {
     let causes = std::iter::successors(Some(error), |error| error.source());
-    RequestError::ConnectionFailed(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+    let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    // A peer chooses some of it, such as the names in its certificate.
+    RequestError::ConnectionFailed(why.chars().take(MAX_WHY).collect())
 }

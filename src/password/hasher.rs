@@ -78,15 +78,6 @@ impl Hasher {
         }
     }
 
-    /// Checks a new password against the policy and the blocklist, without hashing it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Password::check`].
-    pub fn check(&self, password: &Password, context: &[String]) -> Result<(), Error> {
-        password.check(self.min_chars, context, self.blocklist.as_deref())
-    }
-
     /// Takes a place in the queue. Call it before anything else is spent on the request.
     ///
     /// # Errors

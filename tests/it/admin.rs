@@ -2,6 +2,7 @@
 //! described in `openapi/admin.json`.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,13 +158,13 @@ async fn each_role_may_call_what_its_row_says_with_a_token(pool: PgPool) {
 }
 
 /// A client that presents a certificate, or none.
-struct Holder {
+pub struct Holder {
     service: std::net::SocketAddr,
     connector: TlsConnector,
 }
 
 impl Holder {
-    fn new(service: &Service, folder: &std::path::Path, name: Option<&str>) -> Self {
+    pub fn new(service: &Service, folder: &Path, name: Option<&str>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -182,7 +183,7 @@ impl Holder {
     }
 
     /// The answer; `None` if the handshake is refused.
-    async fn calls(&self, method: &str, path: &str, body: &Value) -> Option<Answer> {
+    pub async fn calls(&self, method: &str, path: &str, body: &Value) -> Option<Answer> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-reason: desk 4711\r\n\
@@ -207,18 +208,16 @@ impl Holder {
     }
 }
 
-/// The same table with client certificates, whose roles are in a setting.
-#[sqlx::test]
-async fn each_role_may_call_what_its_row_says_with_a_certificate(pool: PgPool) {
-    let folder = std::path::PathBuf::from(place::temporary("admin-tls"));
-    std::fs::create_dir_all(&folder).unwrap();
-    certificate::make(&folder, "localhost");
-    certificate::make_client(&folder, "auditor", "");
-    certificate::make_client(&folder, "support", "spiffe://verolabs.co/desk");
-    certificate::make_client(&folder, "admin", "spiffe://verolabs.co/admin");
-    certificate::make_client(&folder, "stranger", "");
+/// Makes certificates of the service and of operators, and returns the settings for them.
+pub fn certificates(folder: &Path) -> Vec<String> {
+    std::fs::create_dir_all(folder).unwrap();
+    certificate::make(folder, "localhost");
+    certificate::make_client(folder, "auditor", "");
+    certificate::make_client(folder, "support", "spiffe://verolabs.co/desk");
+    certificate::make_client(folder, "admin", "spiffe://verolabs.co/admin");
+    certificate::make_client(folder, "stranger", "");
     let file = |name: &str| folder.join(name).display().to_string();
-    let settings = [
+    vec![
         ADDRESS.to_owned(),
         format!("--admin-tls-cert={}", file("cert.pem")),
         format!("--admin-tls-key={}", file("key.pem")),
@@ -227,7 +226,14 @@ async fn each_role_may_call_what_its_row_says_with_a_certificate(pool: PgPool) {
         "--admin-client-roles=CN=auditor=auditor,CN=support=admin,spiffe://verolabs.co/desk=support,\
          spiffe://verolabs.co/admin=admin"
             .to_owned(),
-    ];
+    ]
+}
+
+/// The same table with client certificates, whose roles are in a setting.
+#[sqlx::test]
+async fn each_role_may_call_what_its_row_says_with_a_certificate(pool: PgPool) {
+    let folder = PathBuf::from(place::temporary("admin-tls"));
+    let settings = certificates(&folder);
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let service = Service::start_with_settings(&pool, &settings).await;
     for &role in Role::VARIANTS {

@@ -1,18 +1,20 @@
 //! Credentials of operators: which are refused, how failed ones are throttled, and that neither a
 //! token nor an address is logged.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::net::TcpStream;
 use vos_auth::http::admin::OPERATIONS;
 use vos_auth::operator::Role;
 use vos_auth::secret::OperatorToken;
 
-use crate::admin::{ADDRESS, call, desk, id_of, operator};
+use crate::admin::{ADDRESS, Holder, call, certificates, desk, id_of, operator};
 use crate::harness::client::Client;
 use crate::harness::program::{Program, run, serve_environment};
-use crate::harness::{Service, database};
+use crate::harness::{PATIENCE, Service, database, place};
 
 const TRADER: &str = "trader@example.com";
 
@@ -122,6 +124,27 @@ async fn a_token_is_shown_once_and_stored_as_a_hash(pool: PgPool) {
     service.stops().await;
 }
 
+/// Idle clients keep no operator out, and a stop does not wait for them.
+#[sqlx::test]
+async fn connections_without_a_handshake_are_closed(pool: PgPool) {
+    let folder = PathBuf::from(place::temporary("admin-silent"));
+    let settings = certificates(&folder);
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    let service = Service::start_with_settings(&pool, &settings).await;
+    let address = service.admin_address.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..256 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let auditor = Holder::new(&service, &folder, Some("auditor"));
+    let answer = tokio::time::timeout(PATIENCE, auditor.calls("GET", "/admin/outbox", &Value::Null)).await;
+    assert_eq!(answer.expect("an answer in time").expect("a handshake").status, 200);
+    silent.push(TcpStream::connect(address).await.unwrap());
+    let began = Instant::now();
+    service.stops().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
 /// The built program: its whole output while operators call, some with wrong tokens.
 #[sqlx::test]
 async fn neither_tokens_nor_addresses_are_logged(pool: PgPool) {
@@ -165,6 +188,17 @@ fn settings_that_cannot_work_stop_the_start() {
         (
             &[("ADMIN_ADDR", "127.0.0.1:0"), ("ADMIN_TLS_CERT", "none.pem"), ("ADMIN_TLS_KEY", "none.key")],
             "ADMIN_TLS_CERT names a file that cannot be read",
+        ),
+        (&[("ADMIN_ADDR", "127.0.0.1:0")], "ADMIN_DATABASE_URL is missing"),
+        (
+            &[
+                ("ADMIN_ADDR", "127.0.0.1:0"),
+                ("ADMIN_TLS_CERT", "x"),
+                ("ADMIN_TLS_KEY", "x"),
+                ("ADMIN_CLIENT_CA", "x"),
+                ("ADMIN_CLIENT_ROLES", "CN=a=admin,CN=a=auditor"),
+            ],
+            "ADMIN_CLIENT_ROLES names an identity twice",
         ),
         (&[("ADMIN_CLIENT_ROLES", "alice=admin")], "ADMIN_CLIENT_ROLES cannot be"),
     ] {

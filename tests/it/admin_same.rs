@@ -128,6 +128,23 @@ async fn an_account_is_created_alike(pool: PgPool) {
     assert_eq!(created.body["id"], by_call.to_string());
     assert_eq!(stored(&pool, "command", by_command).await, stored(&pool, "call", by_call).await);
 
+    // No entry of an index has room for this id.
+    let mut state = 7_u32;
+    let long: String = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        char::from(
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"[state as usize / 65_536 % 62],
+        )
+    })
+    .take(4000)
+    .collect();
+    let body = json!({ "email": "long@example.com", "traits": { "external_id": &long } });
+    assert_eq!(call(&desk, "POST", "/admin/accounts", &body).await.status, 201);
+    for (id, found) in [(long.as_str(), 1), (&long[..3999], 0)] {
+        let page = desk.get(&format!("/admin/accounts?external_id={id}")).await;
+        assert_eq!(page.body["accounts"].as_array().unwrap().len(), found, "{}", page.text);
+    }
+
     // PostgreSQL cannot store U+0000. `what_cannot_be_done_says_why` has the call.
     let url = database::operator_url(&pool);
     let nul = ["account", "create", "nul@example.com", "--traits", r#"{"a":"\u0000"}"#];

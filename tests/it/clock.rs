@@ -65,7 +65,7 @@ async fn a_replica_with_a_wrong_clock_serves_nothing_until_the_clock_is_right(po
             email: vos_auth::email_address::EmailAddress::parse("trader@example.com").unwrap(),
             locale: None,
             traits: serde_json::Map::new(),
-            password: None,
+            password_hash: None,
         },
     )
     .await

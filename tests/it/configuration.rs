@@ -27,7 +27,7 @@ Never flags, because `ps` shows flags. Each is set by its variable, or by a file
 | Variable | Of | Meaning |
 |---|---|---|
 | `DATABASE_URL` | all that ask PostgreSQL | `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`, with one host; user and password are percent-encoded, as in `SMTP_RELAYS`. TLS is required to another machine |
-| `ADMIN_DATABASE_URL` | `serve` | The same database for the admin API, as a role that may change accounts (`vos_auth_operator` of `deploy/grants.sql`). Default: `DATABASE_URL` |
+| `ADMIN_DATABASE_URL` | `serve` | The same database for the admin API, as a role that may change accounts (`vos_auth_operator` of `deploy/grants.sql`). Required with `ADMIN_ADDR` |
 | `RECOVERY_SECRETS` | `serve` | What codes are derived from: `ID:BASE64` of 32 random bytes, the newest first, with commas between them |
 | `DEVICE_SECRETS` | `serve`, `account recover`, `bounce` | What the cookies of known browsers are made with, and the addresses that bounces go to, in the same form |
 | `SMTP_RELAYS` | `serve`, `mail test` | URLs in order of preference, with commas between them: `smtp://USER:PASSWORD@HOST:587` for STARTTLS, `smtps://…` for TLS from the first byte; `?connections=4&per_second=10` bounds one of them; `smtp://USER@HOST:587?auth=xoauth2` signs in by an access token. User and password are percent-encoded: `@` is `%40`, `:` is `%3A`, `/` is `%2F`, `,` is `%2C`, `?` is `%3F`, `#` is `%23`, `%` is `%25`, a space is `%20` |

@@ -35,7 +35,7 @@ async fn the_recovery_flow_works_through_nginx_which_drops_forwarding_headers_of
         return;
     }
     let email = EmailAddress::parse(TRADER).unwrap();
-    let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
+    let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password_hash: None };
     account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
     let (relay, traces) = (Relay::start().await, Receiver::start(receiver::Mood::Takes));
     let traces_url = traces.url();

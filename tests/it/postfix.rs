@@ -28,7 +28,7 @@ impl Host {
     /// Starts the program with the relay at the URL `relay`.
     pub async fn start(pool: &PgPool, relay: &str, settings: &[(&str, &str)]) -> Self {
         let email = EmailAddress::parse(TRADER).unwrap();
-        let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password: None };
+        let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password_hash: None };
         match account::create(&mut pool.acquire().await.unwrap(), now(), new).await {
             Ok(_) | Err(CreateError::EmailTaken) => {}
             Err(error) => panic!("{error}"),

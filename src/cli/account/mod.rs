@@ -28,7 +28,7 @@ use crate::email_address::EmailAddress;
 use crate::error::Error;
 use crate::locale::{self, Locale};
 use crate::password::blocklist::Blocklist;
-use crate::password::{self, Password};
+use crate::password::{self, Cost, Password};
 use crate::throttle::RateLimit;
 use crate::{session, terminal};
 
@@ -233,7 +233,8 @@ async fn create(
         serde_json::from_str(traits).map_err(|error| format!("--traits is not a JSON object: {error}"))?;
     let password = policy.map(|policy| read_password(policy, &email)).transpose()?;
     let mut connection = connect().await?;
-    let new = NewAccount { email, locale, traits, password };
+    let password_hash = password.map(|password| password.hash(Cost::default()));
+    let new = NewAccount { email, locale, traits, password_hash };
     let id = account::create(&mut connection, Clock::system().now(), new).await?;
     terminal::line(id);
     Ok(())

@@ -102,14 +102,12 @@ pub async fn run(
 async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
     for (email, locale, password) in ACCOUNTS {
         let email = EmailAddress::parse(email).expect("the demo addresses are valid");
-        let (now, password) = (Clock::system().now(), Password::new(password));
+        let (now, hash) = (Clock::system().now(), Password::new(password).hash(Cost::default()));
         if let Some(known) = account::login_candidate(&mut *connection, &email).await? {
-            let hash = password.hash(Cost::default());
             account::set_password(connection, now, known.account.id, &hash).await?;
         } else {
-            let (locale, password) = (Some(locale), Some(password));
-            account::create(connection, now, NewAccount { email, locale, traits: Map::new(), password })
-                .await?;
+            let (locale, traits, password_hash) = (Some(locale), Map::new(), Some(hash));
+            account::create(connection, now, NewAccount { email, locale, traits, password_hash }).await?;
         }
     }
     Ok(())

@@ -43,6 +43,11 @@ impl Caller {
         Some(By::Operator(self.info()))
     }
 
+    /// The event of this call, for a change that no other event records.
+    pub(super) fn call(&self, name: &'static str, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
+        Call { name, account_id, operator: self.info(), outcome }
+    }
+
     fn info(&self) -> OperatorInfo<'_> {
         let (name, reason) = (self.operator.name.as_str(), self.reason.as_deref());
         OperatorInfo { name, reason, client: (&self.client).into() }
@@ -105,7 +110,9 @@ fn not_allowed(path: &str) -> Response {
 
 /// The account in a path `/admin/accounts/{id}…`.
 fn account_in(path: &str) -> Option<Uuid> {
-    path.strip_prefix("/admin/accounts/")?.split('/').next()?.parse().ok()
+    let id = path.strip_prefix("/admin/accounts/")?.split('/').next()?;
+    // As the router does.
+    percent_decode_str(id).decode_utf8().ok()?.parse().ok()
 }
 
 async fn record(
@@ -116,7 +123,7 @@ async fn record(
     outcome: Outcome,
 ) -> Result<(), Error> {
     let now = admin.app.time()?;
-    let call = Call { name: operation.name, account_id, operator: caller.info(), outcome };
+    let call = caller.call(operation.name, account_id, outcome);
     admin.query("record a call", async |connection| audit::record_call(connection, now, &call).await).await
 }
 
@@ -165,7 +172,11 @@ async fn by_token(admin: &AdminState, headers: &HeaderMap, ip: IpAddr) -> Result
     }
     let now = admin.app.time()?;
     let find = async |connection: &mut sqlx::PgConnection| operator::by_token(connection, now, &hash).await;
-    let found = admin.query("find operator", find).await?;
+    let found = admin.query("find operator", find).await.inspect_err(|_| {
+        if !was_valid {
+            admin.app.source_limits.unknown_operators.refund(Source::Network(ip), 1);
+        }
+    })?;
     match (&found, was_valid) {
         (Some(_), false) => {
             admin.app.source_limits.unknown_operators.refund(Source::Network(ip), 1);
@@ -250,6 +261,8 @@ mod tests {
         let id = Uuid::from_u128(7);
         assert_eq!(account_in(&format!("/admin/accounts/{id}/ticket")), Some(id));
         assert_eq!(account_in(&format!("/admin/accounts/{id}")), Some(id));
+        let encoded = id.to_string().replace('0', "%30");
+        assert_eq!(account_in(&format!("/admin/accounts/{encoded}/events")), Some(id));
         assert_eq!(account_in("/admin/accounts/x"), None);
         assert_eq!(account_in("/admin/accounts"), None);
     }

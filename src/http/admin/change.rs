@@ -9,6 +9,7 @@ use axum::{Extension, Json};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use sqlx::Connection as _;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ use super::read::{Id, account};
 use crate::account::{self, CreateError, NewAccount};
 use crate::admin::{self, EmailSet, Help, Ticket, Unblocked};
 use crate::app::App;
+use crate::audit::{self, Outcome};
 use crate::clock::{first_id_of, rfc3339};
 use crate::database::within_operator_deadline;
 use crate::email_address::EmailAddress;
@@ -137,19 +139,21 @@ pub async fn create(
 ) -> Result<Response, Error> {
     let (email, locale) = (email(&request.email)?, locale(request.locale.as_deref())?);
     let password = request.password.as_deref().map(Password::new);
-    if let Some(password) = &password {
-        let context = password::context(email.as_str(), &admin.app.config.mail.product_names());
-        admin.app.hasher.check(password, &context)?;
-    }
+    let password_hash = match &password {
+        Some(password) => {
+            let context = password::context(email.as_str(), &admin.app.config.mail.product_names());
+            Some(admin.app.hasher.place()?.hash_new(password, context).await?)
+        }
+        None => None,
+    };
     let now = admin.app.time()?;
-    let new = NewAccount { email, locale, traits: request.traits, password };
+    let new = NewAccount { email, locale, traits: request.traits, password_hash };
     let created = within_operator_deadline("create account", async {
         let mut connection = admin.pool.acquire().await?;
         match account::create_by(&mut connection, now, new, caller.by()).await {
             Ok(id) => Ok(Ok(id)),
             Err(CreateError::EmailTaken) => Ok(Err(Problem::EmailTaken.into())),
             Err(CreateError::NulInTraits) => Ok(Err(Error::in_field(Problem::FieldInvalid, "traits"))),
-            Err(CreateError::Hashing(_)) => Ok(Err(Problem::HashingBusy.into())),
             Err(CreateError::Storage(error)) => Err(error),
         }
     })
@@ -354,10 +358,20 @@ pub async fn lift(
 /// 400 for a bad request, 404 if the id is that of no notice that can be sent again.
 pub async fn retry(
     State(admin): State<AdminState>,
+    Extension(caller): Extension<Caller>,
     Typed(request): Typed<RetryRequest>,
 ) -> Result<Response, Error> {
     let now = admin.app.time()?;
-    let retry = async |connection: &mut sqlx::PgConnection| outbox::retry(connection, now, request.id).await;
+    let retry = async |connection: &mut sqlx::PgConnection| {
+        let mut transaction = connection.begin().await?;
+        let retried = outbox::retry(&mut transaction, now, request.id).await?;
+        if !retried.is_empty() {
+            let call = caller.call("outbox.retry", None, Outcome::Allowed);
+            audit::record_call(&mut *transaction, now, &call).await?;
+        }
+        transaction.commit().await?;
+        Ok(retried)
+    };
     let retried = admin.query("retry notices", retry).await?;
     if retried.is_empty() && request.id.is_some() {
         return Err(Problem::NotFound.into());
@@ -365,5 +379,5 @@ pub async fn retry(
     if let Some(oldest) = retried.iter().min() {
         admin.app.wakeup.wake(*oldest);
     }
-    Ok(changed(json!({ "retried": retried.len() }), false))
+    Ok(changed(json!({ "retried": retried.len() }), !retried.is_empty()))
 }

@@ -10,8 +10,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use sqlx::{PgConnection, PgPool};
@@ -125,6 +126,14 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
         .with_state(state)
         .layer(from_fn_with_state(app.clone(), guard::observe))
+        .layer(from_fn(as_connected))
+}
+
+/// Takes the address of the connection as that of the operator, because proxies of the public API
+/// are no part of a desk.
+async fn as_connected(mut request: Request, next: Next) -> Response {
+    request.headers_mut().remove("x-forwarded-for");
+    next.run(request).await
 }
 
 /// `GET /openapi.json`: the OpenAPI description of the admin API, for anyone who reaches it.
