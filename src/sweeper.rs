@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::request;
 use crate::app::App;
+use crate::config::APPROVAL_LIFETIME;
 use crate::database::{failures, in_time};
 use crate::{audit, event_hook, recovery, session, throttle};
 
@@ -69,7 +71,12 @@ impl Sweeper {
                 self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
             let deliveries = in_time(event_hook::queue::sweep(&app.pool, now, kept, ROWS)).await;
             let deliveries = self.count("sweep event_delivery", deliveries);
-            if recoveries.max(sessions).max(events).max(deliveries).max(replays) < ROWS.unsigned_abs() {
+            let age = APPROVAL_LIFETIME + app.config.support.address_change_delay;
+            let age = age + app.config.storage.recovery_retention;
+            let requests = self
+                .count("sweep operator_request", in_time(request::sweep(&app.pool, now, age, ROWS)).await);
+            let most = recoveries.max(sessions).max(events).max(deliveries).max(replays).max(requests);
+            if most < ROWS.unsigned_abs() {
                 break;
             }
             tokio::time::sleep(began.elapsed() * REST).await;

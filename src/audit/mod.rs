@@ -30,7 +30,7 @@ pub enum Event {
     AccountDisabled,
     /// An operator made the account active again.
     AccountEnabled,
-    /// An operator gave the account another address.
+    /// An operator gave the account another address, or an approved change took effect.
     EmailChanged,
     /// An operator set the language of the account's emails.
     LocaleChanged,
@@ -42,6 +42,23 @@ pub enum Event {
     AccountUnblocked,
     /// An operator printed a recovery ticket.
     RecoveryTicketIssued,
+    /// An operator asked for a ticket for a protected account, which another one has to approve.
+    TicketAsked,
+    /// A second operator approved the ticket.
+    TicketApproved,
+    /// An operator cancelled the ticket before it was issued.
+    TicketCancelled,
+    /// An operator asked for another address of the account, which another one has to approve.
+    AddressChangeAsked,
+    /// A second operator approved the change. It takes effect after `ADDRESS_CHANGE_DELAY`.
+    AddressChangeApproved,
+    /// An operator cancelled the change, or changed the account in another way.
+    AddressChangeCancelled,
+    /// The account owner stopped the change, with the password.
+    AddressChangeStopped,
+    /// The change could not take effect: another account has the address, or this one is disabled
+    /// or has had another address since.
+    AddressChangeFailed,
     /// A relay accepted the email with a recovery code.
     RecoverySent,
     /// The email with a recovery code was given up: no relay accepted it.
@@ -68,6 +85,10 @@ pub enum Event {
     TicketNoticeSent,
     /// A relay accepted the notice of another address.
     EmailNoticeSent,
+    /// A relay accepted the notice to the stored address that a change of it was approved.
+    AddressChangeNoticeSent,
+    /// A relay accepted the notice to the new address.
+    NewAddressNoticeSent,
     /// An operator called the admin API, and the call changed no account. [`Call`] has the details.
     OperatorCall,
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::blocklist::{LISTED, filter};
+use crate::address_change::two_operators_agree;
 use crate::harness::client::{Answer, Client};
 use crate::harness::database::{Proxy, Way};
 use crate::harness::raw::Raw;
@@ -24,6 +25,7 @@ const RESET: &str = "/api/auth/recovery/reset-password";
 const LOGIN: &str = "/api/auth/login";
 const LOGOUT: &str = "/api/auth/logout";
 const PASSWORD_PATH: &str = "/api/auth/password";
+const STOP: &str = "/api/auth/address-change/stop";
 const SESSION: &str = "/api/auth/session";
 const SESSIONS: &str = "/api/auth/sessions";
 const ONE_SESSION: &str = "/api/auth/sessions/{id}";
@@ -337,15 +339,29 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for password in REFUSED {
         walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, password).await);
     }
+    // address-change/stop
+    let places = [service.app.hasher.place().unwrap(), service.app.hasher.place().unwrap()];
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
+    drop(places);
+    for answer in malformed(&service, client, STOP, json!({ "password": NEW })).await {
+        walk.check("post", STOP, &answer);
+    }
+    let account = client.refreshes().await.body["identity"]["id"].as_str().unwrap().parse().unwrap();
+    two_operators_agree(pool, service.app.clock.now(), account, "new@example.com").await;
+    for password in ["not the password", NEW, NEW] {
+        walk.check("post", STOP, &client.stops_address_change(password).await);
+    }
     for _ in 0..11 {
         walk.check("post", PASSWORD_PATH, &client.changes_password("not the password", PASSWORD).await);
     }
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     service.clock.advance(Duration::from_mins(5));
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
     for _ in 0..2 {
         walk.check("post", LOGOUT, &client.logs_out().await);
     }
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     walk.by_token(client, &other).await;
     walk.check("get", JWKS, &client.get(JWKS).await);
     walk.check("get", "/openapi.json", &client.get(&format!("/openapi.json?lang={language}")).await);
@@ -361,6 +377,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("post", RESET, &client.resets(NEW).await);
     walk.check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     walk.check("post", LOGOUT, &client.logs_out().await);
     walk.by_token(client, &other).await;
     walk.check("get", "/readyz", &client.get("/readyz").await);
@@ -382,6 +399,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     client.logs_in("x", NEW).await;
     walk.check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     client.token = Some("A".repeat(43));
     client.refreshes().await;
     walk.check("post", LOGOUT, &client.logs_out().await);

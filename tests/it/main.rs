@@ -3,11 +3,13 @@
 
 mod abuse;
 mod accounts;
+mod address_change;
 mod addresses;
 mod admin;
 mod admin_access;
 mod admin_guide;
 mod admin_help;
+mod admin_request;
 mod admin_same;
 mod backup;
 mod blocklist;
@@ -80,6 +82,7 @@ mod slow_relays;
 mod start;
 mod takeover;
 mod traces;
+mod two_operators;
 mod verdicts;
 mod verify;
 mod xoauth2;

@@ -5,6 +5,7 @@ pub mod access;
 mod change;
 pub mod query;
 mod read;
+mod request;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -50,7 +51,7 @@ const fn changes(method: &'static str, path: &'static str, name: &'static str, r
 }
 
 /// Who may call what. A call that is not in this table is refused.
-pub const OPERATIONS: [Operation; 16] = [
+pub const OPERATIONS: [Operation; 20] = [
     reads("/admin/accounts", "account.find", Auditor),
     reads("/admin/accounts/{id}", "account.show", Auditor),
     reads("/admin/accounts/{id}/events", "account.events", Auditor),
@@ -60,6 +61,11 @@ pub const OPERATIONS: [Operation; 16] = [
     changes("DELETE", "/admin/accounts/{id}/sessions", "account.end_sessions", Support),
     changes("POST", "/admin/limits/lift", "limits.lift", Support),
     changes("POST", "/admin/outbox/retry", "outbox.retry", Support),
+    reads("/admin/requests", "request.list", Auditor),
+    // The approval of an address takes an admin, as its handler says.
+    changes("POST", "/admin/requests/{id}/approve", "request.approve", Support),
+    changes("DELETE", "/admin/requests/{id}", "request.cancel", Support),
+    changes("POST", "/admin/accounts/{id}/recover-to", "account.recover_to", Admin),
     changes("POST", "/admin/accounts", "account.create", Admin),
     changes("PUT", "/admin/accounts/{id}/email", "account.set_email", Admin),
     changes("PUT", "/admin/accounts/{id}/locale", "account.set_locale", Admin),
@@ -116,6 +122,10 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .route("/admin/accounts/{id}/disable", post(change::disable))
         .route("/admin/accounts/{id}/enable", post(change::enable))
         .route("/admin/operators/{name}/events", get(read::operator_events))
+        .route("/admin/accounts/{id}/recover-to", post(request::recover_to))
+        .route("/admin/requests", get(request::list))
+        .route("/admin/requests/{id}", axum::routing::delete(request::cancel))
+        .route("/admin/requests/{id}/approve", post(request::approve))
         .route("/admin/limits/lift", post(change::lift))
         .route("/admin/outbox", get(read::outbox))
         .route("/admin/outbox/retry", post(change::retry))

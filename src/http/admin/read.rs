@@ -52,7 +52,7 @@ pub async fn find(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> 
 }
 
 /// The id with which the next page begins, if there may be one.
-fn next(page: query::Page, found: usize, last: Option<Uuid>) -> Option<Uuid> {
+pub(super) fn next(page: query::Page, found: usize, last: Option<Uuid>) -> Option<Uuid> {
     last.filter(|_| i64::try_from(found) == Ok(page.limit))
 }
 

@@ -11,6 +11,7 @@ use reqwest::Method;
 use sqlx::PgPool;
 
 use super::{BUSY, holds};
+use crate::address_change::two_operators_agree;
 use crate::harness::Service;
 use crate::harness::client::{Answer, Client};
 
@@ -64,6 +65,10 @@ enum Call {
     },
     /// No call: the known address's owner changes the password elsewhere.
     OwnerChangesPassword,
+    /// No call: two operators agree on another address for the owner, who may stop that.
+    AddressChange {
+        stopped: bool,
+    },
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -77,6 +82,7 @@ fn call() -> impl Strategy<Value = Call> {
         (Method::POST, "/api/auth/logout", "{}"),
         (Method::GET, "/api/auth/sessions", ""),
         (Method::POST, "/api/auth/password", r#"{"currentPassword":"a","newPassword":"b"}"#),
+        (Method::POST, "/api/auth/address-change/stop", r#"{"password":"a"}"#),
         (Method::POST, "/api/auth/recovery/start", "{}"),
         (Method::POST, "/api/auth/recovery/verify", "["),
         (Method::POST, "/api/auth/recovery/reset-password", r#"{"password":1}"#),
@@ -97,6 +103,7 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (browser.clone(), browser).prop_map(|(browser, from)| Call::TakeCookie { browser, from }),
         3 => seconds.prop_map(|seconds| Call::Pass { seconds }),
         2 => Just(Call::OwnerChangesPassword),
+        1 => any::<bool>().prop_map(|stopped| Call::AddressChange { stopped }),
     ]
 }
 
@@ -124,6 +131,7 @@ async fn s1_without_the_mailed_code_all_addresses_look_alike(pool: PgPool) {
             match call {
                 Call::Pass { seconds } => tested.clock.advance(Duration::from_secs(seconds)),
                 Call::OwnerChangesPassword => owner.changes_password().await,
+                Call::AddressChange { stopped } => owner.gets_another_address(&tested, stopped).await,
                 call => {
                     let mut seen = Vec::new();
                     for attacker in &mut attackers {
@@ -182,7 +190,9 @@ impl Attacker {
                 self.browsers[*browser].cookie = taken;
                 return None;
             }
-            Call::Pass { .. } | Call::OwnerChangesPassword => unreachable!("not an attacker's call"),
+            Call::Pass { .. } | Call::OwnerChangesPassword | Call::AddressChange { .. } => {
+                unreachable!("not an attacker's call")
+            }
         };
         let id = answer.header("x-recovery-id").or_else(|| answer.body["recovery"]["id"].as_str());
         if let Some(id) = id.filter(|id| !self.ids.iter().any(|known| known == id)) {
@@ -261,6 +271,20 @@ impl Owner<'_> {
         self.changes += 1;
         let changed = self.client.changes_password(&current, &self.password()).await;
         assert!(changed.is_signed_in(), "{}", changed.text);
+    }
+
+    /// Two operators approve it. It does not take effect: then the address would be an unknown one.
+    async fn gets_another_address(&mut self, service: &Service, stopped: bool) {
+        assert!(self.client.logs_in(self.email, &self.password()).await.is_signed_in());
+        // Stops the one before.
+        self.client.stops_address_change(&self.password()).await;
+        let account = "SELECT id FROM account WHERE email = $1";
+        let account = sqlx::query_scalar(account).bind(self.email).fetch_one(&service.pool).await.unwrap();
+        let (now, new) = (service.app.clock.now(), format!("new.{}", self.email));
+        two_operators_agree(&service.pool, now, account, &new).await;
+        if stopped {
+            assert_eq!(self.client.stops_address_change(&self.password()).await.status, 200);
+        }
     }
 
     fn password(&self) -> String {
