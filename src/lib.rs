@@ -14,6 +14,7 @@
 //! | the handlers of the API; cookies | `http/{recovery,session,cookie}.rs` | |
 //! | checks before a handler: request id, client address, rate limits, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
+//! | pages and their files: policy, compression, caching | `http/{files,asset}.rs` | |
 //! | health, readiness, metrics endpoints | [`http::health`], [`http::metrics`] | |
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
@@ -56,6 +57,7 @@
 //! | an approved change of the address: stopping it, carrying it out | [`address_change`] | |
 //! | operators of the admin API, their roles and tokens | [`operator`] | `operator` |
 //! | the admin API at `ADMIN_ADDR`: who may call what, on one screen | [`http::admin`] | |
+//! | `/console`, the support desk's page on the admin API | `src/http/admin/console/` | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services; which addresses they may reach | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |

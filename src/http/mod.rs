@@ -2,9 +2,11 @@
 //! operators are in [`admin`].
 
 pub mod admin;
+mod asset;
 pub mod cookie;
 pub mod error;
 pub mod extract;
+mod files;
 pub mod guard;
 pub mod health;
 pub mod listener;

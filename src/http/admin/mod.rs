@@ -1,8 +1,9 @@
 //! The admin API for operators, on an address of its own: ADMIN_ADDR. Each call is authenticated
-//! and audited ([`access`]). The public API has none of these routes.
+//! and audited ([`access`]). [`console`] is a page on it. The public API has none of these routes.
 
 pub mod access;
 mod change;
+mod console;
 pub mod query;
 mod read;
 mod request;
@@ -51,7 +52,8 @@ const fn changes(method: &'static str, path: &'static str, name: &'static str, r
 }
 
 /// Who may call what. A call that is not in this table is refused.
-pub const OPERATIONS: [Operation; 20] = [
+pub const OPERATIONS: [Operation; 21] = [
+    reads("/admin/self", "operator.self", Auditor),
     reads("/admin/accounts", "account.find", Auditor),
     reads("/admin/accounts/{id}", "account.show", Auditor),
     reads("/admin/accounts/{id}/events", "account.events", Auditor),
@@ -112,6 +114,7 @@ impl AdminState {
 pub fn router(app: &AppState, pool: PgPool) -> Router {
     let state = AdminState { app: Arc::clone(&app.app), pool, accepted: Arc::default() };
     Router::new()
+        .route("/admin/self", get(read::caller))
         .route("/admin/accounts", get(read::find).post(change::create))
         .route("/admin/accounts/{id}", get(read::show).delete(change::erase))
         .route("/admin/accounts/{id}/events", get(read::account_events))
@@ -132,6 +135,7 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .route("/admin/export", get(read::export))
         .route_layer(from_fn_with_state(state.clone(), access::admit))
         .route("/openapi.json", get(openapi))
+        .merge(console::routes(&app.app.config))
         .fallback(async || Error::from(Problem::NotFound))
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
         .with_state(state)
