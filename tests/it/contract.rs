@@ -10,8 +10,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::blocklist::{LISTED, filter};
 use crate::address_change::two_operators_agree;
+use crate::blocklist::{LISTED, filter};
 use crate::harness::client::{Answer, Client};
 use crate::harness::database::{Proxy, Way};
 use crate::harness::raw::Raw;

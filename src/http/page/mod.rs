@@ -19,7 +19,7 @@ use url::form_urlencoded;
 use crate::brand::Picture;
 use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
 use crate::email_address::EmailAddress;
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::http::extract::locale_of;
 use crate::http::files::{self, Files};
 use crate::http::{AppState, cookie};

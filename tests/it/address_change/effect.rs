@@ -81,7 +81,7 @@ async fn an_approved_change_is_told_at_once_and_takes_effect_after_the_wait(pool
 /// The task of the running service does it, without a call by a test.
 #[sqlx::test]
 async fn the_service_carries_a_change_out_by_itself(pool: PgPool) {
-    let mut desk = Desk::open(&pool).await;
+    let desk = Desk::open(&pool).await;
     desk.agrees_and_tells(NEW).await;
     desk.service.clock.advance(DELAY);
     desk.service.until("the new address", async || desk.email().await == NEW).await;
@@ -143,7 +143,7 @@ async fn a_change_waits_until_its_notice_is_sent(pool: PgPool) {
 /// Without the admin API, no replica has a role that may do it. The alert is on this metric.
 #[sqlx::test]
 async fn a_change_that_is_due_and_not_carried_out_is_counted(pool: PgPool) {
-    let mut desk = Desk::open_with(&pool, &[]).await;
+    let desk = Desk::open_with(&pool, &[]).await;
     desk.agrees_and_tells(NEW).await;
     desk.passes(DELAY - Duration::from_secs(1)).await;
     assert!(desk.service.metric("vos_auth_address_changes_overdue").await < 0.5);

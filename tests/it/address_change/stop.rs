@@ -44,7 +44,7 @@ async fn a_signed_in_owner_stops_a_change_with_the_password(pool: PgPool) {
 /// One bucket: a thief of a session gets no further guesses by another path.
 #[sqlx::test]
 async fn wrong_passwords_of_a_stop_count_with_those_of_a_new_password(pool: PgPool) {
-    let mut desk = Desk::open(&pool).await;
+    let desk = Desk::open(&pool).await;
     let mut client = desk.signed_in(PASSWORD).await;
     for _ in 0..12 {
         assert_eq!(
