@@ -99,7 +99,7 @@ impl App {
         limits: Limits,
     ) -> Result<(Self, Courier), ConfigErrors> {
         let mut problems = ConfigErrors::default();
-        let parts = Parts::read(&config, secrets.into(), &mut problems);
+        let parts = Parts::read(&config, secrets, &mut problems);
         Ok(Self::of_parts(config, problems.or(parts.complete())?, clock, limits))
     }
 

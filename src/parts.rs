@@ -3,7 +3,7 @@
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::config::{Config, ConfigError, ConfigErrors, FoundSecrets};
+use crate::config::{Config, ConfigError, ConfigErrors, Secrets};
 use crate::database;
 use crate::event_hook::Receivers;
 use crate::jwt::KeyRing;
@@ -51,8 +51,8 @@ pub struct CompleteParts {
 
 impl Parts {
     /// Reads all parts and opens no connection. Adds what is wrong to `problems`.
-    pub fn read(config: &Config, secrets: FoundSecrets, problems: &mut ConfigErrors) -> Self {
-        let FoundSecrets {
+    pub fn read(config: &Config, secrets: Secrets, problems: &mut ConfigErrors) -> Self {
+        let Secrets {
             database_url,
             admin_database_url,
             code_keys,

@@ -27,7 +27,7 @@ use crate::thread;
 /// Connections to the metrics listener at once: enough for a few scrapers.
 const METRICS_CONNECTIONS: u32 = 64;
 /// Connections to the admin listener at once.
-const ADMIN_CONNECTIONS: u32 = 256;
+const MAX_OPERATOR_CONNECTIONS: u32 = 256;
 /// How often the folder of JWT keys is read again.
 const KEYS_REREAD_INTERVAL: Duration = Duration::from_mins(1);
 /// How often the outbox is counted for the metrics.
@@ -69,7 +69,7 @@ impl Server {
         if let Some(address) = problems.take(app.config.admin.address()).flatten() {
             let label = ListenerLabel { listener: "admin" };
             admin_tls = problems.take(Tls::read(&app.config.admin)).flatten().map(Arc::new);
-            let bound = problems.take(Listener::bind("ADMIN_ADDR", address, label, ADMIN_CONNECTIONS));
+            let bound = problems.take(Listener::bind("ADMIN_ADDR", address, label, MAX_OPERATOR_CONNECTIONS));
             admin_listener = bound.map(|bound| bound.with_tls(admin_tls.clone()));
         }
         let (listener, metrics_listener) = problems.or(listener.zip(metrics_listener))?;

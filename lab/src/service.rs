@@ -77,11 +77,11 @@ impl Service {
         let keys = setup.keys.unwrap_or_else(|| Key::random("test"));
         let has_admin_api = setup.settings.iter().any(|setting| setting.starts_with("--admin-addr"));
         let secrets = Secrets {
-            database_url: setup.database_url.unwrap_or_else(|| database::service_url(pool)),
+            database_url: Some(setup.database_url.unwrap_or_else(|| database::service_url(pool))),
             admin_database_url: has_admin_api.then(|| database::operator_url(pool)),
-            code_keys: keys.clone().into(),
-            device_keys: keys.clone().into(),
-            smtp_relays: std::iter::once(relay.url()).chain(setup.further_relays).collect(),
+            code_keys: Some(keys.clone().into()),
+            device_keys: Some(keys.clone().into()),
+            smtp_relays: Some(std::iter::once(relay.url()).chain(setup.further_relays).collect()),
             smtp_oauth: OauthSecrets::default(),
             event_hooks: setup.event_hooks,
         };
@@ -148,7 +148,7 @@ impl Service {
         let mut connection = pool.acquire().await.unwrap();
         let email = EmailAddress::parse(email).unwrap();
         let new = NewAccount { email, locale, traits: serde_json::Map::new(), password_hash: None };
-        account::create(&mut connection, now(), new).await.unwrap();
+        account::create(&mut connection, now(), new, None).await.unwrap();
     }
 
     /// Creates an account with a password, at the lowest hashing cost.

@@ -223,25 +223,13 @@ pub fn can_store(traits: &Map<String, Value>) -> bool {
     traits.iter().all(|(name, value)| !name.contains('\0') && !has_nul(value))
 }
 
-/// Creates an active account and records it in the audit log, in one transaction.
+/// Creates an active account and records it in the audit log, in one transaction. `by` is the
+/// operator who called the admin API.
 ///
 /// # Errors
 ///
 /// [`CreateError::EmailTaken`], or another [`CreateError`].
 pub async fn create(
-    connection: &mut PgConnection,
-    now: OffsetDateTime,
-    new: NewAccount,
-) -> Result<Uuid, CreateError> {
-    create_by(connection, now, new, None).await
-}
-
-/// The same, by the operator who called the admin API.
-///
-/// # Errors
-///
-/// As [`create`].
-pub async fn create_by(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     new: NewAccount,

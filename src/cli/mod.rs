@@ -40,7 +40,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 use self::arguments::Arguments;
 use crate::app::{App, Limits};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, ConfigErrors, FoundSecrets, TraceSettings};
+use crate::config::{self, Config, ConfigError, ConfigErrors, Secrets, TraceSettings};
 use crate::database::Endpoint;
 use crate::http::tls::Tls;
 use crate::parts::Parts;
@@ -275,7 +275,7 @@ async fn serve(config: Config, mut problems: ConfigErrors) -> Result<(), Failure
 /// Reads everything that `serve` needs, and adds what is missing or wrong to `problems`.
 fn read_parts(config: &Config, problems: &mut ConfigErrors) -> Parts {
     config.require(problems);
-    let secrets = FoundSecrets::from_environment(problems);
+    let secrets = Secrets::from_environment(problems);
     problems.take(Tls::read(&config.admin));
     Parts::read(config, secrets, problems)
 }

@@ -55,8 +55,8 @@ pub use self::rate_limits::{AddressLimitSettings, RateLimitSettings};
 pub use self::recovery_url::RecoveryUrl;
 pub use self::relays::RelaySettings;
 pub use self::secrets::{
-    FoundSecrets, OauthSecrets, SECRETS, Secrets, database_url, device_secrets, kratos_authorization,
-    secret_source, smtp_relays,
+    OauthSecrets, SECRETS, Secrets, database_url, device_secrets, kratos_authorization, secret_source,
+    smtp_relays,
 };
 pub use self::sessions::SessionSettings;
 pub use self::sign_in::SignInUrl;

@@ -3,19 +3,19 @@
 use super::{ConfigError, ConfigErrors};
 use crate::secret::Keys;
 
-/// The secrets of `serve`.
+/// The secrets of `serve`, as far as they can be used. `None` is one that is missing or wrong.
 #[derive(Clone)]
 pub struct Secrets {
     /// `DATABASE_URL`.
-    pub database_url: String,
+    pub database_url: Option<String>,
     /// `ADMIN_DATABASE_URL`: the same database, as a role that may change accounts.
     pub admin_database_url: Option<String>,
     /// `RECOVERY_SECRETS`: keys that recovery codes are derived from.
-    pub code_keys: Keys,
+    pub code_keys: Option<Keys>,
     /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
-    pub device_keys: Keys,
+    pub device_keys: Option<Keys>,
     /// `SMTP_RELAYS`: the URLs of the relays, in order of preference.
-    pub smtp_relays: Vec<String>,
+    pub smtp_relays: Option<Vec<String>>,
     /// The secrets that request access tokens for relays.
     pub smtp_oauth: OauthSecrets,
     /// `EVENT_HOOKS`: the receivers of events, with their URLs and secrets. Empty: none.
@@ -46,26 +46,7 @@ impl OauthSecrets {
     }
 }
 
-/// The secrets of `serve` as far as they can be used. `None` is one that is missing or wrong.
-#[derive(Clone)]
-pub struct FoundSecrets {
-    /// As in [`Secrets`].
-    pub database_url: Option<String>,
-    /// As in [`Secrets`].
-    pub admin_database_url: Option<String>,
-    /// As in [`Secrets`].
-    pub code_keys: Option<Keys>,
-    /// As in [`Secrets`].
-    pub device_keys: Option<Keys>,
-    /// As in [`Secrets`].
-    pub smtp_relays: Option<Vec<String>>,
-    /// As in [`Secrets`].
-    pub smtp_oauth: OauthSecrets,
-    /// As in [`Secrets`].
-    pub event_hooks: String,
-}
-
-impl FoundSecrets {
+impl Secrets {
     /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`,
     /// `SMTP_RELAYS`, the secrets of `SMTP_OAUTH_*` and `EVENT_HOOKS`, or the files that their `_FILE`
     /// forms name. Adds each variable that is missing, given twice, unreadable or too weak to
@@ -82,29 +63,6 @@ impl FoundSecrets {
                 refresh_token: problems.take(secret("SMTP_OAUTH_REFRESH_TOKEN")).flatten(),
             },
             event_hooks: problems.take(secret("EVENT_HOOKS")).flatten().unwrap_or_default(),
-        }
-    }
-}
-
-impl From<Secrets> for FoundSecrets {
-    fn from(secrets: Secrets) -> Self {
-        let Secrets {
-            database_url,
-            admin_database_url,
-            code_keys,
-            device_keys,
-            smtp_relays,
-            smtp_oauth,
-            event_hooks,
-        } = secrets;
-        Self {
-            database_url: Some(database_url),
-            admin_database_url,
-            code_keys: Some(code_keys),
-            device_keys: Some(device_keys),
-            smtp_relays: Some(smtp_relays),
-            smtp_oauth,
-            event_hooks,
         }
     }
 }

@@ -253,7 +253,7 @@ async fn serve(
     mut evicted_before: watch::Receiver<Instant>,
 ) {
     let accepted_at = Instant::now();
-    let age = if identity.is_some() { CERTIFICATE_AGE } else { Duration::MAX };
+    let is_certified = identity.is_some();
     let has_request = Arc::new(AtomicBool::new(false));
     let (on_request, on_response) = (Arc::clone(&has_request), Arc::clone(&has_request));
     let service = routes
@@ -277,7 +277,7 @@ async fn serve(
         // An error only means that the client disconnected.
         _ = connection.as_mut() => return,
         _ = evicted_before.wait_for(|before| accepted_at < *before) => {}
-        () = tokio::time::sleep(age) => {}
+        () = tokio::time::sleep(CERTIFICATE_AGE), if is_certified => {}
     }
     // A new client may be sending its request, and hyper would close the connection under it.
     if tokio::time::timeout_at(accepted_at + MIN_STAY, connection.as_mut()).await.is_ok() {

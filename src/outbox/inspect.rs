@@ -169,7 +169,7 @@ pub async fn retry(
 }
 
 /// How many emails of one kind are in the outbox.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Backlog {
     /// The kind of email.
     pub kind: MailKind,
@@ -178,6 +178,7 @@ pub struct Backlog {
     /// How many were given up and are kept.
     pub given_up: i64,
     /// When the oldest pending one was enqueued.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub oldest: Option<OffsetDateTime>,
 }
 

@@ -182,6 +182,11 @@ async fn an_export_and_a_retry_are_alike(pool: PgPool) {
     let without = exported(&desk, "").await;
     assert!(without.iter().all(|line| !line.to_string().contains("$argon2")), "no hash unless asked for");
     assert_eq!(without.len(), 5);
+    // Each has four pages, and only those with hashes are exports in the audit log.
+    let by_alice =
+        async |what: &str| service.count(&format!("audit_event WHERE operator = 'alice' AND {what}")).await;
+    assert_eq!(by_alice("what = 'accounts_exported'").await, 4);
+    assert_eq!(by_alice("call = 'account.export'").await, 4);
 
     let id = id_of(&pool, "trader0@example.com").await;
     for by in ["command", "call"] {
@@ -195,6 +200,7 @@ async fn an_export_and_a_retry_are_alike(pool: PgPool) {
         } else {
             let answer = call(&desk, "POST", "/admin/outbox/retry", &json!({})).await;
             assert_eq!(answer.body, json!({ "retried": 1 }));
+            assert_eq!(by_alice("call = 'outbox.retry' AND outcome = 'allowed'").await, 1);
         }
         service.clock.advance(Duration::from_mins(1));
         service.until_outbox_has(0).await;

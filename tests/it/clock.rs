@@ -67,6 +67,7 @@ async fn a_replica_with_a_wrong_clock_serves_nothing_until_the_clock_is_right(po
             traits: serde_json::Map::new(),
             password_hash: None,
         },
+        None,
     )
     .await
     .unwrap();

@@ -36,7 +36,7 @@ async fn the_recovery_flow_works_through_nginx_which_drops_forwarding_headers_of
     }
     let email = EmailAddress::parse(TRADER).unwrap();
     let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password_hash: None };
-    account::create(&mut pool.acquire().await.unwrap(), now(), new).await.unwrap();
+    account::create(&mut pool.acquire().await.unwrap(), now(), new, None).await.unwrap();
     let (relay, traces) = (Relay::start().await, Receiver::start(receiver::Mood::Takes));
     let traces_url = traces.url();
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url.as_str())];

@@ -29,7 +29,7 @@ impl Host {
     pub async fn start(pool: &PgPool, relay: &str, settings: &[(&str, &str)]) -> Self {
         let email = EmailAddress::parse(TRADER).unwrap();
         let new = NewAccount { email, locale: None, traits: serde_json::Map::new(), password_hash: None };
-        match account::create(&mut pool.acquire().await.unwrap(), now(), new).await {
+        match account::create(&mut pool.acquire().await.unwrap(), now(), new, None).await {
             Ok(_) | Err(CreateError::EmailTaken) => {}
             Err(error) => panic!("{error}"),
         }

@@ -235,7 +235,7 @@ async fn create(
     let mut connection = connect().await?;
     let password_hash = password.map(|password| password.hash(Cost::default()));
     let new = NewAccount { email, locale, traits, password_hash };
-    let id = account::create(&mut connection, Clock::system().now(), new).await?;
+    let id = account::create(&mut connection, Clock::system().now(), new, None).await?;
     terminal::line(id);
     Ok(())
 }

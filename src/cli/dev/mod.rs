@@ -83,11 +83,11 @@ pub async fn run(
     // The owner of the database may do everything, also for the admin API.
     let admin_database_url = config.admin.admin_addr.map(|_| database_url.clone());
     let secrets = Secrets {
-        database_url,
+        database_url: Some(database_url),
         admin_database_url,
-        code_keys: Key::random("dev").into(),
-        device_keys: Key::random("dev").into(),
-        smtp_relays: vec![format!("smtp://{smtp_address}?tls=none")],
+        code_keys: Some(Key::random("dev").into()),
+        device_keys: Some(Key::random("dev").into()),
+        smtp_relays: Some(vec![format!("smtp://{smtp_address}?tls=none")]),
         smtp_oauth: OauthSecrets::default(),
         event_hooks: String::new(),
     };
@@ -107,7 +107,8 @@ async fn seed(connection: &mut PgConnection) -> Result<(), CreateError> {
             account::set_password(connection, now, known.account.id, &hash).await?;
         } else {
             let (locale, traits, password_hash) = (Some(locale), Map::new(), Some(hash));
-            account::create(connection, now, NewAccount { email, locale, traits, password_hash }).await?;
+            account::create(connection, now, NewAccount { email, locale, traits, password_hash }, None)
+                .await?;
         }
     }
     Ok(())

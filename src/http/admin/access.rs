@@ -32,6 +32,7 @@ const MAX_REASON: usize = 200;
 pub struct Caller {
     /// The operator.
     pub operator: Operator,
+    operation: &'static Operation,
     reason: Option<String>,
     client: Client,
 }
@@ -43,9 +44,9 @@ impl Caller {
         Some(By::Operator(self.info()))
     }
 
-    /// The event of this call, for a change that no other event records.
-    pub(super) fn call(&self, name: &'static str, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
-        Call { name, account_id, operator: self.info(), outcome }
+    /// The event of this call, unless the event of a change records it.
+    pub(super) fn call(&self, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
+        Call { name: self.operation.name, account_id, operator: self.info(), outcome }
     }
 
     fn info(&self) -> OperatorInfo<'_> {
@@ -75,7 +76,7 @@ async fn admitted(admin: &AdminState, request: Request, next: Next) -> Result<Re
     let Some(operation) = find(&parts.method, path) else { return Ok(not_allowed(path)) };
     let reason = reason(&parts.headers);
     let account_id = account_in(parts.uri.path());
-    let caller = Caller { operator, reason: reason.clone().ok().flatten(), client };
+    let caller = Caller { operator, operation, reason: reason.clone().ok().flatten(), client };
     let refusal = if caller.operator.role < operation.role {
         Some((Outcome::Refused, Problem::RoleInsufficient))
     } else {
@@ -83,7 +84,7 @@ async fn admitted(admin: &AdminState, request: Request, next: Next) -> Result<Re
         is_missing.then_some((Outcome::Failed, Problem::ReasonInvalid))
     };
     if let Some((outcome, problem)) = refusal {
-        record(admin, operation, account_id, &caller, outcome).await?;
+        record(admin, account_id, &caller, outcome).await?;
         return Err(problem.into());
     }
     let mut request = Request::from_parts(parts, body);
@@ -91,7 +92,7 @@ async fn admitted(admin: &AdminState, request: Request, next: Next) -> Result<Re
     let mut response = next.run(request).await;
     if response.extensions_mut().remove::<Recorded>().is_none() {
         let outcome = if response.status().is_success() { Outcome::Allowed } else { Outcome::Failed };
-        record(admin, operation, account_id, &caller, outcome).await?;
+        record(admin, account_id, &caller, outcome).await?;
     }
     Ok(response)
 }
@@ -117,13 +118,12 @@ fn account_in(path: &str) -> Option<Uuid> {
 
 async fn record(
     admin: &AdminState,
-    operation: &Operation,
     account_id: Option<Uuid>,
     caller: &Caller,
     outcome: Outcome,
 ) -> Result<(), Error> {
     let now = admin.app.time()?;
-    let call = caller.call(operation.name, account_id, outcome);
+    let call = caller.call(account_id, outcome);
     admin.query("record a call", async |connection| audit::record_call(connection, now, &call).await).await
 }
 

@@ -150,7 +150,7 @@ pub async fn create(
     let new = NewAccount { email, locale, traits: request.traits, password_hash };
     let created = within_operator_deadline("create account", async {
         let mut connection = admin.pool.acquire().await?;
-        match account::create_by(&mut connection, now, new, caller.by()).await {
+        match account::create(&mut connection, now, new, caller.by()).await {
             Ok(id) => Ok(Ok(id)),
             Err(CreateError::EmailTaken) => Ok(Err(Problem::EmailTaken.into())),
             Err(CreateError::NulInTraits) => Ok(Err(Error::in_field(Problem::FieldInvalid, "traits"))),
@@ -366,7 +366,7 @@ pub async fn retry(
         let mut transaction = connection.begin().await?;
         let retried = outbox::retry(&mut transaction, now, request.id).await?;
         if !retried.is_empty() {
-            let call = caller.call("outbox.retry", None, Outcome::Allowed);
+            let call = caller.call(None, Outcome::Allowed);
             audit::record_call(&mut *transaction, now, &call).await?;
         }
         transaction.commit().await?;

@@ -84,15 +84,6 @@ pub fn export(query: &str) -> Result<(Page, bool), Error> {
     Ok((page, hashes))
 }
 
-/// Checks that a request has no parameters.
-///
-/// # Errors
-///
-/// `QueryInvalid`.
-pub fn none(query: &str) -> Result<(), Error> {
-    Parameters::read(query)?.end()
-}
-
 struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
