@@ -25,8 +25,8 @@ axe = [ -e tests/page/node_modules/axe-core/axe.min.js ] || npm ci --prefix test
 screenshots: ## renew the screenshots of the pages in docs/images
 	@scripts/apt-install screenshots
 	@$(axe)
-	@mkdir -p docs/images && rm -f docs/images/recovery-*.png docs/images/mailbox-*.png docs/images/email-*.png
-	@SCREENSHOTS="$$PWD/docs/images" scripts/with-postgres test cargo test --test it -- the_whole_journey_in has_the_look_of_its_brand dev_leads every_email a_hundred_emails
+	@mkdir -p docs/images && rm -f docs/images/recovery-*.png docs/images/mailbox-*.png docs/images/email-*.png docs/images/console-*.png
+	@SCREENSHOTS="$$PWD/docs/images" scripts/with-postgres test cargo test --test it -- the_whole_journey_in has_the_look_of_its_brand dev_leads every_email a_hundred_emails lets_the_trader_in_in
 	@pngquant --force --ext .png --speed 1 16 docs/images/*.png
 
 test: ## run all tests against their own database

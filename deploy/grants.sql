@@ -42,6 +42,12 @@ GRANT SELECT, INSERT, UPDATE (next_attempt_at), DELETE ON outbox TO :"operator";
 -- `account unblock` counts its uses in the table from which it deletes.
 GRANT SELECT, INSERT, UPDATE, DELETE ON throttle TO :"operator";
 
+-- Operators ask, approve and cancel. The service ends a request when the owner stops it, and deletes old ones. It can make and
+-- approve none: an approval needs a column that it may not write. The admin API's role carries an address change out.
+GRANT SELECT, UPDATE (state, ended_at, ended_by), DELETE ON operator_request TO :"serve";
+GRANT SELECT, INSERT, UPDATE (state, approved_by, approved_at, effective_at, notice_id, ended_at, ended_by)
+    ON operator_request TO :"operator";
+
 -- The schemes of stored hashes, as last counted.
 GRANT SELECT, INSERT, UPDATE ON hash_census TO :"serve";
 

@@ -1,6 +1,6 @@
 //! The errors of the API, without HTTP.
 //!
-//! A [`Problem`] is a cause with an error code. `locale.rs` has its message to people,
+//! A [`Problem`] is a cause with an error code. `locale/mod.rs` has its message to people,
 //! `http/error.rs` its HTTP status. An [`Error`] is a problem with details that help the caller.
 
 use std::time::Duration;
@@ -70,6 +70,8 @@ pub enum Problem {
     PasswordThrottled,
     /// Too many passwords wait to be hashed.
     HashingBusy,
+    /// No change of the account's address is waiting.
+    AddressChangeMissing,
     /// The header Idempotency-Key is malformed or repeated.
     IdempotencyKeyInvalid,
     /// A query parameter is unknown or has an unknown value.
@@ -102,6 +104,20 @@ pub enum Problem {
     EmailTaken,
     /// Of the admin API: the operator has helped too often.
     OperatorThrottled,
+    /// Of the admin API: there is no such request of an operator.
+    RequestNotFound,
+    /// Of the admin API: the account has an open request.
+    RequestPending,
+    /// Of the admin API: the request was approved before, or it has ended.
+    RequestEnded,
+    /// Of the admin API: another operator has to approve what this one has asked for.
+    SecondOperatorRequired,
+    /// Of the admin API: since the request, the account was disabled or got another address.
+    AccountChanged,
+    /// Of the admin API: only two operators can give the account another address.
+    AccountProtected,
+    /// Of the admin API: the account already has the address.
+    EmailUnchanged,
     /// Of the admin API: the limits of the address were lifted too often.
     LiftThrottled,
     /// There is nothing at this path.

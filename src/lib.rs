@@ -14,6 +14,7 @@
 //! | the handlers of the API; cookies | `http/{recovery,session,cookie}.rs` | |
 //! | checks before a handler: request id, client address, rate limits, origin | [`http::guard`] | |
 //! | `/recovery`, the page on the API | [`http::page`], `src/http/page/` | |
+//! | pages and their files: policy, compression, caching | `http/{files,asset}.rs` | |
 //! | health, readiness, metrics endpoints | [`http::health`], [`http::metrics`] | |
 //! | OpenAPI documents, JWKS | [`http::well_known`] | |
 //! | strict JSON, the client's language | [`http::extract`] | |
@@ -31,7 +32,7 @@
 //! | group commit: one flush for many callers | [`group_commit`] | |
 //! | rate limits of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | who answers 429: for a network | [`http::guard`], `session/login.rs` | |
-//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`] | |
+//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`], [`address_change`] | |
 //! | pending emails: claim, lease, what an operator sees | [`outbox`] | `outbox`; its rounds append to `audit_event` |
 //! | when an email is retried; what happens to one that is given up | `outbox/finish.rs` | |
 //! | which couriers are alive | [`outbox::holder`] | |
@@ -52,8 +53,11 @@
 //! | webhooks of audit events: order, claims, requests | [`event_hook`] | `event_hook`, `event_delivery`, which a trigger fills |
 //! | accounts; the kinds of hashes they have | [`account`] | `account`, `hash_census` |
 //! | operations of operators on accounts, for the commands and the admin API | [`admin`] | |
+//! | what two operators have to agree on: another address, a protected ticket | `admin/request/` | `operator_request` |
+//! | an approved change of the address: stopping it, carrying it out | [`address_change`] | |
 //! | operators of the admin API, their roles and tokens | [`operator`] | `operator` |
 //! | the admin API at `ADMIN_ADDR`: who may call what, on one screen | [`http::admin`] | |
+//! | `/console`, the support desk's page on the admin API | `src/http/admin/console/` | |
 //! | moving accounts between systems; Ory Kratos's admin API | [`transfer`] | |
 //! | HTTP requests to other services; which addresses they may reach | [`http_client`] | |
 //! | the audit log | [`audit`] | `audit_event` |
@@ -79,11 +83,11 @@
 //! | output of commands, safe for a terminal | [`terminal`] | |
 //!
 //! Imports point one way, as CI checks: `cli` → `server` → {`http`, `sweeper`, `census`} →
-//! {`transfer`, `admin`} → {`recovery`, `password_change`} → `session` → `app` → {`courier`, `parts`} →
-//! {`account`, `event_hook`, `operator`, `throttle`, `outbox`} → {`audit`, `mail`, `jwt`, `password`,
-//! `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`, `locale`,
-//! `brand`, `clock`, `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`, `traces`}.
-//! `transfer` uses no layer above `account`.
+//! {`transfer`, `address_change`} → `admin` → {`recovery`, `password_change`} → `session` → `app` →
+//! {`courier`, `parts`} → {`account`, `event_hook`, `operator`, `throttle`, `outbox`} → {`audit`, `mail`,
+//! `jwt`, `password`, `known_device`, `database`, `group_commit`} → {`client`, `secret`, `email_address`,
+//! `locale`, `brand`, `clock`, `config`, `error`, `metrics`, `http_client`, `terminal`, `thread`,
+//! `traces`}. `transfer` uses no layer above `account`.
 //!
 //! # The life of one `start`
 //!
@@ -147,6 +151,7 @@
 //!    never quote a relay, a client or a row.
 
 pub mod account;
+pub mod address_change;
 pub mod admin;
 pub mod app;
 pub mod audit;

@@ -5,10 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::PgExecutor;
+use sqlx::{Acquire, PgExecutor, Postgres};
 use strum::IntoStaticStr;
 use time::OffsetDateTime;
 
+use crate::audit::{self, Event};
 use crate::clock::serialize_rfc3339;
 pub use crate::config::Role;
 use crate::secret::{OperatorToken, TokenHash};
@@ -92,7 +93,7 @@ pub struct OperatorRow {
 /// Creates an operator, or gives one whose token was revoked or has expired another token. Returns
 /// the token; `None` if there is an operator of this name with a valid token.
 pub async fn create(
-    executor: impl PgExecutor<'_>,
+    database: impl Acquire<'_, Database = Postgres>,
     now: OffsetDateTime,
     name: &OperatorName,
     role: Role,
@@ -100,6 +101,7 @@ pub async fn create(
 ) -> Result<Option<OperatorToken>, sqlx::Error> {
     let (token, expires_at) = (OperatorToken::random(), now + lifetime);
     let hash = token.hash();
+    let mut transaction = database.begin().await?;
     let created = sqlx::query!(
         "INSERT INTO operator AS o (name, role, token_hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (name) DO UPDATE
@@ -111,8 +113,12 @@ pub async fn create(
         now,
         expires_at,
     );
-    let created = created.execute(executor).await?.rows_affected() > 0;
-    Ok(created.then_some(token))
+    if created.execute(&mut *transaction).await?.rows_affected() == 0 {
+        return Ok(None);
+    }
+    audit::record_token(&mut *transaction, now, Event::OperatorCreated, name.as_str()).await?;
+    transaction.commit().await?;
+    Ok(Some(token))
 }
 
 /// The operator whose valid token has this hash.
@@ -154,16 +160,22 @@ pub async fn list(
 
 /// Revokes an operator's token. Returns false if there is no valid token of this name.
 pub async fn revoke(
-    executor: impl PgExecutor<'_>,
+    database: impl Acquire<'_, Database = Postgres>,
     now: OffsetDateTime,
     name: &OperatorName,
 ) -> Result<bool, sqlx::Error> {
+    let mut transaction = database.begin().await?;
     let revoked = sqlx::query!(
         "UPDATE operator SET revoked_at = $2 WHERE name = $1 AND revoked_at IS NULL AND expires_at > $2",
         name.as_str(),
         now
     );
-    Ok(revoked.execute(executor).await?.rows_affected() > 0)
+    if revoked.execute(&mut *transaction).await?.rows_affected() == 0 {
+        return Ok(false);
+    }
+    audit::record_token(&mut *transaction, now, Event::OperatorRevoked, name.as_str()).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
+use crate::address_change::AddressChanges;
 use crate::app::App;
 use crate::census::Census;
 use crate::config::{ConfigErrors, STORAGE_DEADLINE};
@@ -147,6 +148,7 @@ impl Server {
         let mut admin = tokio::spawn(accept_operators(admin, Arc::clone(&app), stop_accepting.clone()));
         let mut sweeper = tokio::spawn(Sweeper::new(Arc::clone(&app)).run(shutdown.clone()));
         let mut census = tokio::spawn(census.run(shutdown.clone()));
+        let mut changes = tokio::spawn(AddressChanges::new(Arc::clone(&app)).run(shutdown.clone()));
         let mut keys = tokio::spawn(watch_keys(Arc::clone(&app), admin_tls, shutdown.clone()));
         let mut outbox = tokio::spawn(watch_outbox(Arc::clone(&app), shutdown.clone()));
         let mut hooks = tokio::spawn(Arc::clone(&app.event_hooks).run(stop_hooks.clone()));
@@ -168,6 +170,7 @@ impl Server {
             _ = &mut sweeper => Some("sweeper"),
             _ = &mut health => Some("health check"),
             _ = &mut census => Some("census"),
+            _ = &mut changes => Some("address changes"),
             _ = &mut outbox => Some("outbox"),
             _ = &mut keys => Some("keys"),
             _ = &mut hooks => Some("event hooks"),

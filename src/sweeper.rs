@@ -4,9 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::request;
 use crate::app::App;
+use crate::config::APPROVAL_LIFETIME;
 use crate::database::{failures, in_time};
 use crate::{audit, event_hook, recovery, session, throttle};
 
@@ -23,6 +26,9 @@ const ROUNDS: u32 = 100;
 /// of one connection's time.
 const REST: u32 = 14;
 
+/// How long events are recorded for a hook that no replica has.
+const KEPT_FOR: Duration = Duration::from_hours(1);
+
 /// The sweeper, with its position in `throttle`.
 #[derive(Debug)]
 pub struct Sweeper {
@@ -30,13 +36,15 @@ pub struct Sweeper {
     /// The page of `throttle` at which the next sweep continues: a large table takes several
     /// sweeps.
     next_page: i64,
+    /// Whether the database answered in the sweep before.
+    had_answer: bool,
 }
 
 impl Sweeper {
     /// A sweeper that starts at the first page.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, next_page: 0 }
+        Self { app, next_page: 0, had_answer: false }
     }
 
     /// Sweeps until `stop`.
@@ -52,6 +60,8 @@ impl Sweeper {
         let app = Arc::clone(&self.app);
         let networks = app.source_limits.sweep();
         app.metrics.throttled_networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
+        let Some(now) = app.clock.trusted_now() else { return };
+        self.remove_event_hooks(now).await;
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let Some(now) = app.clock.trusted_now() else { return };
@@ -69,7 +79,12 @@ impl Sweeper {
                 self.count("sweep audit_event", in_time(audit::sweep(&app.pool, now, kept, ROWS)).await);
             let deliveries = in_time(event_hook::queue::sweep(&app.pool, now, kept, ROWS)).await;
             let deliveries = self.count("sweep event_delivery", deliveries);
-            if recoveries.max(sessions).max(events).max(deliveries).max(replays) < ROWS.unsigned_abs() {
+            let kept = app.config.storage.recovery_retention;
+            let age = APPROVAL_LIFETIME + app.config.support.address_change_delay + kept;
+            let requests = in_time(request::sweep(&app.pool, now, (age, kept), ROWS)).await;
+            let requests = self.count("sweep operator_request", requests);
+            let most = recoveries.max(sessions).max(events).max(deliveries).max(replays).max(requests);
+            if most < ROWS.unsigned_abs() {
                 break;
             }
             tokio::time::sleep(began.elapsed() * REST).await;
@@ -86,6 +101,14 @@ impl Sweeper {
             }
             tokio::time::sleep(began.elapsed() * REST).await;
         }
+    }
+
+    /// After an outage of the database, the first sweep removes none: replicas have the time until
+    /// the next one to register their hooks again.
+    async fn remove_event_hooks(&mut self, now: OffsetDateTime) {
+        let kept_since = if self.had_answer { now - KEPT_FOR } else { OffsetDateTime::UNIX_EPOCH };
+        let removed = in_time(event_hook::queue::remove_unset(&self.app.pool, kept_since)).await;
+        self.had_answer = removed.inspect_err(|error| failures::note("remove event hooks", error)).is_ok();
     }
 
     fn count(&self, what: &'static str, deleted: Result<u64, sqlx::Error>) -> u64 {

@@ -141,6 +141,8 @@ impl Browser {
     pub async fn is_offline(&self, offline: bool) {
         let network =
             json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        // Without it, the page is told of the change, but its requests are sent.
+        self.devtools("Network.enable", json!({})).await;
         self.devtools("Network.emulateNetworkConditions", network).await;
     }
 

@@ -71,6 +71,11 @@ impl Client {
         self.posts("/api/auth/password", json!({ "currentPassword": current, "newPassword": new })).await
     }
 
+    /// Stops an approved change of the account's address.
+    pub async fn stops_address_change(&self, password: &str) -> Answer {
+        self.post_json("/api/auth/address-change/stop", &json!({ "password": password }).to_string()).await
+    }
+
     pub async fn refreshes(&self) -> Answer {
         self.get("/api/auth/session").await
     }

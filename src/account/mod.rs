@@ -202,25 +202,27 @@ pub enum CreateError {
     #[error("an account with this email already exists")]
     EmailTaken,
     /// PostgreSQL cannot store the traits.
-    #[error("the traits contain U+0000, which PostgreSQL cannot store: remove it")]
-    NulInTraits,
+    #[error("the traits contain U+0000 or a number of 1e300 or more, which cannot be stored: remove it")]
+    TraitsNotStorable,
     /// An error of PostgreSQL.
     #[error(transparent)]
     Storage(#[from] sqlx::Error),
 }
 
-/// Whether PostgreSQL can store these traits: U+0000 is not possible in `jsonb`.
+/// Whether PostgreSQL can store these traits, and they can be read again: U+0000 is not possible in
+/// `jsonb`, which writes all digits of a number, and the largest ones are then refused.
 #[must_use]
 pub fn can_store(traits: &Map<String, Value>) -> bool {
-    fn has_nul(value: &Value) -> bool {
+    fn is_storable(value: &Value) -> bool {
         match value {
-            Value::String(text) => text.contains('\0'),
-            Value::Array(values) => values.iter().any(has_nul),
-            Value::Object(members) => !can_store(members),
-            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+            Value::String(text) => !text.contains('\0'),
+            Value::Number(number) => number.as_f64().is_some_and(|number| number.abs() < 1e300),
+            Value::Array(values) => values.iter().all(is_storable),
+            Value::Object(members) => can_store(members),
+            Value::Null | Value::Bool(_) => true,
         }
     }
-    traits.iter().all(|(name, value)| !name.contains('\0') && !has_nul(value))
+    traits.iter().all(|(name, value)| !name.contains('\0') && is_storable(value))
 }
 
 /// Creates an active account and records it in the audit log, in one transaction. `by` is the
@@ -236,7 +238,7 @@ pub async fn create(
     by: Option<By<'_>>,
 ) -> Result<Uuid, CreateError> {
     if !can_store(&new.traits) {
-        return Err(CreateError::NulInTraits);
+        return Err(CreateError::TraitsNotStorable);
     }
     let id = new_id(now);
     let mut traits = new.traits;

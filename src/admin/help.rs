@@ -7,38 +7,46 @@ use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::account::record;
+use super::request::Actor;
+use super::request::ticket::{self, Permit};
+use super::{give_email, request};
+use crate::account::record::{self, Name};
 use crate::audit::{self, By, Event};
 use crate::config::TICKET_LIFETIME;
 use crate::email_address::EmailAddress;
 use crate::known_device::{self, DeviceId, TICKET};
 use crate::mail::message::MailKind;
+use crate::outbox;
 use crate::secret::Keys;
-use crate::throttle::{self, Draw, RateLimit};
-use crate::{outbox, recovery};
+use crate::throttle::Draw;
 
 /// Who helps, and what follows from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Help<'a> {
-    /// The operator who called the admin API.
-    pub by: Option<By<'a>>,
-    /// How often that operator may help.
-    pub limit: RateLimit,
+    /// The operator; `None` for a command that names none.
+    pub actor: Option<Actor<'a>>,
     /// How long the notice to the owner is retried.
     pub notice_retention: Duration,
+    /// The trait of accounts whose tickets need a second operator, if there is one.
+    pub protected_trait: Option<&'a str>,
 }
 
-impl Help<'_> {
-    /// The help of a command, which is not bounded.
+impl<'a> Help<'a> {
+    /// The help of a command that names no operator, which is not bounded.
     #[must_use]
     pub fn by_command(notice_retention: Duration) -> Self {
-        Self { by: None, limit: RateLimit::unlimited(), notice_retention }
+        Self { actor: None, notice_retention, protected_trait: None }
     }
 
-    /// Draws one unit of the operator's bucket.
+    fn by(self) -> Option<By<'a>> {
+        self.actor.map(|actor| actor.by)
+    }
+
     async fn draw(self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<Draw, sqlx::Error> {
-        let Some(By::Operator(operator)) = self.by else { return Ok(Draw::Drawn) };
-        throttle::try_draw(transaction, now, &throttle::operator_key(operator.name), self.limit).await
+        match self.actor {
+            Some(actor) => actor.draw(transaction, now).await,
+            None => Ok(Draw::Drawn),
+        }
     }
 }
 
@@ -52,10 +60,18 @@ pub enum Ticket {
     Disabled,
     /// The operator's rate limit is exhausted until this time.
     NotBefore(OffsetDateTime),
+    /// The account is protected: another operator can approve the request with this id within 10
+    /// minutes, and the same call then gives the ticket.
+    Asked(Uuid),
+    /// As [`Ticket::Asked`], for a request that was made before.
+    Pending(Uuid),
+    /// The account is protected, and the command names no operator.
+    NoOperator,
 }
 
 /// Gives a ticket, with which its holder can start one recovery although the rate limit of the
-/// address is exhausted. The code is sent to the account's stored address, as always.
+/// address is exhausted. The code is sent to the account's stored address, as always. If the
+/// account is protected, a second operator has to approve the ticket first.
 pub async fn give_ticket(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -71,15 +87,37 @@ pub async fn give_ticket(
     };
     // A stored address that is none receives no code, so a ticket is useless.
     let Ok(address) = EmailAddress::parse(&email) else { return Ok(Ticket::NotFound) };
+    let permit = if is_protected(&mut transaction, id, help).await? {
+        let Some(actor) = help.actor else { return Ok(Ticket::NoOperator) };
+        ticket::permit(&mut transaction, now, actor, id).await?
+    } else {
+        Permit::Granted
+    };
+    if let Permit::Pending(request) = permit {
+        return Ok(Ticket::Pending(request));
+    }
     if let Draw::EmptyUntil(at) = help.draw(&mut transaction, now).await? {
         return Ok(Ticket::NotBefore(at));
     }
-    audit::record(&mut *transaction, now, Event::RecoveryTicketIssued, id, help.by).await?;
+    if let Permit::Asked(request) = permit {
+        transaction.commit().await?;
+        return Ok(Ticket::Asked(request));
+    }
+    audit::record(&mut *transaction, now, Event::RecoveryTicketIssued, id, help.by()).await?;
     let (kind, kept) = (MailKind::TicketGiven, help.notice_retention);
     outbox::enqueue_help_notice(&mut transaction, now, kind, id, None, kept).await?;
     transaction.commit().await?;
     let ticket = known_device::issue(&TICKET, keys, DeviceId::new(now), &address);
     Ok(Ticket::Given(ticket, now + TICKET_LIFETIME))
+}
+
+/// Whether a locked account has the trait of those that need two operators.
+async fn is_protected(transaction: &mut PgConnection, id: Uuid, help: Help<'_>) -> Result<bool, sqlx::Error> {
+    if help.protected_trait.is_none() {
+        return Ok(false);
+    }
+    let traits = record::find(transaction, &Name::Id(id)).await?.map(|account| account.traits);
+    Ok(ticket::is_protected(&traits.unwrap_or_default(), help.protected_trait))
 }
 
 /// The result of setting an address.
@@ -93,13 +131,15 @@ pub enum EmailSet {
     Taken,
     /// There is no such account.
     NotFound,
+    /// The account is protected: only two operators can give it another address.
+    Protected,
     /// The operator's rate limit is exhausted until this time.
     NotBefore(OffsetDateTime),
 }
 
 /// Gives an account another address and ends the pending recoveries of both addresses, so that a
-/// code emailed to the old address no longer opens the account. Sessions continue. The notice goes
-/// to the old address.
+/// code emailed to the old address no longer opens the account. Open requests of operators end,
+/// too: they were about the old address. Sessions continue. The notice is sent to the old address.
 pub async fn set_email(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -114,14 +154,16 @@ pub async fn set_email(
     if old == email.as_str() {
         return Ok(EmailSet::AlreadySet);
     }
+    if is_protected(&mut transaction, id, help).await? {
+        return Ok(EmailSet::Protected);
+    }
     if let Draw::EmptyUntil(at) = help.draw(&mut transaction, now).await? {
         return Ok(EmailSet::NotBefore(at));
     }
-    if !record::set_email(&mut transaction, now, id, email).await? {
+    if !give_email(&mut transaction, now, id, (&old, email), help.by()).await? {
         return Ok(EmailSet::Taken);
     }
-    recovery::revoke_pending(&mut transaction, now, &old).await?;
-    audit::record(&mut *transaction, now, Event::EmailChanged, id, help.by).await?;
+    request::cancel_all(&mut transaction, now, id, help.by()).await?;
     let (kind, kept) = (MailKind::EmailChanged, help.notice_retention);
     outbox::enqueue_help_notice(&mut transaction, now, kind, id, Some(&old), kept).await?;
     transaction.commit().await?;

@@ -155,6 +155,8 @@ impl SeenMail {
             "password_notice_sent" => (Some(MailKind::PasswordChanged), MailState::Delivered),
             "ticket_notice_sent" => (Some(MailKind::TicketGiven), MailState::Delivered),
             "email_notice_sent" => (Some(MailKind::EmailChanged), MailState::Delivered),
+            "address_change_notice_sent" => (Some(MailKind::AddressChange), MailState::Delivered),
+            "new_address_notice_sent" => (Some(MailKind::NewAddress), MailState::Delivered),
             "email_bounced" => (None, MailState::Bounced),
             _ => return None,
         };
@@ -197,4 +199,37 @@ async fn mails(
     mails.sort_by_key(|mail| std::cmp::Reverse(mail.at));
     mails.truncate(MAILS);
     Ok(mails)
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::VariantArray as _;
+
+    use super::*;
+    use crate::audit::Event;
+
+    #[test]
+    fn every_kind_of_email_that_was_delivered_is_shown() {
+        let shown = |event: &Event| {
+            let entry = AuditEntry {
+                id: Uuid::nil(),
+                at: OffsetDateTime::UNIX_EPOCH,
+                what: <&str>::from(event).to_owned(),
+                account_id: None,
+                client_ip: None,
+                user_agent: None,
+                operator: None,
+                reason: None,
+                call: None,
+                outcome: None,
+            };
+            SeenMail::of_event(&entry)
+        };
+        let shown: Vec<_> = Event::VARIANTS.iter().filter_map(shown).collect();
+        for kind in MailKind::IN_OUTBOX {
+            let is_delivered =
+                |mail: &SeenMail| mail.kind == Some(kind) && mail.state == MailState::Delivered;
+            assert!(shown.iter().any(is_delivered), "{kind:?}");
+        }
+    }
 }

@@ -1,13 +1,14 @@
-//! Operations of operators on one account or on all, for the commands and the admin API. A change of
-//! one account is one transaction, under the lock of the account's row. Each change is recorded, and
-//! repeating it has no effect.
+//! Operations of operators on one account or on all, for the commands and the admin API. A change
+//! of one account is one transaction, under the lock of the account's row. Each change is recorded,
+//! and repeating it has no effect.
 //!
 //! `by` is the operator who called the admin API. A command has none: who may read the database's
-//! password and the service's secrets is not named.
+//! password and the service's secrets is not named. [`request`] has what needs two operators.
 
 mod help;
 pub mod history;
 pub mod inspect;
+pub mod request;
 pub mod search;
 
 use sqlx::{Connection as _, PgConnection};
@@ -23,8 +24,8 @@ use crate::mail::bounce::SignedAddress;
 use crate::throttle::{self, Draw, RateLimit};
 use crate::{outbox, recovery, session};
 
-/// Disables an account, which ends its sessions and pending recoveries, or makes it active again.
-/// Returns false if it was already in that state or does not exist.
+/// Disables an account, which ends its sessions, pending recoveries and open requests of operators,
+/// or makes it active again. Returns false if it was already in that state or does not exist.
 pub async fn set_active(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -40,6 +41,7 @@ pub async fn set_active(
     record::set_active(&mut transaction, now, id, active).await?;
     if !active {
         session::revoke_all(&mut transaction, now, id, None).await?;
+        request::cancel_all(&mut transaction, now, id, by).await?;
     }
     let event = if active { Event::AccountEnabled } else { Event::AccountDisabled };
     audit::record(&mut *transaction, now, event, id, by).await?;
@@ -62,6 +64,23 @@ pub async fn set_locale(
     }
     audit::record(&mut *transaction, now, Event::LocaleChanged, id, by).await?;
     transaction.commit().await?;
+    Ok(true)
+}
+
+/// Gives a locked account another address, and ends its pending recoveries. Returns false if
+/// another account has the address; the transaction can then only be rolled back.
+async fn give_email(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    id: Uuid,
+    (old, new): (&str, &EmailAddress),
+    by: Option<By<'_>>,
+) -> Result<bool, sqlx::Error> {
+    if !record::set_email(transaction, now, id, new).await? {
+        return Ok(false);
+    }
+    recovery::revoke_pending(transaction, now, old).await?;
+    audit::record(transaction, now, Event::EmailChanged, id, by).await?;
     Ok(true)
 }
 

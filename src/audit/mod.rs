@@ -30,7 +30,7 @@ pub enum Event {
     AccountDisabled,
     /// An operator made the account active again.
     AccountEnabled,
-    /// An operator gave the account another address.
+    /// An operator gave the account another address, or an approved change took effect.
     EmailChanged,
     /// An operator set the language of the account's emails.
     LocaleChanged,
@@ -42,6 +42,23 @@ pub enum Event {
     AccountUnblocked,
     /// An operator printed a recovery ticket.
     RecoveryTicketIssued,
+    /// An operator asked for a ticket for a protected account, which another one has to approve.
+    TicketAsked,
+    /// A second operator approved the ticket.
+    TicketApproved,
+    /// An operator cancelled the ticket before it was issued.
+    TicketCancelled,
+    /// An operator asked for another address of the account, which another one has to approve.
+    AddressChangeAsked,
+    /// A second operator approved the change. It takes effect after `ADDRESS_CHANGE_DELAY`.
+    AddressChangeApproved,
+    /// An operator cancelled the change, or changed the account in another way.
+    AddressChangeCancelled,
+    /// The account owner stopped the change, with the password.
+    AddressChangeStopped,
+    /// The change could not take effect: another account has the address, or this one is disabled
+    /// or has had another address since.
+    AddressChangeFailed,
     /// A relay accepted the email with a recovery code.
     RecoverySent,
     /// The email with a recovery code was given up: no relay accepted it.
@@ -68,6 +85,14 @@ pub enum Event {
     TicketNoticeSent,
     /// A relay accepted the notice of another address.
     EmailNoticeSent,
+    /// A relay accepted the notice to the stored address that a change of it was approved.
+    AddressChangeNoticeSent,
+    /// A relay accepted the notice to the new address.
+    NewAddressNoticeSent,
+    /// A command issued a token of the admin API. `operator` names its holder.
+    OperatorCreated,
+    /// A command revoked a token of the admin API. `operator` names its holder.
+    OperatorRevoked,
     /// An operator called the admin API, and the call changed no account. [`Call`] has the details.
     OperatorCall,
 }
@@ -105,17 +130,41 @@ pub enum By<'a> {
     Client(ClientInfo<'a>),
     /// An operator, by the admin API.
     Operator(OperatorInfo<'a>),
+    /// An operator whom a command names. The command cannot check the name.
+    Command {
+        /// The name.
+        operator: &'a str,
+        /// Why, in the operator's words.
+        reason: &'a str,
+    },
 }
 
 impl<'a> By<'a> {
-    fn client(self) -> ClientInfo<'a> {
+    fn client(self) -> Option<ClientInfo<'a>> {
         match self {
-            Self::Client(client) | Self::Operator(OperatorInfo { client, .. }) => client,
+            Self::Client(client) | Self::Operator(OperatorInfo { client, .. }) => Some(client),
+            Self::Command { .. } => None,
         }
     }
 
-    fn operator(self) -> Option<OperatorInfo<'a>> {
-        if let Self::Operator(operator) = self { Some(operator) } else { None }
+    fn operator(self) -> Option<&'a str> {
+        match self {
+            Self::Client(_) => None,
+            Self::Operator(OperatorInfo { name, .. }) => Some(name),
+            Self::Command { operator, .. } => Some(operator),
+        }
+    }
+
+    fn reason(self) -> Option<&'a str> {
+        match self {
+            Self::Client(_) => None,
+            Self::Operator(OperatorInfo { reason, .. }) => reason,
+            Self::Command { reason, .. } => Some(reason),
+        }
+    }
+
+    fn outcome(self) -> Option<&'static str> {
+        matches!(self, Self::Operator(_)).then(|| Outcome::Allowed.into())
     }
 }
 
@@ -146,7 +195,7 @@ pub struct Entry<'a> {
     pub event: Event,
     /// The account; `None` if the event is about many accounts.
     pub account_id: Option<Uuid>,
-    /// Who caused it; `None` for the service and for commands.
+    /// Who caused it; `None` for the service and for commands that name no operator.
     pub by: Option<By<'a>>,
 }
 
@@ -223,6 +272,25 @@ pub async fn record_call(
     Ok(())
 }
 
+/// Appends what a command did to an operator's token.
+pub async fn record_token(
+    executor: impl PgExecutor<'_>,
+    now: OffsetDateTime,
+    event: Event,
+    operator: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO audit_event (id, what, created_at, operator) VALUES ($1, $2, $3, $4)",
+        new_id(now),
+        <&str>::from(event),
+        now,
+        operator
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
 /// Events as columns, each with a new id, for a statement that appends them along with other work.
 #[derive(Debug, Default)]
 pub struct EventColumns<'a> {
@@ -247,19 +315,36 @@ impl<'a> FromIterator<Entry<'a>> for EventColumns<'a> {
     fn from_iter<I: IntoIterator<Item = Entry<'a>>>(events: I) -> Self {
         let mut columns = Self::default();
         for Entry { at, event, account_id, by } in events {
-            let (client, operator) = (by.map(By::client), by.and_then(By::operator));
+            let client = by.and_then(By::client);
             columns.ids.push(new_id(at));
             columns.what.push(event.into());
             columns.account_ids.push(account_id);
             columns.times.push(at);
             columns.client_ips.push(client.map(|client| client.client_ip));
             columns.user_agents.push(client.map(|client| client.user_agent));
-            columns.operators.push(operator.map(|operator| operator.name));
-            columns.reasons.push(operator.and_then(|operator| operator.reason));
-            columns.outcomes.push(operator.map(|_| Outcome::Allowed.into()));
+            columns.operators.push(by.and_then(By::operator));
+            columns.reasons.push(by.and_then(By::reason));
+            columns.outcomes.push(by.and_then(By::outcome));
         }
         columns
     }
+}
+
+/// When the newest event of this kind of an account happened, at `since` or later.
+pub async fn newest(
+    executor: impl PgExecutor<'_>,
+    account_id: Uuid,
+    event: Event,
+    since: OffsetDateTime,
+) -> Result<Option<OffsetDateTime>, sqlx::Error> {
+    let newest = sqlx::query_scalar!(
+        "SELECT created_at FROM audit_event WHERE account_id = $1 AND id >= $2 AND what = $3
+         ORDER BY account_id, id DESC LIMIT 1",
+        account_id,
+        first_id_of(since),
+        <&str>::from(event)
+    );
+    newest.fetch_optional(executor).await
 }
 
 /// Deletes at most `limit` events that are older than `retention`.

@@ -126,7 +126,7 @@ pub async fn mails_of_account(
            FROM audit_event
            WHERE account_id = $1 AND id >= $2
                AND what IN ('recovery_sent', 'recovery_not_sent', 'password_notice_sent', 'ticket_notice_sent',
-                   'email_notice_sent', 'email_bounced')
+                   'email_notice_sent', 'address_change_notice_sent', 'new_address_notice_sent', 'email_bounced')
            ORDER BY account_id, id DESC LIMIT $3"#,
         account_id,
         first_id_of(since),

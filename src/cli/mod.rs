@@ -1,5 +1,6 @@
-//! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `operator`, `key`,
-//! `passwords`, `outbox`, `event`, `mail`, `bounce`, `healthcheck`, `completions`, `man`.
+//! The command line: `serve`, `dev`, `config`, `doctor`, `migrate`, `account`, `request`,
+//! `operator`, `key`, `passwords`, `outbox`, `event`, `mail`, `bounce`, `healthcheck`,
+//! `completions`, `man`.
 
 mod account;
 mod arguments;
@@ -16,6 +17,7 @@ mod operator;
 mod outbox;
 mod passwords;
 mod progress;
+mod request;
 mod settings;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -103,6 +105,10 @@ enum Command {
     /// Manage accounts
     #[command(subcommand)]
     Account(account::AccountCommand),
+    /// List, approve and cancel what needs two operators: another address, the ticket of a protected
+    /// account
+    #[command(subcommand)]
+    Request(request::RequestCommand),
     /// Manage the operators of the admin API
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
@@ -200,7 +206,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
         Command::Dev { port, dev_no_limits, config, log, traces } => run_to_completion(async {
             let traces = log.install(&traces)?;
             let limits = if dev_no_limits { Limits::Off } else { Limits::On };
-            traced(traces, dev::run(*config, port, limits, stop_signal()?)).await
+            traced(traces, Box::pin(dev::run(*config, port, limits, stop_signal()?))).await
         }),
         Command::Config(settings::ConfigCommand::Check(check)) => {
             run_to_completion(async { settings::check(&check, matches, problems) })
@@ -221,6 +227,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
         }
         Command::Migrate => run_to_completion(migrate::run()),
         Command::Account(command) => run_to_completion(account::run(command)),
+        Command::Request(command) => run_to_completion(request::run(command)),
         Command::Operator(command) => run_to_completion(operator::run(command)),
         Command::Passwords(command) => run_to_completion(passwords::run(command)),
         Command::Outbox(command) => run_to_completion(outbox::run(command)),

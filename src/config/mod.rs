@@ -28,6 +28,7 @@ mod sessions;
 mod sign_in;
 mod stopping;
 mod storage;
+mod support;
 mod traces;
 
 use std::time::Duration;
@@ -62,6 +63,7 @@ pub use self::sessions::SessionSettings;
 pub use self::sign_in::SignInUrl;
 pub use self::stopping::StoppingSettings;
 pub use self::storage::StorageSettings;
+pub use self::support::{SupportSettings, address_change_delay, trait_name};
 pub use self::traces::{OtlpEndpoint, TraceSettings};
 
 /// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0
@@ -80,6 +82,9 @@ pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
+/// How long a second operator may approve what another one has asked for, and how long an approved ticket may then be
+/// issued.
+pub const APPROVAL_LIFETIME: Duration = Duration::from_mins(10);
 /// Maximum length of a new password in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
 pub const PASSWORD_MAX_CHARS: usize = 256;
 /// How long a request waits for the database before it is answered 502.
@@ -131,6 +136,9 @@ pub struct Config {
     /// How events reach the receivers of `EVENT_HOOKS`.
     #[command(flatten)]
     pub event_hooks: EventHookSettings,
+    /// What operators may do for account owners, and when.
+    #[command(flatten)]
+    pub support: SupportSettings,
     /// Bounds of client connections.
     #[command(flatten)]
     pub connections: ConnectionSettings,

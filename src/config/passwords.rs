@@ -13,9 +13,9 @@ pub struct PasswordSettings {
     #[arg(long, env, default_value = "15", value_parser = password_min_chars())]
     pub password_min_chars: u16,
 
-    /// A filter of passwords known from breaches, which `vos-auth passwords build` makes: new
-    /// passwords in it are refused (NIST SP 800-63B-4 §3.1.1.2). It is read into memory at the
-    /// start: 2.25 GB for a billion passwords. Default: none
+    /// The file of passwords known from breaches that `vos-auth passwords build` writes: new
+    /// passwords in it are refused (NIST SP 800-63B-4 §3.1.1.2). It is read into memory at startup:
+    /// 2.25 GB for a billion passwords. Default: none
     #[arg(long, env)]
     pub password_blocklist: Option<PathBuf>,
 

@@ -5,8 +5,8 @@
 #[command(next_help_heading = "Rate limits")]
 pub struct RateLimitSettings {
     /// Requests of one kind that a network (an IPv4 address or an IPv6 /64) may send at once, for
-    /// each replica. The kinds: start and a new password; login; verify and reset-password without
-    /// a valid cookie; unknown session tokens
+    /// each replica. The kinds: start, a new password and the stop of an address change; login;
+    /// verify and reset-password without a valid cookie; unknown session tokens
     #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(1..))]
     pub network_burst: u32,
 

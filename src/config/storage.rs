@@ -24,7 +24,8 @@ pub struct StorageSettings {
     pub start_batch: u32,
 
     /// How long a recovery is kept after the latest time at which it could end, with its email
-    /// address, IP address and user agent: long enough to investigate an attack, and no longer
+    /// address, IP address and user agent, and what an operator asked of another one, with its
+    /// addresses: long enough to investigate an attack, and no longer
     #[arg(long, env, default_value = "24h", value_parser = |text: &str| between(text, HOUR, 90 * DAY))]
     pub recovery_retention: Duration,
 

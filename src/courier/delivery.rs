@@ -162,6 +162,10 @@ impl Courier {
             Content::PasswordChanged => self.composer.password_changed(&about, claimed.created_at, now),
             Content::TicketGiven => self.composer.ticket_given(&about, claimed.created_at, now),
             Content::EmailChanged => self.composer.email_changed(&about, claimed.created_at, now),
+            Content::AddressChange { new, effective_at } => {
+                self.composer.address_change(&about, new, *effective_at, claimed.created_at, now)
+            }
+            Content::NewAddress => self.composer.new_address(&about, claimed.created_at, now),
         }
         .ok()
     }
@@ -200,6 +204,8 @@ const fn kind(claimed: &ClaimedMail) -> MailKind {
         Content::PasswordChanged => MailKind::PasswordChanged,
         Content::TicketGiven => MailKind::TicketGiven,
         Content::EmailChanged => MailKind::EmailChanged,
+        Content::AddressChange { .. } => MailKind::AddressChange,
+        Content::NewAddress => MailKind::NewAddress,
     }
 }
 

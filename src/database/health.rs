@@ -25,7 +25,7 @@ const DISK_FULL_LIFETIME: Duration = Duration::from_secs(10);
 /// The privileges that the service's role needs; `deploy/grants.sql` grants them. A privilege on
 /// any column of a table is enough for the table. A column that a later migration added is listed
 /// itself, to detect that `deploy/grants.sql` must be run again.
-const PRIVILEGES: [(&str, &[&str]); 13] = [
+const PRIVILEGES: [(&str, &[&str]); 14] = [
     ("account", &["SELECT", "UPDATE"]),
     ("account.bouncing_since", &["UPDATE"]),
     ("audit_event", &["SELECT", "INSERT", "DELETE"]),
@@ -33,6 +33,7 @@ const PRIVILEGES: [(&str, &[&str]); 13] = [
     ("event_delivery", &["SELECT", "UPDATE", "DELETE"]),
     ("event_hook", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("hash_census", &["SELECT", "INSERT", "UPDATE"]),
+    ("operator_request", &["SELECT", "UPDATE", "DELETE"]),
     ("outbox", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("recovery_number", &["USAGE"]),
     ("recovery_session", &["SELECT", "INSERT", "UPDATE", "DELETE"]),

@@ -9,6 +9,9 @@
 //!
 //! With no hook set, nothing is written, and only the sweeper asks the database. Requests never wait
 //! for a delivery: new rows are found by a poll.
+//!
+//! Events are recorded for every hook that a replica has: each registers its own again and again,
+//! and the sweeper removes those that none has had for an hour.
 
 mod cloud_event;
 mod hook;
@@ -38,8 +41,9 @@ const CONNECTIONS: u32 = 2;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The pause before hooks are registered again after a failure.
 const REGISTER_PAUSE: Duration = Duration::from_secs(1);
-/// Rows are counted for the metrics once in this many poll intervals.
-const COUNT_EVERY: u32 = 15;
+/// How often hooks are registered again, and rows are counted for the metrics: every 15 poll
+/// intervals, but not less often than this.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The hooks of `EVENT_HOOKS`.
 #[derive(Debug)]
@@ -111,8 +115,7 @@ impl EventHooks {
     /// delivers events until `stop`. Requests that are running then may finish.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let (hooks, shared) = (&self.hooks, &self.shared);
-        let by_reference: Vec<_> = hooks.iter().map(AsRef::as_ref).collect();
-        while let Err(error) = in_time(queue::register(&shared.pool, &by_reference)).await {
+        while let Err(error) = self.register().await {
             failures::note("register event hooks", &error);
             if stop.run_until_cancelled(tokio::time::sleep(REGISTER_PAUSE)).await.is_none() {
                 return;
@@ -127,7 +130,7 @@ impl EventHooks {
             senders.spawn(Sender::new(Arc::clone(shared), Arc::clone(hook)).run(stop.clone()));
         }
         if !hooks.is_empty() {
-            senders.spawn(Arc::clone(&self).count(stop.clone()));
+            senders.spawn(Arc::clone(&self).keep_up(stop.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => while senders.join_next().await.is_some() {},
@@ -136,10 +139,19 @@ impl EventHooks {
         }
     }
 
-    /// Counts deliveries for the metrics. All replicas report the same numbers.
-    async fn count(self: Arc<Self>, stop: CancellationToken) {
+    async fn register(&self) -> Result<(), sqlx::Error> {
+        let hooks: Vec<_> = self.hooks.iter().map(AsRef::as_ref).collect();
+        in_time(queue::register(&self.shared.pool, self.shared.clock.now(), &hooks)).await
+    }
+
+    /// Registers the hooks again, and counts deliveries for the metrics. All replicas report the same
+    /// numbers.
+    async fn keep_up(self: Arc<Self>, stop: CancellationToken) {
         let shared = &self.shared;
         loop {
+            if let Err(error) = self.register().await {
+                failures::note("register event hooks", &error);
+            }
             let counted = in_time(async {
                 let mut connection = shared.pool.acquire().await?;
                 inspect::backlog(&mut connection).await
@@ -151,7 +163,7 @@ impl EventHooks {
                 }
                 Err(error) => failures::note("count events", &error),
             }
-            let pause = tokio::time::sleep(shared.poll_interval * COUNT_EVERY);
+            let pause = tokio::time::sleep(UPKEEP_INTERVAL.min(shared.poll_interval * 15));
             if stop.run_until_cancelled(pause).await.is_none() {
                 return;
             }

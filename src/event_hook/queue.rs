@@ -226,29 +226,36 @@ pub async fn sweep(
     Ok(done.execute(pool).await?.rows_affected())
 }
 
-/// Writes the hooks that events are recorded for, and removes others. A removed hook keeps its
-/// rows, so that it can be set again. With no hooks before and after, nothing is written.
-pub(super) async fn register(pool: &PgPool, hooks: &[&Hook]) -> Result<(), sqlx::Error> {
-    let names: Vec<_> = hooks.iter().map(|hook| hook.name.clone()).collect();
-    let others = sqlx::query_scalar!("DELETE FROM event_hook WHERE name <> ALL ($1) RETURNING name", &names);
-    for hook in others.fetch_all(pool).await? {
-        tracing::warn!(
-            hook,
-            "a hook that EVENT_HOOKS does not have was removed: events are recorded for it no longer"
-        );
-    }
+/// Writes that this replica has these hooks at `now`: events are recorded for them. A clock that is
+/// behind those of other replicas takes nothing back.
+pub(super) async fn register(pool: &PgPool, now: OffsetDateTime, hooks: &[&Hook]) -> Result<(), sqlx::Error> {
     for hook in hooks {
         let kinds: Option<Vec<String>> =
             hook.kinds.as_ref().map(|kinds| kinds.iter().map(|kind| (*kind).to_owned()).collect());
         sqlx::query!(
-            "INSERT INTO event_hook (name, kinds) VALUES ($1, $2)
-             ON CONFLICT (name) DO UPDATE SET kinds = excluded.kinds
-             WHERE event_hook.kinds IS DISTINCT FROM excluded.kinds",
+            "INSERT INTO event_hook (name, kinds, registered_at) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE
+                 SET kinds = excluded.kinds, registered_at = greatest(event_hook.registered_at, excluded.registered_at)",
             hook.name,
-            kinds.as_deref()
+            kinds.as_deref(),
+            now
         )
         .execute(pool)
         .await?;
+    }
+    Ok(())
+}
+
+/// Removes the hooks that no replica has registered since `kept_since`. A removed hook keeps its
+/// deliveries, so that it can be set again.
+pub async fn remove_unset(pool: &PgPool, kept_since: OffsetDateTime) -> Result<(), sqlx::Error> {
+    let unset =
+        sqlx::query_scalar!("DELETE FROM event_hook WHERE registered_at < $1 RETURNING name", kept_since);
+    for hook in unset.fetch_all(pool).await? {
+        tracing::warn!(
+            hook,
+            "a hook that no replica has in EVENT_HOOKS was removed: events are recorded for it no longer"
+        );
     }
     Ok(())
 }

@@ -56,8 +56,14 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::CredentialsInvalid
         | Problem::SessionInvalid
         | Problem::OperatorUnknown => StatusCode::UNAUTHORIZED,
-        Problem::RoleInsufficient => StatusCode::FORBIDDEN,
-        Problem::AccountDisabled | Problem::EmailTaken => StatusCode::CONFLICT,
+        Problem::RoleInsufficient | Problem::SecondOperatorRequired => StatusCode::FORBIDDEN,
+        Problem::AccountDisabled
+        | Problem::AccountChanged
+        | Problem::AccountProtected
+        | Problem::EmailTaken
+        | Problem::EmailUnchanged
+        | Problem::RequestPending
+        | Problem::RequestEnded => StatusCode::CONFLICT,
         Problem::NetworkThrottled
         | Problem::AddressThrottled
         | Problem::LoginThrottled
@@ -66,7 +72,10 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::LiftThrottled => StatusCode::TOO_MANY_REQUESTS,
         Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
         Problem::HashingBusy | Problem::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-        Problem::NotFound | Problem::AccountNotFound => StatusCode::NOT_FOUND,
+        Problem::NotFound
+        | Problem::AccountNotFound
+        | Problem::RequestNotFound
+        | Problem::AddressChangeMissing => StatusCode::NOT_FOUND,
         Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
     }
 }

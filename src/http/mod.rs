@@ -2,9 +2,11 @@
 //! operators are in [`admin`].
 
 pub mod admin;
+mod asset;
 pub mod cookie;
 pub mod error;
 pub mod extract;
+mod files;
 pub mod guard;
 pub mod health;
 pub mod listener;
@@ -71,7 +73,8 @@ pub fn router(state: AppState) -> Router {
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/reset-password", post(recovery::reset_password).route_layer(in_recovery))
         .route("/api/auth/login", post(session::login).route_layer(login))
-        .route("/api/auth/password", post(session::change_password).route_layer(guarded))
+        .route("/api/auth/password", post(session::change_password).route_layer(guarded.clone()))
+        .route("/api/auth/address-change/stop", post(session::stop_address_change).route_layer(guarded))
         .route("/api/auth/session", get(session::session).route_layer(by_token.clone()))
         .route("/api/auth/logout", post(session::logout).route_layer(by_token.clone()))
         .route(

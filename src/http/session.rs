@@ -1,5 +1,5 @@
-//! Handlers of `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout` and
-//! `/api/auth/password`.
+//! Handlers of `/api/auth/login`, `/api/auth/session`, `/api/auth/sessions`, `/api/auth/logout`,
+//! `/api/auth/password` and `/api/auth/address-change/stop`.
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ use crate::error::{Error, Problem};
 use crate::http::extract::{SessionToken, StrictJson};
 use crate::http::{AppState, cookie};
 use crate::password::Password;
-use crate::password_change;
 use crate::session::{self, Authenticated, Caller, Login, Session, SignedIn};
 use crate::throttle::Source;
+use crate::{address_change, password_change};
 
 /// The contract's `AuthLoginRequest`.
 #[derive(Deserialize)]
@@ -39,6 +39,13 @@ pub struct LoginRequest {
 pub struct ChangePasswordRequest {
     current_password: String,
     new_password: String,
+}
+
+/// The body of `POST /api/auth/address-change/stop`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopAddressChangeRequest {
+    password: String,
 }
 
 /// An answer that only confirms what was done.
@@ -274,4 +281,23 @@ pub async fn change_password(
     let caller = Caller { client: &client, device: device.as_ref() };
     let signed_in = password_change::change(&state.app, by, &current, &new, caller).await?;
     Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
+}
+
+/// `POST /api/auth/address-change/stop`: stops the approved change of the account's address, given
+/// the current password. The session is checked first, as for a new password.
+///
+/// # Errors
+///
+/// 401 as above; 400 for a wrong password or a bad request; 404 if no change is waiting; 429, 502,
+/// 503.
+pub async fn stop_address_change(
+    State(state): State<AppState>,
+    client: Client,
+    SessionToken(token): SessionToken,
+    body: Result<StrictJson<StopAddressChangeRequest>, Error>,
+) -> Result<Json<Status>, Error> {
+    let by = session::authenticate(&state.app, token).await?;
+    let StrictJson(request) = body?;
+    address_change::stop(&state.app, by, &Password::new(&request.password), &client).await?;
+    Ok(Json(Status { status: "stopped" }))
 }

@@ -23,7 +23,7 @@ pub struct About<'a> {
     pub id: Uuid,
     /// The recipient's account. A signed return path names it.
     pub account_id: Uuid,
-    /// The account's stored address, never the one that a client typed.
+    /// The account's stored address, or the one before. Never one that a client typed.
     pub to: &'a str,
     /// The language of the email.
     pub locale: Locale,
@@ -116,6 +116,34 @@ impl Content {
     }
 
     /// As [`Content::recovery_code`].
+    pub(super) fn address_change(
+        &self,
+        about: &About<'_>,
+        new: &str,
+        effective_at: OffsetDateTime,
+        approved_at: OffsetDateTime,
+    ) -> Option<Parts> {
+        let mail = &Values {
+            other: in_part(new),
+            effective: self.local_time(effective_at, about.locale),
+            ..self.values(about, approved_at)
+        };
+        match about.locale {
+            Locale::Vi => parts(&Part::ChangeViText { mail }, &Part::ChangeViHtml { mail }),
+            Locale::En => parts(&Part::ChangeEnText { mail }, &Part::ChangeEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
+    pub(super) fn new_address(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
+        let mail = &self.values(about, changed_at);
+        match about.locale {
+            Locale::Vi => parts(&Part::NewViText { mail }, &Part::NewViHtml { mail }),
+            Locale::En => parts(&Part::NewEnText { mail }, &Part::NewEnHtml { mail }),
+        }
+    }
+
+    /// As [`Content::recovery_code`].
     pub(super) fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, now);
         match about.locale {
@@ -141,6 +169,8 @@ impl Content {
             device: device::describe(about.user_agent, about.locale),
             code: String::new(),
             valid_until: String::new(),
+            other: String::new(),
+            effective: String::new(),
         }
     }
 
@@ -167,6 +197,12 @@ impl Content {
     }
 }
 
+/// An address as its owner recognizes it and a stranger does not learn it: `t…@example.com`.
+fn in_part(address: &str) -> String {
+    let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
+    local.chars().next().map_or_else(String::new, |first| format!("{first}…@{domain}"))
+}
+
 /// Renders both parts. The text template begins with the subject and an empty line.
 fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     let (text, html) = (text.render().ok()?, html.render().ok()?);
@@ -190,6 +226,8 @@ struct Values<'a> {
     device: String,
     code: String,
     valid_until: String,
+    other: String,
+    effective: String,
 }
 
 #[derive(Template)]
@@ -226,6 +264,22 @@ enum Part<'a> {
     AddressEnText { mail: &'a Values<'a> },
     #[template(path = "email_changed.en.html")]
     AddressEnHtml { mail: &'a Values<'a> },
+    #[template(path = "address_change.vi.txt")]
+    ChangeViText { mail: &'a Values<'a> },
+    #[template(path = "address_change.vi.html")]
+    ChangeViHtml { mail: &'a Values<'a> },
+    #[template(path = "address_change.en.txt")]
+    ChangeEnText { mail: &'a Values<'a> },
+    #[template(path = "address_change.en.html")]
+    ChangeEnHtml { mail: &'a Values<'a> },
+    #[template(path = "new_address.vi.txt")]
+    NewViText { mail: &'a Values<'a> },
+    #[template(path = "new_address.vi.html")]
+    NewViHtml { mail: &'a Values<'a> },
+    #[template(path = "new_address.en.txt")]
+    NewEnText { mail: &'a Values<'a> },
+    #[template(path = "new_address.en.html")]
+    NewEnHtml { mail: &'a Values<'a> },
     #[template(path = "test.vi.txt")]
     TestViText { mail: &'a Values<'a> },
     #[template(path = "test.vi.html")]
@@ -234,4 +288,20 @@ enum Part<'a> {
     TestEnText { mail: &'a Values<'a> },
     #[template(path = "test.en.html")]
     TestEnHtml { mail: &'a Values<'a> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_part_has_its_first_character_and_its_domain() {
+        for (address, shown) in [
+            ("trader@example.com", "t…@example.com"),
+            ("t@example.com", "t…@example.com"),
+            ("a.b@c@xn--bcher-kva.example", "a…@xn--bcher-kva.example"),
+        ] {
+            assert_eq!(in_part(address), shown);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use lettre::address::Envelope;
@@ -25,6 +26,9 @@ use crate::secret::{Code, Key};
 /// The longest line of a message, without its end (RFC 5322 §2.1.1).
 const MAX_LINE: usize = 998;
 
+/// How long the sample of an approved address change has to wait.
+const SAMPLE_DELAY: Duration = Duration::from_hours(1);
+
 /// The kinds of emails.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, Serialize, ValueEnum, sqlx::Type,
@@ -42,14 +46,24 @@ pub enum MailKind {
     TicketGiven,
     /// Says that an operator set another address. It goes to the address before.
     EmailChanged,
+    /// Says that the address of the account will be changed, and how its owner stops that.
+    AddressChange,
+    /// Says to the new address that the account can be recovered with it.
+    NewAddress,
     /// Tests the relays.
     Test,
 }
 
 impl MailKind {
     /// The kinds that the outbox stores.
-    pub const IN_OUTBOX: [Self; 4] =
-        [Self::RecoveryCode, Self::PasswordChanged, Self::TicketGiven, Self::EmailChanged];
+    pub const IN_OUTBOX: [Self; 6] = [
+        Self::RecoveryCode,
+        Self::PasswordChanged,
+        Self::TicketGiven,
+        Self::EmailChanged,
+        Self::AddressChange,
+        Self::NewAddress,
+    ];
 }
 
 /// A complete email: its envelope (sender and recipient) and the message.
@@ -101,8 +115,8 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Reads the `MAIL_*` settings. It builds every email once, so that an unusable setting
-    /// fails at startup, not later in a user's recovery. `key` signs the return paths.
+    /// Checks the settings of emails and of DKIM. It builds every email once, so that an unusable
+    /// setting fails at startup, not later in a user's recovery. `key` signs the return paths.
     ///
     /// # Errors
     ///
@@ -165,6 +179,10 @@ impl Composer {
             MailKind::PasswordChanged => self.password_changed(&about, now, now),
             MailKind::TicketGiven => self.ticket_given(&about, now, now),
             MailKind::EmailChanged => self.email_changed(&about, now, now),
+            MailKind::AddressChange => {
+                self.address_change(&about, "new@example.com", now + SAMPLE_DELAY, now, now)
+            }
+            MailKind::NewAddress => self.new_address(&about, now, now),
             MailKind::Test => self.test(&about, now),
         }
     }
@@ -226,6 +244,38 @@ impl Composer {
         now: OffsetDateTime,
     ) -> Result<Mail, Unbuildable> {
         self.build(about, now, self.content.email_changed(about, changed_at))
+    }
+
+    /// The notice to the stored address that the change to the address `new` was approved at
+    /// `approved_at`, and takes effect at `effective_at` or later. `now` becomes its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn address_change(
+        &self,
+        about: &About<'_>,
+        new: &str,
+        effective_at: OffsetDateTime,
+        approved_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.address_change(about, new, effective_at, approved_at))
+    }
+
+    /// The notice to the new address that the account has had it since `changed_at`. `now` becomes
+    /// its Date.
+    ///
+    /// # Errors
+    ///
+    /// As [`Composer::recovery_code`].
+    pub fn new_address(
+        &self,
+        about: &About<'_>,
+        changed_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Mail, Unbuildable> {
+        self.build(about, now, self.content.new_address(about, changed_at))
     }
 
     fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Result<Mail, Unbuildable> {

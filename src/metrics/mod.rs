@@ -105,6 +105,8 @@ pub struct Metrics {
     pub database_silent_addresses: Gauge,
     /// 1 while the clocks of this machine and of PostgreSQL differ by more than a second.
     pub clock_skewed: Gauge,
+    /// Approved address changes of all replicas together that are due and not carried out.
+    pub address_changes_overdue: Gauge,
     /// Networks whose buckets the rate limiter keeps in memory.
     pub throttled_networks: Gauge<i64>,
     /// Rows that the sweeper deleted because they had expired.
@@ -154,6 +156,7 @@ impl Default for Metrics {
             database_state: Family::default(),
             database_silent_addresses: Gauge::default(),
             clock_skewed: Gauge::default(),
+            address_changes_overdue: Gauge::default(),
             throttled_networks: Gauge::default(),
             swept_rows: Counter::default(),
             registry: Registry::default(),
@@ -242,6 +245,8 @@ impl Default for Metrics {
         registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
         let help = "1 while the clock differs from PostgreSQL's by more than a second";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());
+        let help = "Approved address changes that are due and not carried out";
+        registry.register("address_changes_overdue", help, metrics.address_changes_overdue.clone());
         let help = "Networks whose buckets the rate limiter keeps in memory";
         registry.register("throttled_networks", help, metrics.throttled_networks.clone());
         let help = "Rows that the sweeper deleted because they had expired";

@@ -106,5 +106,8 @@ mod tests {
         assert_eq!(wait(&code(1, Duration::from_secs(61)), 1.0), None);
         let notice = mail(50, Duration::from_hours(7 * 24), Content::PasswordChanged);
         assert_eq!(wait(&notice, 1.0), Some(time::Duration::milliseconds(3_600_100)));
+        let content = Content::AddressChange { new: String::new(), effective_at: now };
+        let warning = mail(50, Duration::from_hours(7 * 24), content);
+        assert_eq!(wait(&warning, 1.0), Some(time::Duration::milliseconds(120_100)));
     }
 }

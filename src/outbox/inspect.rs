@@ -136,7 +136,7 @@ pub async fn find(
     );
     let Some(entry) = entry.fetch_optional(&mut *connection).await? else { return Ok(None) };
     let to = sqlx::query_scalar!(
-        r#"SELECT coalesce(owner.email, asked.email) AS "email?" FROM outbox o
+        r#"SELECT coalesce(o.address, owner.email, asked.email) AS "email?" FROM outbox o
            LEFT JOIN account owner ON owner.id = o.account_id
            LEFT JOIN recovery_session s ON s.id = o.recovery_session_id AND s.state = 'code_sent' AND s.attempts_left > 0
            LEFT JOIN account asked ON asked.email = s.email AND asked.state = 'active' AND asked.recoveries_ended < s.number

@@ -18,7 +18,7 @@ mod round;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -72,8 +72,17 @@ pub enum Content {
     PasswordChanged,
     /// An operator gave a recovery ticket at that time.
     TicketGiven,
-    /// An operator gave the account another address at that time.
+    /// The account got another address at that time; for the one before.
     EmailChanged,
+    /// A change of the account's address was approved at that time.
+    AddressChange {
+        /// The new address.
+        new: String,
+        /// When it takes effect, at the earliest.
+        effective_at: OffsetDateTime,
+    },
+    /// The account got another address at that time; for the new one.
+    NewAddress,
 }
 
 impl Content {
@@ -82,7 +91,11 @@ impl Content {
     const fn max_backoff(&self) -> Duration {
         match self {
             Self::RecoveryCode { .. } => Duration::from_secs(30),
-            Self::PasswordChanged | Self::TicketGiven | Self::EmailChanged => Duration::from_hours(1),
+            // Its reader may have to stop the change, within `ADDRESS_CHANGE_DELAY`.
+            Self::AddressChange { .. } => Duration::from_mins(2),
+            Self::PasswordChanged | Self::TicketGiven | Self::EmailChanged | Self::NewAddress => {
+                Duration::from_hours(1)
+            }
         }
     }
 }
@@ -112,9 +125,9 @@ pub async fn enqueue_notice(
     Ok(())
 }
 
-/// Enqueues the notice that an operator has given a ticket or set another address, in the
-/// transaction that does so. It goes to `address`, or else to the account's stored address, and
-/// expires after `retention`.
+/// Enqueues the notice that an operator has given a ticket, or that the account has got another
+/// address, in the transaction that does so. It is sent to `address`, or else to the account's
+/// stored address, and expires after `retention`.
 pub async fn enqueue_help_notice(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -136,6 +149,44 @@ pub async fn enqueue_help_notice(
     .execute(transaction)
     .await?;
     Ok(())
+}
+
+/// Enqueues the notice to the stored address `old` that its account gets the address `new`, at
+/// `effective_at` or later, in the transaction that approves the change. It expires after
+/// `retention`. Returns the id of its row.
+pub async fn enqueue_address_change(
+    transaction: &mut PgConnection,
+    now: OffsetDateTime,
+    account_id: Uuid,
+    (old, new): (&str, &str),
+    effective_at: OffsetDateTime,
+    retention: Duration,
+) -> Result<Uuid, sqlx::Error> {
+    let id = new_id(now);
+    sqlx::query!(
+        "INSERT INTO outbox (id, kind, account_id, address, other_address, effective_at, next_attempt_at, expires_at, created_at)
+         VALUES ($1, 'address_change', $2, $3, $4, $5, $6, $7, $6)",
+        id,
+        account_id,
+        old,
+        new,
+        effective_at,
+        now,
+        now + retention,
+    )
+    .execute(transaction)
+    .await?;
+    Ok(id)
+}
+
+/// Whether this email is pending, and not given up. `None` if there is no such email any more: a
+/// relay has accepted it, or it expired.
+pub async fn is_pending(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<bool>, sqlx::Error> {
+    let pending = sqlx::query_scalar!(
+        r#"SELECT next_attempt_at < expires_at AS "pending!" FROM outbox WHERE id = $1"#,
+        id
+    );
+    pending.fetch_optional(executor).await
 }
 
 /// Deletes the pending emails of an account and of these recovery sessions.

@@ -143,6 +143,10 @@ impl<'a> Round<'a> {
                 },
                 (None, MailKind::TicketGiven) => Content::TicketGiven,
                 (None, MailKind::EmailChanged) => Content::EmailChanged,
+                (None, MailKind::AddressChange) => {
+                    Content::AddressChange { new: row.other_address?, effective_at: row.effective_at? }
+                }
+                (None, MailKind::NewAddress) => Content::NewAddress,
                 (None, _) => Content::PasswordChanged,
             };
             Some(ClaimedMail {
@@ -173,6 +177,8 @@ impl Delivered {
             Content::PasswordChanged => (audit::Event::PasswordNoticeSent, None),
             Content::TicketGiven => (audit::Event::TicketNoticeSent, None),
             Content::EmailChanged => (audit::Event::EmailNoticeSent, None),
+            Content::AddressChange { .. } => (audit::Event::AddressChangeNoticeSent, None),
+            Content::NewAddress => (audit::Event::NewAddressNoticeSent, None),
         };
         audit::Entry { at: *at, event, account_id: Some(mail.account_id), by }
     }

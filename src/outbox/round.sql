@@ -11,7 +11,8 @@ recorded AS (
     INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent) SELECT * FROM delivered
 ),
 due AS MATERIALIZED (
-    SELECT id, ctid AS place, kind, recovery_session_id, account_id AS owner_id, address, created_at, expires_at, locale, user_agent
+    SELECT id, ctid AS place, kind, recovery_session_id, account_id AS owner_id, address, created_at, expires_at, locale, user_agent,
+        other_address, effective_at
     FROM outbox
     -- A row that is deleted above must not be claimed by the same statement, which sees it as it was.
     WHERE id >= $1 AND id < $7
@@ -20,7 +21,7 @@ due AS MATERIALIZED (
     LIMIT $3
 ),
 addressed AS MATERIALIZED (
-    SELECT due.id, place, due.kind, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
+    SELECT due.id, place, due.kind, due.other_address, due.effective_at, due.recovery_session_id, due.created_at, due.expires_at, due.expires_at < $4 AS expired,
         s.key_id, s.created_at AS asked_at, s.client_ip, coalesce(s.user_agent, due.user_agent) AS user_agent,
         coalesce(s.locale, due.locale) AS request_locale, coalesce(a.id, o.id) AS account_id,
         coalesce(due.address, a.email, o.email) AS account_email, coalesce(a.locale, o.locale) AS account_locale
@@ -70,5 +71,6 @@ SELECT n.due AS "due!", n.expired AS "expired!", n.no_recipient AS "no_recipient
     d.kind AS "kind?: MailKind", d.recovery_session_id AS "recovery_session_id?", d.key_id AS "key_id?", d.asked_at AS "asked_at?",
     d.client_ip AS "client_ip?: std::net::IpAddr",
     d.user_agent AS "user_agent?", d.account_id AS "account_id?", d.account_email AS "account_email?",
-    d.account_locale AS "account_locale?", d.request_locale AS "request_locale?"
+    d.account_locale AS "account_locale?", d.request_locale AS "request_locale?", d.other_address AS "other_address?",
+    d.effective_at AS "effective_at?"
 FROM counted n LEFT JOIN (claimed c JOIN addressed d USING (id)) ON true

@@ -26,6 +26,26 @@ fn vos_auth(pool: &PgPool, arguments: &[&str]) -> (String, String, bool) {
     (text(ended.stdout), text(ended.stderr), ended.status.success())
 }
 
+/// A user who can run commands can make anyone an admin, so each of these commands is recorded.
+#[sqlx::test]
+async fn a_command_that_issues_or_revokes_a_token_is_recorded(pool: PgPool) {
+    let service = Service::start_with_settings(&pool, &[ADDRESS]).await;
+    let auditor = desk(&service, &operator(&service, "auditor", Role::Auditor).await);
+    for (arguments, done) in [
+        (&["create", "alice", "--role", "admin"][..], true),
+        (&["create", "alice", "--role", "admin"], false),
+        (&["revoke", "alice"], true),
+        (&["revoke", "alice"], false),
+    ] {
+        assert_eq!(vos_auth(&pool, arguments).2, done, "{arguments:?}");
+    }
+    let answer = call(&auditor, "GET", "/admin/operators/alice/events", &Value::Null).await;
+    let events: Vec<_> =
+        answer.body["events"].as_array().unwrap().iter().map(|event| &event["what"]).collect();
+    assert_eq!(events, ["operator_revoked", "operator_created"]);
+    service.stops().await;
+}
+
 #[sqlx::test]
 async fn a_change_needs_a_reason(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &[ADDRESS]).await;

@@ -100,8 +100,10 @@ async fn what_cannot_be_done_says_why(pool: PgPool) {
     let taken = json!({ "email": "other@example.com" });
     let guessable = json!({ "email": "new@example.com", "password": "passwordpassword" });
     let nul = json!({ "email": "new@example.com", "traits": { "a": [{ "b\0": 1 }] } });
+    let large = json!({ "email": "new@example.com", "traits": { "a": f64::MAX } });
     for (method, path, body, error) in [
         ("POST", "/admin/accounts".into(), nul, (400, "field_invalid")),
+        ("POST", "/admin/accounts".into(), large, (400, "field_invalid")),
         ("PUT", account("/email"), taken.clone(), (409, "email_taken")),
         ("POST", "/admin/accounts".into(), taken, (409, "email_taken")),
         ("POST", "/admin/accounts".into(), guessable, (400, "password_guessable")),

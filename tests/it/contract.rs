@@ -1,21 +1,21 @@
 //! Every answer is as the published documents describe it: schema, headers and the whole example,
 //! in both languages.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jsonschema::{Draft, Validator};
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
+use crate::address_change::two_operators_agree;
 use crate::blocklist::{LISTED, filter};
+use crate::described::Walk;
 use crate::harness::client::{Answer, Client};
 use crate::harness::database::{Proxy, Way};
 use crate::harness::raw::Raw;
 use crate::harness::{Service, Setup};
-use crate::openapi::{document, examples, resolved, responses};
+use crate::openapi::examples;
 
 const RECOVERY: &str = "/api/auth/recovery";
 const START: &str = "/api/auth/recovery/start";
@@ -24,6 +24,7 @@ const RESET: &str = "/api/auth/recovery/reset-password";
 const LOGIN: &str = "/api/auth/login";
 const LOGOUT: &str = "/api/auth/logout";
 const PASSWORD_PATH: &str = "/api/auth/password";
+const STOP: &str = "/api/auth/address-change/stop";
 const SESSION: &str = "/api/auth/session";
 const SESSIONS: &str = "/api/auth/sessions";
 const ONE_SESSION: &str = "/api/auth/sessions/{id}";
@@ -38,122 +39,13 @@ const LONG: &str = match str::from_utf8(&[b'x'; 300]) {
     Err(_) => unreachable!(),
 };
 
-fn validator(document: &Value, schema: &Value) -> Validator {
-    let mut root = json!({ "components": document["components"] });
-    root["allOf"] = json!([schema]);
-    jsonschema::options().with_draft(Draft::Draft4).build(&root).unwrap()
-}
-
-/// Members whose values change from run to run: ids, tokens, times, keys, and where the client is.
-const VOLATILE: [&str; 15] = [
-    "id",
-    "sid",
-    "sessionToken",
-    "jwt",
-    "tokenized",
-    "authenticated_at",
-    "expires_at",
-    "last_seen_at",
-    "resend_at",
-    "now",
-    "ip_address",
-    "requestId",
-    "kid",
-    "x",
-    "y",
-];
-
-/// An answer or an example without the values of its volatile members.
-fn masked(node: &Value) -> Value {
-    match node {
-        Value::Object(members) => members
-            .iter()
-            .map(|(name, value)| {
-                let volatile = VOLATILE.contains(&name.as_str()) && value.is_string();
-                (name.clone(), if volatile { json!("…") } else { masked(value) })
-            })
-            .collect(),
-        Value::Array(items) => items.iter().map(masked).collect(),
-        other => other.clone(),
-    }
-}
-
-/// Compares answers with the document, and keeps what was seen.
-struct Walk {
-    document: Value,
-    language: &'static str,
-    /// Method, path, status, and the error code or an empty string.
-    driven: BTreeSet<[String; 4]>,
-    /// Answers that differ from their example.
-    stale: Vec<String>,
-}
-
 impl Walk {
-    fn new(language: &'static str) -> Self {
-        Self { document: document(language), language, driven: BTreeSet::new(), stale: Vec::new() }
-    }
-
-    /// Checks an answer against its description: the schema, the headers, and the whole example.
-    fn check(&mut self, method: &str, path: &str, answer: &Answer) {
-        let document = &self.document;
-        let described = &document["paths"][path][method]["responses"][answer.status.to_string()];
-        assert!(described.is_object(), "{method} {path} {} is not described: {}", answer.status, answer.text);
-        let described = resolved(document, described);
-        let content = &described["content"]["application/json"];
-        if content.is_null() {
-            assert_eq!(answer.text, "", "{method} {path} {} has a body", answer.status);
-        } else {
-            let schema = validator(document, &content["schema"]);
-            let errors: Vec<_> = schema.iter_errors(&answer.body).map(|error| error.to_string()).collect();
-            assert!(errors.is_empty(), "{method} {path}: {errors:?} in {}", answer.text);
-        }
-        let headers = described["headers"].as_object().expect("headers are described");
-        for (name, header) in headers {
-            assert!(
-                resolved(document, header)["required"] == false
-                    || answer.header(&name.to_lowercase()).is_some(),
-                "{method} {path} {} lacks {name}",
-                answer.status
-            );
-        }
-        let code = answer.body["error"].as_str().unwrap_or_default();
-        let known = [method, path, &answer.status.to_string(), code].map(str::to_owned);
-        // Answers with the same cause differ only in details, such as the attempts left. So only
-        // the first one is compared.
-        if path != "/openapi.json" && !content.is_null() && !self.driven.contains(&known) {
-            let examples = examples(document, described);
-            match examples.iter().find(|example| example["error"].as_str().unwrap_or_default() == code) {
-                Some(example) if masked(example) == masked(&answer.body) => {}
-                example => self.stale.push(format!("{known:?}: {} is not {example:?}", answer.text)),
-            }
-        }
-        self.driven.insert(known);
-    }
-
     /// Checks all requests that need a session token, one after the other.
     async fn by_token(&mut self, client: &Client, one: &str) {
         self.check("get", SESSION, &client.refreshes().await);
         self.check("get", SESSIONS, &client.get(SESSIONS).await);
         self.check("delete", SESSIONS, &client.delete(SESSIONS).await);
         self.check("delete", ONE_SESSION, &client.delete(one).await);
-    }
-
-    /// Asserts that every answer matched its example, and that every example was received.
-    fn ends_complete(&self) {
-        assert!(self.stale.is_empty(), "{}: {:#?}", self.language, self.stale);
-        let mut described = BTreeSet::new();
-        for (method, path, status, response) in responses(&self.document) {
-            if resolved(&self.document, response)["content"].is_null() {
-                described.insert([method, path, status, ""].map(str::to_owned));
-            }
-            for example in examples(&self.document, response) {
-                let code = example["error"].as_str().unwrap_or_default();
-                described.insert([method, path, status, code].map(str::to_owned));
-            }
-        }
-        // Its answer is the document.
-        described.insert(["get", "/openapi.json", "200", ""].map(str::to_owned));
-        assert_eq!(described, self.driven);
     }
 }
 
@@ -337,15 +229,29 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for password in REFUSED {
         walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, password).await);
     }
+    // address-change/stop
+    let places = [service.app.hasher.place().unwrap(), service.app.hasher.place().unwrap()];
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
+    drop(places);
+    for answer in malformed(&service, client, STOP, json!({ "password": NEW })).await {
+        walk.check("post", STOP, &answer);
+    }
+    let account = client.refreshes().await.body["identity"]["id"].as_str().unwrap().parse().unwrap();
+    two_operators_agree(pool, service.app.clock.now(), account, "new@example.com").await;
+    for password in ["not the password", NEW, NEW] {
+        walk.check("post", STOP, &client.stops_address_change(password).await);
+    }
     for _ in 0..11 {
         walk.check("post", PASSWORD_PATH, &client.changes_password("not the password", PASSWORD).await);
     }
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     service.clock.advance(Duration::from_mins(5));
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
     for _ in 0..2 {
         walk.check("post", LOGOUT, &client.logs_out().await);
     }
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     walk.by_token(client, &other).await;
     walk.check("get", JWKS, &client.get(JWKS).await);
     walk.check("get", "/openapi.json", &client.get(&format!("/openapi.json?lang={language}")).await);
@@ -361,6 +267,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("post", RESET, &client.resets(NEW).await);
     walk.check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     walk.check("post", LOGOUT, &client.logs_out().await);
     walk.by_token(client, &other).await;
     walk.check("get", "/readyz", &client.get("/readyz").await);
@@ -382,6 +289,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     client.logs_in("x", NEW).await;
     walk.check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
+    walk.check("post", STOP, &client.stops_address_change(NEW).await);
     client.token = Some("A".repeat(43));
     client.refreshes().await;
     walk.check("post", LOGOUT, &client.logs_out().await);

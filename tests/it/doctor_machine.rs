@@ -152,3 +152,25 @@ fn a_key_that_only_root_can_read_is_named() {
     }
     std::fs::remove_file(users).unwrap();
 }
+
+/// The role of the service in place of the operator's, a wrong database, and a taken port.
+#[sqlx::test]
+async fn what_the_admin_api_lacks_is_named(pool: PgPool) {
+    let relay = Relay::start().await;
+    let (url, relays, operator) = (database::service_url(&pool), relay.url(), database::operator_url(&pool));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (free, taken) = ("127.0.0.1:0", listener.local_addr().unwrap().to_string());
+    let of = |address: &str, database: &str| {
+        Diagnosis::of(&url, &relays, &[("ADMIN_ADDR", address), ("ADMIN_DATABASE_URL", database)])
+    };
+    let found = of(free, &operator);
+    assert_eq!(
+        (&found.row("database, admin API")["state"], &found.row("ADMIN_ADDR")["state"]),
+        (&"ok".into(), &"ok".into())
+    );
+    of(free, &url).has_failed_at("database, admin API", "may not change accounts", "vos_auth_operator");
+    let nowhere = "postgres://hunter2@127.0.0.1:9/none";
+    of(free, nowhere).has_failed_at("database, admin API", "refused", "port in ADMIN_DATABASE_URL");
+    of(&taken, &operator).has_failed_at("ADMIN_ADDR", "another program listens", "change ADMIN_ADDR");
+    of(free, "").has_failed_at("settings", "ADMIN_DATABASE_URL", "Set it to the URL of the operator's role");
+}

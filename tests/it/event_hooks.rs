@@ -2,6 +2,7 @@
 //! `event_hook_order.rs`.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use vos_auth::audit::{self, By, ClientInfo, Event};
 use vos_auth::clock::new_id;
 use vos_auth::secret::WebhookSecrets;
+use vos_auth::sweeper::Sweeper;
 
 use crate::harness::client::Client;
 use crate::harness::program::{Program, has_relay, serve_environment};
@@ -67,7 +69,13 @@ async fn every_kind_is_delivered_as_a_signed_cloud_event_without_personal_data(p
     let mut expected = Vec::new();
     for &event in Event::VARIANTS {
         assert!(document.contains(&format!("`{}`", <&str>::from(event))), "{event:?} is in the document");
-        let about_many = matches!(event, Event::AccountsImported | Event::AccountsExported);
+        let about_many = matches!(
+            event,
+            Event::AccountsImported
+                | Event::AccountsExported
+                | Event::OperatorCreated
+                | Event::OperatorRevoked
+        );
         let account = (!about_many).then_some(account);
         let id = happens(&service, event, account).await;
         expected.push((id, <&str>::from(event), account, service.app.clock.now()));
@@ -236,23 +244,44 @@ async fn a_redirect_is_a_failure(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn with_no_hook_nothing_is_written_and_an_unset_one_is_removed(pool: PgPool) {
+async fn with_no_hook_nothing_is_written(pool: PgPool) {
+    let service = Service::start(&pool).await;
+    happens(&service, Event::SignedIn, Some(account_id())).await;
+    assert_eq!(service.count("event_delivery").await, 0);
+    service.stops().await;
+}
+
+/// A replica that lacks the hook, misconfigured or not restarted yet, does not remove it for the
+/// others.
+#[sqlx::test]
+async fn a_hook_is_removed_when_no_replica_has_had_it_for_an_hour(pool: PgPool) {
+    let hour = Duration::from_hours(1);
     let webhook = Webhook::start(Mood::Takes);
-    let service = Service::start(&pool).await;
-    happens(&service, Event::SignedIn, Some(account_id())).await;
-    assert_eq!(service.count("event_delivery").await, 0);
-    service.stops().await;
-
-    let service = start(&pool, &webhook, "all").await;
-    happens(&service, Event::SignedIn, Some(account_id())).await;
-    webhook.has_taken(1).await;
-    service.stops().await;
-
-    let service = Service::start(&pool).await;
-    service.until("the hook is removed", async || service.count("event_hook").await == 0).await;
-    happens(&service, Event::SignedIn, Some(account_id())).await;
-    assert_eq!(service.count("event_delivery").await, 0);
-    service.stops().await;
+    let (having, lacking) = (start(&pool, &webhook, "all").await, Service::start(&pool).await);
+    let mut sweeper = Sweeper::new(Arc::clone(&lacking.app));
+    having.clock.advance(2 * hour);
+    let registered = having.app.clock.now();
+    having
+        .until("the hook is registered again", async || {
+            let at = sqlx::query_scalar("SELECT registered_at FROM event_hook").fetch_one(&pool);
+            let at: OffsetDateTime = at.await.unwrap();
+            at >= registered
+        })
+        .await;
+    // A replica whose clock is behind takes nothing back.
+    start(&pool, &webhook, "all").await.stops().await;
+    having.stops().await;
+    // As long again, and the hour without it.
+    for (passed, kept) in [(2 * hour, 1), (Duration::from_mins(59), 1), (Duration::from_mins(2), 0)] {
+        lacking.clock.advance(passed);
+        sweeper.sweep().await;
+        assert_eq!(lacking.count("event_hook").await, kept);
+        let before = lacking.count("event_delivery").await;
+        happens(&lacking, Event::SignedIn, Some(account_id())).await;
+        assert_eq!(lacking.count("event_delivery").await, before + kept);
+    }
+    assert_eq!(lacking.count("event_delivery").await, 2, "what was recorded is kept");
+    lacking.stops().await;
 }
 
 /// The URL may contain a token. The log is at trace level, and the receiver refuses and goes down.

@@ -1,16 +1,19 @@
 //! The email itself: both languages, both parts, every header.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mail_parser::{Address, MimeHeaders as _, PartType};
 use sqlx::PgPool;
 use time::macros::datetime;
 use uuid::Uuid;
+use vos_auth::address_change::AddressChanges;
 use vos_auth::admin::{self, EmailSet, Help};
 use vos_auth::clock::ManualClock;
 use vos_auth::email_address::EmailAddress;
 use vos_auth::locale::Locale;
 
+use crate::address_change::two_operators_agree;
 use crate::harness::mail::Mail;
 use crate::harness::{Service, Setup};
 
@@ -85,6 +88,36 @@ async fn emails_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
         insta::assert_snapshot!(format!("email_changed_{tag}"), readable(&moved));
     });
     service.stops().await;
+}
+
+/// The emails of an address change in one language: to the stored address, and to the new one.
+async fn emails_of_an_address_change_are_as_in_their_snapshots(pool: &PgPool, language: Locale) {
+    let clock = ManualClock::at(datetime!(2026-11-23 18:05:07 UTC));
+    let settings = ["--admin-addr=127.0.0.1:0", "--recovery-url=https://platform.verolabs.co/recovery"];
+    let settings = settings.map(str::to_owned).into();
+    let service = Service::start_with(pool, Setup { clock: Some(clock), settings, ..Setup::default() }).await;
+    service.has_account_in("trader@example.com", Some(language)).await;
+    let account = sqlx::query_scalar("SELECT id FROM account").fetch_one(pool).await.unwrap();
+    two_operators_agree(pool, service.app.clock.now(), account, "new@example.com").await;
+    let tag: &str = language.into();
+    let told = service.relay.mail_to("trader@example.com", 1).await;
+    service.until_outbox_has(0).await;
+    service.clock.advance(Duration::from_hours(1));
+    AddressChanges::new(Arc::clone(&service.app)).round().await;
+    let new = service.relay.mail_to("new@example.com", 1).await;
+    insta::assert_snapshot!(format!("address_change_{tag}"), readable(&told));
+    insta::assert_snapshot!(format!("new_address_{tag}"), readable(&new));
+    service.stops().await;
+}
+
+#[sqlx::test]
+async fn the_vietnamese_emails_of_an_address_change_are_complete(pool: PgPool) {
+    emails_of_an_address_change_are_as_in_their_snapshots(&pool, Locale::Vi).await;
+}
+
+#[sqlx::test]
+async fn the_english_emails_of_an_address_change_are_complete(pool: PgPool) {
+    emails_of_an_address_change_are_as_in_their_snapshots(&pool, Locale::En).await;
 }
 
 #[sqlx::test]

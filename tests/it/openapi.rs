@@ -16,7 +16,7 @@ use vos_auth::password::Password;
 use crate::harness::Service;
 
 /// The problems that only the admin API has.
-pub const OF_OPERATORS: [Problem; 9] = [
+pub const OF_OPERATORS: [Problem; 16] = [
     Problem::OperatorUnknown,
     Problem::RoleInsufficient,
     Problem::ReasonInvalid,
@@ -25,6 +25,13 @@ pub const OF_OPERATORS: [Problem; 9] = [
     Problem::AccountDisabled,
     Problem::EmailTaken,
     Problem::OperatorThrottled,
+    Problem::RequestNotFound,
+    Problem::RequestPending,
+    Problem::RequestEnded,
+    Problem::SecondOperatorRequired,
+    Problem::AccountChanged,
+    Problem::AccountProtected,
+    Problem::EmailUnchanged,
     Problem::LiftThrottled,
 ];
 

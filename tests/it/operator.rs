@@ -152,6 +152,10 @@ fn mail_preview_writes_the_exact_email() {
         ("ticket_given", "en", "helped with the recovery"),
         ("email_changed", "vi", "Địa chỉ email"),
         ("email_changed", "en", "email address"),
+        ("address_change", "vi", "sẽ được thay đổi"),
+        ("address_change", "en", "will be changed"),
+        ("new_address", "vi", "bằng địa chỉ này"),
+        ("new_address", "en", "with this address"),
         ("test", "vi", "Email kiểm tra"),
         ("test", "en", "Test email"),
     ] {

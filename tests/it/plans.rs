@@ -10,7 +10,7 @@ use vos_auth::database::with_session_settings;
 /// Statements that read a whole table: operator's commands, `dev`, the few hooks, and the counts of
 /// pending emails and events.
 const READ_A_WHOLE_TABLE: [&str; 14] = [
-    "DELETE FROM event_hook WHERE name <> ALL ($1)",
+    "DELETE FROM event_hook WHERE registered_at < $1",
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",
     "DELETE FROM recovery_session WHERE email = $1 RETURNING id",
     "DELETE FROM throttle WHERE true",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use vos_auth::sweeper::Sweeper;
 
+use crate::address_change::two_operators_agree;
 use crate::harness::relay::Mood;
 use crate::harness::webhook::{self, Webhook};
 use crate::harness::{Service, Setup};
@@ -33,6 +34,26 @@ async fn a_recovery_is_kept_for_its_retention(pool: PgPool) {
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     // The life of a code, then the time to choose a password.
     are_kept_for(&service, "recovery_session", Duration::from_mins(3 * 60 + 10 + 15)).await;
+    service.stops().await;
+}
+
+/// A request has addresses. One that still has to take effect stays.
+#[sqlx::test]
+async fn a_request_of_an_operator_is_kept_for_its_retention(pool: PgPool) {
+    let settings = ["--recovery-retention=3h", "--address-change-delay=2h"];
+    let service = Service::start_with_settings(&pool, &settings).await;
+    for (email, new) in [(TRADER, "new@example.com"), ("second@example.com", "third@example.com")] {
+        service.has_account(email).await;
+        let account = "SELECT id FROM account WHERE email = $1";
+        let account = sqlx::query_scalar(account).bind(email).fetch_one(&pool).await.unwrap();
+        two_operators_agree(&pool, service.app.clock.now(), account, new).await;
+    }
+    let end = "UPDATE operator_request SET state = 'cancelled', ended_at = asked_at WHERE new_email = 'new@example.com'";
+    sqlx::query(end).execute(&pool).await.unwrap();
+    // The time for an approval, the longest wait, and the retention.
+    let ended = "operator_request WHERE state = 'cancelled'";
+    are_kept_for(&service, ended, Duration::from_mins(10 + 2 * 60 + 3 * 60)).await;
+    assert_eq!(service.count("operator_request WHERE state = 'approved'").await, 1);
     service.stops().await;
 }
 
@@ -112,10 +133,10 @@ async fn only_accounts_are_kept_without_end(pool: PgPool) {
     let mut client = service.verified(TRADER).await;
     is_given_up(&service, async || assert!(client.resets(NEW).await.is_signed_in())).await;
     // hash_census has one row of counts; event_hook has the hooks of a setting; operator has the
-    // people of a support desk.
+    // people of a support desk. operator_request has a test of its own.
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
-         AND relname NOT IN ('account', 'event_hook', 'hash_census', 'operator', '_sqlx_migrations')",
+         AND relname NOT IN ('account', 'event_hook', 'hash_census', 'operator', 'operator_request', '_sqlx_migrations')",
     )
     .fetch_all(&pool)
     .await

@@ -9,7 +9,7 @@ use crate::harness::database::{self, OPERATOR, SERVE};
 
 /// By table or sequence: the rights of `serve`, and of the operator's commands; "" is none. A
 /// migration that adds a table adds a row here, and grants in `deploy/grants.sql`.
-const RIGHTS: [(&str, &str, &str); 13] = [
+const RIGHTS: [(&str, &str, &str); 14] = [
     ("_sqlx_migrations", "SELECT", ""),
     (
         "account",
@@ -25,6 +25,11 @@ const RIGHTS: [(&str, &str, &str); 13] = [
     ("event_hook", "DELETE, INSERT, SELECT, UPDATE", ""),
     ("event_number", "", ""),
     ("hash_census", "INSERT, SELECT, UPDATE", ""),
+    (
+        "operator_request",
+        "DELETE, SELECT, UPDATE (ended_at, ended_by, state)",
+        "INSERT, SELECT, UPDATE (approved_at, approved_by, effective_at, ended_at, ended_by, notice_id, state)",
+    ),
     ("operator", "", "INSERT, SELECT, UPDATE"),
     ("outbox", "DELETE, INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, UPDATE (next_attempt_at)"),
     ("recovery_number", "USAGE", "USAGE"),
@@ -99,6 +104,10 @@ async fn the_services_role_cannot_change_audit_events_or_create_accounts(pool: P
         "INSERT INTO account (id, email, created_at, updated_at) SELECT id, email, created_at, updated_at FROM account",
         "SELECT name FROM operator",
         "TRUNCATE session",
+        "INSERT INTO operator_request (id, kind, account_id, asked_by, reason, asked_at)
+         SELECT id, 'ticket', id, 'thief', 'none', created_at FROM account",
+        "UPDATE operator_request SET approved_by = 'thief'",
+        "UPDATE operator_request SET new_email = 'thief@example.com'",
         "CREATE TABLE of_its_own ()",
         "CREATE TEMPORARY TABLE of_its_own ()",
     ] {

@@ -19,8 +19,8 @@ use vos_auth_lab::relay::Relay;
 use vos_auth_lab::webhook::{Mood, Webhook};
 use vos_auth_lab::{Failure, PATIENCE, backlog, database, now, place};
 
-/// The counts are the difference between a run with many and a run with few, so the cost of
-/// starting and stopping cancels out.
+/// The starts or codes of the short run; the long run has `STARTS` or `CODES` more. Only the
+/// difference counts, so the cost of starting and stopping the service cancels out.
 const FEW: u32 = 200;
 const STARTS: u32 = 1000;
 const CODES: u32 = 400;
@@ -35,6 +35,9 @@ pub struct Options {
     /// event
     #[arg(long)]
     hook: bool,
+    /// Count no instructions, which takes most of the time
+    #[arg(long, conflicts_with_all = ["start_instructions", "code_instructions"])]
+    storage_only: bool,
     /// The most instructions of a start
     #[arg(long)]
     start_instructions: Option<f64>,
@@ -79,7 +82,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     let mut connection = PgConnection::connect(&url).await?;
     sqlx::raw_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").execute(&mut connection).await?;
     let webhook = options.hook.then(|| Webhook::start(Mood::Takes));
-    let mut bench = Bench { url, connection, relay: Relay::counting().await, webhook };
+    let relay = Relay::counting().await;
+    let mut bench = Bench { url, connection, relay, webhook, storage_only: options.storage_only };
     let start = bench.cost(|starts| Work { starts, mails: 0 }, STARTS).await?;
     let code = bench.cost(|mails| Work { starts: 0, mails }, CODES).await?;
     if options.by_statement {
@@ -122,6 +126,7 @@ struct Bench {
     connection: PgConnection,
     relay: Relay,
     webhook: Option<Webhook>,
+    storage_only: bool,
 }
 
 impl Bench {
@@ -134,6 +139,9 @@ impl Bench {
     /// The counts of a normal run, and the instructions of another one under callgrind.
     async fn counts(&mut self, work: Work) -> Result<Counts, Failure> {
         let [statements, wal, buffers] = self.storage(work).await?;
+        if self.storage_only {
+            return Ok([statements, wal, buffers, 0.0]);
+        }
         self.has_backlog(work.mails).await?;
         let file = place::temporary("callgrind");
         let output = format!("--callgrind-out-file={file}");

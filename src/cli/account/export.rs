@@ -25,8 +25,8 @@ pub(in crate::cli) struct ExportArguments {
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// Write changes back to a running Kratos instead: the base URL of its admin API, such as
-    /// http://127.0.0.1:4434. Of each account whose password, email or state was changed here since
-    /// TIME, only these are written. Can be interrupted and run again
+    /// http://127.0.0.1:4434. Only passwords, emails and states that were changed here since TIME
+    /// are written. Can be interrupted and run again
     #[arg(long, value_name = "URL", requires = "since", conflicts_with = "out")]
     to_kratos: Option<AdminUrl>,
     /// The time of the first import, such as 2026-11-29T12:00:00Z

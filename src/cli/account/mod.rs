@@ -7,6 +7,7 @@ mod history;
 mod import;
 mod limits;
 mod list;
+mod recover;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::account::{self, NewAccount};
 use crate::admin::inspect::overview;
 use crate::admin::{self, Unblocked};
 use crate::clock::{Clock, rfc3339};
-use crate::config::{self, AddressLimitSettings, Origin};
+use crate::config::{self, AddressLimitSettings};
 use crate::email_address::EmailAddress;
 use crate::error::Error;
 use crate::locale::{self, Locale};
@@ -147,15 +148,11 @@ pub(super) enum AccountCommand {
     },
     /// Print a ticket, with which its holder can start one recovery although the rate limit of the
     /// address is exhausted. The owner gets a notice by email. Needs DEVICE_SECRETS
-    Recover {
-        /// The address of an active account
-        email: String,
-        /// The origin of /recovery, to print a link with the ticket too
-        #[arg(long, env)]
-        public_origin: Option<Origin>,
-        #[command(flatten)]
-        notice: help::Notice,
-    },
+    Recover(recover::RecoverArguments),
+    /// Ask for another address for an account whose owner cannot read the stored one. Another
+    /// operator has to approve it within 10 minutes. The stored address is then told at once, and
+    /// the change takes effect after ADDRESS_CHANGE_DELAY, unless the owner stops it
+    RecoverTo(recover::RecoverToArguments),
 }
 
 #[derive(Debug, Args)]
@@ -216,9 +213,8 @@ pub(super) async fn run(command: AccountCommand) -> Result<(), Failure> {
         AccountCommand::RevokeAll(confirmation) => end::revoke_all(confirmation).await,
         AccountCommand::Erase { account, confirmation } => end::erase(&account, confirmation).await,
         AccountCommand::Unblock { email } => unblock(&email).await,
-        AccountCommand::Recover { email, public_origin, notice } => {
-            help::recover(&email, public_origin.as_ref(), &notice).await
-        }
+        AccountCommand::Recover(arguments) => recover::recover(&arguments).await,
+        AccountCommand::RecoverTo(arguments) => recover::recover_to(&arguments).await,
     }
 }
 

@@ -34,6 +34,7 @@ const RIGHTS: &str = "database rights";
 const SETTINGS: &str = "database settings";
 const WRITING: &str = "database writing";
 const CLOCK: &str = "clock, PostgreSQL";
+const ADMIN: &str = "database, admin API";
 
 const MIGRATE: &str = "Run `vos-auth migrate` with the URL of the database's owner, then deploy/grants.sql.";
 const GRANT: &str = "Run deploy/grants.sql in this database as an administrator of PostgreSQL.";
@@ -73,6 +74,38 @@ pub(super) async fn check(options: PgConnectOptions, clock: Clock) -> Vec<Check>
     }
     checks.extend(contents(&mut connection, &clock).await);
     checks
+}
+
+/// Whether the role of the admin API can sign in and may change accounts. The rest is checked for the
+/// service's role.
+pub(super) async fn check_admin(options: PgConnectOptions) -> Vec<Check> {
+    let endpoint = Endpoint::new(with_session_settings(&options));
+    let failed = |seen: String, health, code: Option<&str>| {
+        let action = action(health, code).replace("DATABASE_URL", "ADMIN_DATABASE_URL");
+        vec![Check::failed(ADMIN, seen, action)]
+    };
+    let found = timeout(DEADLINE, async {
+        let mut connection = Box::pin(endpoint.connect()).await?;
+        let may_change = "SELECT has_table_privilege('account', 'INSERT') AND has_table_privilege('operator', 'SELECT') AND has_table_privilege('operator_request', 'INSERT')";
+        sqlx::query_scalar::<_, bool>(may_change).fetch_one(&mut connection).await
+    });
+    match found.await {
+        Ok(Ok(true)) => {
+            let role = options.get_username();
+            vec![Check::ok(ADMIN, format!("signed in, and the role {role} may change accounts"))]
+        }
+        Ok(Ok(false)) => {
+            let seen = format!("the role {} may not change accounts", options.get_username());
+            let action =
+                format!("Name the role {OPERATOR} in ADMIN_DATABASE_URL, and run deploy/grants.sql.");
+            vec![Check::failed(ADMIN, seen, action)]
+        }
+        Ok(Err(error)) => {
+            let health = Health::of(&error, endpoint.is_networked());
+            failed(database::cause(&error), health, sqlstate(&error).as_deref())
+        }
+        Err(_) => failed(format!("no answer within {} s", DEADLINE.as_secs()), Health::Unreachable, None),
+    }
 }
 
 /// Resolves the host name. `None` if `DATABASE_URL` has a socket or an IP address.

@@ -18,6 +18,7 @@ use crate::http_client::{Bounds, HttpClient};
 const NTP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a port may take to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+const ADMIN: &str = "ADMIN_ADDR";
 /// Bounds of an answer. `/readyz` checks PostgreSQL, which takes up to 2 s.
 const ANSWER: Bounds = Bounds { time: Duration::from_secs(4), octets: 4 * 1024 * 1024 };
 
@@ -68,12 +69,20 @@ pub(super) fn descriptors(max_connections: u32) -> Check {
 }
 
 /// Whether each port is free, or a running service answers there.
-pub(super) async fn ports(settings: ListeningSettings) -> Vec<Check> {
+pub(super) async fn ports(settings: ListeningSettings, admin: Option<SocketAddr>) -> Vec<Check> {
     // Without TLS the client needs no certificates, and so always exists.
     let Ok(client) = HttpClient::new(false, CONNECT_DEADLINE) else { return Vec::new() };
     let (api, metrics) =
         tokio::join!(api(&client, settings.http_addr), metrics(&client, settings.metrics_addr));
-    vec![api, metrics]
+    // A running service does not show which ports are its own: the admin API may need a certificate.
+    let runs = TcpListener::bind(settings.http_addr).is_err();
+    let admin = admin.map(|address| match TcpListener::bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs => {
+            Check::ok(ADMIN, format!("{address} is in use, and so is HTTP_ADDR, as while the service runs"))
+        }
+        _ => free(ADMIN, address),
+    });
+    [api, metrics].into_iter().chain(admin).collect()
 }
 
 async fn api(client: &HttpClient, address: SocketAddr) -> Check {

@@ -45,9 +45,10 @@ pub(super) async fn run(doctor: Doctor, mut problems: ConfigErrors) -> Result<()
 
     let mail = relays::sample(parts.composer.as_ref(), &config.mail, to.as_ref(), now);
     let on_database = parts.database.map(|options| tokio::spawn(database::check(options, clock)));
+    let on_admin = parts.admin_database.map(|options| tokio::spawn(database::check_admin(options)));
     let on_relays = parts.gateway.zip(mail).map(|(gateway, mail)| tokio::spawn(relays::check(gateway, mail)));
     let on_ntp = tokio::spawn(machine::ntp());
-    let on_ports = tokio::spawn(machine::ports(config.listening.clone()));
+    let on_ports = tokio::spawn(machine::ports(config.listening.clone(), config.admin.admin_addr));
 
     report.add(settings(&problems));
     if problems.of("BRAND_DIR").is_none() {
@@ -58,6 +59,9 @@ pub(super) async fn run(doctor: Doctor, mut problems: ConfigErrors) -> Result<()
     }
     if let Some(checks) = on_database {
         report.wait("PostgreSQL", checks).await;
+    }
+    if let Some(checks) = on_admin {
+        report.wait("PostgreSQL for the admin API", checks).await;
     }
     if let Some(checks) = on_relays {
         report.wait("the relays", checks).await;

@@ -6,13 +6,15 @@ use std::sync::{MutexGuard, PoisonError};
 
 use axum::extract::{FromRequestParts as _, MatchedPath, Request, State};
 use axum::http::header::{ALLOW, AUTHORIZATION};
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
 use super::{AdminState, OPERATIONS, Operation};
+use crate::admin::request::Actor;
+use crate::app::App;
 use crate::audit::{self, By, Call, OperatorInfo, Outcome};
 use crate::client::Client;
 use crate::error::{Error, Problem};
@@ -20,7 +22,7 @@ use crate::http::extract::bearer;
 use crate::http::tls::PeerIdentity;
 use crate::operator::{self, Operator};
 use crate::secret::{OperatorToken, TokenHash};
-use crate::throttle::Source;
+use crate::throttle::{RateLimit, Source};
 
 /// The header with the reason of a call.
 const REASON: &str = "x-reason";
@@ -47,6 +49,12 @@ impl Caller {
     /// The event of this call, unless the event of a change records it.
     pub(super) fn call(&self, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
         Call { name: self.operation.name, account_id, operator: self.info(), outcome }
+    }
+
+    /// The operator who helps an owner, or is one of two who have to agree.
+    #[must_use]
+    pub fn actor(&self, app: &App) -> Actor<'_> {
+        Actor::calling(self.info(), RateLimit::for_operator(app.config.admin.operator_per_hour))
     }
 
     fn info(&self) -> OperatorInfo<'_> {
@@ -91,7 +99,11 @@ async fn admitted(admin: &AdminState, request: Request, next: Next) -> Result<Re
     request.extensions_mut().insert(caller.clone());
     let mut response = next.run(request).await;
     if response.extensions_mut().remove::<Recorded>().is_none() {
-        let outcome = if response.status().is_success() { Outcome::Allowed } else { Outcome::Failed };
+        let outcome = match response.status() {
+            status if status.is_success() => Outcome::Allowed,
+            StatusCode::FORBIDDEN => Outcome::Refused,
+            _ => Outcome::Failed,
+        };
         record(admin, account_id, &caller, outcome).await?;
     }
     Ok(response)

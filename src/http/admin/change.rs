@@ -29,12 +29,11 @@ use crate::locale::Locale;
 use crate::metrics::OperatorLabel;
 use crate::outbox::inspect as outbox;
 use crate::password::{self, Password};
-use crate::throttle::RateLimit;
 
 /// A JSON body, as [`crate::http::extract::StrictJson`], whose members may have other types than
 /// strings.
 #[derive(Debug)]
-pub struct Typed<T>(T);
+pub struct Typed<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<AdminState> for Typed<T> {
     type Rejection = Error;
@@ -62,7 +61,7 @@ pub struct CreateRequest {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmailRequest {
-    email: String,
+    pub(super) email: String,
 }
 
 /// The body of `PUT /admin/accounts/{id}/locale`.
@@ -89,7 +88,7 @@ struct Changed {
 }
 
 /// The answer to a change. One that was made is recorded already.
-fn changed(body: impl Serialize, recorded: bool) -> Response {
+pub(super) fn changed(body: impl Serialize, recorded: bool) -> Response {
     let mut response = Json(body).into_response();
     if recorded {
         response.extensions_mut().insert(Recorded);
@@ -97,7 +96,7 @@ fn changed(body: impl Serialize, recorded: bool) -> Response {
     response
 }
 
-fn email(text: &str) -> Result<EmailAddress, Error> {
+pub(super) fn email(text: &str) -> Result<EmailAddress, Error> {
     EmailAddress::parse(text).map_err(|_| Error::in_field(Problem::EmailInvalid, "email"))
 }
 
@@ -106,22 +105,22 @@ fn locale(text: Option<&str>) -> Result<Option<Locale>, Error> {
     parsed.map_err(|_| Error::in_field(Problem::FieldInvalid, "locale"))
 }
 
-fn help<'a>(app: &App, caller: &'a Caller) -> Help<'a> {
+pub(super) fn help<'a>(app: &'a App, caller: &'a Caller) -> Help<'a> {
     Help {
-        by: caller.by(),
-        limit: RateLimit::for_operator(app.config.admin.operator_per_hour),
+        actor: Some(caller.actor(app)),
         notice_retention: app.config.mail.notice_retention,
+        protected_trait: app.config.support.protected_trait.as_deref(),
     }
 }
 
 /// Counts a recovery that the caller helped, and wakes the courier for the notice.
-fn helped(app: &App, caller: &Caller, now: OffsetDateTime) {
+pub(super) fn helped(app: &App, caller: &Caller, now: OffsetDateTime) {
     let label = OperatorLabel { operator: caller.operator.name.clone() };
     app.metrics.recoveries_helped.get_or_create(&label).inc();
     app.wakeup.wake(first_id_of(now));
 }
 
-fn throttled(problem: Problem, now: OffsetDateTime, until: OffsetDateTime) -> Error {
+pub(super) fn throttled(problem: Problem, now: OffsetDateTime, until: OffsetDateTime) -> Error {
     Error::retry_after(problem, (until - now).try_into().unwrap_or_default())
 }
 
@@ -153,7 +152,7 @@ pub async fn create(
         match account::create(&mut connection, now, new, caller.by()).await {
             Ok(id) => Ok(Ok(id)),
             Err(CreateError::EmailTaken) => Ok(Err(Problem::EmailTaken.into())),
-            Err(CreateError::NulInTraits) => Ok(Err(Error::in_field(Problem::FieldInvalid, "traits"))),
+            Err(CreateError::TraitsNotStorable) => Ok(Err(Error::in_field(Problem::FieldInvalid, "traits"))),
             Err(CreateError::Storage(error)) => Err(error),
         }
     })
@@ -165,7 +164,8 @@ pub async fn create(
 
 /// `POST /admin/accounts/{id}/ticket`: gives a recovery ticket, with which one recovery can be
 /// started although the rate limit of the address is exhausted. The code is sent to the account's
-/// stored address, which also gets a notice.
+/// stored address, which also gets a notice. For a protected account, the answer is 202 until
+/// another operator has approved the ticket; then the same call gives it.
 ///
 /// # Errors
 ///
@@ -189,7 +189,17 @@ pub async fn ticket(
         Ticket::NotFound => Err(Problem::AccountNotFound.into()),
         Ticket::Disabled => Err(Problem::AccountDisabled.into()),
         Ticket::NotBefore(until) => Err(throttled(Problem::OperatorThrottled, now, until)),
+        Ticket::Asked(request) => Ok(awaits_approval(request, true)),
+        Ticket::Pending(request) => Ok(awaits_approval(request, false)),
+        // Every caller of this API is an operator.
+        Ticket::NoOperator => Err(Problem::OperatorUnknown.into()),
     }
+}
+
+fn awaits_approval(request: Uuid, recorded: bool) -> Response {
+    let mut response = changed(json!({ "request": request }), recorded);
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
 }
 
 /// `PUT /admin/accounts/{id}/email`: gives an account another address. The old address gets a
@@ -197,8 +207,8 @@ pub async fn ticket(
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 404 without such an account, 409 if another account has the address, 429
-/// if the operator has helped too often.
+/// 400 for a bad request, 404 without such an account, 409 if another account has the address or
+/// this one is protected, 429 if the operator has helped too often.
 pub async fn set_email(
     State(admin): State<AdminState>,
     Extension(caller): Extension<Caller>,
@@ -218,6 +228,7 @@ pub async fn set_email(
         EmailSet::AlreadySet => Ok(changed(Changed { changed: false }, false)),
         EmailSet::Taken => Err(Problem::EmailTaken.into()),
         EmailSet::NotFound => Err(Problem::AccountNotFound.into()),
+        EmailSet::Protected => Err(Problem::AccountProtected.into()),
         EmailSet::NotBefore(until) => Err(throttled(Problem::OperatorThrottled, now, until)),
     }
 }

@@ -1,10 +1,12 @@
 //! The admin API for operators, on an address of its own: ADMIN_ADDR. Each call is authenticated
-//! and audited ([`access`]). The public API has none of these routes.
+//! and audited ([`access`]). The page `/console` uses it. The public API has none of these routes.
 
 pub mod access;
 mod change;
+mod console;
 pub mod query;
 mod read;
+mod request;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -50,7 +52,8 @@ const fn changes(method: &'static str, path: &'static str, name: &'static str, r
 }
 
 /// Who may call what. A call that is not in this table is refused.
-pub const OPERATIONS: [Operation; 16] = [
+pub const OPERATIONS: [Operation; 21] = [
+    reads("/admin/self", "operator.self", Auditor),
     reads("/admin/accounts", "account.find", Auditor),
     reads("/admin/accounts/{id}", "account.show", Auditor),
     reads("/admin/accounts/{id}/events", "account.events", Auditor),
@@ -60,6 +63,11 @@ pub const OPERATIONS: [Operation; 16] = [
     changes("DELETE", "/admin/accounts/{id}/sessions", "account.end_sessions", Support),
     changes("POST", "/admin/limits/lift", "limits.lift", Support),
     changes("POST", "/admin/outbox/retry", "outbox.retry", Support),
+    reads("/admin/requests", "request.list", Auditor),
+    // The approval of an address takes an admin, as its handler says.
+    changes("POST", "/admin/requests/{id}/approve", "request.approve", Support),
+    changes("DELETE", "/admin/requests/{id}", "request.cancel", Support),
+    changes("POST", "/admin/accounts/{id}/recover-to", "account.recover_to", Admin),
     changes("POST", "/admin/accounts", "account.create", Admin),
     changes("PUT", "/admin/accounts/{id}/email", "account.set_email", Admin),
     changes("PUT", "/admin/accounts/{id}/locale", "account.set_locale", Admin),
@@ -106,6 +114,7 @@ impl AdminState {
 pub fn router(app: &AppState, pool: PgPool) -> Router {
     let state = AdminState { app: Arc::clone(&app.app), pool, accepted: Arc::default() };
     Router::new()
+        .route("/admin/self", get(read::caller))
         .route("/admin/accounts", get(read::find).post(change::create))
         .route("/admin/accounts/{id}", get(read::show).delete(change::erase))
         .route("/admin/accounts/{id}/events", get(read::account_events))
@@ -116,12 +125,17 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .route("/admin/accounts/{id}/disable", post(change::disable))
         .route("/admin/accounts/{id}/enable", post(change::enable))
         .route("/admin/operators/{name}/events", get(read::operator_events))
+        .route("/admin/accounts/{id}/recover-to", post(request::recover_to))
+        .route("/admin/requests", get(request::list))
+        .route("/admin/requests/{id}", axum::routing::delete(request::cancel))
+        .route("/admin/requests/{id}/approve", post(request::approve))
         .route("/admin/limits/lift", post(change::lift))
         .route("/admin/outbox", get(read::outbox))
         .route("/admin/outbox/retry", post(change::retry))
         .route("/admin/export", get(read::export))
         .route_layer(from_fn_with_state(state.clone(), access::admit))
         .route("/openapi.json", get(openapi))
+        .merge(console::routes(&app.app.config))
         .fallback(async || Error::from(Problem::NotFound))
         .method_not_allowed_fallback(async || Error::from(Problem::MethodNotAllowed))
         .with_state(state)

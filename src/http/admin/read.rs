@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::access::{Caller, Recorded};
-use super::{AdminState, query};
+use super::{AdminState, OPERATIONS, query};
 use crate::account::record::{self, Name};
 use crate::admin::history::{self, AuditEntry};
 use crate::admin::inspect::{self, Overview};
 use crate::admin::search;
 use crate::audit::{self, Event};
 use crate::error::{Error, Problem};
+use crate::operator::Operator;
 use crate::outbox::inspect as outbox;
 use crate::transfer::import::identity::to_json;
 
@@ -32,6 +33,14 @@ pub(super) type Id = Result<Path<Uuid>, PathRejection>;
 /// `AccountNotFound` if it is no id.
 pub(super) fn account(id: Id) -> Result<Uuid, Error> {
     id.map(|Path(id)| id).map_err(|_| Problem::AccountNotFound.into())
+}
+
+/// `GET /admin/self`: the operator who calls, and the calls that the role may make.
+pub async fn caller(Extension(caller): Extension<Caller>) -> Json<Value> {
+    let Operator { name, role } = &caller.operator;
+    let may = OPERATIONS.iter().filter(|operation| operation.role <= *role);
+    let may: Vec<_> = may.map(|operation| operation.name).collect();
+    Json(json!({ "name": name, "role": role, "may": may }))
 }
 
 /// `GET /admin/accounts`: a page of the accounts with an address, a beginning of one, an id, or an
@@ -52,7 +61,7 @@ pub async fn find(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> 
 }
 
 /// The id with which the next page begins, if there may be one.
-fn next(page: query::Page, found: usize, last: Option<Uuid>) -> Option<Uuid> {
+pub(super) fn next(page: query::Page, found: usize, last: Option<Uuid>) -> Option<Uuid> {
     last.filter(|_| i64::try_from(found) == Ok(page.limit))
 }
 

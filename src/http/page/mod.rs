@@ -3,86 +3,38 @@
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
-mod asset;
-
 use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, LOCATION, VARY};
+use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use sha2::{Digest, Sha256};
 use tower_cookies::Cookies;
 use url::form_urlencoded;
 
-use self::asset::Asset;
-use crate::brand::{Brand, Picture};
+use crate::brand::Picture;
 use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
 use crate::email_address::EmailAddress;
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::http::extract::locale_of;
+use crate::http::files::{self, Files};
 use crate::http::{AppState, cookie};
 use crate::locale::Locale;
 
-/// Allows only the page's own files and the API. The browser itself submits no form, or its fields
-/// would be in a URL. Scripts cannot turn text into markup.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                      form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
-
-/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs
-/// to no origin.
-const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
-
 const CSS: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-const ICON: &str = include_str!("icon.svg");
 
 /// The page in both languages and its files, made and compressed once.
-struct Files {
-    vi: Asset,
-    en: Asset,
-    /// By name.
-    others: Vec<(&'static str, Asset)>,
-    /// The beginning of a hash over the other files. It is in their URLs, so browsers can cache
-    /// them until they change.
-    version: String,
-}
-
-impl Files {
-    fn new(config: &Config) -> Self {
-        let brand = config.mail.brand();
-        let ours = || Picture::svg("icon.svg", ICON.into()).expect("our own icon is harmless");
-        let icon = brand.icon.clone().unwrap_or_else(ours);
-        let mut others = vec![
-            ("page.css", "text/css; charset=utf-8", css(brand).into_bytes()),
-            ("page.js", "text/javascript; charset=utf-8", SCRIPT.into()),
-        ];
-        for picture in brand.logo.iter().chain([&icon]) {
-            others.push((picture.name, picture.content_type, picture.content.clone()));
-        }
-        let mut digest = Sha256::new();
-        for (.., content) in &others {
-            digest.update(content);
-        }
-        let version =
-            digest.finalize()[..8].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-        let [vi, en] = [Locale::Vi, Locale::En].map(|locale| {
-            Asset::new("text/html; charset=utf-8", html(config, locale, &icon, &version).into_bytes())
-        });
-        let compressed = |(name, content_type, content)| (name, Asset::new(content_type, content));
-        Self { vi, en, others: others.into_iter().map(compressed).collect(), version }
-    }
-}
-
-fn css(brand: &Brand) -> String {
-    let (light, dark) = (brand.light.css(), brand.dark.css());
-    format!(
-        ":root {{ color-scheme: light dark; {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{CSS}"
-    )
+fn files_of(config: &Config) -> Files {
+    let brand = config.mail.brand();
+    let icon = files::icon(brand);
+    let mut others = vec![files::css("page.css", brand, CSS), files::script("page.js", SCRIPT)];
+    others.extend(brand.logo.iter().chain([&icon]).map(files::picture));
+    Files::new(others, |locale, version| html(config, locale, &icon, version))
 }
 
 fn html(config: &Config, locale: Locale, icon: &Picture, version: &str) -> String {
@@ -125,7 +77,7 @@ pub fn routes(config: &Config) -> Router<AppState> {
         // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
         .route("/.well-known/change-password", get(to_page))
         .route("/recovery/{file}", get(file))
-        .layer(Extension(Arc::new(Files::new(config))))
+        .layer(Extension(Arc::new(files_of(config))))
 }
 
 /// `GET /recovery`, in the language that the user chose in this browser, else in the browser's
@@ -139,40 +91,21 @@ async fn page(
     if let Some(chosen) = choose_language(query.as_deref(), "/recovery", &cookies) {
         return chosen;
     }
-    let page = match language(&headers) {
-        Locale::Vi => &files.vi,
-        Locale::En => &files.en,
-    };
-    let head = [
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (VARY, "accept-language, cookie"),
-    ];
-    // Its own headers are appended to those of the asset: both have `Vary`.
-    (AppendHeaders(head), page.answer(&headers)).into_response()
+    files.page(language(&headers), "accept-language, cookie", &headers)
 }
 
 async fn to_page() -> Redirect {
     Redirect::to("/recovery")
 }
 
-/// `GET /recovery/{file}?VERSION`. A file of another version than this replica's is not cached,
-/// because a roll-out is in progress.
+/// `GET /recovery/{file}?VERSION`.
 async fn file(
     Extension(files): Extension<Arc<Files>>,
     name: Result<Path<String>, PathRejection>,
-    RawQuery(query): RawQuery,
+    RawQuery(version): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let Path(name) = name.map_err(|_| Problem::NotFound)?;
-    let (_, asset) = files.others.iter().find(|(known, _)| *known == name).ok_or(Problem::NotFound)?;
-    let cache = if query.as_deref() == Some(files.version.as_str()) {
-        "public, max-age=31536000, immutable"
-    } else {
-        "no-store"
-    };
-    let head = [(CACHE_CONTROL, cache), (CONTENT_SECURITY_POLICY, FILE_POLICY)];
-    Ok((head, asset.answer(&headers)).into_response())
+    files.file(name, version.as_deref(), &headers)
 }
 
 /// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at

@@ -195,7 +195,7 @@ impl Fields<'_> {
             Some(_) => return Err("its state is neither active nor inactive"),
         };
         if !account::can_store(&traits) {
-            return Err("its traits contain the character U+0000, which PostgreSQL cannot store");
+            return Err("its traits contain U+0000 or a number of 1e300 or more, which cannot be stored");
         }
         let time = |text: Option<&str>| {
             let parsed = text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
@@ -298,6 +298,7 @@ mod tests {
             ("/state", json!("gone"), "active nor inactive"),
             ("/created_at", json!("yesterday"), "2026-01-31"),
             ("/traits/name/first", json!("a\0b"), "U+0000"),
+            ("/traits/name/first", json!(-1.797e308), "1e300"),
         ] {
             let refusal = read(&[(pointer, value)]).unwrap_err();
             assert!(refusal.reason.contains(part), "{refusal:?}");

@@ -8,11 +8,18 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use reqwest::Method;
+use serde_json::{Value, json};
 use sqlx::PgPool;
+use uuid::Uuid;
+use vos_auth::operator::Role;
 
 use super::{BUSY, holds};
+use crate::address_change::two_operators_agree;
+use crate::admin::{self, desk, id_of, operator};
+use crate::event_hooks::start_with;
 use crate::harness::Service;
 use crate::harness::client::{Answer, Client};
+use crate::harness::webhook::{Mood, Webhook};
 
 const BROWSERS: usize = 2;
 const PASSWORD: &str = "slow boats on a misty green river";
@@ -64,6 +71,24 @@ enum Call {
     },
     /// No call: the known address's owner changes the password elsewhere.
     OwnerChangesPassword,
+    /// No call: two operators agree on another address for the owner, who may stop that.
+    AddressChange {
+        stopped: bool,
+    },
+    /// No call of the attackers: an operator calls the admin API about the known address's account.
+    Operator(Act),
+}
+
+/// What an operator does.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    FindAndRead,
+    Ticket,
+    EndSessions,
+    SetLocale,
+    DisableAndEnable,
+    /// Of every compared address, because support can lift the limits of one without an account.
+    LiftLimits,
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -77,6 +102,7 @@ fn call() -> impl Strategy<Value = Call> {
         (Method::POST, "/api/auth/logout", "{}"),
         (Method::GET, "/api/auth/sessions", ""),
         (Method::POST, "/api/auth/password", r#"{"currentPassword":"a","newPassword":"b"}"#),
+        (Method::POST, "/api/auth/address-change/stop", r#"{"password":"a"}"#),
         (Method::POST, "/api/auth/recovery/start", "{}"),
         (Method::POST, "/api/auth/recovery/verify", "["),
         (Method::POST, "/api/auth/recovery/reset-password", r#"{"password":1}"#),
@@ -96,13 +122,37 @@ fn call() -> impl Strategy<Value = Call> {
             .prop_map(|(browser, (method, path, body))| Call::Other { browser, method, path, body }),
         1 => (browser.clone(), browser).prop_map(|(browser, from)| Call::TakeCookie { browser, from }),
         3 => seconds.prop_map(|seconds| Call::Pass { seconds }),
+        6 => elsewhere(),
+    ]
+}
+
+/// What happens without a call of the attackers.
+fn elsewhere() -> impl Strategy<Value = Call> {
+    let acts = vec![
+        Act::FindAndRead,
+        Act::Ticket,
+        Act::EndSessions,
+        Act::SetLocale,
+        Act::DisableAndEnable,
+        Act::LiftLimits,
+    ];
+    prop_oneof![
         2 => Just(Call::OwnerChangesPassword),
+        1 => any::<bool>().prop_map(|stopped| Call::AddressChange { stopped }),
+        3 => prop::sample::select(acts).prop_map(Call::Operator),
     ]
 }
 
 #[sqlx::test]
 async fn s1_without_the_mailed_code_all_addresses_look_alike(pool: PgPool) {
-    let service = Arc::new(Service::start_with_settings(&pool, BUSY).await);
+    let webhook = Webhook::start(Mood::Takes);
+    let settings = BUSY
+        .iter()
+        .chain(&[admin::ADDRESS, "--operator-per-hour=10000"])
+        .map(|setting| (*setting).to_owned());
+    let settings = settings.chain(webhook.settings()).collect();
+    let service = Arc::new(start_with(&pool, settings, &[webhook.entry("rest", "all")]).await);
+    let desk = desk(&service, &operator(&service, "alice", Role::Admin).await);
     let (number, tested, client) = (AtomicU64::new(0), Arc::clone(&service), service.client());
     holds(vec(call(), 1..25), 15, async move |calls| {
         let number = number.fetch_add(1, Ordering::Relaxed);
@@ -124,6 +174,8 @@ async fn s1_without_the_mailed_code_all_addresses_look_alike(pool: PgPool) {
             match call {
                 Call::Pass { seconds } => tested.clock.advance(Duration::from_secs(seconds)),
                 Call::OwnerChangesPassword => owner.changes_password().await,
+                Call::AddressChange { stopped } => owner.gets_another_address(&tested, stopped).await,
+                Call::Operator(act) => does(&desk, id_of(&tested.pool, known).await, &emails, act).await,
                 call => {
                     let mut seen = Vec::new();
                     for attacker in &mut attackers {
@@ -139,7 +191,37 @@ async fn s1_without_the_mailed_code_all_addresses_look_alike(pool: PgPool) {
         tested.relay.takes_mails();
     })
     .await;
+    assert!(!webhook.calls().is_empty());
     Arc::into_inner(service).unwrap().stops().await;
+}
+
+/// An operator acts on the account with this id.
+async fn does(desk: &Client, id: Uuid, emails: &[String], act: Act) {
+    let account = format!("/admin/accounts/{id}");
+    let of_account =
+        |method: &'static str, rest: &str, body: Value| (method, format!("{account}{rest}"), body);
+    let calls = match act {
+        Act::FindAndRead => vec![
+            ("GET", format!("/admin/accounts?email={}", emails[0]), Value::Null),
+            of_account("GET", "", Value::Null),
+            of_account("GET", "/events", Value::Null),
+        ],
+        Act::Ticket => vec![of_account("POST", "/ticket", Value::Null)],
+        Act::EndSessions => vec![of_account("DELETE", "/sessions", Value::Null)],
+        Act::SetLocale => vec![of_account("PUT", "/locale", json!({ "locale": "en" }))],
+        Act::DisableAndEnable => {
+            vec![of_account("POST", "/disable", Value::Null), of_account("POST", "/enable", Value::Null)]
+        }
+        Act::LiftLimits => {
+            let lift = |email| ("POST", "/admin/limits/lift".to_owned(), json!({ "email": email }));
+            emails.iter().map(lift).collect()
+        }
+    };
+    for (method, path, body) in calls {
+        let answer = admin::call(desk, method, &path, &body).await;
+        let is_bounded = matches!(act, Act::LiftLimits | Act::Ticket) && answer.status == 429;
+        assert!(answer.status < 300 || is_bounded, "{method} {path}: {} {}", answer.status, answer.text);
+    }
 }
 
 /// An attacker with several browsers, who tries one address.
@@ -182,7 +264,12 @@ impl Attacker {
                 self.browsers[*browser].cookie = taken;
                 return None;
             }
-            Call::Pass { .. } | Call::OwnerChangesPassword => unreachable!("not an attacker's call"),
+            Call::Pass { .. }
+            | Call::OwnerChangesPassword
+            | Call::AddressChange { .. }
+            | Call::Operator(_) => {
+                unreachable!("not an attacker's call")
+            }
         };
         let id = answer.header("x-recovery-id").or_else(|| answer.body["recovery"]["id"].as_str());
         if let Some(id) = id.filter(|id| !self.ids.iter().any(|known| known == id)) {
@@ -261,6 +348,20 @@ impl Owner<'_> {
         self.changes += 1;
         let changed = self.client.changes_password(&current, &self.password()).await;
         assert!(changed.is_signed_in(), "{}", changed.text);
+    }
+
+    /// Two operators approve it. It does not take effect: then the address would be an unknown one.
+    async fn gets_another_address(&mut self, service: &Service, stopped: bool) {
+        assert!(self.client.logs_in(self.email, &self.password()).await.is_signed_in());
+        // Stops the one before.
+        self.client.stops_address_change(&self.password()).await;
+        let account = "SELECT id FROM account WHERE email = $1";
+        let account = sqlx::query_scalar(account).bind(self.email).fetch_one(&service.pool).await.unwrap();
+        let (now, new) = (service.app.clock.now(), format!("new.{}", self.email));
+        two_operators_agree(&service.pool, now, account, &new).await;
+        if stopped {
+            assert_eq!(self.client.stops_address_change(&self.password()).await.status, 200);
+        }
     }
 
     fn password(&self) -> String {

@@ -1,8 +1,10 @@
 //! Vietnamese and English: which language a request prefers, and the message of every error.
 
-use strum::{EnumString, IntoStaticStr};
-use zxcvbn::feedback::{Suggestion, Warning};
+mod advice;
 
+use strum::{EnumString, IntoStaticStr};
+
+pub use self::advice::{breach_advice, suggestion, warning};
 use crate::error::Problem;
 
 /// A language that the service speaks. As text it is its language tag, as in `lang="vi"` and in the
@@ -169,6 +171,10 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Hiện có quá nhiều người đang đăng nhập. Hãy thử lại sau vài giây.",
             "Too many people are signing in at the moment. Try again in a few seconds.",
         ),
+        Problem::AddressChangeMissing => (
+            "Không có thay đổi địa chỉ email nào đang chờ. Có thể thay đổi đã được hủy hoặc đã có hiệu lực; hãy liên hệ với bộ phận hỗ trợ nếu bạn không yêu cầu.",
+            "No change of the email address is waiting. It may have been stopped, or it has taken effect; contact support if you did not ask for it.",
+        ),
         Problem::IdempotencyKeyInvalid => (
             "Tiêu đề Idempotency-Key không hợp lệ. Hãy gửi một khóa ngẫu nhiên gồm 22 đến 64 ký tự.",
             "The Idempotency-Key header is not valid. Send one random key of 22 to 64 characters.",
@@ -230,6 +236,34 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Bạn đã hỗ trợ khôi phục quá nhiều lần trong giờ qua. Hãy đợi rồi thử lại, hoặc nhờ người vận hành khác.",
             "You have helped with too many recoveries in the last hour. Wait, or ask another operator.",
         ),
+        Problem::RequestNotFound => (
+            "Không có yêu cầu này. Hãy xem lại danh sách yêu cầu.",
+            "There is no such request. See the list of requests.",
+        ),
+        Problem::RequestPending => (
+            "Tài khoản này đang có một yêu cầu chưa kết thúc. Hãy phê duyệt hoặc hủy yêu cầu đó trước.",
+            "The account has an open request. Approve or cancel that one first.",
+        ),
+        Problem::RequestEnded => (
+            "Yêu cầu này đã được phê duyệt hoặc đã kết thúc. Hãy xem lại danh sách yêu cầu.",
+            "The request was approved before, or it has ended. See the list of requests.",
+        ),
+        Problem::SecondOperatorRequired => (
+            "Bạn là người đã gửi yêu cầu này. Hãy nhờ một người vận hành khác phê duyệt.",
+            "You have asked for this yourself. Another operator has to approve it.",
+        ),
+        Problem::AccountChanged => (
+            "Tài khoản đã bị vô hiệu hóa hoặc đã có địa chỉ khác kể từ khi gửi yêu cầu. Hãy hủy yêu cầu và gửi lại nếu cần.",
+            "Since the request, the account was disabled or got another address. Cancel the request, and ask again if needed.",
+        ),
+        Problem::AccountProtected => (
+            "Tài khoản này được bảo vệ: việc đổi địa chỉ cần hai người vận hành. Hãy dùng recover-to.",
+            "This account is protected: another address takes two operators. Use recover-to.",
+        ),
+        Problem::EmailUnchanged => (
+            "Tài khoản đã có địa chỉ này. Không cần thay đổi.",
+            "The account has this address already. There is nothing to change.",
+        ),
         Problem::LiftThrottled => (
             "Các giới hạn của địa chỉ này đã được gỡ quá nhiều lần trong 24 giờ. Hãy đợi rồi thử lại.",
             "The limits of this address were lifted too often in 24 hours. Wait, then try again.",
@@ -244,115 +278,6 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
         ),
     };
     pick(vi, en, locale)
-}
-
-/// Why a password is easy to guess.
-#[must_use]
-pub const fn warning(warning: Warning, locale: Locale) -> &'static str {
-    let (vi, en) = match warning {
-        Warning::StraightRowsOfKeysAreEasyToGuess => {
-            ("Một hàng phím liền nhau rất dễ đoán.", "A row of keys is easy to guess.")
-        }
-        Warning::ShortKeyboardPatternsAreEasyToGuess => (
-            "Chuỗi phím theo một hình đơn giản trên bàn phím rất dễ đoán.",
-            "A short pattern of keys is easy to guess.",
-        ),
-        Warning::RepeatsLikeAaaAreEasyToGuess => (
-            "Ký tự lặp lại kiểu \"aaa\" rất dễ đoán.",
-            "A repeated character such as \"aaa\" is easy to guess.",
-        ),
-        Warning::RepeatsLikeAbcAbcAreOnlySlightlyHarderToGuess => (
-            "Lặp lại kiểu \"abcabcabc\" cũng dễ đoán gần như \"abc\".",
-            "A repetition such as \"abcabcabc\" is hardly better than \"abc\".",
-        ),
-        Warning::ThisIsATop10Password | Warning::ThisIsATop100Password | Warning::ThisIsACommonPassword => {
-            ("Rất nhiều người dùng mật khẩu này.", "Very many people use this password.")
-        }
-        Warning::ThisIsSimilarToACommonlyUsedPassword => (
-            "Mật khẩu này gần giống một mật khẩu mà nhiều người dùng.",
-            "This is similar to a password that many people use.",
-        ),
-        Warning::SequencesLikeAbcAreEasyToGuess => (
-            "Dãy liên tiếp kiểu abc hoặc 6543 rất dễ đoán.",
-            "A sequence such as abc or 6543 is easy to guess.",
-        ),
-        Warning::RecentYearsAreEasyToGuess => {
-            ("Những năm gần đây rất dễ đoán.", "A recent year is easy to guess.")
-        }
-        Warning::AWordByItselfIsEasyToGuess => {
-            ("Một từ đơn lẻ rất dễ đoán.", "A single word is easy to guess.")
-        }
-        Warning::DatesAreOftenEasyToGuess => ("Ngày tháng thường dễ đoán.", "A date is often easy to guess."),
-        Warning::NamesAndSurnamesByThemselvesAreEasyToGuess
-        | Warning::CommonNamesAndSurnamesAreEasyToGuess => {
-            ("Tên người rất dễ đoán.", "A person's name is easy to guess.")
-        }
-    };
-    pick(vi, en, locale)
-}
-
-/// How to choose a password that is hard to guess.
-#[must_use]
-pub const fn suggestion(suggestion: Suggestion, locale: Locale) -> &'static str {
-    let (vi, en) = match suggestion {
-        Suggestion::UseAFewWordsAvoidCommonPhrases => {
-            ("Dùng vài từ, tránh những câu quen thuộc.", "Use a few words, and no familiar phrase.")
-        }
-        Suggestion::NoNeedForSymbolsDigitsOrUppercaseLetters => {
-            ("Không cần ký hiệu, chữ số hay chữ hoa.", "Symbols, digits and capitals are not needed.")
-        }
-        Suggestion::AddAnotherWordOrTwo => {
-            ("Thêm 1–2 từ nữa; từ càng ít gặp càng tốt.", "Add a word or two; rare ones are better.")
-        }
-        Suggestion::CapitalizationDoesntHelpVeryMuch => {
-            ("Viết hoa không giúp được nhiều.", "Capital letters do not help much.")
-        }
-        Suggestion::AllUppercaseIsAlmostAsEasyToGuessAsAllLowercase => (
-            "Viết hoa toàn bộ cũng dễ đoán gần như viết thường.",
-            "All capitals are about as easy to guess as all small letters.",
-        ),
-        Suggestion::ReversedWordsArentMuchHarderToGuess => (
-            "Từ viết ngược cũng không khó đoán hơn nhiều.",
-            "A word written backwards is not much harder to guess.",
-        ),
-        Suggestion::PredictableSubstitutionsDontHelpVeryMuch => (
-            "Thay chữ theo cách quen thuộc, như '@' thay cho 'a', không giúp được nhiều.",
-            "The usual replacements, such as '@' for 'a', do not help much.",
-        ),
-        Suggestion::UseALongerKeyboardPatternWithMoreTurns => (
-            "Tránh các phím nằm cạnh nhau trên bàn phím.",
-            "Avoid keys that are next to each other on the keyboard.",
-        ),
-        Suggestion::AvoidRepeatedWordsAndCharacters => {
-            ("Tránh lặp lại từ và ký tự.", "Avoid repeated words and characters.")
-        }
-        Suggestion::AvoidSequences => ("Tránh các dãy liên tiếp.", "Avoid sequences."),
-        Suggestion::AvoidRecentYears => ("Tránh những năm gần đây.", "Avoid recent years."),
-        Suggestion::AvoidYearsThatAreAssociatedWithYou => {
-            ("Tránh những năm có liên quan đến bạn.", "Avoid years that have to do with you.")
-        }
-        Suggestion::AvoidDatesAndYearsThatAreAssociatedWithYou => {
-            ("Tránh ngày và năm có liên quan đến bạn.", "Avoid dates and years that have to do with you.")
-        }
-    };
-    pick(vi, en, locale)
-}
-
-/// What to do about a password known from breaches, sentence by sentence.
-#[must_use]
-pub const fn breach_advice(locale: Locale) -> [&'static str; 2] {
-    [
-        pick(
-            "Dùng một mật khẩu chưa từng được dùng ở bất kỳ nơi nào.",
-            "Use a password that you have never used anywhere.",
-            locale,
-        ),
-        pick(
-            "Nếu mật khẩu này đang được dùng ở nơi khác, hãy đổi cả ở đó.",
-            "If you use this password elsewhere, change it there too.",
-            locale,
-        ),
-    ]
 }
 
 const fn pick(vi: &'static str, en: &'static str, locale: Locale) -> &'static str {

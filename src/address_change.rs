@@ -1,0 +1,136 @@
+//! An approved change of an account's address ([`crate::admin::request`]): its owner can stop it,
+//! and a task of the service carries it out when it is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::admin::request;
+use crate::admin::request::carry_out::{self, Outcome};
+use crate::app::App;
+use crate::client::Client;
+use crate::clock::first_id_of;
+use crate::database::{failures, in_time, transact, within_deadline, within_operator_deadline};
+use crate::error::{Error, Problem};
+use crate::password::{Password, PasswordMatch};
+use crate::session::{self, Authenticated};
+use crate::{account, audit, throttle};
+
+/// How often the task looks for changes that are due.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// The maximum number of changes in one round.
+const CHANGES: i64 = 20;
+
+/// Stops the approved change of the caller's account, given the current password: a session alone
+/// may be stolen. A wrong password counts as one of [`crate::password_change::change`]. The right
+/// one costs nothing, so that an owner can always ask whether a change is waiting.
+///
+/// # Errors
+///
+/// `PasswordIncorrect`; `PasswordThrottled` after too many wrong passwords or changes;
+/// `AddressChangeMissing` if no change is waiting; `SessionInvalid` if the session ended or the
+/// password was changed meanwhile; `HashingBusy`, with nothing spent; `StorageUnavailable`.
+pub async fn stop(
+    app: &App,
+    authenticated: Authenticated,
+    current: &Password,
+    client: &Client,
+) -> Result<(), Error> {
+    let place = app.hasher.place()?;
+    let (pool, now, id) = (&app.pool, app.time()?, authenticated.account.id);
+    let (bucket_key, limit) = (throttle::password_key(id), app.failure_limit);
+    throttle::draw(pool, now, &bucket_key, limit, Problem::PasswordThrottled).await?;
+    let stored = within_deadline("find password", account::password_hash(pool, id)).await?;
+    let result = place.verify(current, stored.clone(), None).await?;
+    let (PasswordMatch::Right { .. }, Some(stored)) = (result, stored) else {
+        return Err(Error::in_field(Problem::PasswordIncorrect, "password"));
+    };
+    drop(place);
+    let now = app.time()?;
+    let is_stopped = transact("stop address change", async {
+        let mut transaction = pool.begin().await?;
+        account::lock(&mut transaction, id, Some(&stored)).await?.ok_or(Problem::SessionInvalid)?;
+        if !session::is_open(app, &mut transaction, now, authenticated.session.id).await? {
+            return Err(Problem::SessionInvalid.into());
+        }
+        let is_stopped = request::stop(&mut transaction, now, id).await?;
+        if is_stopped {
+            let event = audit::Event::AddressChangeStopped;
+            audit::record(&mut *transaction, now, event, id, Some(client.into())).await?;
+        }
+        throttle::refund(&mut *transaction, &bucket_key, limit).await?;
+        transaction.commit().await?;
+        Ok(is_stopped)
+    })
+    .await?;
+    if is_stopped { Ok(()) } else { Err(Problem::AddressChangeMissing.into()) }
+}
+
+/// The task that carries out changes that are due. Every replica with the admin API has one. They
+/// need not agree: a change is carried out under the lock of its account, by the first that gets
+/// it.
+#[derive(Debug)]
+pub struct AddressChanges {
+    app: Arc<App>,
+}
+
+impl AddressChanges {
+    /// A task that has not begun.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        Self { app }
+    }
+
+    /// Carries out changes until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        while stop.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
+            // Boxed, because the future is large.
+            stop.run_until_cancelled(Box::pin(self.round())).await;
+        }
+    }
+
+    /// Carries out the changes that are due, and counts those that stay. The service's own role may
+    /// not change an address: without the admin API, this replica only counts.
+    pub async fn round(&self) {
+        let app = &self.app;
+        let Some(now) = app.clock.trusted_now() else { return };
+        if let Some(pool) = &app.admin_pool {
+            match in_time(carry_out::due(pool, now, CHANGES)).await {
+                Ok(due) => {
+                    for id in due {
+                        self.carry_out(pool, now, id).await;
+                    }
+                }
+                Err(error) => failures::note("find due address changes", &error),
+            }
+        }
+        match in_time(carry_out::overdue(&app.pool, now)).await {
+            Ok(overdue) => {
+                app.metrics.address_changes_overdue.set(overdue);
+            }
+            Err(error) => failures::note("count due address changes", &error),
+        }
+    }
+
+    async fn carry_out(&self, pool: &PgPool, now: OffsetDateTime, id: Uuid) {
+        let config = &self.app.config;
+        let terms = (config.support.address_change_delay, config.mail.notice_retention);
+        let carried_out = within_operator_deadline("carry out address change", async {
+            let mut connection = pool.acquire().await?;
+            carry_out::carry_out(&mut connection, now, id, terms).await
+        });
+        // An error is logged; the next round tries again.
+        if let Ok(outcome) = carried_out.await
+            && outcome != Outcome::NotDue
+        {
+            let outcome: &str = outcome.into();
+            tracing::info!(request = %id, outcome, "an approved address change was due");
+            self.app.wakeup.wake(first_id_of(now));
+        }
+    }
+}
