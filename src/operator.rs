@@ -9,7 +9,7 @@ use sqlx::{Acquire, PgExecutor, Postgres};
 use strum::IntoStaticStr;
 use time::OffsetDateTime;
 
-use crate::audit::{self, Event};
+use crate::audit::{self, By, Event, OperatorInfo};
 use crate::clock::serialize_rfc3339;
 pub use crate::config::Role;
 use crate::secret::{OperatorToken, TokenHash};
@@ -26,6 +26,11 @@ impl OperatorName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The holder of a token, in the event of a command that issues or revokes it.
+    fn holder(&self) -> By<'_> {
+        By::Operator(OperatorInfo { name: &self.0, reason: None, client: None })
     }
 }
 
@@ -116,7 +121,7 @@ pub async fn create(
     if created.execute(&mut *transaction).await?.rows_affected() == 0 {
         return Ok(None);
     }
-    audit::record_token(&mut *transaction, now, Event::OperatorCreated, name.as_str()).await?;
+    audit::record(&mut *transaction, now, Event::OperatorCreated, None, Some(name.holder())).await?;
     transaction.commit().await?;
     Ok(Some(token))
 }
@@ -173,7 +178,7 @@ pub async fn revoke(
     if revoked.execute(&mut *transaction).await?.rows_affected() == 0 {
         return Ok(false);
     }
-    audit::record_token(&mut *transaction, now, Event::OperatorRevoked, name.as_str()).await?;
+    audit::record(&mut *transaction, now, Event::OperatorRevoked, None, Some(name.holder())).await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -39,7 +39,7 @@ impl<'a> Help<'a> {
     }
 
     fn by(self) -> Option<By<'a>> {
-        self.actor.map(|actor| actor.by)
+        self.actor.map(Actor::by)
     }
 
     async fn draw(self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<Draw, sqlx::Error> {

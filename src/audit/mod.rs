@@ -112,15 +112,16 @@ impl<'a> From<&'a Client> for ClientInfo<'a> {
     }
 }
 
-/// The operator whose call of the admin API caused an event.
+/// The operator who caused an event.
 #[derive(Clone, Copy, Debug)]
 pub struct OperatorInfo<'a> {
     /// The name, or the identity in the client certificate.
     pub name: &'a str,
     /// Why, in the operator's words.
     pub reason: Option<&'a str>,
-    /// The operator's own client.
-    pub client: ClientInfo<'a>,
+    /// The client that called the admin API. `None`: a command names the operator, and cannot check
+    /// the name.
+    pub client: Option<ClientInfo<'a>>,
 }
 
 /// Who caused an event.
@@ -128,43 +129,20 @@ pub struct OperatorInfo<'a> {
 pub enum By<'a> {
     /// A client of the public API.
     Client(ClientInfo<'a>),
-    /// An operator, by the admin API.
+    /// An operator, by the admin API or a command.
     Operator(OperatorInfo<'a>),
-    /// An operator whom a command names. The command cannot check the name.
-    Command {
-        /// The name.
-        operator: &'a str,
-        /// Why, in the operator's words.
-        reason: &'a str,
-    },
 }
 
 impl<'a> By<'a> {
     fn client(self) -> Option<ClientInfo<'a>> {
         match self {
-            Self::Client(client) | Self::Operator(OperatorInfo { client, .. }) => Some(client),
-            Self::Command { .. } => None,
+            Self::Client(client) => Some(client),
+            Self::Operator(operator) => operator.client,
         }
     }
 
-    fn operator(self) -> Option<&'a str> {
-        match self {
-            Self::Client(_) => None,
-            Self::Operator(OperatorInfo { name, .. }) => Some(name),
-            Self::Command { operator, .. } => Some(operator),
-        }
-    }
-
-    fn reason(self) -> Option<&'a str> {
-        match self {
-            Self::Client(_) => None,
-            Self::Operator(OperatorInfo { reason, .. }) => reason,
-            Self::Command { reason, .. } => Some(reason),
-        }
-    }
-
-    fn outcome(self) -> Option<&'static str> {
-        matches!(self, Self::Operator(_)).then(|| Outcome::Allowed.into())
+    fn operator(self) -> Option<OperatorInfo<'a>> {
+        if let Self::Operator(operator) = self { Some(operator) } else { None }
     }
 }
 
@@ -253,6 +231,7 @@ pub async fn record_call(
     call: &Call<'_>,
 ) -> Result<(), sqlx::Error> {
     let (operator, event) = (call.operator, Event::OperatorCall);
+    let client = operator.client;
     sqlx::query!(
         "INSERT INTO audit_event (id, what, account_id, created_at, client_ip, user_agent, operator, reason, call, outcome)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -260,31 +239,12 @@ pub async fn record_call(
         <&str>::from(event),
         call.account_id,
         now,
-        operator.client.client_ip as _,
-        operator.client.user_agent,
+        client.map(|client| client.client_ip) as _,
+        client.map(|client| client.user_agent),
         operator.name,
         operator.reason,
         call.name,
         <&str>::from(call.outcome),
-    )
-    .execute(executor)
-    .await?;
-    Ok(())
-}
-
-/// Appends what a command did to an operator's token.
-pub async fn record_token(
-    executor: impl PgExecutor<'_>,
-    now: OffsetDateTime,
-    event: Event,
-    operator: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "INSERT INTO audit_event (id, what, created_at, operator) VALUES ($1, $2, $3, $4)",
-        new_id(now),
-        <&str>::from(event),
-        now,
-        operator
     )
     .execute(executor)
     .await?;
@@ -315,16 +275,17 @@ impl<'a> FromIterator<Entry<'a>> for EventColumns<'a> {
     fn from_iter<I: IntoIterator<Item = Entry<'a>>>(events: I) -> Self {
         let mut columns = Self::default();
         for Entry { at, event, account_id, by } in events {
-            let client = by.and_then(By::client);
+            let (client, operator) = (by.and_then(By::client), by.and_then(By::operator));
+            let is_call = operator.is_some_and(|operator| operator.client.is_some());
             columns.ids.push(new_id(at));
             columns.what.push(event.into());
             columns.account_ids.push(account_id);
             columns.times.push(at);
             columns.client_ips.push(client.map(|client| client.client_ip));
             columns.user_agents.push(client.map(|client| client.user_agent));
-            columns.operators.push(by.and_then(By::operator));
-            columns.reasons.push(by.and_then(By::reason));
-            columns.outcomes.push(by.and_then(By::outcome));
+            columns.operators.push(operator.map(|operator| operator.name));
+            columns.reasons.push(operator.and_then(|operator| operator.reason));
+            columns.outcomes.push(is_call.then(|| Outcome::Allowed.into()));
         }
         columns
     }

@@ -62,7 +62,7 @@ pub struct AuditEntry {
     pub client_ip: Option<IpAddr>,
     /// The User-Agent of that client.
     pub user_agent: Option<String>,
-    /// The operator who called the admin API.
+    /// The operator who called the admin API or is named by a command, or the holder of the token.
     pub operator: Option<String>,
     /// Why, in the operator's words.
     pub reason: Option<String>,

@@ -86,7 +86,7 @@ pub(super) async fn run(command: RequestCommand) -> Result<(), Failure> {
     let (mut connection, now) = (connect().await?, Clock::system().now());
     match command {
         RequestCommand::List { limit, json } => {
-            print(&request::list(&mut connection, now, None, limit).await?, json)?;
+            print(&request::list(&mut connection, now, false, None, limit).await?, json)?;
         }
         RequestCommand::Approve { id, who, address_change_delay, notice_retention } => {
             let terms = (address_change_delay, notice_retention);

@@ -1,9 +1,12 @@
 //! A page in both languages and its files: compressed once, under one policy, and cached by
 //! browsers under a version.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery};
 use axum::http::HeaderMap;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, VARY};
 use axum::response::{AppendHeaders, IntoResponse, Response};
@@ -72,11 +75,7 @@ impl Files {
 
     /// A file by its name. One of another version than this replica's is not cached, because a
     /// roll-out is in progress.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound` if there is no such file.
-    pub fn file(
+    fn file(
         &self,
         name: Result<Path<String>, PathRejection>,
         version: Option<&str>,
@@ -92,6 +91,20 @@ impl Files {
         let head = [(CACHE_CONTROL, cache), (CONTENT_SECURITY_POLICY, FILE_POLICY)];
         Ok((head, asset.answer(headers)).into_response())
     }
+}
+
+/// Answers `GET /…/{file}?VERSION` with a file of the page whose [`Files`] are an extension.
+///
+/// # Errors
+///
+/// `NotFound` if there is no such file.
+pub async fn file(
+    Extension(files): Extension<Arc<Files>>,
+    name: Result<Path<String>, PathRejection>,
+    RawQuery(version): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    files.file(name, version.as_deref(), &headers)
 }
 
 /// A script.

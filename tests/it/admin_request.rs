@@ -83,12 +83,17 @@ async fn two_admins_agree_on_another_address(pool: PgPool) {
     assert_eq!((&request["state"], &request["asked_by"]), (&json!("approved"), &json!("alice")));
     assert_eq!((&request["approved_by"], &request["reason"]), (&json!("bob"), &json!("desk 4711")));
     assert_eq!(request["effective_at"], approved.body["effective_at"]);
+    let open = async || {
+        let listed = call(&carol, "GET", "/admin/requests?open=true", &Value::Null).await;
+        listed.body["requests"].as_array().unwrap().len()
+    };
     assert_eq!(office.outcomes("alice").await, ["allowed", "refused"]);
     assert_eq!(office.outcomes("carol").await, ["allowed", "refused"]);
     let asked_by =
         "audit_event WHERE what = 'address_change_asked' AND operator = 'alice' AND reason = 'desk 4711'";
     assert_eq!(office.service.count(asked_by).await, 1);
 
+    assert_eq!(open().await, 1);
     // Support may stop what another operator has begun, and it can be begun again.
     assert_eq!(
         office.calls(&carol, "request.cancel", id, &Value::Null).await.body,
@@ -98,6 +103,7 @@ async fn two_admins_agree_on_another_address(pool: PgPool) {
         office.calls(&carol, "request.cancel", id, &Value::Null).await.error(),
         (409, "request_ended")
     );
+    assert_eq!(open().await, 0);
     let asked = office.calls(&bob, "account.recover_to", &account, &new).await;
     let id = asked.body["request"].as_str().unwrap();
     office.service.has_account(NEW).await;

@@ -307,6 +307,36 @@ async fn accounts_are_found_by_what_people_know_of_them(pool: PgPool) {
     service.stops().await;
 }
 
+/// A double click reads a page of events once, and a second Escape loses no link.
+#[sqlx::test]
+async fn impatience_loses_and_repeats_nothing(pool: PgPool) {
+    let (service, console, _) = console_of(&pool, &[]).await;
+    let token = operator(&service, "alice", Role::Support).await;
+    let many = "INSERT INTO audit_event (id, what, account_id, created_at)
+        SELECT ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'signed_in', $1, $2
+        FROM generate_series(1, 250) AS n";
+    sqlx::query(many).bind(id_of(&pool, EMAIL).await).bind(now()).execute(&pool).await.unwrap();
+    let browser = Browser::open("en").await;
+    signs_in(&browser, &console, &token).await;
+    finds(&browser, EMAIL).await;
+    browser.until("!document.querySelector('#older').hidden").await;
+    browser.script("const older = document.querySelector('#older'); older.click(); older.click()").await;
+    browser.until("document.querySelector('#older').hidden").await;
+    let signed_in = "[...document.querySelectorAll('#events tr')].filter((row) => row.innerText.includes('Signed in')).length";
+    assert_eq!(browser.value(signed_in).await, "250");
+
+    browser.clicks(&button("ticket")).await;
+    browser.sees("#reason").await;
+    browser.types("#reason", "new phone").await;
+    browser
+        .script("document.querySelector('#confirm').click(); document.querySelector('#act').close()")
+        .await;
+    browser.until("document.querySelector('#act').open && document.querySelector('#link').value").await;
+    browser.clicks("#given [data-close]").await;
+    browser.closes().await;
+    service.stops().await;
+}
+
 #[sqlx::test]
 async fn a_chosen_language_keeps_the_account_and_the_sign_in(pool: PgPool) {
     let (service, console, _) = console_of(&pool, &[]).await;

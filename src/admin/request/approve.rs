@@ -49,7 +49,7 @@ pub async fn approve(
         return Ok(Approved::NotAsked(request.state));
     }
     // As the constraint in the table: a name in capitals is no second operator.
-    if request.asked_by.to_lowercase() == actor.name.to_lowercase() {
+    if request.asked_by.to_lowercase() == actor.name().to_lowercase() {
         return Ok(Approved::SameOperator);
     }
     if !is_active || request.old_email.as_ref().is_some_and(|old| *old != email) {
@@ -80,14 +80,14 @@ pub async fn approve(
         "UPDATE operator_request SET state = 'approved', approved_by = $2, approved_at = $3, effective_at = $4, notice_id = $5
          WHERE id = $1",
         id,
-        actor.name,
+        actor.name(),
         now,
         effective_at,
         notice_id,
     )
     .execute(&mut *transaction)
     .await?;
-    audit::record(&mut *transaction, now, event, request.account_id, Some(actor.by)).await?;
+    audit::record(&mut *transaction, now, event, request.account_id, Some(actor.by())).await?;
     transaction.commit().await?;
     Ok(approved)
 }

@@ -25,32 +25,34 @@ use crate::audit::{self, By, Event, OperatorInfo};
 use crate::email_address::EmailAddress;
 use crate::throttle::{self, Draw, RateLimit};
 
-/// The operator who asks for something, approves or cancels it.
+/// The operator who helps an owner, or asks for something, approves or cancels it.
 #[derive(Clone, Copy, Debug)]
 pub struct Actor<'a> {
-    /// The operator's name, of 1 to 200 characters.
-    pub name: &'a str,
-    /// Why, in 1 to 200 characters.
-    pub reason: &'a str,
-    /// The same for audit events.
-    pub by: By<'a>,
+    operator: OperatorInfo<'a>,
     /// How often the operator may help, all kinds of help together. A command is not bounded.
-    limit: RateLimit,
+    limit: Option<RateLimit>,
 }
 
 impl<'a> Actor<'a> {
     /// The operator of a call of the admin API.
     #[must_use]
     pub fn calling(operator: OperatorInfo<'a>, limit: RateLimit) -> Self {
-        let reason = operator.reason.unwrap_or_default();
-        Self { name: operator.name, reason, by: By::Operator(operator), limit }
+        Self { operator, limit: Some(limit) }
     }
 
-    /// The operator whom a command names.
+    /// The operator whom a command names: a name and a reason of 1 to 200 characters each.
     #[must_use]
     pub fn of_command(name: &'a str, reason: &'a str) -> Self {
-        let by = By::Command { operator: name, reason };
-        Self { name, reason, by, limit: RateLimit::unlimited() }
+        Self { operator: OperatorInfo { name, reason: Some(reason), client: None }, limit: None }
+    }
+
+    fn name(self) -> &'a str {
+        self.operator.name
+    }
+
+    /// The same for audit events.
+    pub(super) fn by(self) -> By<'a> {
+        By::Operator(self.operator)
     }
 
     /// Draws one unit of the operator's bucket.
@@ -59,10 +61,8 @@ impl<'a> Actor<'a> {
         transaction: &mut PgConnection,
         now: OffsetDateTime,
     ) -> Result<Draw, sqlx::Error> {
-        if let By::Command { .. } = self.by {
-            return Ok(Draw::Drawn);
-        }
-        throttle::try_draw(transaction, now, &throttle::operator_key(self.name), self.limit).await
+        let Some(limit) = self.limit else { return Ok(Draw::Drawn) };
+        throttle::try_draw(transaction, now, &throttle::operator_key(self.name()), limit).await
     }
 }
 
@@ -110,7 +110,7 @@ pub async fn ask_address(
         return Ok(Asked::NotBefore(at));
     }
     let id = insert(&mut transaction, now, actor, account_id, Some((&old, new.as_str()))).await?;
-    audit::record(&mut *transaction, now, Event::AddressChangeAsked, account_id, Some(actor.by)).await?;
+    audit::record(&mut *transaction, now, Event::AddressChangeAsked, account_id, Some(actor.by())).await?;
     transaction.commit().await?;
     Ok(Asked::Asked(id))
 }
@@ -144,9 +144,9 @@ pub async fn cancel(
     if !matches!(request.state, State::Asked | State::Approved) {
         return Ok(Cancelled::Ended(request.state));
     }
-    end(&mut transaction, now, id, State::Cancelled, Some(actor.name)).await?;
+    end(&mut transaction, now, id, State::Cancelled, Some(actor.name())).await?;
     let event = cancellation(request.kind);
-    audit::record(&mut *transaction, now, event, request.account_id, Some(actor.by)).await?;
+    audit::record(&mut *transaction, now, event, request.account_id, Some(actor.by())).await?;
     transaction.commit().await?;
     Ok(Cancelled::Cancelled)
 }

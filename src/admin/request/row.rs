@@ -120,8 +120,8 @@ pub(super) async fn insert(
         id,
         <&str>::from(kind),
         account_id,
-        actor.name,
-        actor.reason,
+        actor.name(),
+        actor.operator.reason.unwrap_or_default(),
         now,
         addresses.map(|(old, _)| old),
         addresses.map(|(_, new)| new),
@@ -131,32 +131,28 @@ pub(super) async fn insert(
     Ok(id)
 }
 
-/// A request, as stored.
-async fn stored(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Request>, sqlx::Error> {
-    sqlx::query_as!(
-        Request,
-        r#"SELECT id, kind AS "kind: Kind", account_id, state AS "state: State", asked_by, reason, asked_at, approved_by,
-               approved_at, old_email, new_email, effective_at, notice_id, ended_at, ended_by
-           FROM operator_request WHERE id = $1"#,
-        id
-    )
-    .fetch_optional(executor)
-    .await
-}
-
 /// A request, as it is at `now`.
 pub async fn find(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
     id: Uuid,
 ) -> Result<Option<Request>, sqlx::Error> {
-    Ok(stored(executor, id).await?.map(|request| request.at(now)))
+    let request = sqlx::query_as!(
+        Request,
+        r#"SELECT id, kind AS "kind: Kind", account_id, state AS "state: State", asked_by, reason, asked_at, approved_by,
+               approved_at, old_email, new_email, effective_at, notice_id, ended_at, ended_by
+           FROM operator_request WHERE id = $1"#,
+        id
+    );
+    Ok(request.fetch_optional(executor).await?.map(|request| request.at(now)))
 }
 
-/// At most `limit` requests from before the one with the id `before`, the newest first.
+/// At most `limit` requests from before the one with the id `before`, the newest first. With `open`,
+/// only those that wait for an operator or for their time.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
+    open: bool,
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Request>, sqlx::Error> {
@@ -164,9 +160,14 @@ pub async fn list(
         Request,
         r#"SELECT id, kind AS "kind: Kind", account_id, state AS "state: State", asked_by, reason, asked_at, approved_by,
                approved_at, old_email, new_email, effective_at, notice_id, ended_at, ended_by
-           FROM operator_request WHERE id < $1 ORDER BY id DESC LIMIT $2"#,
+           FROM operator_request
+           WHERE id < $1 AND (NOT $3
+               OR state = 'asked' AND asked_at > $4 OR state = 'approved' AND (kind = 'address' OR approved_at > $4))
+           ORDER BY id DESC LIMIT $2"#,
         before.unwrap_or(Uuid::max()),
-        limit
+        limit,
+        open,
+        now - APPROVAL_LIFETIME
     );
     Ok(requests.fetch_all(executor).await?.into_iter().map(|request| request.at(now)).collect())
 }
@@ -179,18 +180,16 @@ pub(super) struct Locked {
     pub is_active: bool,
 }
 
-/// Locks the account of a request, then the request.
+/// A request and its account, which it locks: a change of a request needs the lock of its account.
 pub(super) async fn lock(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
     id: Uuid,
 ) -> Result<Option<Locked>, sqlx::Error> {
-    let Some(request) = stored(&mut *transaction, id).await? else { return Ok(None) };
-    let account = record::lock_in_any_state(transaction, request.account_id).await?;
+    let account = sqlx::query_scalar!("SELECT account_id FROM operator_request WHERE id = $1", id);
+    let Some(account) = account.fetch_optional(&mut *transaction).await? else { return Ok(None) };
+    let account = record::lock_in_any_state(transaction, account).await?;
     let Some((email, is_active)) = account else { return Ok(None) };
-    sqlx::query!("SELECT id FROM operator_request WHERE id = $1 FOR UPDATE", id)
-        .fetch_optional(&mut *transaction)
-        .await?;
     let request = find(transaction, now, id).await?;
     Ok(request.map(|request| Locked { request, email, is_active }))
 }
@@ -203,7 +202,7 @@ pub(super) async fn open_request(
     kind: Kind,
 ) -> Result<Option<Request>, sqlx::Error> {
     let id = sqlx::query_scalar!(
-        "SELECT id FROM operator_request WHERE account_id = $1 AND kind = $2 AND state IN ('asked', 'approved') FOR UPDATE",
+        "SELECT id FROM operator_request WHERE account_id = $1 AND kind = $2 AND state IN ('asked', 'approved')",
         account_id,
         <&str>::from(kind),
     );

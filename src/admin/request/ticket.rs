@@ -40,14 +40,14 @@ pub async fn permit(
     account_id: Uuid,
 ) -> Result<Permit, sqlx::Error> {
     match open_request(transaction, now, account_id, Kind::Ticket).await? {
-        Some(open) if open.state == State::Approved && open.asked_by == actor.name => {
-            end(transaction, now, open.id, State::Done, Some(actor.name)).await?;
+        Some(open) if open.state == State::Approved && open.asked_by == actor.name() => {
+            end(transaction, now, open.id, State::Done, Some(actor.name())).await?;
             Ok(Permit::Granted)
         }
         Some(open) => Ok(Permit::Pending(open.id)),
         None => {
             let id = insert(transaction, now, actor, account_id, None).await?;
-            audit::record(&mut *transaction, now, Event::TicketAsked, account_id, Some(actor.by)).await?;
+            audit::record(&mut *transaction, now, Event::TicketAsked, account_id, Some(actor.by())).await?;
             Ok(Permit::Asked(id))
         }
     }

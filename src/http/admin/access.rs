@@ -59,7 +59,7 @@ impl Caller {
 
     fn info(&self) -> OperatorInfo<'_> {
         let (name, reason) = (self.operator.name.as_str(), self.reason.as_deref());
-        OperatorInfo { name, reason, client: (&self.client).into() }
+        OperatorInfo { name, reason, client: Some((&self.client).into()) }
     }
 }
 

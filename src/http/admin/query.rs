@@ -75,13 +75,21 @@ pub fn page(query: &str, from: &str) -> Result<Page, Error> {
 pub fn export(query: &str) -> Result<(Page, bool), Error> {
     let mut parameters = Parameters::read(query)?;
     let page = parameters.page("after")?;
-    let hashes = match parameters.take("hashes").as_deref() {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(Problem::QueryInvalid.into()),
-    };
+    let hashes = parameters.flag("hashes")?;
     parameters.end()?;
     Ok((page, hashes))
+}
+
+/// Reads the page of a list of requests, and whether only open ones are wanted.
+///
+/// # Errors
+///
+/// `QueryInvalid`.
+pub fn requests(query: &str) -> Result<(Page, bool), Error> {
+    let mut parameters = Parameters::read(query)?;
+    let (page, open) = (parameters.page("before")?, parameters.flag("open")?);
+    parameters.end()?;
+    Ok((page, open))
 }
 
 struct Parameters(Vec<(String, String)>);
@@ -107,6 +115,14 @@ impl Parameters {
         let from = self.take(from).map(|value| parsed(&value)).transpose()?;
         let limit = self.take("limit").map(|value| parsed(&value)).transpose()?.unwrap_or(DEFAULT_PAGE);
         if (1..=MAX_PAGE).contains(&limit) { Ok(Page { from, limit }) } else { Err(Problem::QueryInvalid) }
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, Problem> {
+        match self.take(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(Problem::QueryInvalid),
+        }
     }
 
     fn end(self) -> Result<(), Error> {

@@ -66,9 +66,9 @@ pub async fn recover_to(
 ///
 /// 400 for a bad query.
 pub async fn list(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> Result<Json<Value>, Error> {
-    let (page, now) = (query::page(&text.unwrap_or_default(), "before")?, admin.app.time()?);
+    let ((page, open), now) = (query::requests(&text.unwrap_or_default())?, admin.app.time()?);
     let read = async |connection: &mut sqlx::PgConnection| {
-        request::list(connection, now, page.from, page.limit).await
+        request::list(connection, now, open, page.from, page.limit).await
     };
     let requests = admin.query("list requests", read).await?;
     let next = next(page, requests.len(), requests.last().map(|last| last.id));

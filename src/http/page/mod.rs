@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, RawQuery};
+use axum::extract::RawQuery;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -19,7 +18,6 @@ use url::form_urlencoded;
 use crate::brand::Picture;
 use crate::config::{Config, PASSWORD_MAX_CHARS, Phone};
 use crate::email_address::EmailAddress;
-use crate::error::Error;
 use crate::http::extract::locale_of;
 use crate::http::files::{self, Files};
 use crate::http::{AppState, cookie};
@@ -76,7 +74,7 @@ pub fn routes(config: &Config) -> Router<AppState> {
         .route("/recovery/", get(to_page))
         // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
         .route("/.well-known/change-password", get(to_page))
-        .route("/recovery/{file}", get(file))
+        .route("/recovery/{file}", get(files::file))
         .layer(Extension(Arc::new(files_of(config))))
 }
 
@@ -96,16 +94,6 @@ async fn page(
 
 async fn to_page() -> Redirect {
     Redirect::to("/recovery")
-}
-
-/// `GET /recovery/{file}?VERSION`.
-async fn file(
-    Extension(files): Extension<Arc<Files>>,
-    name: Result<Path<String>, PathRejection>,
-    RawQuery(version): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Error> {
-    files.file(name, version.as_deref(), &headers)
 }
 
 /// The answer to `?lang=vi` or `?lang=en`: sets the language cookie and redirects to the page at

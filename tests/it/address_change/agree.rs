@@ -44,9 +44,13 @@ async fn an_approval_comes_within_ten_minutes(pool: PgPool) {
     desk.service.clock.advance(Duration::from_mins(10) - Duration::from_secs(1));
     assert!(matches!(desk.approves("bob", id).await, Approved::Address(_)));
     let now = desk.service.app.clock.now();
-    let listed = request::list(&mut desk.connection, now, None, 10).await.unwrap();
-    let listed: Vec<_> = listed.iter().map(|request| (request.id, request.state)).collect();
-    assert_eq!(listed, [(id, State::Approved), (late, State::Expired)]);
+    for (open, expected) in
+        [(false, &[(id, State::Approved), (late, State::Expired)][..]), (true, &[(id, State::Approved)])]
+    {
+        let listed = request::list(&mut desk.connection, now, open, None, 10).await.unwrap();
+        let listed: Vec<_> = listed.iter().map(|request| (request.id, request.state)).collect();
+        assert_eq!(listed, expected);
+    }
     desk.closes().await;
 }
 

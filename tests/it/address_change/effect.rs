@@ -8,7 +8,7 @@ use uuid::Uuid;
 use vos_auth::address_change::AddressChanges;
 use vos_auth::admin::request::{Asked, State};
 
-use super::{ANOTHER, DELAY, Desk, NEW, NOTICE, PASSWORD, SETTINGS, TRADER};
+use super::{ANOTHER, DELAY, Desk, NEW, NOTICE, PASSWORD, SETTINGS, TRADER, asks_for_a_ticket};
 use crate::harness::relay::Mood;
 
 #[sqlx::test]
@@ -94,6 +94,8 @@ async fn two_replicas_carry_a_change_out_once(pool: PgPool) {
     let replica = desk.service.replica(&SETTINGS).await;
     let id = desk.agrees_and_tells(NEW).await;
     desk.service.clock.advance(DELAY);
+    // It was asked for the stored address.
+    let ticket = asks_for_a_ticket(&pool, desk.service.app.clock.now(), desk.account).await;
     let rounds = (0..8).map(|n| {
         let app = if n % 2 == 0 { &desk.service.app } else { &replica.app };
         let changes = AddressChanges::new(Arc::clone(app));
@@ -103,6 +105,7 @@ async fn two_replicas_carry_a_change_out_once(pool: PgPool) {
         round.await.unwrap();
     }
     assert_eq!((desk.email().await.as_str(), desk.state(id).await), (NEW, State::Done));
+    assert_eq!(desk.state(ticket).await, State::Cancelled);
     desk.service.until_outbox_has(0).await;
     assert_eq!((desk.events("email_changed").await, desk.emails_to(NEW).len()), (1, 1));
     assert_eq!(desk.emails_to(TRADER).len(), 2);

@@ -70,7 +70,7 @@ const showAccount = (id) => call('GET', accountPath(id));
 const eventsOf = (id, before) => call('GET', accountPath(id, `/events?${query({ limit: EVENTS, ...(before && { before }) })}`));
 const ownEvents = () => call('GET', `/admin/operators/${encodeURIComponent(me.name)}/events?${query({ limit: MOST })}`);
 const showOutbox = () => call('GET', '/admin/outbox');
-const listRequests = () => call('GET', `/admin/requests?${query({ limit: MOST })}`);
+const listRequests = () => call('GET', `/admin/requests?${query({ limit: MOST, open: true })}`);
 
 // What an operator can do. `on` is what it is done to: an account, or a request.
 const ACTS = {
@@ -88,7 +88,7 @@ const ACTS = {
 // ---- State
 
 const PAGE = 50;
-// Pages of which most is not shown: lookups, and requests that have ended.
+// Pages of events, most of which are lookups, which are not shown.
 const EVENTS = 200;
 const MOST = 1000;
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
@@ -300,8 +300,7 @@ function renderRequest(request) {
   return element('li', {}, text, ...where, ...buttons);
 }
 
-const openRequests = async () =>
-  may('request.list') ? (await listRequests()).requests.filter(({ state }) => ['asked', 'approved'].includes(state)) : [];
+const openRequests = async () => (may('request.list') ? (await listRequests()).requests : []);
 
 // ---- Screens
 

@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, RawQuery};
+use axum::extract::RawQuery;
 use axum::http::HeaderMap;
 use axum::response::{Redirect, Response};
 use axum::routing::get;
@@ -16,7 +15,6 @@ use url::form_urlencoded;
 
 use crate::brand::Picture;
 use crate::config::Config;
-use crate::error::Error;
 use crate::http::extract::locale_of;
 use crate::http::files::{self, Files};
 use crate::locale::Locale;
@@ -38,7 +36,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>(config: &Config) -> Router<S> {
     Router::new()
         .route("/", get(async || Redirect::to("/console")))
         .route("/console", get(page))
-        .route("/console/{file}", get(file))
+        .route("/console/{file}", get(files::file))
         .layer(Extension(Arc::new(files)))
 }
 
@@ -64,16 +62,6 @@ async fn page(
         .find_map(|(name, value)| (name == "lang").then(|| value.parse().ok()).flatten());
     let locale = chosen.or_else(|| locale_of(&headers)).unwrap_or(Locale::Vi);
     files.page(locale, "accept-language", &headers)
-}
-
-/// `GET /console/{file}?VERSION`.
-async fn file(
-    Extension(files): Extension<Arc<Files>>,
-    name: Result<Path<String>, PathRejection>,
-    RawQuery(version): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Error> {
-    files.file(name, version.as_deref(), &headers)
 }
 
 /// The settings that the page's HTML contains.
