@@ -259,8 +259,9 @@ async fn watch_database(app: Arc<App>, mut health: Health, stop: CancellationTok
 /// Counts pending emails for the metrics. All replicas report the same numbers.
 async fn watch_outbox(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(OUTBOX_COUNT_INTERVAL)).await.is_some() {
-        if let Ok(backlog) = app.health.query(inspect::backlog).await {
-            inspect::update_metrics(&app.metrics, &backlog, app.clock.now());
+        match app.health.query(inspect::backlog).await {
+            Ok(backlog) => inspect::update_metrics(&app.metrics, &backlog, app.clock.now()),
+            Err(error) => failures::note("count pending emails", &error),
         }
     }
 }
@@ -274,8 +275,8 @@ async fn watch_keys(app: Arc<App>, admin_tls: Option<Arc<Tls>>, stop: Cancellati
         if let Err(why) = read {
             tracing::error!(%why, "JWT_KEYS cannot be read again; the keys that were read before stay in use");
         }
-        if let Some(Err(why)) = admin_tls.as_ref().map(|tls| tls.reread()) {
-            tracing::error!(%why, "the certificate of the admin API cannot be read again; the one before stays in use");
+        if let Some(tls) = &admin_tls {
+            tls.reread(&app.metrics);
         }
     }
 }

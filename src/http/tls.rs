@@ -17,6 +17,7 @@ use webpki::EndEntityCert;
 
 use super::stream::ClientStream;
 use crate::config::{AdminSettings, ConfigError};
+use crate::metrics::Metrics;
 
 /// The attribute `commonName` of a subject (X.520).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
@@ -53,12 +54,17 @@ impl Tls {
         Ok(Some(Self { settings: settings.clone(), acceptor }))
     }
 
-    /// Reads the files again. After an error, those that were read before stay in use.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that names the variable.
-    pub fn reread(&self) -> Result<(), ConfigError> {
+    /// Reads the files again. If it cannot, those that were read before stay in use; a metric and a
+    /// log line say so.
+    pub fn reread(&self, metrics: &Metrics) {
+        let read = self.replace();
+        metrics.admin_certificate_unreadable.set(i64::from(read.is_err()));
+        if let Err(why) = read {
+            tracing::error!(%why, "the certificate of the admin API cannot be read again; the one before stays in use");
+        }
+    }
+
+    fn replace(&self) -> Result<(), ConfigError> {
         if let Some(read) = Self::read(&self.settings)? {
             let read = read.acceptor.into_inner().unwrap_or_else(PoisonError::into_inner);
             *self.acceptor.write().unwrap_or_else(PoisonError::into_inner) = read;

@@ -90,6 +90,8 @@ pub struct Metrics {
     /// 1 while the folder of JWT keys cannot be read, and the keys that were read before are in
     /// use.
     pub jwt_keys_unreadable: Gauge,
+    /// 1 while the certificate of the admin API cannot be read again.
+    pub admin_certificate_unreadable: Gauge,
     /// 1 while the probe finds a relay usable.
     pub relay_up: Family<RelayLabel, Gauge>,
     /// 1 while the access token for relays cannot be renewed, and the previous one is used until it
@@ -149,6 +151,7 @@ impl Default for Metrics {
             hashing_running: Gauge::default(),
             hashing_refused: Counter::default(),
             jwt_keys_unreadable: Gauge::default(),
+            admin_certificate_unreadable: Gauge::default(),
             relay_up: Family::default(),
             relay_token_failing: Gauge::default(),
             relay_last: Family::default(),
@@ -232,6 +235,8 @@ impl Default for Metrics {
         registry.register("hashing_refused", help, metrics.hashing_refused.clone());
         let help = "1 while the folder of JWT keys cannot be read";
         registry.register("jwt_keys_unreadable", help, metrics.jwt_keys_unreadable.clone());
+        let help = "1 while the certificate of the admin API cannot be read again";
+        registry.register("admin_certificate_unreadable", help, metrics.admin_certificate_unreadable.clone());
         registry.register("relay_up", "1 while the probe finds the relay usable", metrics.relay_up.clone());
         let help = "1 while the access token for relays cannot be renewed";
         registry.register("relay_token_failing", help, metrics.relay_token_failing.clone());

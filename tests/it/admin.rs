@@ -18,7 +18,10 @@ use strum::VariantArray as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
+use vos_auth::config::AdminSettings;
 use vos_auth::http::admin::{OPERATIONS, Operation};
+use vos_auth::http::tls::Tls;
+use vos_auth::metrics::Metrics;
 use vos_auth::operator::{self, Role};
 
 use crate::address_change::asks_for_a_ticket;
@@ -280,6 +283,39 @@ async fn each_role_may_call_what_its_row_says_with_a_certificate(pool: PgPool) {
         Holder::new(&service, &other, Some("admin")).calls("GET", "/admin/outbox", &Value::Null).await;
     assert!(refused.is_none(), "{refused:?}");
     service.stops().await;
+}
+
+#[test]
+fn a_certificate_that_cannot_be_read_again_sets_its_metric() {
+    let folder = PathBuf::from(place::temporary("admin-tls-reread"));
+    certificates(&folder);
+    let settings = AdminSettings {
+        admin_addr: None,
+        admin_tls_cert: Some(folder.join("cert.pem")),
+        admin_tls_key: Some(folder.join("key.pem")),
+        admin_client_ca: Some(folder.join("ca.pem")),
+        admin_client_roles: Vec::new(),
+        operator_per_hour: 20,
+    };
+    let (tls, metrics) = (Tls::read(&settings).unwrap().unwrap(), Metrics::default());
+    let unreadable_after = |name: &str, content: &[u8]| {
+        let before = std::fs::read(folder.join(name)).unwrap();
+        std::fs::write(folder.join(name), content).unwrap();
+        tls.reread(&metrics);
+        let unreadable = metrics.admin_certificate_unreadable.get();
+        std::fs::write(folder.join(name), before).unwrap();
+        tls.reread(&metrics);
+        assert_eq!(metrics.admin_certificate_unreadable.get(), 0, "{name} is back");
+        unreadable
+    };
+    for (name, content) in [("cert.pem", &b""[..]), ("key.pem", b"-----BEGIN"), ("ca.pem", b"\xff")] {
+        assert_eq!(unreadable_after(name, content), 1, "{name}");
+    }
+    // A certificate was renewed before its key.
+    std::fs::create_dir(folder.join("renewed")).unwrap();
+    certificate::make(&folder.join("renewed"), "localhost");
+    let renewed = std::fs::read(folder.join("renewed/cert.pem")).unwrap();
+    assert_eq!(unreadable_after("cert.pem", &renewed), 1);
 }
 
 #[sqlx::test]
