@@ -98,6 +98,32 @@ async fn only_an_open_session_can_stop_a_change(pool: PgPool) {
     desk.closes().await;
 }
 
+/// A session that was open when the request arrived, and ended while the password was verified.
+#[sqlx::test]
+async fn a_session_that_has_ended_meanwhile_changes_nothing(pool: PgPool) {
+    let mut desk = Desk::open(&pool).await;
+    let id = desk.agrees_and_tells(NEW).await;
+    let (stopping, mut changing) = (desk.signed_in(PASSWORD).await, desk.signed_in(PASSWORD).await);
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM account FOR UPDATE").execute(&mut *holding).await.unwrap();
+    let stopping = tokio::spawn(async move { stopping.stops_address_change(PASSWORD).await });
+    let changing = tokio::spawn(async move { changing.changes_password(PASSWORD, ANOTHER).await });
+    let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    desk.service.until("both wait for the account", async || desk.service.count(waiting).await == 2).await;
+    sqlx::query("UPDATE session SET revoked_at = $1")
+        .bind(desk.service.app.clock.now())
+        .execute(&mut *holding)
+        .await
+        .unwrap();
+    holding.commit().await.unwrap();
+    for refused in [stopping.await.unwrap(), changing.await.unwrap()] {
+        assert_eq!(refused.error(), (401, "session_invalid"));
+    }
+    assert_eq!(desk.state(id).await, State::Approved);
+    desk.signed_in(PASSWORD).await;
+    desk.closes().await;
+}
+
 /// Both lock the account first: one of them finds the other done.
 #[sqlx::test]
 async fn a_stop_and_the_effect_exclude_each_other(pool: PgPool) {
