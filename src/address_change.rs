@@ -1,5 +1,5 @@
-//! An approved change of an account's address ([`crate::admin::request`]): its owner can stop it,
-//! and a task of the service carries it out when it is due.
+//! An approved change of an account's address ([`crate::admin::request`]): the account's owner can
+//! stop it, and a task of the service carries it out when it is due.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +26,10 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The maximum number of changes in one round.
 const CHANGES: i64 = 20;
 
-/// Stops the approved change of the caller's account, given the current password: a session alone
-/// may be stolen. A wrong password counts as one of [`crate::password_change::change`]. The right
-/// one costs nothing, so that an owner can always ask whether a change is waiting.
+/// Stops the approved address change of the caller's account. It requires the current password,
+/// because a session may be stolen. A wrong password draws on the same rate limit as in
+/// [`crate::password_change::change`]. The right one is refunded, so that an owner can ask any
+/// number of times whether a change is waiting.
 ///
 /// # Errors
 ///
@@ -71,9 +72,9 @@ pub async fn stop(
     if is_stopped { Ok(()) } else { Err(Problem::AddressChangeMissing.into()) }
 }
 
-/// The task that carries out changes that are due. Every replica with the admin API has one. They
-/// need not agree: a change is carried out under the lock of its account, by the first that gets
-/// it.
+/// The task that carries out changes that are due. Every replica runs it. Replicas need not
+/// coordinate: a change is carried out under the lock of its account, by the first replica that
+/// gets the lock.
 #[derive(Debug)]
 pub struct AddressChanges {
     app: Arc<App>,
@@ -94,8 +95,8 @@ impl AddressChanges {
         }
     }
 
-    /// Carries out the changes that are due, and counts those that stay. The service's own role may
-    /// not change an address: without the admin API, this replica only counts.
+    /// Carries out the changes that are due, and counts those that remain due. The service's own
+    /// role may not change an address: without the admin API, this replica only counts.
     pub async fn round(&self) {
         let app = &self.app;
         let Some(now) = app.clock.trusted_now() else { return };

@@ -70,7 +70,8 @@ pub struct App {
     pub source_limits: SourceLimits,
     /// One login at a time for each address.
     pub login_turns: Turns,
-    /// One request at a time for each session token, and one that ends sessions for each account.
+    /// For each session token one request at a time, and for each account one request at a time
+    /// that ends sessions.
     pub session_turns: Turns,
     /// The metrics.
     pub metrics: Arc<Metrics>,
@@ -82,7 +83,7 @@ pub struct App {
 pub enum Limits {
     /// Rate limits are enforced as configured.
     On,
-    /// Nothing is limited.
+    /// The rate limits of addresses, accounts, networks and known browsers are not enforced.
     Off,
 }
 

@@ -42,12 +42,13 @@ impl Census {
         Self { app, counts: Counts::new(), bouncing: 0, next_page: 0, is_failing: false }
     }
 
-    /// Counts without pauses before the service listens, for at most the time that a request would
-    /// wait. If the table is too large for that, the last stored counts serve until the first round
-    /// ends. If there are none, or an import came since, the part that was read serves.
+    /// Counts without pauses before the service accepts requests, for at most `STORAGE_DEADLINE`.
+    /// If the table is too large for that, decoys are made from the last stored counts until the
+    /// first round ends; or from the part that was read, if there are no stored counts or accounts
+    /// were imported since.
     pub async fn warm_up(&mut self) {
-        // An alert compares this metric with the time: until the first round ends, it counts from
-        // the start.
+        // An alert compares this metric with the time. Until the first round ends, the metric is
+        // the start of the service.
         self.app.metrics.hashes_counted.set(self.app.clock.now().unix_timestamp());
         let read = timeout(STORAGE_DEADLINE, async {
             loop {
@@ -73,7 +74,7 @@ impl Census {
     /// Counts until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let counting = async {
-            // Until then every login is answered 502.
+            // While there are no decoys, every login is answered 502.
             while self.app.hasher.decoys().is_none() {
                 sleep(REST).await;
                 self.warm_up().await;

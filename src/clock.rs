@@ -1,8 +1,8 @@
 //! The clock: the only place that reads the time.
 //!
-//! Every rule that depends on time takes `now` as an argument, and `now` comes from here. A test
-//! can so set the time instead of waiting. Times are whole microseconds, because PostgreSQL stores
-//! no more.
+//! Every rule that depends on time takes `now` as an argument, and `now` comes from here. So a test
+//! can set the time instead of waiting. Times are whole microseconds, because PostgreSQL stores no
+//! more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

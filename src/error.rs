@@ -55,7 +55,7 @@ pub enum Problem {
     PasswordTooLong,
     /// The new password is easy to guess.
     PasswordGuessable,
-    /// The new password is on the list of those known from breaches.
+    /// The new password is on the list of passwords known from breaches.
     PasswordBreached,
     /// The given current password is wrong.
     PasswordIncorrect,
@@ -74,7 +74,7 @@ pub enum Problem {
     AddressChangeMissing,
     /// The header Idempotency-Key is malformed or repeated.
     IdempotencyKeyInvalid,
-    /// A query parameter is unknown or has an unknown value.
+    /// A query parameter is unknown, repeated or has an invalid value.
     QueryInvalid,
     /// The request came from a page of an origin that is not allowed.
     OriginRefused,
@@ -84,7 +84,8 @@ pub enum Problem {
     AddressThrottled,
     /// No mail relay is usable.
     MailUnavailable,
-    /// PostgreSQL does not answer in time, or too many requests wait for it.
+    /// PostgreSQL fails or does not answer in time, too many requests wait for it, or its clock
+    /// differs from this machine's.
     StorageUnavailable,
     /// The service is not ready, or is stopping.
     NotReady,
@@ -194,7 +195,7 @@ impl From<Problem> for Error {
 mod tests {
     use super::*;
 
-    /// A variant that is renamed would rename a code that clients know.
+    /// Renaming a variant would rename an error code that clients know.
     #[test]
     fn codes_are_as_in_the_snapshot() {
         let codes: Vec<_> = Problem::VARIANTS.iter().map(|problem| problem.code()).collect();

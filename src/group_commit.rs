@@ -123,8 +123,8 @@ impl<T, R> Arrivals<T, R> {
         None
     }
 
-    /// Waits until a request waits. `false` when every [`GroupCommit`] was dropped. Dropping the
-    /// future loses no request.
+    /// Waits until at least one request is queued. `false` when every [`GroupCommit`] was dropped.
+    /// Dropping the future loses no request.
     pub async fn arrive(&mut self) -> bool {
         self.max_waiting.store(self.max_waiting(), Ordering::Relaxed);
         !self.arrived.is_empty() || self.queue.recv_many(&mut self.arrived, self.max_batch).await > 0
@@ -163,7 +163,7 @@ impl<T, R> Batch<T, R> {
     /// every request fail.
     pub fn answer(self, results: impl IntoIterator<Item = R>) {
         for (answer, result) in self.answers.into_iter().zip(results) {
-            // A caller that has given up was promised nothing.
+            // A caller that has given up needs no result.
             let _ = answer.send(result);
         }
     }

@@ -100,7 +100,7 @@
 //!    [`courier`] is woken.
 //! 5. The response carries the cookie.
 //! 6. Later, the courier claims the row, looks the account up, derives the code, offers the email
-//!    to the relays in turn until one accepts it, and deletes the row with its next claim.
+//!    to the relays in turn until one accepts it, and deletes the row in its next round.
 //!
 //! # The life of one `reset-password`
 //!
@@ -132,9 +132,10 @@
 //!    key. `verify` and `progress` read it only after the right code was entered; `progress` never
 //!    reads the outbox.
 //! 2. **Accepted is kept.** A 200 follows the commit of session and email. A row leaves the outbox
-//!    when a relay accepted its email, when its code expires too soon, or when there is no
-//!    recipient: every relay that is up says that the mailbox does not exist ([`mail::verdict`]),
-//!    or the account was erased. No email is sent inside a transaction.
+//!    when a relay accepted its email, when the email expires too soon, or when there is no
+//!    recipient: no active account has the address, its recovery was used or ended, or every relay
+//!    that is up says that the mailbox does not exist ([`mail::verdict`]; a notice is then kept
+//!    until it expires). No email is sent inside a transaction.
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id
 //!    ([`secret::Key::code`]). No table, log or subject contains it.
 //! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together

@@ -75,7 +75,7 @@ pub enum TokenState {
     Revoked,
 }
 
-/// A row of the table, without its token.
+/// A row of `operator`, without the hash of the token.
 #[derive(Clone, Debug, Serialize)]
 pub struct OperatorRow {
     /// The name.
@@ -95,8 +95,8 @@ pub struct OperatorRow {
     pub revoked_at: Option<OffsetDateTime>,
 }
 
-/// Creates an operator, or gives one whose token was revoked or has expired another token. Returns
-/// the token; `None` if there is an operator of this name with a valid token.
+/// Creates an operator with a token. If the operator exists, and the token was revoked or has
+/// expired, replaces the token. Returns the token; `None` if the operator has a valid token.
 pub async fn create(
     database: impl Acquire<'_, Database = Postgres>,
     now: OffsetDateTime,

@@ -98,9 +98,9 @@ impl Server {
         &self.app
     }
 
-    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests, emails and
-    /// deliveries of events in progress may finish within the stop timeout. What is unfinished by
-    /// then is dropped; an unsent email or event stays in the database.
+    /// Serves until `stop`. Then `/readyz` answers 503 for the drain delay, and requests, emails
+    /// and deliveries of events in progress may finish within the stop timeout. What is unfinished
+    /// by then is dropped; an unsent email or event stays in the database.
     ///
     /// # Errors
     ///
@@ -120,8 +120,7 @@ impl Server {
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
         let shutdown = CancellationToken::new();
-        // Before the service listens: requests are answered 502 until relays and PostgreSQL were
-        // checked.
+        // Checked before the service accepts requests, which would be answered 502 until then.
         let (mut probes, health) = tokio::join!(
             app.gateway.watch(&config.relays, &app.metrics, &shutdown),
             connect(&app, &mut census)

@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// The maximum number of rows that one statement deletes: locks stay short, and replication keeps
 /// up.
 const ROWS: i64 = 5000;
-/// The pages of `throttle` that one statement scans: about as many rows.
+/// The pages of `throttle` that one statement scans: about [`ROWS`] rows.
 const PAGES: i64 = 64;
 /// The maximum number of statements for a table in one sweep.
 const ROUNDS: u32 = 100;
@@ -36,7 +36,7 @@ pub struct Sweeper {
     /// The page of `throttle` at which the next sweep continues: a large table takes several
     /// sweeps.
     next_page: i64,
-    /// Whether the database answered in the sweep before.
+    /// Whether the database answered in the previous sweep.
     had_answer: bool,
 }
 
@@ -54,8 +54,8 @@ impl Sweeper {
         }
     }
 
-    /// Deletes the rows that have expired, all of them unless there are very many. A table that
-    /// fails does not hold up the others.
+    /// Deletes the rows that have expired, all of them unless there are very many. If one table
+    /// fails, the others are swept nevertheless.
     pub async fn sweep(&mut self) {
         let app = Arc::clone(&self.app);
         let networks = app.source_limits.sweep();
@@ -103,8 +103,8 @@ impl Sweeper {
         }
     }
 
-    /// After an outage of the database, the first sweep removes none: replicas have the time until
-    /// the next one to register their hooks again.
+    /// Removes hooks that no replica has. After an outage of the database, the first sweep removes
+    /// none, so that replicas can register their hooks again before the next sweep.
     async fn remove_event_hooks(&mut self, now: OffsetDateTime) {
         let kept_since = if self.had_answer { now - KEPT_FOR } else { OffsetDateTime::UNIX_EPOCH };
         let removed = in_time(event_hook::queue::remove_unset(&self.app.pool, kept_since)).await;

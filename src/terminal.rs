@@ -7,8 +7,8 @@ use std::io::{IsTerminal as _, Write as _};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
 /// Escapes as JSON does (`\u001b`) every character that controls a terminal, or reorders or hides a
-/// part of a line. JSON has such characters only inside strings, so an escaped document has the
-/// same value.
+/// part of a line. Compact JSON has such characters only inside strings, so an escaped document has
+/// the same value.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -68,7 +68,7 @@ pub fn error_line(text: impl Display) {
 pub fn progress(text: &str) {
     let mut error = std::io::stderr();
     if error.is_terminal() {
-        // Nothing depends on it.
+        // An error is ignored: the progress is only for information.
         let _ = write!(error, "\r\u{1b}[K{}", escaped(text)).and_then(|()| error.flush());
     }
 }

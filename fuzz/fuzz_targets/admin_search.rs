@@ -1,4 +1,5 @@
-//! The search of the admin API: at most one criterion, and a page within its bounds.
+//! The query parser of the admin API's search accepts at most one criterion, no parameter twice,
+//! and a page of 1 to 1000 accounts.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,6 @@
-//! A filter of breached passwords cannot stop the service: it is refused, or every lookup in it
-//! ends. The input is a file without its footer, so that its parts are read as if the checksum of a
-//! forged file were right; and it is a whole file.
+//! A damaged or forged filter of breached passwords cannot stop the service: it is refused, or
+//! every lookup in it returns. Each input is read twice: as a whole file, and as the parts of a
+//! file, to which a header and a footer with the right checksum are added.
 #![no_main]
 
 use std::io::Cursor;
@@ -12,7 +12,8 @@ use vos_auth::password::blocklist::Blocklist;
 
 fuzz_target!(|file: &[u8]| {
     let _ = Blocklist::read_from(Cursor::new(file));
-    // The first two octets are the number of sums, which only the parts determine.
+    // The footer contains the number of sums, which must match the parts: it is taken from the
+    // first two octets of the input.
     let Some((sums, parts)) = file.split_first_chunk() else { return };
     let mut forged = [b"VOSPWBL\n\x01\0\0\0".as_slice(), parts].concat();
     forged.extend(u64::from(u16::from_le_bytes(*sums)).to_le_bytes());

@@ -19,7 +19,7 @@ fuzz_target!(|message: &[u8]| {
     }
     let recipients = report::recipients(message);
     assert!(recipients.iter().map(String::len).sum::<usize>() <= 3 * message.len());
-    // The current day, and a day when the corpus's signatures were valid.
+    // A day in 1970, and a day on which the addresses in the corpus have not expired.
     for now in [OffsetDateTime::UNIX_EPOCH, time::macros::datetime!(2026-11-23 18:05:07 UTC)] {
         assert!(recipients.iter().all(|text| SignedAddress::find(&KEYS, text, now).is_none()));
         assert_eq!(SignedAddress::find(&KEYS, &String::from_utf8_lossy(message), now), None);

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use vos_auth::http::cookie::recovery_token;
 use vos_auth::secret::TOKEN_CHARS;
 
-// Every line of the input is a header.
+// Each of the first 16 lines of the input is the value of a header.
 fuzz_target!(|input: &[u8]| {
     let mut headers = HeaderMap::new();
     for line in input.split(|byte| *byte == b'\n').take(16) {

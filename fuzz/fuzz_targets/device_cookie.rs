@@ -1,4 +1,5 @@
-//! The service accepts a device cookie or ticket only if it is exactly one that it issued.
+//! The service accepts a device cookie only if it is exactly one that it issued, and never as a
+//! ticket.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -24,8 +25,8 @@ static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
     Issued { keys, owner, cookie }
 });
 
-// The input is a candidate value, and a mask of bits to flip in an issued cookie. The fuzzer sees
-// comparisons, so it finds the issued cookie itself too.
+// The input is used twice: as a candidate value, and as a mask of bits to flip in an issued cookie.
+// libFuzzer traces comparisons, so it can also find the issued cookie.
 fuzz_target!(|input: &[u8]| {
     let Issued { keys, owner, cookie } = &*ISSUED;
     let is_accepted = |text: &str| {

@@ -1,4 +1,5 @@
-//! The service reads X-Forwarded-For only from trusted proxies, and the last hop they name decides.
+//! The service reads X-Forwarded-For only from trusted proxies. The last hop that is no trusted
+//! proxy is the client.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use vos_auth::http::guard::client_ip;
 
 const NAME: &str = "x-forwarded-for";
 
-// Every line of the input is a header.
+// Each of the first 16 lines of the input is the value of a header.
 fuzz_target!(|input: &[u8]| {
     let trusted: [IpNet; 2] = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a network"));
     let (proxy, stranger) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([203, 0, 113, 9]));

@@ -1,4 +1,5 @@
-//! aiosmtpd, a relay by others, configured to require XOAUTH2. Its hook checks each token.
+//! aiosmtpd, a relay that others wrote, configured to require XOAUTH2. Its handler in
+//! `xoauth2_server.py` checks each token at the token endpoint.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -53,7 +54,7 @@ impl Aiosmtpd {
         self.folder.join("ca.pem").display().to_string()
     }
 
-    /// Waits for the next mail and returns it, with the user that sent it.
+    /// Waits for the next mail and returns it, with the user who sent it.
     pub fn mail(&self) -> serde_json::Value {
         let line = self.lines.recv_timeout(PATIENCE).expect("a mail comes");
         serde_json::from_str(&line).expect("a mail")

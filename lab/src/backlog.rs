@@ -2,7 +2,7 @@
 
 use sqlx::PgExecutor;
 
-/// The start of each address; a number follows.
+/// The prefix of each address. A number follows it.
 pub const PREFIX: &str = "pending";
 
 /// Inserts this many pending mails, each to an account of its own. The first is `seconds` old, and
@@ -31,7 +31,7 @@ pub async fn insert(database: impl PgExecutor<'_>, mails: u32, seconds: f64) -> 
     Ok(())
 }
 
-/// The number in the address of such a mail.
+/// The number in the address of a mail from [`insert`]; `None` for another address.
 pub fn number_of(address: &str) -> Option<u32> {
     address.strip_prefix(PREFIX)?.strip_suffix("@example.com")?.parse().ok()
 }

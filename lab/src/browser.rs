@@ -1,4 +1,4 @@
-//! Chromium, driven as a person would: by keys and clicks, checking what is visible.
+//! Chromium, used as a person uses it: by keys and clicks, and by what is visible.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,13 +13,14 @@ use crate::place;
 /// How long to wait for a page. The browser shares the machine's cores with all other tests.
 const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// Widths and heights of a phone, of the narrowest screen of WCAG 1.4.10, and of a desktop.
+/// Widths and heights, in CSS pixels, of a phone, of the narrowest screen of WCAG 1.4.10, and of a
+/// desktop.
 pub const PHONE: (u32, u32) = (390, 780);
 pub const NARROW: (u32, u32) = (320, 640);
 pub const DESKTOP: (u32, u32) = (1100, 760);
 
-/// How often chromedriver may meet a port that is taken. It takes a free port of `::1` and needs
-/// the same port of `127.0.0.1`, where the other tests hold thousands.
+/// How often to try to start chromedriver. It takes a free port of `::1` and fails if the same port
+/// of `127.0.0.1` is taken. Other tests use thousands of those.
 const DRIVER_STARTS: u32 = 20;
 
 /// A Chromium of its own. Dropping this kills the driver, which closes the pipe to Chromium and so
@@ -141,7 +142,8 @@ impl Browser {
     pub async fn is_offline(&self, offline: bool) {
         let network =
             json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
-        // Without it, the page is told of the change, but its requests are sent.
+        // Without `Network.enable`, the page is told of the change, but its requests are still
+        // sent.
         self.devtools("Network.enable", json!({})).await;
         self.devtools("Network.emulateNetworkConditions", network).await;
     }
@@ -152,7 +154,7 @@ impl Browser {
         self.inspect_on(name, &[("phone", PHONE), ("desktop", DESKTOP)]).await;
     }
 
-    /// The same, for screens with these names.
+    /// The same on these screens, each with a name for its screenshot.
     pub async fn inspect_on(&self, name: &str, screens: &[(&str, (u32, u32))]) {
         let axe = place::file("tests/page/node_modules/axe-core/axe.min.js");
         let axe = std::fs::read_to_string(axe).expect("axe is there: `make test` installs it");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Makes these files in a folder, for a server called `name`.
+/// Makes `cert.pem`, `key.pem` and `ca.pem` in a folder, for a server called `name`.
 pub fn make(folder: &Path, name: &str) {
     let script = "set -e
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \

@@ -23,7 +23,7 @@ pub struct Client {
     pub headers: HeaderMap,
 }
 
-/// What was answered.
+/// A response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -187,7 +187,7 @@ impl Answer {
         self.status == 200 && self.text == r#"{"status":"verified"}"#
     }
 
-    /// Whether it is a whole AuthLoginResponse.
+    /// Whether the answer signs the client in: it has an active session and a session token.
     pub fn is_signed_in(&self) -> bool {
         self.status == 200 && self.body["session"]["active"] == true && self.body["sessionToken"].is_string()
     }

@@ -13,7 +13,8 @@ use crate::place;
 
 /// How long a cluster may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Only a part of the socket's name, unless the settings make the cluster listen on a network.
+/// The default port. It is only a part of the socket's name, unless the settings make the cluster
+/// listen on a network.
 const PORT: u16 = 5432;
 
 pub struct Cluster {
@@ -43,7 +44,8 @@ impl Cluster {
     }
 
     /// Makes an empty cluster, as Debian's package does. The system's user `postgres` connects as
-    /// the superuser by the socket. All others need a password, at 127.0.0.1 and the port.
+    /// the superuser by the socket. All other roles connect over TCP to 127.0.0.1 at `port` and
+    /// need a password.
     pub async fn as_debian_makes_it(port: u16) -> Self {
         let cluster = Self::make(port, "postgres", |home| {
             let rules =
@@ -96,7 +98,8 @@ impl Cluster {
         options.username("vos_auth").database("postgres")
     }
 
-    /// Requires, from now on, a password of every user except the owner, and TLS over a network.
+    /// From now on, every user needs a password, except the owner at the socket. Network
+    /// connections need TLS.
     pub async fn asks_for_passwords(&self) {
         let rules =
             "local all vos_auth trust\nlocal all all scram-sha-256\nhostssl all all all scram-sha-256\n";
@@ -154,8 +157,9 @@ impl Cluster {
     /// Kills all processes of the cluster at once.
     pub fn is_killed(&mut self) {
         let postmaster = self.server.id();
-        // A stopped postmaster forks no child that the list would lack. A child that survived would
-        // keep the shared memory, and PostgreSQL would refuse the next start.
+        // The postmaster is stopped first, so that it forks no child after the list was read. A
+        // child that survived would keep the shared memory, and PostgreSQL would refuse the next
+        // start.
         signal("-STOP", &[postmaster]);
         let children = children_of(postmaster);
         signal("-KILL", &children);
@@ -226,7 +230,7 @@ fn is_alive(pid: u32) -> bool {
 /// The state and the parent of a process.
 fn stat(pid: u32) -> Option<(String, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // They follow the name, which is in parentheses.
+    // State and parent follow the name, which is in parentheses.
     let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
     Some((rest.next()?.to_owned(), rest.next()?.parse().ok()?))
 }

@@ -48,7 +48,7 @@ fn url_as(pool: &PgPool, role: &str) -> String {
     url.into()
 }
 
-/// Runs `deploy/grants.sql` in the database of `url`, which is the owner's.
+/// Runs `deploy/grants.sql` in the database of `url`, which must be the owner's URL.
 pub fn grant(url: &str) {
     // Roles belong to the whole cluster, so another test may create them at the same moment.
     let make = |role| {
@@ -67,8 +67,8 @@ pub fn grant(url: &str) {
     assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
 }
 
-/// Waits until no service is connected to a test's database, but less long than a service may wait
-/// for a relay.
+/// Waits until no service is connected to a test's database. The limit is shorter than the time
+/// that a service may wait for a relay.
 pub async fn until_left(pool: &PgPool) {
     let connected = "SELECT EXISTS (SELECT FROM pg_stat_activity
         WHERE application_name = 'vos-auth' AND datname = current_database())";

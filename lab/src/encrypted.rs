@@ -27,7 +27,7 @@ impl Encrypted {
 
     /// Starts it under another name, at addresses separated by commas.
     pub async fn start_at(name: &'static str, addresses: &str) -> Self {
-        // The ports below are those of the Postfix instances.
+        // Postfix instances use the numbers below 18, and `Machine` uses 18.
         let (port, mut tls) = (free_port(19), PathBuf::new());
         let cluster = Cluster::start_at(port, |home| {
             tls = home.join("tls");
@@ -105,7 +105,8 @@ ssl_key_file = '{tls}/key.pem'\n"
     pub async fn older_connections(&self) -> i64 {
         let older = "SELECT count(*) FROM pg_stat_activity
             WHERE application_name = 'vos-auth' AND backend_start < pg_conf_load_time()";
-        // On a new connection, because the time is that at which its own process loaded the files.
+        // On a new connection: `pg_conf_load_time()` is the time at which the connection's own
+        // backend loaded the settings.
         sqlx::query_scalar(older).fetch_one(&mut self.cluster.connect().await).await.unwrap()
     }
 }

@@ -36,12 +36,12 @@ struct Inner {
     identities: BTreeMap<Uuid, Value>,
     /// The identities whose requests are answered 500.
     failing: HashSet<Uuid>,
-    /// The number of these requests until it goes down; `None`: never.
+    /// After this many requests with this method, the double goes down; `None`: never.
     until_gone: Option<(Method, usize)>,
     is_gone: bool,
     asked: Vec<Method>,
     authorization: Option<String>,
-    /// After this many of these requests, it holds their answers.
+    /// After this many requests with this method, the double holds their answers.
     held: Option<(Method, usize, watch::Receiver<()>)>,
     /// The base URL of the links to other pages.
     links_to: String,
@@ -95,8 +95,8 @@ impl Kratos {
         self.inner.lock().unwrap().failing = ids.iter().map(|id| id.parse().unwrap()).collect();
     }
 
-    /// Goes down after this many more of these requests: it closes every connection without an
-    /// answer.
+    /// Goes down after this many more requests with this method: it closes every connection without
+    /// an answer.
     pub fn is_gone_after(&self, requests: usize, method: Method) {
         self.inner.lock().unwrap().until_gone = Some((method, requests));
     }
@@ -106,8 +106,8 @@ impl Kratos {
         (inner.until_gone, inner.is_gone) = (None, false);
     }
 
-    /// Holds the answers after this many more of these requests, until the returned sender is
-    /// dropped.
+    /// After this many more requests with this method, holds their answers until the returned
+    /// sender is dropped.
     pub fn holds_after(&self, requests: usize, method: Method) -> watch::Sender<()> {
         let (hold, waits) = watch::channel(());
         self.inner.lock().unwrap().held = Some((method, requests, waits));

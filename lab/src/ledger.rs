@@ -167,7 +167,8 @@ impl<K: Copy + Debug + Ord> Verdict<K> {
     ///
     /// # Errors
     ///
-    /// If a promise was broken.
+    /// If a mail was lost, came too late, was sent again without a fault that explains it, or
+    /// belongs to no start.
     pub fn is_told(&self, windows: &[Window<K>], drained: Duration, took: Duration) -> Result<(), Failure> {
         println!("\nfault              injected   mails sent again");
         let mut injected: BTreeMap<K, usize> = BTreeMap::new();

@@ -12,18 +12,23 @@
 //! | the built program: run to completion, or followed line by line | [`program`] |
 //! | the same as one replica under load; two replicas behind nginx | [`replica`], [`host`] |
 //! | the one SMTP double; a mail that it accepted | [`relay`], [`mail`] |
-//! | real relays: Postfix, and aiosmtpd for XOAUTH2; the token endpoint | [`postfix`], [`aiosmtpd`], [`tokens`] |
+//! | real relays: Postfix, and aiosmtpd for XOAUTH2 | [`postfix`], [`aiosmtpd`] |
+//! | the token endpoint for XOAUTH2 | [`tokens`] |
 //! | the database of a test, its roles and URLs | [`database`] |
-//! | a PostgreSQL cluster that may be killed; one that wants TLS; one set up by the documents | [`cluster`], [`encrypted`], [`machine`] |
+//! | a PostgreSQL cluster that may be killed | [`cluster`] |
+//! | a PostgreSQL that requires TLS | [`encrypted`] |
+//! | a PostgreSQL that is set up by the documents | [`machine`] |
 //! | poolers: PgBouncer; one that drops settings | [`pgbouncer`], [`pooler`] |
 //! | the one proxy that misbehaves, before PostgreSQL and before a relay | [`proxy`] |
 //! | a connection to PostgreSQL that breaks at a given message | [`tripwire`] |
 //! | nginx with `deploy/nginx.conf` | [`nginx`] |
-//! | clients: HTTP, raw octets, a browser; the whole recovery flow | [`client`], [`raw`], [`browser`], [`journey`] |
+//! | clients: HTTP, raw octets, a browser | [`client`], [`raw`], [`browser`] |
+//! | the whole recovery flow of a client | [`journey`] |
 //! | load: `start` at a constant rate; people who walk the whole flow | [`starts`], [`load`] |
 //! | pending mails that an outage left | [`backlog`] |
 //! | the comparison of every 200 with every mail | [`ledger`] |
-//! | doubles of Kratos, of a trace receiver and of a receiver of events | [`kratos`], [`receiver`], [`webhook`] |
+//! | a double of Kratos | [`kratos`] |
+//! | receivers of traces, and of events | [`receiver`], [`webhook`] |
 //! | a network, a full disk, certificates | [`mod@line`], [`small_disk`], [`certificate`] |
 //! | what a machine lacks; folders, ports and commands | [`needs`], [`place`] |
 //! | the benchmarks | [`benchmarks`] |

@@ -1,4 +1,4 @@
-//! A constant, bounded load through nginx, which counts failures.
+//! A constant, bounded load through nginx. It counts failures.
 //!
 //! - Users go through the whole flow: start, the code from the mail, verify, reset, login, session.
 //! - A REST API verifies each JWT with a JWKS that it caches for as long as it may.
@@ -53,11 +53,12 @@ pub struct Load {
     /// How long the REST API caches the JWKS; the cached JWKS and its time.
     jwks_life: Duration,
     jwks: tokio::sync::Mutex<Option<(Instant, Value)>>,
-    /// The last JWT by each key.
+    /// The last JWT that each key signed, by the key's id.
     jwts: Mutex<BTreeMap<String, String>>,
 }
 
-/// A user with a code that is not entered yet. The browser has the same name.
+/// A user with a code that is not entered yet. The user's browser (curl's cookie jar) has the same
+/// name.
 pub struct Person {
     pub name: String,
     code: String,
@@ -159,7 +160,7 @@ impl Load {
         Some(())
     }
 
-    /// Sends a `start` from a browser, which is not counted. Returns the status.
+    /// Sends a `start` from a browser, without counting it. Returns the status.
     pub async fn starts_from(&self, browser: &str, email: &str) -> u16 {
         let body = json!({ "email": email }).to_string();
         self.nginx.asks(browser, "/api/auth/recovery/start", &["--json", &body]).await.0

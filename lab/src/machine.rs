@@ -17,7 +17,7 @@ pub struct Machine {
 impl Machine {
     /// Creates the three roles, the database, its schema and the rights. Needs root.
     pub async fn start() -> Self {
-        // Behind those of the Postfixes.
+        // Postfix instances use the numbers below 18.
         let port = free_port(18);
         let cluster = Cluster::as_debian_makes_it(port).await;
         let folder = PathBuf::from(place::temporary(&format!("machine-{port}")));
@@ -25,7 +25,7 @@ impl Machine {
         std::fs::create_dir_all(&folder).unwrap();
         std::os::unix::fs::symlink(place::file("deploy"), folder.join("deploy")).unwrap();
         let machine = Self { cluster, folder, port };
-        // As the package does.
+        // Creates what the Debian package installs.
         std::fs::create_dir_all(machine.etc().join("secrets")).unwrap();
         let settings = machine.folder.join("deploy/vos-auth.env.example");
         std::fs::copy(settings, machine.etc().join("vos-auth.env")).unwrap();
@@ -67,7 +67,7 @@ impl Machine {
         self.etc().join("secrets/database-url").display().to_string()
     }
 
-    /// For a test's own statements.
+    /// The owner's URL, for a test's own statements.
     pub fn owner_url(&self) -> String {
         std::fs::read_to_string(self.etc().join("secrets/owner-database-url")).unwrap().trim().to_owned()
     }

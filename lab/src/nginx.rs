@@ -19,7 +19,7 @@ const PROGRAM: &str = "/usr/sbin/nginx";
 /// The address of the clients, which is not nginx's own.
 pub const CLIENT: &str = "127.0.0.2";
 
-/// How it differs from `deploy/nginx.conf`.
+/// How this nginx differs from `deploy/nginx.conf`.
 #[derive(Default)]
 pub struct Setup<'a> {
     /// The network at whose far end it runs, instead of loopback.

@@ -1,6 +1,6 @@
 //! A PgBouncer for one test, in front of the test suite's PostgreSQL. It uses
-//! `deploy/pgbouncer.ini` with other addresses. The statements of `docs/operate/poolers.md` are run
-//! as written, for a role and a database of the tests.
+//! `deploy/pgbouncer.ini` with other addresses, and the statements of `docs/operate/poolers.md`
+//! with the role and the database of the tests.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpStream};
@@ -15,7 +15,8 @@ use sqlx::{AssertSqlSafe, PgPool};
 use crate::place::{self, free_port};
 use crate::{PATIENCE, needs};
 
-/// The command that runs PgBouncer. `make pooler` sets that of another Debian.
+/// The environment variable with the command that runs PgBouncer. `make pooler` sets it to that of
+/// another Debian release.
 const PROGRAM: &str = "PGBOUNCER";
 /// The role that replaces the document's role.
 const ROLE: &str = "vos_auth_pooled";
@@ -124,7 +125,7 @@ impl PgBouncer {
         format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/{database}")
     }
 
-    /// What PgBouncer has to say.
+    /// PgBouncer's log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("log")).unwrap()
     }
@@ -138,8 +139,9 @@ impl Drop for PgBouncer {
     }
 }
 
-/// The configuration for transaction mode: the lines from its comment replace that for session
-/// mode. The setting for prepared statements is left out for versions that do not know it.
+/// The configuration for transaction mode: the lines that the file has for it in a comment replace
+/// the line for session mode. The setting for prepared statements is left out for versions that do
+/// not know it.
 fn in_transaction_mode(ini: &str) -> String {
     let knows_prepared_statements = version() >= (1, 21);
     let is_for_it = |line: &&str| knows_prepared_statements || !line.contains("max_prepared_statements");

@@ -27,7 +27,7 @@ pub fn text(path: &str) -> String {
 
 static BUILT: OnceLock<PathBuf> = OnceLock::new();
 
-/// The service's binary: the one beside this executable, unless another is used.
+/// The service's binary: the one beside this executable, unless [`uses`] has set another.
 pub fn built() -> &'static Path {
     let built = BUILT.get_or_init(|| PROFILE.join("vos-auth"));
     assert!(built.exists(), "{} is missing: build the service first", built.display());
@@ -96,7 +96,8 @@ pub fn free_address() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, free_port_from(odd)).into()
 }
 
-/// The first free port of every hundredth one, from `first` of this process's hundred.
+/// Tries the port at `first` in this process's block of a hundred ports, then the same port of each
+/// following block. Returns the first that is free.
 fn free_port_from(first: usize) -> u16 {
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let first = 10_000 + std::process::id() as usize % 200 * 100 + first;

@@ -27,7 +27,7 @@ pub fn libraries() -> (&'static str, PathBuf) {
     ("LD_LIBRARY_PATH", path("usr/lib/postfix"))
 }
 
-/// The lines of main.cf that say where the files are, and who Postfix is.
+/// The lines of main.cf that name the folders, and Postfix's user and group.
 pub fn main_cf() -> String {
     let root = root().display().to_string();
     format!(

@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::place;
 pub use crate::place::built;
 
-/// 32 bytes in base64 that are not all alike, for tests alone.
+/// A secret for tests: the key's id, and 32 bytes in base64.
 pub const SECRET: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 const ORIGIN: (&str, &str) = ("PUBLIC_ORIGIN", "https://platform.verolabs.co");
@@ -93,11 +93,11 @@ pub fn run_on_terminal(arguments: &[&str], environment: &[(&str, &str)], typed: 
     (String::from_utf8_lossy(&ended.stdout).replace("\r\n", "\n"), ended.status.success())
 }
 
-/// Kills the command if it does not end in time, so that it fails.
+/// Runs the command to completion. Kills it after [`PATIENCE`], so that its status is a failure.
 fn run_to_completion(mut command: Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A program whose output nobody reads stops at 64 KiB.
+    // A program whose output is not read blocks when the pipe is full, at 64 KiB.
     let stdout = read_in_background(child.stdout.take().unwrap());
     let stderr = read_in_background(child.stderr.take().unwrap());
     // The error is ignored: a program that does not read its input may have ended already.

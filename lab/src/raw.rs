@@ -59,7 +59,8 @@ impl Raw {
         sent
     }
 
-    /// The same, with a pause after each write.
+    /// Sends the octets again and again, with a pause after each write, until the service closes
+    /// the connection.
     pub async fn drips(&mut self, octets: &[u8]) {
         let mut tick = interval(DRIP);
         let dripping = async {

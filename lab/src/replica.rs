@@ -86,7 +86,7 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Its process.
+    /// The id of the replica's process.
     pub fn pid(&self) -> u32 {
         self.program.pid()
     }

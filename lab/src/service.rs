@@ -34,7 +34,7 @@ struct Settings {
 pub struct Service {
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
-    /// Where operators call, with `--admin-addr=127.0.0.1:0`.
+    /// The address of the admin API, if the settings have `--admin-addr`.
     pub admin_address: Option<SocketAddr>,
     pub clock: ManualClock,
     pub relay: Relay,

@@ -12,7 +12,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts a file system of 48 MB for the user of PostgreSQL. The error says why that is not
+    /// Mounts a file system of 48 MiB for the user of PostgreSQL. The error says why that is not
     /// possible.
     pub fn mount() -> Result<Self, String> {
         Self::mount_at(place::folder("disk"), "uid=postgres,mode=700")
@@ -50,7 +50,7 @@ impl SmallDisk {
         }
     }
 
-    /// Takes away what filled it.
+    /// Deletes the file that filled it.
     pub fn has_room_again(&self) {
         fs::remove_file(self.path.join("filler")).unwrap();
     }
@@ -58,7 +58,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily, in case a server that is ending has a file of it open.
+        // Lazily, because a server that is ending may still have a file open on it.
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
         let _ = fs::remove_dir(&self.path);
     }

@@ -1,5 +1,5 @@
-//! Sends `start` requests at a constant rate, whether or not earlier ones were answered. Each is
-//! for a new address, and is sent to a replica that is ready.
+//! Sends `start` requests at a constant rate, whether or not earlier ones were answered, with at
+//! most `CLIENTS` in progress. Each is for a new address, and is sent to a replica that is ready.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -47,7 +47,7 @@ pub struct Asked {
 struct Held {
     mood: Mood,
     asked: Vec<Asked>,
-    /// The number of characters added to each token. Those of Microsoft are long.
+    /// The number of characters added to each token, because Microsoft's tokens are long.
     padding: usize,
     issued: Vec<(String, bool)>,
 }

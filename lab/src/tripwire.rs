@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::proxy::{Server, Stream};
 
-/// The message at which the proxy breaks, counted from now.
+/// The message at which the proxy breaks, counted from the moment when it is armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
     /// PostgreSQL gets neither this message nor any after it.

@@ -25,7 +25,7 @@ use crate::{PATIENCE, certificate, place};
 /// 24 bytes in base64 for tests alone.
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// How it answers.
+/// How the receiver answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mood {
     /// 204.
@@ -34,7 +34,7 @@ pub enum Mood {
     Answers(u16),
     /// 500 for events of this subject, 204 for others.
     RefusesSubject(String),
-    /// It answers only after the mood has changed.
+    /// Answers only after the mood has changed.
     Stalls,
 }
 

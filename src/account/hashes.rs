@@ -6,7 +6,7 @@ use sqlx::types::Json;
 
 use crate::password::Counts;
 
-/// The counts of some pages of the table.
+/// The counts of some pages of `account`.
 #[derive(Debug)]
 pub struct PageCounts {
     /// The hashes by kind. A kind is a hash whose salt and output are replaced by one repeated
@@ -48,8 +48,8 @@ impl CensusCounts {
     }
 }
 
-/// Loads the last counts of any replica. Returns `None` if there are none, or none that can be
-/// read.
+/// Loads the last counts of any replica. Returns `None` if there are none, or if they cannot be
+/// decoded.
 pub async fn load_last(pool: &PgPool) -> Result<Option<CensusCounts>, sqlx::Error> {
     let row = sqlx::query!(
         r#"SELECT counts AS "counts: Json<Counts>", most AS "most: Json<Counts>" FROM hash_census WHERE id"#
@@ -61,8 +61,9 @@ pub async fn load_last(pool: &PgPool) -> Result<Option<CensusCounts>, sqlx::Erro
     Ok(row.map(|row| CensusCounts { current: row.counts.0, after_import: row.most.0 }))
 }
 
-/// Saves the counts of the whole table, and returns them with those after the last import. If any
-/// kind but `own_kind` has grown, an import has happened, and the new counts replace those too.
+/// Saves the counts of the whole table, and returns them with the counts after the last import. If
+/// any kind but `own_kind` has grown, accounts were imported: the new counts then also become the
+/// counts after the last import.
 pub async fn save(pool: &PgPool, current: Counts, own_kind: &str) -> Result<CensusCounts, sqlx::Error> {
     let before = load_last(pool).await?;
     let after_import = before

@@ -42,13 +42,13 @@ pub enum ImportOutcome {
     /// An earlier import wrote the account, it was not used or changed here since, and it has
     /// changed in the other system.
     Updated,
-    /// The account exists and is the same.
+    /// The account exists and has the same data.
     Unchanged,
     /// The account exists and differs, but was used or changed here, so it is not updated.
     Kept,
-    /// Another address has its id here.
+    /// The account with this id has another address here, so it is not updated.
     OtherEmail,
-    /// Another id has its address here.
+    /// The account with this address has another id here, so it is not updated.
     OtherId,
 }
 
@@ -208,7 +208,8 @@ impl<'a> AccountColumns<'a> {
         Ok(inserted.execute(transaction).await?.rows_affected() == self.ids.len() as u64)
     }
 
-    /// Returns whether every row was written. A row that was used since the comparison is not.
+    /// Returns whether every row was written. A row that was used or changed since the comparison
+    /// is not written.
     async fn update(&self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<bool, sqlx::Error> {
         if self.ids.is_empty() {
             return Ok(true);

@@ -74,7 +74,7 @@ pub async fn active_by_email(
     .await
 }
 
-/// The active account of an address, if it has not ended the recovery of this number.
+/// The active account of an address, if its recovery with this number has not ended.
 pub async fn in_recovery(
     executor: impl PgExecutor<'_>,
     email: &str,
@@ -209,8 +209,9 @@ pub enum CreateError {
     Storage(#[from] sqlx::Error),
 }
 
-/// Whether PostgreSQL can store these traits, and they can be read again: U+0000 is not possible in
-/// `jsonb`, which writes all digits of a number, and the largest ones are then refused.
+/// Whether PostgreSQL can store these traits and the service can read them again. `jsonb` cannot
+/// contain U+0000. It returns a number with all its digits, and the largest numbers cannot be read
+/// in that form.
 #[must_use]
 pub fn can_store(traits: &Map<String, Value>) -> bool {
     fn is_storable(value: &Value) -> bool {

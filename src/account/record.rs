@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::email_address::EmailAddress;
 use crate::locale::Locale;
 
-/// All columns of an account, including the password hash. Do not print it as a whole.
+/// An account with all its columns except `recoveries_ended`. It has the password hash: do not
+/// print it as a whole.
 pub struct Record {
     /// Its id.
     pub id: Uuid,
@@ -100,7 +101,7 @@ pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Reco
     .await
 }
 
-/// The number of the last recovery that has ended for an account.
+/// The number up to which the recoveries of an account have ended.
 pub async fn recoveries_ended(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar!("SELECT recoveries_ended FROM account WHERE id = $1", id)
         .fetch_optional(executor)

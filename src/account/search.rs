@@ -70,10 +70,11 @@ pub async fn by_email(
 }
 
 /// At most `limit` accounts whose address begins with `prefix`, ordered by address, after the
-/// account `after`. If that account has been erased since, the first ones again.
+/// account `after`. If that account has been erased since, this returns the first page again.
 ///
-/// The order is that of the octets: by the rules of a language, PostgreSQL could not use an index
-/// for a prefix. Every stored address is printable ASCII, so DEL is above all of its characters.
+/// Addresses are ordered by their octets: in the order of a language, PostgreSQL could not use an
+/// index for a prefix. Every stored address is printable ASCII, so U+007F sorts after each of its
+/// characters.
 pub async fn by_prefix(
     executor: impl PgExecutor<'_>,
     prefix: &str,

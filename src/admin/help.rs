@@ -1,5 +1,5 @@
-//! What helps the owner of an account to recover it: a ticket, another address. The owner is told
-//! by email at once, and how often one operator may help is bounded.
+//! What helps the owner of an account to recover it: a ticket, another address. A notice to the
+//! owner is enqueued at once, and a rate limit bounds how often one operator may help.
 
 use std::time::Duration;
 
@@ -20,19 +20,19 @@ use crate::outbox;
 use crate::secret::Keys;
 use crate::throttle::Draw;
 
-/// Who helps, and what follows from it.
+/// The operator who helps, and the settings that apply.
 #[derive(Clone, Copy, Debug)]
 pub struct Help<'a> {
     /// The operator; `None` for a command that names none.
     pub actor: Option<Actor<'a>>,
     /// How long the notice to the owner is retried.
     pub notice_retention: Duration,
-    /// The trait of accounts whose tickets need a second operator, if there is one.
+    /// The trait that marks protected accounts (`PROTECTED_TRAIT`), if it is set.
     pub protected_trait: Option<&'a str>,
 }
 
 impl<'a> Help<'a> {
-    /// The help of a command that names no operator, which is not bounded.
+    /// The help of a command that names no operator. It has no rate limit.
     #[must_use]
     pub fn by_command(notice_retention: Duration) -> Self {
         Self { actor: None, notice_retention, protected_trait: None }
@@ -85,7 +85,7 @@ pub async fn give_ticket(
         Some(_) => return Ok(Ticket::Disabled),
         None => return Ok(Ticket::NotFound),
     };
-    // A stored address that is none receives no code, so a ticket is useless.
+    // No code is sent to a stored address that is not valid, so a ticket would be useless.
     let Ok(address) = EmailAddress::parse(&email) else { return Ok(Ticket::NotFound) };
     let permit = if is_protected(&mut transaction, id, help).await? {
         let Some(actor) = help.actor else { return Ok(Ticket::NoOperator) };
@@ -111,7 +111,7 @@ pub async fn give_ticket(
     Ok(Ticket::Given(ticket, now + TICKET_LIFETIME))
 }
 
-/// Whether a locked account has the trait of those that need two operators.
+/// Whether a locked account has the trait that marks protected accounts.
 async fn is_protected(transaction: &mut PgConnection, id: Uuid, help: Help<'_>) -> Result<bool, sqlx::Error> {
     if help.protected_trait.is_none() {
         return Ok(false);

@@ -20,7 +20,8 @@ pub async fn of_account(
     audit::of_account(connection, account, before.unwrap_or(Uuid::max()), limit.clamp(1, MAX_PAGE)).await
 }
 
-/// The same, of the events that an operator caused.
+/// A page of at most `limit` events that an operator caused (1 to 1000), the newest first, before
+/// the event `before`.
 pub async fn of_operator(
     connection: &mut PgConnection,
     operator: &str,

@@ -34,11 +34,11 @@ pub struct Overview {
     pub account: AccountView,
     /// Its open sessions, the newest first.
     pub sessions: Vec<Session>,
-    /// Its recoveries that may not have expired, the newest first.
+    /// Its recoveries that began within the longest lifetime of a recovery, the newest first.
     pub recoveries: Vec<SeenRecovery>,
     /// Its rate limits, and those of its address.
     pub limits: Vec<Level>,
-    /// The emails of the last 7 days, the newest first.
+    /// The emails of the last 7 days, the newest first, at most 20.
     pub mails: Vec<SeenMail>,
 }
 
@@ -100,10 +100,11 @@ pub struct SeenMail {
     pub kind: Option<MailKind>,
     /// What became of it.
     pub state: MailState,
-    /// When it was enqueued if it is pending; otherwise when it was delivered, given up or bounced.
+    /// When it was enqueued if it is in the outbox; otherwise when it was delivered, given up or
+    /// bounced.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub at: OffsetDateTime,
-    /// How often a pending email was tried.
+    /// How often an email in the outbox was tried; otherwise `None`.
     pub attempts: Option<i32>,
     /// The stage at which the last attempt of a pending email failed, with the relay's codes or the
     /// service's own reason: `rcpt 550 5.1.1`, `tls (…)`.

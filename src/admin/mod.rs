@@ -1,9 +1,10 @@
 //! Operations of operators on one account or on all, for the commands and the admin API. A change
-//! of one account is one transaction, under the lock of the account's row. Each change is recorded,
-//! and repeating it has no effect.
+//! of one account is one transaction, under the lock of the account's row. Each change is recorded
+//! in the audit log. Repeating a change does not change the account again.
 //!
-//! `by` is the operator who called the admin API. A command has none: who may read the database's
-//! password and the service's secrets is not named. [`request`] has what needs two operators.
+//! `by` is the operator who called the admin API or whom a command names. It is `None` for other
+//! commands, which cannot identify the person who runs them. [`request`] contains the operations
+//! that need two operators.
 
 mod help;
 pub mod history;
@@ -136,16 +137,16 @@ pub async fn revoke_sessions(
 /// Ends every session of every account and returns how many there were. A database that was
 /// restored to an earlier time contains sessions that have been ended since.
 ///
-/// It is not one transaction, because there may be millions. After some thousand sessions it calls
-/// `continues` with their number so far, and stops if that returns false. Calling it again ends the
-/// rest.
+/// It is not one transaction, because there may be millions. Before each page of 5000 sessions it
+/// calls `continues` with the number of sessions ended so far, and stops if that returns false.
+/// Calling it again ends the rest.
 pub async fn revoke_all_sessions(
     connection: &mut PgConnection,
     now: OffsetDateTime,
     mut continues: impl FnMut(u64) -> bool,
 ) -> Result<u64, sqlx::Error> {
     const PAGE: i64 = 5000;
-    // First, so that it is recorded even if it does not finish.
+    // Recorded first, so that the audit log has the event even if the loop does not finish.
     audit::record(&mut *connection, now, Event::SessionsRevoked, None, None).await?;
     let (mut ended, mut next) = (0, Some(Uuid::nil()));
     while let Some(after) = next
@@ -168,7 +169,8 @@ pub enum Unblocked {
 }
 
 /// Refills the buckets of an address, whether or not it has an account, so that the refill does not
-/// reveal one. At most 3 times in 24 hours, because each refill allows 95 guesses at a code.
+/// reveal one. At most 3 times in 24 hours, because each refill allows up to 95 more guesses at a
+/// code, by default.
 pub async fn unblock(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -185,7 +187,7 @@ pub async fn unblock(
     let account =
         account::active_by_email(&mut *transaction, email.as_str()).await?.map(|account| account.id);
     if let Some(id) = account {
-        // A login draws from two of these buckets under this lock.
+        // A login refunds one of these buckets and draws from another under this lock.
         account::lock(&mut transaction, id, None).await?;
     }
     let filled = throttle::refill(&mut *transaction, email).await?;

@@ -1,5 +1,5 @@
-//! Owns `audit_event`: what happened to which account. The table is append-only, and never contains
-//! a code, token or password.
+//! Owns `audit_event`: what happened to which account. Events are only appended, apart from
+//! [`sweep`] and [`forget_clients`]. They never contain a code, token or password.
 
 mod read;
 
@@ -40,7 +40,7 @@ pub enum Event {
     AccountErased,
     /// An operator refilled the buckets of the account's address.
     AccountUnblocked,
-    /// An operator printed a recovery ticket.
+    /// An operator was given a recovery ticket.
     RecoveryTicketIssued,
     /// An operator asked for a ticket for a protected account, which another one has to approve.
     TicketAsked,
@@ -69,11 +69,12 @@ pub enum Event {
     SignInFailed,
     /// The holder of a session's token ended the session.
     SignedOut,
-    /// The owner ended other sessions.
+    /// The owner ended sessions other than the current one.
     SessionsEnded,
     /// The emailed code was entered.
     RecoveryVerified,
-    /// An email to the account's address bounced, the first since the last right code.
+    /// An email to the account's address bounced: the first since the last right code or change of
+    /// address.
     EmailBounced,
     /// The password was reset by a recovery.
     PasswordReset,
@@ -83,7 +84,7 @@ pub enum Event {
     PasswordNoticeSent,
     /// A relay accepted the notice of a recovery ticket.
     TicketNoticeSent,
-    /// A relay accepted the notice of another address.
+    /// A relay accepted the notice to the old address that the account has another one.
     EmailNoticeSent,
     /// A relay accepted the notice to the stored address that a change of it was approved.
     AddressChangeNoticeSent,
@@ -156,7 +157,7 @@ impl<'a> From<&'a Client> for By<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
-    /// It was answered.
+    /// The call succeeded.
     Allowed,
     /// The operator's role may not do it.
     Refused,
@@ -348,7 +349,7 @@ pub async fn erased(executor: impl PgExecutor<'_>) -> Result<HashSet<Uuid>, sqlx
 mod tests {
     use super::*;
 
-    /// A variant that is renamed would part new rows from those that are stored.
+    /// Renaming a variant would give new rows another name than the stored rows of the same event.
     #[test]
     fn names_are_as_in_the_snapshot() {
         let names: Vec<&str> = Event::VARIANTS.iter().map(Into::into).collect();

@@ -62,13 +62,14 @@ pub struct AuditEntry {
     pub client_ip: Option<IpAddr>,
     /// The User-Agent of that client.
     pub user_agent: Option<String>,
-    /// The operator who called the admin API or is named by a command, or the holder of the token.
+    /// The operator who called the admin API or is named by a command, or the holder of the token
+    /// that was issued or revoked.
     pub operator: Option<String>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
     /// Which call of the admin API, if it changed nothing.
     pub call: Option<String>,
-    /// How that call was answered: `allowed`, `refused` or `failed`.
+    /// How the operator's call of the admin API was answered: `allowed`, `refused` or `failed`.
     pub outcome: Option<String>,
 }
 

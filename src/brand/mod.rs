@@ -1,8 +1,8 @@
 //! The look of `/recovery` and of emails: product name, texts, colors, logo and icon, from the
 //! folder of `BRAND_DIR`.
 //!
-//! The folder is read and checked once, with the settings. What users would see broken stops the
-//! start.
+//! The folder is read and checked once, with the settings. A mistake that users would see prevents
+//! the start.
 
 mod palette;
 mod picture;
@@ -117,7 +117,8 @@ struct Settings {
     colors: Option<Colors>,
 }
 
-/// Both are required: with one of them, half of the users would see our colors.
+/// Both are required: with only one, users with the other color scheme would see the built-in
+/// colors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Colors {

@@ -120,8 +120,9 @@ impl Palette {
         }
     }
 
-    /// Whether each pair that page or emails show together can be read. A brand cannot set the
-    /// colors of errors and borders, so for those it has to change the background.
+    /// Whether each pair of colors that the page or emails show together can be read. A brand
+    /// cannot set the colors of errors and borders: if one of those pairs fails, it has to change
+    /// the background.
     pub(super) fn check(&self) -> Result<(), String> {
         let (page, card) = (("page", self.page), ("card", self.card));
         let (text, dim, accent) = (("text", self.text), ("dim", self.dim), ("accent", self.accent));
@@ -138,7 +139,7 @@ impl Palette {
         ] {
             let contrast = color.contrast(behind);
             if contrast < minimum {
-                // Rounded down: 4.496 is not shown as the minimum.
+                // Rounded down, so that 4.496 is not shown as the minimum of 4.5.
                 let contrast = (contrast * 100.0).floor() / 100.0;
                 return Err(format!(
                     "{front} ({color}) on {back} ({behind}) has a contrast of {contrast:.2}:1 and needs {minimum}:1: {remedy}"
@@ -163,7 +164,7 @@ impl Palette {
 mod tests {
     use super::*;
 
-    /// The example values of WCAG's techniques, and the extremes.
+    /// Known contrast ratios, the lowest and the highest included.
     #[test]
     fn contrast_is_that_of_wcag() {
         for (one, two, contrast) in [

@@ -4,7 +4,7 @@ use roxmltree::{Document, Node, NodeType};
 
 const SVG: &str = "http://www.w3.org/2000/svg";
 const XML: &str = "http://www.w3.org/XML/1998/namespace";
-/// The elements that draw. None of them runs a script, embeds a document or changes an attribute.
+/// The allowed elements. None of them runs a script, embeds a document or changes an attribute.
 const ELEMENTS: [&str; 23] = [
     "svg",
     "g",
@@ -49,13 +49,14 @@ impl Picture {
     ///
     /// # Errors
     ///
-    /// What continues a sentence after the file's name, if it could do harm or is not usable.
+    /// The rest of a sentence that begins with the file's name, if the picture could do harm or
+    /// cannot be used.
     pub fn svg(name: &'static str, content: Vec<u8>) -> Result<Self, String> {
         check_svg(&content)?;
         Ok(Self { name, content_type: "image/svg+xml; charset=utf-8", content })
     }
 
-    /// A PNG. As [`Picture::svg`].
+    /// A PNG. Its errors are as in [`Picture::svg`].
     pub(super) fn png(name: &'static str, content: Vec<u8>) -> Result<Self, String> {
         check_png(&content)?;
         Ok(Self { name, content_type: "image/png", content })
@@ -70,7 +71,7 @@ impl Picture {
 
 fn check_svg(content: &[u8]) -> Result<(), String> {
     let text = str::from_utf8(content).map_err(|_| "is not in UTF-8: save it as UTF-8".to_owned())?;
-    // It refuses a DTD, and so entities that expand.
+    // The parser refuses a DTD, and with it entities that expand.
     let document = Document::parse(text).map_err(|error| format!("is no plain SVG ({error}): {EXPORT}"))?;
     if document.root_element().tag_name().name() != "svg" {
         return Err(format!("is no SVG: {EXPORT}"));
@@ -130,7 +131,7 @@ fn loads(css: &str) -> bool {
         || css.split("url(").skip(1).any(|rest| !is_local(rest))
 }
 
-/// The signature and first chunk, which has the size, and the last chunk (W3C, PNG, 5).
+/// Checks the signature, the first chunk, which has the size, and the last chunk (W3C, PNG, 5).
 fn check_png(content: &[u8]) -> Result<(), String> {
     let head = content.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR");
     let whole = head.filter(|_| content.ends_with(b"\0\0\0\0IEND\xae\x42\x60\x82"));

@@ -11,7 +11,7 @@ use super::Cli;
 use crate::config::{ConfigError, ConfigErrors};
 use crate::terminal;
 
-/// What was read.
+/// The parsed command line and variables.
 pub(super) struct Arguments {
     pub(super) cli: Cli,
     pub(super) matches: ArgMatches,
@@ -38,7 +38,8 @@ pub(super) fn read() -> Result<Arguments, ExitCode> {
             Err(error) => error,
         };
         let Some(argument) = refused_argument(&error) else {
-            // Without its bad values, the line may lack what it needs: they come first.
+            // The line may lack a required value only because a bad one was removed: report that
+            // one.
             return Err(if problems.is_empty() { refuse(&error) } else { print(&problems) });
         };
         problems.add(problem(&argument, &error));
@@ -91,7 +92,7 @@ fn refused_argument(error: &clap::Error) -> Option<Argument> {
 
 /// The problem as a sentence that names the variable, also if a flag set it.
 fn problem(argument: &Argument, error: &clap::Error) -> ConfigError {
-    // Email addresses, and URLs with a password or a token, may not reach a log.
+    // Email addresses, and URLs with a password or a token, must not reach a log.
     let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
     let value =
         if value.contains(['@', '?', '#']) { "its current value".into() } else { format!("{value:?}") };

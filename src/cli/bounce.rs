@@ -26,7 +26,7 @@ pub(super) const EX_TEMPFAIL: u8 = 75;
 /// Maximum part of a message that is parsed, in octets. In a bounce, the report precedes the
 /// returned email.
 const MAX_OCTETS: u64 = 1024 * 1024;
-/// How long PostgreSQL may take. The mail server that waits would give up after 1000 s.
+/// How long PostgreSQL may take. Meanwhile the mail server waits; Postfix gives up after 1000 s.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
@@ -73,8 +73,8 @@ pub(super) async fn run(bounce: Bounce) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads all of standard input and returns its beginning. A mail server treats a command that stops
-/// reading as failed.
+/// Reads all of standard input and returns its first [`MAX_OCTETS`]. A mail server treats a command
+/// that stops reading as failed.
 fn read() -> std::io::Result<Vec<u8>> {
     let (mut message, mut input) = (Vec::new(), stdin().lock());
     input.by_ref().take(MAX_OCTETS).read_to_end(&mut message)?;

@@ -1,4 +1,4 @@
-//! What a destructive command asks before it acts: on a terminal a question, elsewhere `--yes`.
+//! The confirmation of destructive commands: on a terminal they ask, elsewhere they need `--yes`.
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, stderr, stdin};
@@ -19,8 +19,8 @@ pub(super) struct Confirmation {
 }
 
 impl Confirmation {
-    /// Whether to go on. `extent` says what is done and to how much, such as "end 3 sessions of 2
-    /// accounts". `email` is the address of the account, which is shown but is in no error.
+    /// Whether to go on. `extent` says what will be done, such as "end 3 sessions of 2 accounts".
+    /// `email` is the address of the account: it is shown, but no error contains it.
     ///
     /// # Errors
     ///

@@ -165,8 +165,8 @@ enum LogFormat {
 }
 
 /// Parses the command line and runs the command. A failure prints one sentence to standard error,
-/// or one for each setting that cannot be used. The exit code is then 1, 2 for a bad command line or
-/// value, or 75 for a `bounce` that the mail server should run again.
+/// or one for each setting that cannot be used. The exit code is then 1; 2 for a bad command line
+/// or value; 75 for a `bounce` that the mail server should run again.
 #[must_use]
 pub fn main() -> ExitCode {
     let Arguments { cli, matches, problems } = match arguments::read() {
@@ -221,7 +221,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
                     Err("stopped before all checks have ended".into())
                 })
             });
-            // Without waiting for a name look-up that was given up.
+            // This does not wait for a name look-up that has timed out.
             runtime.shutdown_background();
             found
         }
@@ -315,7 +315,7 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One request over a plain socket: a health check needs no HTTP client.
+/// Sends one request over a plain socket, because a health check needs no HTTP client.
 fn healthcheck(address: SocketAddr) -> Result<(), Failure> {
     let timeout = Duration::from_secs(3);
     let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };

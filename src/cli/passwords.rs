@@ -70,7 +70,7 @@ async fn build(Build { list, out, bits, min_count }: Build) -> Result<(), Failur
     let unfinished = Unfinished::create(&out)?;
     let file = BufWriter::new(unfinished.file.try_clone()?);
     let (sender, built) = oneshot::channel();
-    // Not a thread of the runtime, which would wait at its end for a list from a pipe.
+    // Not a thread of the runtime, because the runtime would wait at shutdown until a pipe ends.
     std::thread::spawn(move || {
         let mut progress = Progress::begin();
         let report = |report: &BuildReport| {
@@ -103,7 +103,7 @@ async fn build(Build { list, out, bits, min_count }: Build) -> Result<(), Failur
     Ok(())
 }
 
-/// Opens a list, and returns its length, too: 0 if unknown.
+/// Opens a list, and returns its length in octets, too: 0 if unknown.
 fn open(path: &Path) -> Result<(Box<dyn Read + Send>, u64), Failure> {
     if path == Path::new("-") {
         return Ok((Box::new(std::io::stdin()), 0));
@@ -114,7 +114,7 @@ fn open(path: &Path) -> Result<(Box<dyn Read + Send>, u64), Failure> {
     Ok((Box::new(file), length))
 }
 
-/// What a filter has.
+/// The output of `passwords check`.
 #[derive(Serialize)]
 struct Checked {
     sums: u64,
@@ -143,7 +143,8 @@ fn check(path: &Path, password_stdin: bool, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A file beside the one that it replaces when it is complete. Dropped before, it is deleted.
+/// A temporary file beside `out`. [`Unfinished::finish`] renames it to `out`. If it is dropped
+/// before that, it is deleted.
 struct Unfinished {
     file: File,
     path: PathBuf,
@@ -162,7 +163,7 @@ impl Unfinished {
                 File::options().write(true).create(true).truncate(false).open(&path).map_err(unwritable)?;
             match file.try_lock() {
                 Ok(()) if is_at(&file, &path) => break file,
-                // Another build has renamed or deleted it meanwhile.
+                // Another build has renamed or deleted the file meanwhile: try again.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     return Err(format!("another build is writing {}", path.display()).into());
@@ -170,7 +171,7 @@ impl Unfinished {
                 Err(TryLockError::Error(why)) => return Err(unwritable(why).into()),
             }
         };
-        // An earlier build may have been killed.
+        // An earlier build that was killed may have left content.
         file.set_len(0).map_err(unwritable)?;
         Ok(Self { file, path, out: out.to_owned(), is_finished: false })
     }
@@ -192,7 +193,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_finished {
-            // Without it, only disk space is lost.
+            // If this fails, only disk space is lost.
             let _ = std::fs::remove_file(&self.path);
         }
     }

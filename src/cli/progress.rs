@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::terminal;
 
-/// Says that the command stops, because it first finishes what it has begun.
+/// Prints `text` once `stop` is cancelled, because the command first finishes its current step.
 pub(super) async fn announce_stop(stop: &CancellationToken, text: &str) -> Infallible {
     stop.cancelled().await;
     terminal::error_line(text);
@@ -28,7 +28,7 @@ impl Progress {
         Self { began: Instant::now(), printed: Instant::now(), interval }
     }
 
-    /// Prints `line` of the rate (items a second), at most once per interval.
+    /// Prints the line that `line` makes of the rate (items a second), at most once per interval.
     pub(super) fn report(&mut self, done: u64, line: impl FnOnce(u128) -> String) {
         if self.printed.elapsed() < self.interval {
             return;

@@ -1,5 +1,5 @@
-//! `vos-auth request`: what one operator asks for and another approves. A command cannot check who
-//! runs it: with the database's password, its user could write the table anyway.
+//! `vos-auth request`: what one operator asks for and another approves. A command does not check
+//! who runs it: a person with the database's password could write the table anyway.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ impl Who {
     }
 }
 
-/// A reason as the admin API takes it: 1 to 200 characters, none of them a control.
+/// Parses a reason by the rules of the admin API: 1 to 200 characters, no control characters.
 pub(super) fn reason(text: &str) -> Result<String, String> {
     if (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
         Ok(text.to_owned())

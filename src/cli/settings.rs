@@ -40,13 +40,13 @@ struct InEffect {
     #[serde(skip)]
     section: String,
     variable: String,
-    /// `None` if it is not set or cannot be used. Of a secret, only what is not secret.
+    /// `None` if it is not set or cannot be used. For a secret, only the parts that are not secret.
     value: Option<String>,
     /// Where the value is from.
     source: String,
 }
 
-/// Call it in a runtime, which the exporter of traces needs.
+/// Call it inside a Tokio runtime, because the exporter of traces needs one.
 pub(super) fn check(check: &Check, matches: &ArgMatches, mut problems: ConfigErrors) -> Result<(), Failure> {
     let parts = read_parts(&check.config, &mut problems);
     problems.take(Traces::new(&check.traces, tokio::runtime::Handle::current()));

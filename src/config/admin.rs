@@ -121,7 +121,7 @@ pub struct ClientRole {
     pub role: Role,
 }
 
-/// The error is the second half of a sentence.
+/// The error continues clap's sentence about the value that cannot be used.
 impl FromStr for ClientRole {
     type Err = &'static str;
 

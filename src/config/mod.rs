@@ -82,8 +82,8 @@ pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);
-/// How long a second operator may approve what another one has asked for, and how long an approved ticket may then be
-/// issued.
+/// How long a second operator may approve what another one has asked for, and how long after the
+/// approval a ticket may be issued.
 pub const APPROVAL_LIFETIME: Duration = Duration::from_mins(10);
 /// Maximum length of a new password in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 64 at least.
 pub const PASSWORD_MAX_CHARS: usize = 256;

@@ -1,13 +1,13 @@
-//! Telephone numbers: as people read them, and as a link dials them.
+//! Telephone numbers: the text for readers, and the form for a `tel:` link.
 
 use std::str::FromStr;
 
 /// A telephone number, as it was written and as `tel:` has it (RFC 3966).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phone {
-    /// As people read it.
+    /// The number as it was written.
     pub text: String,
-    /// Digits alone, with a leading `+` if the number has one.
+    /// Only its digits, with a leading `+` if the number has one.
     pub link: String,
 }
 

@@ -62,7 +62,7 @@ impl ConfigErrors {
     ///
     /// # Errors
     ///
-    /// The problems, if `value` is missing or there is any.
+    /// The problems, if there is any or `value` is `None`.
     pub fn or<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
             Some(value) if self.is_empty() => Ok(value),
@@ -104,7 +104,8 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 impl Config {
-    /// Adds what `serve` requires and cannot guess, and what only `dev` may have.
+    /// Adds each setting that `serve` requires and that is missing, and `DEV_NO_LIMITS` if it is
+    /// set, which only `dev` accepts.
     pub fn require(&self, problems: &mut ConfigErrors) {
         if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
             problems.add(ConfigError::new("DEV_NO_LIMITS", "is only for `vos-auth dev`: unset it"));

@@ -3,7 +3,7 @@
 use super::{ConfigError, ConfigErrors};
 use crate::secret::Keys;
 
-/// The secrets of `serve`, as far as they can be used. `None` is one that is missing or wrong.
+/// The secrets of `serve`. A secret that is missing or wrong is `None`.
 #[derive(Clone)]
 pub struct Secrets {
     /// `DATABASE_URL`.
@@ -47,10 +47,8 @@ impl OauthSecrets {
 }
 
 impl Secrets {
-    /// Reads `DATABASE_URL`, `ADMIN_DATABASE_URL`, `RECOVERY_SECRETS`, `DEVICE_SECRETS`,
-    /// `SMTP_RELAYS`, the secrets of `SMTP_OAUTH_*` and `EVENT_HOOKS`, or the files that their `_FILE`
-    /// forms name. Adds each variable that is missing, given twice, unreadable or too weak to
-    /// `problems`.
+    /// Reads the variables of [`SECRETS`], or the files that their `_FILE` forms name. Adds to
+    /// `problems` each variable that is given twice, unreadable, too weak, or required and missing.
     pub fn from_environment(problems: &mut ConfigErrors) -> Self {
         Self {
             database_url: problems.take(database_url()),

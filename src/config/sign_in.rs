@@ -7,7 +7,8 @@ use url::Url;
 
 use super::{Origin, is_local};
 
-/// The URL of the sign-in page: a path of this host, or an https URL.
+/// The URL of the sign-in page: a path of this host, or an https URL. A URL of localhost may be
+/// http.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignInUrl(String);
 

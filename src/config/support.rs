@@ -29,7 +29,8 @@ pub fn address_change_delay(text: &str) -> Result<Duration, String> {
     between(text, 10 * MINUTE, 7 * DAY)
 }
 
-/// Parses `PROTECTED_TRAIT`: 1 to 64 characters, none of them a control or a space at an end.
+/// Parses `PROTECTED_TRAIT`: 1 to 64 characters, without control characters and without white space
+/// at either end.
 ///
 /// # Errors
 ///

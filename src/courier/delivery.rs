@@ -35,7 +35,7 @@ impl Courier {
         let result = if let Some(mail) = self.compose(&claimed, lease.now()) {
             self.try_relays(slot, &mail, &claimed, lease, &slot_freed).await
         } else {
-            // During a rotation another replica may have the key that this one lacks.
+            // The email is retried: during a rotation of secrets another replica may have the key.
             tracing::error!(
                 outbox_id = %claimed.id,
                 "the email cannot be built: check that the secret of its code is still configured"

@@ -1,7 +1,7 @@
 //! The courier claims emails from the outbox and sends them through the relays.
 //!
 //! - A commit in this process wakes it at once. At every poll interval it also looks through the
-//!   whole outbox, for emails that another process enqueued or left.
+//!   whole outbox, for emails that another process enqueued or left behind.
 //! - It never sends an email inside a transaction.
 //! - It claims at most as many emails as the relays have free slots, so a claimed email is sent at
 //!   once.
@@ -74,7 +74,7 @@ pub struct Courier {
     pub gateway: Arc<Gateway>,
     /// Builds the emails.
     pub composer: Composer,
-    /// Where it counts.
+    /// The metrics that it updates.
     pub metrics: Arc<Metrics>,
     /// Wakes it after a commit.
     pub wakeup: Wakeup,

@@ -9,9 +9,9 @@ use crate::outbox::{Claim, WINDOW};
 /// The shortest time between two claims. Each claim is a commit; with one after every commit of a
 /// start, the two would wait for each other's flush (docs/decisions/0002).
 const CLAIM_INTERVAL: Duration = Duration::from_millis(30);
-/// The same while more emails are due than the relays have free slots, because emails then wait for
-/// claims. It is also the shortest pause between two rounds, so that one round deletes the rows of
-/// several slots.
+/// The shortest time between two claims while more emails are due than the relays have free slots,
+/// because emails then wait for claims. It is also the shortest pause between two rounds, so that
+/// one round deletes the rows of several slots.
 pub(super) const MIN_PAUSE: Duration = Duration::from_millis(2);
 /// Rows that the first claim looks through for each free slot.
 const ROWS_PER_SLOT: usize = 8;
@@ -74,7 +74,8 @@ impl Pace {
         is_sending: bool,
     ) {
         let full = slots > 0 && counts.claimed == slots;
-        // A small window may have held only rows that another replica was claiming.
+        // If a whole window had no row to delete, other replicas are claiming its remaining rows.
+        // After a small window, the next claim looks through a larger one.
         let window_is_claimed = counts.finished == 0 && window == WINDOW;
         self.window = window;
         self.needs_slot = full || (slots == 0 && is_sending);

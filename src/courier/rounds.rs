@@ -30,10 +30,10 @@ const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 /// What the next round does. Every round deletes the rows of delivered emails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Only that.
+    /// Only deletes them.
     Delete,
-    /// It also claims emails that are due: in the whole outbox, or from the lowest id that the
-    /// courier was woken for.
+    /// Also claims emails that are due: in the whole outbox, or from the lowest id that the courier
+    /// was woken for.
     Claim { everywhere: bool },
 }
 
@@ -186,7 +186,8 @@ impl Rounds {
                         Err(error) => failures::note("delete delivered mails", &error),
                     }
                 }
-                // Nor may it stop the claim. `Courier::finish` submits the unanswered ones again.
+                // Nor may a bad row stop the claim. `Courier::finish` submits the unanswered rows
+                // again.
                 if round.window > 0 { run(round, &mut self.connection).await } else { Ok(Claim::default()) }
             }
         }

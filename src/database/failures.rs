@@ -24,7 +24,7 @@ struct Failures {
 struct Seen {
     logged_at: Instant,
     fault: bool,
-    /// How many failures came since.
+    /// How many failures came since `logged_at`.
     more: u64,
 }
 

@@ -20,7 +20,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 
 /// How long a successful write test is valid.
 const WRITE_TEST_LIFETIME: Duration = Duration::from_mins(1);
-/// How long the disk counts as full after a statement failed because of it.
+/// How long the disk counts as full after a statement failed because it was full.
 const DISK_FULL_LIFETIME: Duration = Duration::from_secs(10);
 /// The privileges that the service's role needs; `deploy/grants.sql` grants them. A privilege on
 /// any column of a table is enough for the table. A column that a later migration added is listed
@@ -85,7 +85,7 @@ impl Health {
                 _ => Self::Unreachable,
             },
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Certificate,
-            // rustls reports a refused certificate so.
+            // rustls reports a refused certificate as this kind of error.
             sqlx::Error::Io(error) if error.kind() == InvalidData => Self::Certificate,
             sqlx::Error::Io(error) if networked && [NotFound, PermissionDenied].contains(&error.kind()) => {
                 Self::Certificate
@@ -251,7 +251,7 @@ impl Monitor {
 pub struct Facts {
     /// By how much the server's clock is ahead of this machine's, if the answer took no time.
     pub clock_ahead: time::Duration,
-    /// How long the answer took: by so much the difference of the clocks is uncertain.
+    /// How long the answer took. `clock_ahead` is uncertain by as much.
     pub took: Duration,
     /// Whether transactions are read-only.
     pub read_only: bool,
@@ -274,8 +274,8 @@ impl Facts {
         let (rights_on, rights): (Vec<_>, Vec<_>) = rights.unzip();
         let versions: Vec<_> = MIGRATOR.iter().map(|step| step.version).collect();
         let (now, asked) = (clock.now(), Instant::now());
-        // A missing column or table is no missing privilege here: the check of the migrations reports
-        // it.
+        // A missing column or table is no missing privilege here: the check of the migrations
+        // reports it.
         let row = sqlx::query!(
             r#"SELECT clock_timestamp() AS "clock!",
             current_setting('transaction_read_only') = 'on' AS "read_only!", quote_ident(session_user) AS "role!",

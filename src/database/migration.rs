@@ -12,7 +12,8 @@ use super::{Endpoint, MIGRATOR};
 /// How long a step waits for a lock, as a value of `lock_timeout`. Meanwhile every statement on
 /// that table queues behind the step, and the service gives up a request after 2 s.
 const LOCK_TIMEOUT: &str = "500ms";
-/// How often a step that gets no lock is tried: this takes about five minutes.
+/// How often `migrate` tries to apply the steps while one of them gets no lock: for about five
+/// minutes.
 const TRIES: usize = 200;
 /// The pause between two tries, in which the queued statements can run.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ pub enum MigrationFailure {
     /// PostgreSQL refuses the connection, or does not answer.
     #[error("DATABASE_URL cannot be connected to: {0}")]
     Connect(#[source] sqlx::Error),
-    /// The role may not change the schema, like those of the service and of an operator.
+    /// The role may not change the schema. The roles of the service and of operators may not.
     #[error(
         "DATABASE_URL connects as a role that may not change the schema: give `migrate` the URL of the database's owner"
     )]
@@ -50,7 +51,8 @@ pub async fn migrate(
     steps: &[Migration],
     say: impl Fn(&str),
 ) -> Result<(), MigrationFailure> {
-    // A step may take long; its role may have the service's timeout, as behind a pooler.
+    // A step may take long. The role may have the service's `statement_timeout` as its default, as
+    // behind a pooler.
     let settings = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", "0")];
     let endpoint = Endpoint::new(options.clone().options(settings));
     let mut tries = 1;
@@ -85,7 +87,8 @@ async fn apply(
     let missing: Vec<_> =
         steps.iter().filter(|step| applied.iter().all(|applied| applied.version != step.version)).collect();
     say(&format!("{} migrations are applied, {} to go", applied.len(), missing.len()));
-    // A newer schema serves this release, too, and going back to it must not fail here.
+    // A newer schema serves this release, too: after a return to this release, `migrate` must not
+    // fail.
     migrator.set_ignore_missing(true);
     let indexes: Vec<_> = missing.iter().filter_map(|step| index_of(step.sql.as_str())).collect();
     drop_unfinished_indexes(&mut connection, &indexes, &say).await?;
@@ -120,7 +123,8 @@ async fn drop_unfinished_indexes(
 /// What the schema has beyond the migrations of this program.
 #[derive(Debug)]
 pub struct Beyond {
-    /// How many migrations of a newer release are applied. It serves this one, too.
+    /// How many migrations of a newer release are applied. The newer schema serves this release,
+    /// too.
     pub newer: i64,
     /// Indexes that an interrupted `CREATE INDEX CONCURRENTLY` left, or that one is building now.
     pub unfinished_indexes: Vec<String>,

@@ -31,8 +31,8 @@ fn settings() -> [(&'static str, String); 6] {
     [
         // The server cancels a statement when the service stops waiting for it.
         ("statement_timeout", format!("{}s", STORAGE_DEADLINE.as_secs())),
-        // Every statement has an index. A plan made while a table was empty would scan the table
-        // when it has millions of rows, because a connection keeps its plans.
+        // Every statement can use an index. A plan made while a table was empty would scan the
+        // table when it has millions of rows, because a connection keeps its plans.
         ("enable_seqscan", is("off")),
         // A bitmap scan does not mark index entries of deleted rows as dead, so every scan would
         // visit them again.
@@ -52,8 +52,8 @@ pub fn with_session_settings(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().options(settings())
 }
 
-/// Adds the session settings of the admin API. Operators' statements may read a whole table, so they
-/// have more time, and plans of their own.
+/// Adds the session settings of the admin API. Operators' statements may read a whole table, so
+/// they have more time, and none of the service's restrictions on plans.
 #[must_use]
 pub fn with_operator_settings(options: &PgConnectOptions) -> PgConnectOptions {
     let deadline = format!("{}s", OPERATOR_DEADLINE.as_secs());
@@ -125,8 +125,8 @@ impl KeptConnection {
         }
     }
 
-    /// The same, but it probes the server's addresses whenever it connects. All connections profit
-    /// from the result.
+    /// As [`KeptConnection::new`], but it probes the server's addresses whenever it connects. All
+    /// connections use the result.
     #[must_use]
     pub fn probing(endpoint: &Endpoint, max_lifetime: Duration) -> Self {
         Self { probes_always: true, ..Self::new(endpoint, max_lifetime) }
@@ -155,7 +155,7 @@ impl KeptConnection {
         Ok(connection)
     }
 
-    /// What the last use was doing when it was ended.
+    /// What the last use was waiting for when it was cancelled.
     fn stage(&self) -> String {
         if self.is_connecting { self.endpoint.stage() } else { "waiting for a statement".into() }
     }
@@ -251,8 +251,8 @@ pub async fn transact<T>(
     }
 }
 
-/// Runs database work with the same deadline and returns sqlx's own error, for tasks that try
-/// again.
+/// Runs database work with the deadline of a request and returns sqlx's own error, for tasks that
+/// try again.
 ///
 /// The server cancels a slow statement itself. Only a deadline on this side notices that the
 /// server's machine has died.

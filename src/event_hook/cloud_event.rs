@@ -1,7 +1,7 @@
-//! What a request says: a CloudEvent 1.0 in structured JSON mode.
+//! The body of a webhook request: a CloudEvent 1.0 in structured JSON mode.
 //!
-//! It names an account by its id alone. Addresses and clients are left out: a receiver may keep
-//! what it gets for longer than this service may.
+//! The body identifies an account only by its id. It has no email address and nothing about the
+//! client: a receiver may keep what it gets for longer than this service may.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -56,7 +56,8 @@ impl CloudEvent<'_> {
             r#type: format!("{TYPE_PREFIX}{}", self.kind),
             subject: self.account_id,
             time: self.at,
-            // As long for every number, so that sequences compare as text (the extension's rule).
+            // The same length for every number: the CloudEvents extension `sequence` is compared as
+            // text.
             sequence: format!("{:019}", self.seq),
             gap: (self.gap > 0).then_some(self.gap),
         })

@@ -80,7 +80,7 @@ fn hook(entry: &str, reach: &Reach) -> Result<Hook, String> {
     })
 }
 
-/// Refuses a host that is an address beyond the reach. Names are checked whenever the client
+/// Refuses a host that is an IP address outside `reach`. A host name is checked whenever the client
 /// connects.
 fn address(text: &str, reach: &Reach) -> Result<Uri, &'static str> {
     let url = Url::parse(text).map_err(|_| "has no URL in the second place")?;

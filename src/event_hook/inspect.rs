@@ -28,7 +28,7 @@ pub struct DeadLetter {
     pub last_error: Option<String>,
 }
 
-/// The oldest dead letters, those of one hook or of all.
+/// The oldest dead letters of one hook or of all hooks, at most `limit`.
 pub async fn dead_letters(
     connection: &mut PgConnection,
     hook: Option<&str>,
@@ -48,8 +48,8 @@ pub async fn dead_letters(
     .await
 }
 
-/// Makes dead letters due now: those of one event or of all, and of one hook or of all. Returns how
-/// many. Each is retried for a day again, before later events of its account.
+/// Makes dead letters due now: of one event or all events, and of one hook or all hooks. Returns
+/// how many. Each is retried for a day again, before later events of its account.
 pub async fn replay(
     connection: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,17 +1,18 @@
-//! Webhooks: every audit event of the kinds that a hook wants is delivered to its receiver. Owns the
-//! tables `event_hook` and `event_delivery`.
+//! Webhooks: every audit event of the kinds that a hook selects is delivered to its receiver. Owns
+//! the tables `event_hook` and `event_delivery`.
 //!
 //! - **At least once.** A row of `event_delivery` is written in the transaction of the event, by a
 //!   trigger, and deleted after the receiver has answered 2xx.
 //! - **In order for each hook and account.** Only the oldest pending delivery of an account is
 //!   claimed ([`queue::claim`]), and only if no older one can appear ([`queue::Horizon`]).
-//! - **For a day.** Then the event is a dead letter, and the next one of its account says so (`gap`).
+//! - **For a day.** Then the event is a dead letter, and the next event of its account says so
+//!   (`gap`).
 //!
-//! With no hook set, nothing is written, and only the sweeper asks the database. Requests never wait
-//! for a delivery: new rows are found by a poll.
+//! With no hook set, nothing is written, and only the sweeper asks the database. Requests never
+//! wait for a delivery: new rows are found by a poll.
 //!
-//! Events are recorded for every hook that a replica has: each registers its own again and again,
-//! and the sweeper removes those that none has had for an hour.
+//! Events are recorded for every registered hook. Each replica registers its hooks periodically,
+//! and the sweeper removes a hook that no replica has registered for an hour.
 
 mod cloud_event;
 mod hook;
@@ -134,7 +135,8 @@ impl EventHooks {
         }
         tokio::select! {
             () = stop.cancelled() => while senders.join_next().await.is_some() {},
-            // None ends before that unless it panicked. The service stops when this function returns.
+            // A task ends before `stop` only by a panic. The service stops when this function
+            // returns.
             Some(_) = senders.join_next() => {}
         }
     }
@@ -144,8 +146,8 @@ impl EventHooks {
         in_time(queue::register(&self.shared.pool, self.shared.clock.now(), &hooks)).await
     }
 
-    /// Registers the hooks again, and counts deliveries for the metrics. All replicas report the same
-    /// numbers.
+    /// Registers the hooks again, and counts deliveries for the metrics. All replicas report the
+    /// same numbers.
     async fn keep_up(self: Arc<Self>, stop: CancellationToken) {
         let shared = &self.shared;
         loop {

@@ -14,13 +14,13 @@ pub const WINDOW: i64 = 500;
 /// How long an event is retried. The first failure after that makes it a dead letter.
 pub(super) const RETRIED_FOR: Duration = Duration::from_hours(24);
 
-/// Up to which number no further row can appear, so that rows up to there can be delivered in the
+/// The number up to which no further row can appear, so that rows up to it can be delivered in the
 /// order of their numbers.
 ///
 /// Numbers are taken in order, but transactions commit in any order. So a row is settled when every
 /// transaction that may have taken a number up to its own has ended:
 ///
-/// 1. Each of them had its transaction id before it took its number.
+/// 1. Each of these transactions had its transaction id before it took its number.
 /// 2. So a transaction id that is given out after the newest number was seen is higher than theirs.
 /// 3. When the oldest open transaction is no older than that id, all of them have ended.
 #[derive(Debug, Default)]
@@ -114,8 +114,8 @@ pub struct Claim {
 /// Claims at most `limit` deliveries of a hook that are due and settled. Looks at [`WINDOW`]
 /// accounts after `after`; a walk through all accounts takes several claims if there are more.
 ///
-/// A delivery whose account has an older pending one is never claimed, whatever the state of that
-/// one, so the order within an account is kept.
+/// A delivery whose account has an older pending one is never claimed, whatever the state of the
+/// older one, so the order within an account is kept.
 pub async fn claim(
     pool: &PgPool,
     hook: &str,
@@ -150,8 +150,8 @@ pub async fn claim(
     Ok(Claim { deliveries, after: after.filter(|_| more).unwrap_or_default(), more })
 }
 
-/// Deletes a delivery that its receiver has accepted. The gap before it is announced by it. Does
-/// nothing if the row was claimed again meanwhile.
+/// Deletes a delivery that its receiver has accepted. The delivery has announced the gap before it.
+/// Does nothing if the row was claimed again meanwhile.
 pub async fn delivered(pool: &PgPool, delivery: &Delivery) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "WITH done AS (DELETE FROM event_delivery WHERE seq = $1 AND attempts = $2 RETURNING hook, subject, seq)
@@ -209,7 +209,7 @@ pub async fn give_up(
 }
 
 /// Deletes at most `limit` of the oldest deliveries whose events were deleted after `retention`, so
-/// that they cannot be sent any more: dead letters, and those of removed hooks.
+/// that nothing is left to send: dead letters, and deliveries of removed hooks.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,
@@ -226,8 +226,8 @@ pub async fn sweep(
     Ok(done.execute(pool).await?.rows_affected())
 }
 
-/// Writes that this replica has these hooks at `now`: events are recorded for them. A clock that is
-/// behind those of other replicas takes nothing back.
+/// Registers the hooks of this replica at `now`, so that events are recorded for them. A replica
+/// whose clock is behind does not move `registered_at` back.
 pub(super) async fn register(pool: &PgPool, now: OffsetDateTime, hooks: &[&Hook]) -> Result<(), sqlx::Error> {
     for hook in hooks {
         let kinds: Option<Vec<String>> =

@@ -35,7 +35,7 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(10);
 /// The longest pause between two requests to a receiver that fails for every account.
 const MAX_PROBE_PAUSE: Duration = Duration::from_secs(30);
-/// The shortest time between two rounds, and between two moves of the horizon.
+/// The shortest time between two rounds if a request ends, and between two moves of the horizon.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 const HORIZON_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause within a walk through many accounts, as a multiple of the time of a claim.
@@ -104,8 +104,8 @@ impl Sender {
         while self.requests.join_next().await.is_some() {}
     }
 
-    /// Claims what there are slots for, and starts to send it. Returns whether there are accounts
-    /// that it did not look at.
+    /// Claims at most as many deliveries as slots are free, and starts to send them. Returns
+    /// whether there are accounts that it did not look at.
     async fn round(&mut self) -> Result<bool, sqlx::Error> {
         let Some(claimed_at) = self.shared.clock.trusted_now() else { return Ok(false) };
         let time = Time { claimed_at, read_at: self.shared.clock.elapsed() };
@@ -130,7 +130,7 @@ impl Sender {
     }
 
     /// How many deliveries to claim. If a receiver fails for account after account, one request at
-    /// a time finds out whether it is back, and the other events keep their place.
+    /// a time finds out whether it works again, and the other events stay in the queue.
     fn free_slots(&self) -> usize {
         let running = self.requests.len();
         if self.failed < FAILING_AFTER {
@@ -140,8 +140,8 @@ impl Sender {
         }
     }
 
-    /// Records how a request ended. A panic, or an event that cannot be sent, says nothing about the
-    /// receiver.
+    /// Records how a request ended. A panic, or an event that cannot be sent, says nothing about
+    /// the receiver.
     fn record(&mut self, ended: Result<Result<(), NotDelivered>, JoinError>) {
         let hook = &self.hook.name;
         match ended {
@@ -165,8 +165,8 @@ impl Sender {
     }
 }
 
-/// The time in a delivery. It follows from that of the claim, because a clock that is set meanwhile
-/// could make a dead letter of an event.
+/// The time during a delivery: the time of the claim plus the time elapsed since. If the clock is
+/// set meanwhile, the event must not become a dead letter too early.
 #[derive(Clone, Copy)]
 struct Time {
     claimed_at: OffsetDateTime,

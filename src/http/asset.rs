@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// A file in both forms. It contains no secret and nothing of a request, so that its length tells
-/// nothing (BREACH).
+/// A file, plain and compressed. It contains no secret and nothing of a request, so its compressed
+/// length reveals nothing (BREACH).
 #[derive(Debug)]
 pub struct Asset {
     content_type: &'static str,
@@ -38,7 +38,7 @@ impl Asset {
     }
 }
 
-/// RFC 9110, 12.5.3: gzip is named, and not with the weight 0.
+/// Whether `Accept-Encoding` (RFC 9110 §12.5.3) names gzip with a weight other than 0.
 fn accepts_gzip(request: &HeaderMap) -> bool {
     let lines = request.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|coding| {

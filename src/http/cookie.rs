@@ -67,8 +67,8 @@ pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
     set(cookies, RECOVERY, token.expose(), lifetime);
 }
 
-/// Deletes the recovery cookie. It has all attributes, or browsers would not match it with the
-/// cookie that was set.
+/// Deletes the recovery cookie. The deletion repeats its attributes, because browsers refuse a
+/// `__Host-` cookie without `Secure` and `Path=/`.
 pub fn clear_recovery(cookies: &Cookies) {
     set(cookies, RECOVERY, String::new(), Duration::ZERO);
 }

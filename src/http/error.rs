@@ -20,7 +20,7 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("VosAuth realm=\"vos-aut
 /// is never sent.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The status of each problem. The contract has no 403, 409 and 410; only the admin API answers 403
+/// The status of each problem. The contract has no 403, 409 or 410; only the admin API answers 403
 /// and 409.
 #[must_use]
 pub const fn status(problem: Problem) -> StatusCode {

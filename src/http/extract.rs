@@ -71,8 +71,8 @@ impl<S: Sync> FromRequestParts<S> for Client {
     }
 }
 
-/// The session token of a request: from `X-Session-Token`, as the contract has it, or else a Bearer
-/// token (RFC 6750). `None` unless its header occurs once and the token is well-formed.
+/// The session token of a request: from `X-Session-Token`, the header of the contract, or else a
+/// Bearer token (RFC 6750). `None` unless the header occurs once and the token is well-formed.
 #[derive(Clone, Debug)]
 pub struct SessionToken(pub Option<Token>);
 
@@ -169,8 +169,8 @@ pub(super) async fn read_json(request: Request, timeout: Duration) -> Result<Vec
     Ok(body.map_err(|_| Problem::BodyIncomplete)??)
 }
 
-/// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of an octet would
-/// take half a megabyte.
+/// Copies chunks into one buffer as they arrive, because 16,384 stored chunks of one octet each
+/// would take half a megabyte.
 async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
     let (mut body, mut read) = (Limited::new(body, MAX_BODY), Vec::new());
     while let Some(frame) = body.frame().await {
@@ -207,7 +207,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// As [`parse`], but a member may have any type that `T` has for it.
+/// As [`parse`], but a member may have any type that `T` declares for it, not only a string.
 ///
 /// # Errors
 ///
@@ -226,7 +226,7 @@ fn members(body: &[u8]) -> Result<Vec<(String, Value)>, Problem> {
     Ok(members)
 }
 
-/// The value of a member. Its errors name no part of it.
+/// The value of a member. Errors of its deserialization quote no part of the value.
 struct Member(Value);
 
 impl IntoDeserializer<'_, MemberError> for Member {
@@ -282,7 +282,7 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// Maps the errors of serde to ours.
+/// Maps the errors of serde to [`Error`].
 #[derive(Debug)]
 struct MemberError(Error);
 

@@ -17,13 +17,14 @@ use crate::error::{Error, Problem};
 use crate::http::asset::Asset;
 use crate::locale::Locale;
 
-/// Allows only the page's own files and the API. The browser itself submits no form, or its fields
-/// would be in a URL. Scripts cannot turn text into markup.
+/// The policy of a page: it may load its own files and call the API, and scripts cannot turn text
+/// into markup. The browser submits no form itself, because a form without its script would put its
+/// fields into the URL.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// For a file that is opened by itself, such as a picture: it runs and loads nothing, and belongs
-/// to no origin.
+/// The policy of the other files. If a user opens one by itself, such as a picture, it runs no
+/// script, loads nothing and has no origin.
 const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
 
 const ICON: &str = include_str!("icon.svg");
@@ -69,12 +70,12 @@ impl Files {
             (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
             (VARY, vary),
         ];
-        // Its own headers are appended to those of the asset: both have `Vary`.
+        // The page's headers are appended to those of the asset, because both contain `Vary`.
         (AppendHeaders(head), page.answer(headers)).into_response()
     }
 
-    /// A file by its name. One of another version than this replica's is not cached, because a
-    /// roll-out is in progress.
+    /// A file by its name. If the URL has another version than this replica's, as during a
+    /// roll-out, browsers must not cache the answer.
     fn file(
         &self,
         name: Result<Path<String>, PathRejection>,
@@ -126,11 +127,11 @@ pub fn picture(picture: &Picture) -> NewFile {
     (picture.name, picture.content_type, picture.content.clone().into())
 }
 
-/// The icon of a brand, or ours.
+/// The icon of a brand, or the built-in one.
 ///
 /// # Panics
 ///
-/// If our own icon is one that we would refuse; a test would have found that.
+/// If the built-in icon fails the checks of [`Picture::svg`], which tests rule out.
 pub fn icon(brand: &Brand) -> Picture {
     let ours = || Picture::svg("icon.svg", ICON.into()).expect("our own icon is harmless");
     brand.icon.clone().unwrap_or_else(ours)

@@ -169,15 +169,15 @@ pub async fn admit(State(state): State<AppState>, request: Request, next: Next) 
     admit_by(&state, &state.app.source_limits.requests, request, next).await
 }
 
-/// Admits a login: as [`admit`], with the limit for logins. The login draws the rest of its price
-/// itself.
+/// Admits a login as [`admit`] does, with the rate limit of logins. This draws one unit;
+/// [`session::Login::run`] draws the rest of the login's price.
 pub async fn admit_login(State(state): State<AppState>, request: Request, next: Next) -> Response {
     admit_by(&state, &state.app.source_limits.logins, request, next).await
 }
 
 async fn admit_by(state: &AppState, limiter: &Limiter, mut request: Request, next: Next) -> Response {
-    // First, so that a foreign page open in one browser does not exhaust the limit of everyone in
-    // its network.
+    // The origin is checked first, so that a foreign page in one browser does not exhaust the rate
+    // limit of its whole network.
     if !has_allowed_origin(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
@@ -189,10 +189,11 @@ async fn admit_by(state: &AppState, limiter: &Limiter, mut request: Request, nex
     next.run(request).await
 }
 
-/// Admits a step of a recovery: as [`admit`], but a valid recovery cookie has its own limit.
+/// Admits a step of a recovery as [`admit`] does, but a valid recovery cookie has its own limit.
 /// Otherwise another client of the same network could block the recovery.
 pub async fn admit_recovery(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    // First, so that a foreign page exhausts neither the network's limit nor the cookie's.
+    // The origin is checked first, so that a foreign page exhausts neither the network's limit nor
+    // the cookie's.
     if !has_allowed_origin(request.headers(), &state.app.config.clients) {
         return Error::from(Problem::OriginRefused).into_response();
     }
@@ -225,7 +226,8 @@ pub async fn admit_token(
     if !is_free && let Err(wait) = limits.unknown_tokens.admit(source) {
         return Error::retry_after(Problem::NetworkThrottled, wait).into_response();
     }
-    // One at a time for each token, so that one session cannot occupy all look-up connections.
+    // One request at a time for each token, so that one session cannot occupy all look-up
+    // connections.
     let turn = state.app.session_turns.take(hash.to_bytes(), tokio::time::Instant::now() + TOKEN_WAIT);
     let Some(_turn) = turn.await else {
         return Error::retry_after(Problem::NetworkThrottled, TOKEN_WAIT).into_response();
@@ -233,7 +235,7 @@ pub async fn admit_token(
     let response = next.run(request).await;
     match (is_free, response.status()) {
         (true, StatusCode::UNAUTHORIZED) => limits.was_refused(&hash),
-        // The token is valid. A 502 does not tell, so it is not refunded.
+        // The token is valid. After a 502 this is unknown, so nothing is refunded.
         (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.refund(source, 1),
         _ => {}
     }
@@ -252,8 +254,8 @@ fn client_of(request: &Request) -> IpAddr {
     request.extensions().get::<ClientIp>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
 }
 
-/// Checks `Origin`, or `Sec-Fetch-Site` if there is no `Origin`. A request with neither is not sent
-/// by a browser, so it cannot carry the cookie of another user.
+/// Checks `Origin`, or `Sec-Fetch-Site` if there is no `Origin`. Browsers send at least one of them
+/// with a POST from another site. So a request with neither is admitted.
 fn has_allowed_origin(headers: &HeaderMap, clients: &ClientSettings) -> bool {
     let mut origins = headers.get_all(ORIGIN).iter();
     match (origins.next(), origins.next()) {

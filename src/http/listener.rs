@@ -75,7 +75,7 @@ impl Listener {
         Ok(Self { socket, label, connections, tls: None })
     }
 
-    /// The same with TLS.
+    /// The same listener, with TLS if `tls` is given.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
@@ -88,9 +88,9 @@ impl Listener {
 
     /// Accepts connections until `stop`, then waits for their requests to finish.
     ///
-    /// When all slots are in use, a new connection evicts older ones: idle ones are closed at once,
-    /// others after their answer. So idle clients keep no client out, and no client loses an
-    /// answer.
+    /// When all slots are in use, a new connection evicts older ones. A connection whose request is
+    /// in progress is closed after its answer; idle connections, and those of clients that read an
+    /// answer slowly, are closed at once. So idle clients keep no client out.
     pub async fn accept(
         self,
         routes: Router,
@@ -137,7 +137,8 @@ impl Listener {
                     let (accepted_at, handshake) = (Instant::now(), tls.accept(stream));
                     let shaken = tokio::select! {
                         shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => shaken.ok().flatten(),
-                        // Also when the listener stops.
+                        // This also ends the wait when the listener stops, because it drops the
+                        // sender.
                         _ = evicted_before.wait_for(|before| accepted_at < *before) => None,
                     };
                     if let Some((stream, identity)) = shaken {
@@ -279,12 +280,12 @@ async fn serve(
         _ = evicted_before.wait_for(|before| accepted_at < *before) => {}
         () = tokio::time::sleep(CERTIFICATE_AGE), if is_certified => {}
     }
-    // A new client may be sending its request, and hyper would close the connection under it.
+    // An immediate close would lose a request that a new client is still sending.
     if tokio::time::timeout_at(accepted_at + MIN_STAY, connection.as_mut()).await.is_ok() {
         return;
     }
-    // Without a request the connection is idle, or a slow client reads an answer: it is closed at
-    // once.
+    // Without a request, the connection is idle or a slow client is reading an answer. In both
+    // cases it is closed at once.
     if has_request.load(Ordering::Relaxed) {
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;

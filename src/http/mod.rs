@@ -57,8 +57,8 @@ pub struct AppState {
 ///
 /// | Request | Check | Layer |
 /// |---|---|---|
-/// | costs an email or a hash | origin, then rate limit | [`guard::admit`], [`guard::admit_login`] |
-/// | step of a recovery | origin, then rate limit of network or cookie | [`guard::admit_recovery`] |
+/// | costs email or hash | origin, then rate limit | [`guard::admit`], [`guard::admit_login`] |
+/// | recovery step | origin, then rate limit of network or cookie | [`guard::admit_recovery`] |
 /// | has a session token | rate limit of unknown tokens | [`guard::admit_token`] |
 pub fn router(state: AppState) -> Router {
     let guarded = from_fn_with_state(state.clone(), guard::admit);

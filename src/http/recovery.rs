@@ -72,7 +72,7 @@ impl From<Progress> for RecoveryFacts {
     }
 }
 
-/// The header that names the recovery of the answer's cookie.
+/// The header with the id of the recovery whose cookie the answer sets.
 type IdHeader = [(HeaderName, String); 1];
 
 fn id_header(id: RecoveryId) -> IdHeader {
@@ -80,8 +80,8 @@ fn id_header(id: RecoveryId) -> IdHeader {
 }
 
 /// `GET /api/auth/recovery?required=true|false`: the state of the cookie's recovery. With
-/// `required=false`, a request without the cookie is answered 204: browsers print a 401 to the
-/// console.
+/// `required=false`, a request without the cookie is answered 204 instead of 401, because browsers
+/// print a 401 to the console.
 ///
 /// # Errors
 ///
@@ -106,8 +106,8 @@ pub async fn progress(
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 429 if a rate limit is exhausted, 502 if no relay is up or PostgreSQL is
-/// unavailable.
+/// 400 for a bad request; 429 if a rate limit is exhausted; 502 if no relay is up, PostgreSQL is
+/// unavailable, or too many starts wait for it.
 pub async fn start(
     State(state): State<AppState>,
     client: Client,

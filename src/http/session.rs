@@ -231,7 +231,7 @@ pub async fn sessions(
 ///
 /// # Errors
 ///
-/// 401 as above, 404 if the account has no such session, 502.
+/// 401 as for [`session()`], 404 if the account has no such session, 502.
 pub async fn end(
     State(state): State<AppState>,
     client: Client,
@@ -248,7 +248,7 @@ pub async fn end(
 ///
 /// # Errors
 ///
-/// 401 as above, 502.
+/// 401 as for [`session()`], 502.
 pub async fn end_others(
     State(state): State<AppState>,
     client: Client,
@@ -265,7 +265,7 @@ pub async fn end_others(
 ///
 /// # Errors
 ///
-/// 401 as above; 400 for a refused or wrong password or a bad request; 429, 502, 503.
+/// 401 as for [`session()`]; 400 for a refused or wrong password or a bad request; 429, 502, 503.
 pub async fn change_password(
     State(state): State<AppState>,
     client: Client,
@@ -284,12 +284,12 @@ pub async fn change_password(
 }
 
 /// `POST /api/auth/address-change/stop`: stops the approved change of the account's address, given
-/// the current password. The session is checked first, as for a new password.
+/// the current password. The session is checked first, as in [`change_password`].
 ///
 /// # Errors
 ///
-/// 401 as above; 400 for a wrong password or a bad request; 404 if no change is waiting; 429, 502,
-/// 503.
+/// 401 as for [`session()`]; 400 for a wrong password or a bad request; 404 if no change is
+/// waiting; 429, 502, 503.
 pub async fn stop_address_change(
     State(state): State<AppState>,
     client: Client,

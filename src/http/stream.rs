@@ -22,10 +22,10 @@ const LINGER_READ: usize = 4096;
 /// Each write must be accepted completely within the timeout, so a client gains nothing by reading
 /// an octet at a time.
 ///
-/// Closing a socket with unread input resets the connection, and the client may lose the answer.
-/// After an early refusal there is such input, and a proxy takes the reset for a failed replica.
-/// Therefore the write side is shut down first. Then input is discarded until the client closes,
-/// for at most 5 s and 256 KiB.
+/// Closing a socket with unread input resets the connection, and the client may lose the answer. A
+/// request that was refused before its body was read leaves such input, and a proxy may take the
+/// reset for a failed replica. Therefore the write side is shut down first. Then input is discarded
+/// until the client closes, for at most 5 s and 256 KiB.
 #[derive(Debug)]
 pub struct ClientStream {
     stream: TcpStream,

@@ -1,6 +1,6 @@
 //! TLS of the admin API: its certificate, and the identities in client certificates.
 //!
-//! The public API has none: a proxy in front of it ends TLS.
+//! The public API does not use TLS itself: a proxy in front of it terminates TLS.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -54,8 +54,8 @@ impl Tls {
         Ok(Some(Self { settings: settings.clone(), acceptor }))
     }
 
-    /// Reads the files again. If it cannot, those that were read before stay in use; a metric and a
-    /// log line say so.
+    /// Reads the files again. If that fails, the certificates that were read before stay in use,
+    /// and a metric and a log line report the failure.
     pub fn reread(&self, metrics: &Metrics) {
         let read = self.replace();
         metrics.admin_certificate_unreadable.set(i64::from(read.is_err()));
@@ -103,7 +103,7 @@ fn acceptor(certificate: &Path, key: &Path, clients: Option<&Path>) -> Result<Tl
         for authority in self::certificates("ADMIN_CLIENT_CA", clients)? {
             roots.add(authority).map_err(|_| no_authority())?;
         }
-        // Operators without a certificate have a token.
+        // A client certificate is optional, because other operators send a token.
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .allow_unauthenticated()
             .build()
@@ -130,8 +130,8 @@ fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDe
         .ok_or_else(|| ConfigError::new(variable, "names a file that contains no certificate in PEM form"))
 }
 
-/// The SPIFFE ID of a certificate, which an X.509-SVID has as its only URI; else its common name,
-/// if it has exactly one.
+/// The identity in a certificate: its SPIFFE ID, if that is its only URI, as in an X.509-SVID; its
+/// common name, if it has no URI and exactly one common name.
 fn identity(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
     let certificate = EndEntityCert::try_from(certificate).ok()?;
     let uris: Vec<_> = certificate.valid_uri_names().collect();

@@ -37,7 +37,8 @@ pub struct Bounds {
 #[derive(Clone, Debug)]
 pub struct HttpClient(Connections);
 
-/// Plain HTTP needs no certificates, which a minimal machine may not have.
+/// Plain HTTP has a client of its own: it needs no root certificates, which a minimal machine may
+/// lack.
 #[derive(Clone, Debug)]
 enum Connections {
     Plain(Client<HttpConnector, Full<Bytes>>),
@@ -131,7 +132,8 @@ impl Connections {
         }
     }
 
-    /// The connector resolves no host that is an address, so the resolver cannot check it.
+    /// Checks a host that is an IP address: the connector does not pass it to the resolver, which
+    /// checks names.
     fn allows(&self, request: &Request<Full<Bytes>>) -> bool {
         let Self::Within(reach, _) = self else { return true };
         let host = request.uri().host().unwrap_or_default();
@@ -171,6 +173,6 @@ const MAX_WHY: usize = 300;
 fn connection_failed(error: &(dyn std::error::Error + 'static)) -> RequestError {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    // A peer chooses some of it, such as the names in its certificate.
+    // Bounded, because a peer chooses parts of it, such as the names in its certificate.
     RequestError::ConnectionFailed(why.chars().take(MAX_WHY).collect())
 }

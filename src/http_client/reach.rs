@@ -2,7 +2,8 @@
 //! private network (SSRF).
 //!
 //! The check is part of connecting: a name is resolved once, and only checked addresses are used.
-//! So a name that resolves to another address a moment later (DNS rebinding) gains nothing.
+//! So a name that resolves to another address a moment later (DNS rebinding) does not evade the
+//! check.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -60,7 +61,7 @@ impl Reach {
     }
 
     /// Whether the client may connect to this address. An IPv6 address that stands for an IPv4
-    /// address is checked as that one, too.
+    /// address is checked as that IPv4 address.
     #[must_use]
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = embedded(address);

@@ -9,7 +9,7 @@ use p256::ecdsa::{Signature, VerifyingKey};
 /// ES256 for the jsonwebtoken crate, and no other algorithm: its built-in providers bring RSA and
 /// more.
 static ES256: CryptoProvider = CryptoProvider {
-    // This factory would parse the key for every JWT, half the cost of a session
+    // This factory would parse the key for every JWT, half of the time of a session request
     // (docs/decisions/0009). `KeyRing::sign` signs instead.
     signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
     verifier_factory: |algorithm, key: &DecodingKey| match algorithm {

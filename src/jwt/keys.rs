@@ -105,7 +105,8 @@ pub struct KeyStatus {
     /// When the next key takes over; `None` if there is none yet.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub signs_until: Option<OffsetDateTime>,
-    /// When the last JWT that it signed has expired for every verifier.
+    /// When the last JWT that it signed has expired for every verifier; `None` if there is no next
+    /// key yet.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub published_until: Option<OffsetDateTime>,
 }
@@ -176,8 +177,8 @@ pub(super) fn signing(keys: &[JwtKey], now: OffsetDateTime) -> usize {
     keys.iter().rposition(|key| key.since <= now).unwrap_or(0)
 }
 
-/// The keys without those whose JWTs have all expired, because their successor has signed for long
-/// enough.
+/// The keys that are published: all but the keys whose JWTs have all expired, because the next key
+/// has signed for long enough.
 pub(super) fn published(keys: &[JwtKey], now: OffsetDateTime) -> &[JwtKey] {
     let is_expired = |next: &JwtKey| next.since + PUBLISHED_AFTER_USE <= now;
     let expired = keys.windows(2).take_while(|pair| is_expired(&pair[1])).count();

@@ -72,7 +72,7 @@ pub struct Turn {
 /// Which key signs, and which one signs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// The key that signs. Before the time of the first key, the first.
+    /// The key that signs. Before the time of the first key, it is the first key.
     pub current: Turn,
     /// The key after it.
     pub next: Option<Turn>,
@@ -136,8 +136,8 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Signs with the newest key whose time has come; before that of the first key, with the first.
-    /// The result is the compact serialization of RFC 7515 (§7.1).
+    /// Signs with the newest key whose time has come; before the time of the first key, with the
+    /// first key. The result is the compact serialization of RFC 7515 (§7.1).
     ///
     /// # Panics
     ///
@@ -175,8 +175,8 @@ impl KeyRing {
         let id = header.kid.ok_or(InvalidJwt::UnknownKey)?;
         let key = published.iter().find(|key| key.id == id).ok_or(InvalidJwt::UnknownKey)?;
         let mut rules = Validation::new(Algorithm::ES256);
-        // The crate's checks of exp and aud read the machine's clock and take lists; the checks
-        // below do not.
+        // The crate would check `exp` by the machine's clock, and `aud` against a list. The checks
+        // below use `now` and one audience.
         (rules.validate_exp, rules.validate_aud) = (false, false);
         rules.required_spec_claims.clear();
         let claims: Claims = match jsonwebtoken::decode(jwt, &key.decoding, &rules) {

@@ -7,8 +7,8 @@ use strum::{EnumString, IntoStaticStr};
 pub use self::advice::{breach_advice, suggestion, warning};
 use crate::error::Problem;
 
-/// A language that the service speaks. As text it is its language tag, as in `lang="vi"` and in the
-/// database.
+/// A language that the service supports. As text it is its language tag, as in `lang="vi"` and in
+/// the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Locale {

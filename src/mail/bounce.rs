@@ -11,8 +11,8 @@
 //! | 4 | the beginning of a SHA-256 of the email address |
 //! | 10 | the beginning of a MAC over the above |
 //!
-//! So a bounce identifies its account without a row in the database, and nobody else can make such
-//! an address.
+//! So a bounce identifies its account without a row in the database, and only this service can make
+//! such an address.
 
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ const EMAIL_BYTES: usize = 4;
 /// Account, day and email: the input of the MAC.
 const CONTENT_BYTES: usize = 16 + 2 + EMAIL_BYTES;
 const BYTES: usize = CONTENT_BYTES + 10;
-/// The allowed difference of two machines' clocks, around midnight.
+/// The allowed difference of two machines' clocks: an address may be dated tomorrow in the last
+/// seconds of a day.
 const MAX_SKEW: Duration = Duration::from_secs(5);
 
 /// `MAIL_BOUNCES`: the sender in an email's envelope.
@@ -81,7 +82,7 @@ impl ReturnPath {
     ///
     /// # Errors
     ///
-    /// [`Unbuildable`] if the address is not valid. [`ReturnPath::new`] makes sure that it is.
+    /// [`Unbuildable`] if the address is not valid, which [`ReturnPath::new`] rules out.
     pub(super) fn of(
         &self,
         account_id: Uuid,

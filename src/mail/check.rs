@@ -1,4 +1,4 @@
-//! Checks one relay as far as the recipient, and sends nothing: for `vos-auth doctor`.
+//! Checks one relay for `vos-auth doctor`, from connecting to RCPT, without sending an email.
 
 use tokio::time::{Instant, timeout_at};
 

@@ -1,5 +1,5 @@
-//! Connects to a name that may have several addresses, by RFC 8305 ("Happy Eyeballs"): a dead
-//! address costs 250 ms.
+//! Connects to a name that may have several addresses, by RFC 8305 ("Happy Eyeballs"): an address
+//! that does not answer costs 250 ms.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +15,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// How long connecting may take after the name is resolved, for all addresses together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// A connection, and the address that it leads to.
+/// A connection, and its remote address.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) stream: TcpStream,
@@ -53,7 +53,7 @@ fn in_order(found: Vec<SocketAddr>, preferred: Option<IpAddr>) -> Vec<SocketAddr
 }
 
 /// Tries the addresses in order. The next attempt starts when one has failed, or after [`STAGGER`].
-/// The first connection drops the other attempts.
+/// The first success aborts the other attempts.
 async fn first_to_answer(addresses: Vec<SocketAddr>) -> Result<Connected, String> {
     let deadline = Instant::now() + CONNECT_DEADLINE;
     let mut untried = addresses.into_iter();
@@ -79,8 +79,8 @@ async fn first_to_answer(addresses: Vec<SocketAddr>) -> Result<Connected, String
             }
         }
     }
-    // Sorted, because the log names a relay again when its reason changes, and the order of
-    // failures varies.
+    // Sorted, because the order of failures varies, and the probe logs a relay again whenever the
+    // text of its failure changes.
     let reasons = Vec::from_iter(reasons).join("; ");
     Err(format!("{tried} {} tried: {reasons}", if tried == 1 { "address" } else { "addresses" }))
 }

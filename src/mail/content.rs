@@ -18,12 +18,12 @@ use crate::secret::Code;
 /// The recipient of an email, and the request that it is about.
 #[derive(Debug)]
 pub struct About<'a> {
-    /// The id of the outbox row. It makes the Message-ID, which stays the same when the email is
-    /// sent again.
+    /// The id of the outbox row. The Message-ID contains it, and so stays the same when the email
+    /// is sent again.
     pub id: Uuid,
     /// The recipient's account. A signed return path names it.
     pub account_id: Uuid,
-    /// The account's stored address, or the one before. Never one that a client typed.
+    /// The account's stored address or its previous one, never an address that a client typed.
     pub to: &'a str,
     /// The language of the email.
     pub locale: Locale,
@@ -38,7 +38,7 @@ pub(super) struct Parts {
     pub html: String,
 }
 
-/// What the settings put into emails.
+/// The parts of emails that come from the settings.
 #[derive(Debug)]
 pub(super) struct Content {
     settings: MailSettings,
@@ -174,8 +174,8 @@ impl Content {
         }
     }
 
-    /// A time with its zone: `09:05, 3 Nov 2026 (Viet Nam time, UTC+7)`. Nobody takes the month for
-    /// the day.
+    /// A time with its zone: `09:05, 3 Nov 2026 (Viet Nam time, UTC+7)`. The month cannot be
+    /// mistaken for the day.
     fn local_time(&self, at: OffsetDateTime, locale: Locale) -> String {
         let zoned = Timestamp::from_second(at.unix_timestamp())
             .unwrap_or_default()
@@ -197,7 +197,8 @@ impl Content {
     }
 }
 
-/// An address as its owner recognizes it and a stranger does not learn it: `t…@example.com`.
+/// An address in part, so that its owner recognizes it and other readers do not learn it:
+/// `t…@example.com`.
 fn in_part(address: &str) -> String {
     let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
     local.chars().next().map_or_else(String::new, |first| format!("{first}…@{domain}"))
@@ -210,7 +211,7 @@ fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     Some(Parts { subject: subject.to_owned(), text: text.to_owned(), html })
 }
 
-/// What the templates know as `mail`.
+/// The values that the templates use as `mail`.
 struct Values<'a> {
     light: &'a Palette,
     dark: &'a Palette,

@@ -1,7 +1,8 @@
 //! SMTP conversations with a relay: connecting, sending emails, and QUIT.
 //!
-//! lettre's pool is not used, for two reasons. It puts an abandoned conversation back, so that the
-//! next email reads the wrong answer and counts as sent. And its timeout covers only connecting.
+//! lettre's pool is not used, for two reasons. After an abandoned conversation it reuses the
+//! connection, so that the next email reads a wrong answer and counts as sent. And its timeout
+//! covers only connecting.
 //!
 //! Here one email at a time uses a connection, and one deadline covers the whole conversation. A
 //! connection is kept only if its email was accepted. Otherwise it is closed, with QUIT if the
@@ -36,7 +37,7 @@ pub(super) struct Connection {
     smtp: AsyncSmtpConnection,
     /// The relay's address.
     pub(super) address: IpAddr,
-    /// How many emails or NOOPs it has sent.
+    /// How many emails or NOOPs this side has sent on it.
     pub(super) uses: u32,
 }
 
@@ -51,7 +52,7 @@ impl Connection {
         )
     }
 
-    /// Offers an email by MAIL and RCPT, and sends nothing. The caller limits the time.
+    /// Offers an email with MAIL and RCPT, without sending its content. The caller limits the time.
     pub(super) async fn offer(&mut self, mail: &Mail) -> Result<(), NotSent> {
         self.smtp.command(mail_from(mail)).await.map_err(NotSent::at(Stage::Mail))?;
         for to in mail.envelope.to() {
@@ -61,7 +62,7 @@ impl Connection {
     }
 
     /// Sends an email, from MAIL to the answer to the final dot. The relay must answer MAIL by
-    /// `mail_deadline`; the caller limits the whole.
+    /// `mail_deadline`. The caller limits the total time.
     pub(super) async fn send(&mut self, mail_deadline: Instant, mail: &Mail) -> Result<(), NotSent> {
         let smtp = &mut self.smtp;
         let answer = timeout_at(mail_deadline, smtp.command(mail_from(mail))).await;
@@ -83,8 +84,8 @@ impl Connection {
 
     /// Opens a connection: connects (to `preferred` first), encrypts, sends EHLO and signs in.
     ///
-    /// If the relay refuses the access token, it renews the token and tries once more on another
-    /// connection, because some relays close the first.
+    /// If the relay refuses the access token, this renews the token and tries once more, on another
+    /// connection because some relays close the first one.
     pub(super) async fn open(
         relay: &RelayUrl,
         preferred: Option<IpAddr>,
@@ -136,7 +137,7 @@ impl Connection {
     }
 }
 
-/// MAIL without parameters: addresses are ASCII, and lettre encodes every body in 7 bits.
+/// MAIL needs no parameters: addresses are ASCII, and lettre encodes every body in 7 bits.
 fn mail_from(mail: &Mail) -> MailFrom {
     MailFrom::new(mail.envelope.from().cloned(), vec![])
 }

@@ -1,5 +1,5 @@
-//! Demotion: a relay that refuses emails by policy is tried last for a while. Nothing else depends
-//! on it, because sends must not change what `start` can see.
+//! Demotion: a relay that refuses emails by policy is tried last for a while. A demotion has no
+//! other effect, because sends must not change what `start` can see.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ const MAX_DURATION: Duration = Duration::from_mins(5);
 /// Whether one relay is demoted, and the refusals that lead to that.
 #[derive(Debug, Default)]
 pub(super) struct Demotion {
-    /// The domains that it has refused since it last accepted an email or was demoted; fewer than
-    /// [`DOMAINS`].
+    /// The recipient domains that the relay has refused since it last accepted an email or was
+    /// demoted; fewer than [`DOMAINS`].
     refused: Vec<String>,
     until: Option<Instant>,
-    /// How often it was demoted since it last accepted an email.
+    /// How often the relay was demoted since it last accepted an email.
     times: u32,
 }
 

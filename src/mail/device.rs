@@ -1,4 +1,4 @@
-//! How an email describes the client's device: by words of a fixed list. It never quotes the
+//! How an email describes the client's device: with words from fixed lists. It never quotes the
 //! User-Agent, because an attacker could write a message to the account owner into it.
 
 use crate::locale::Locale;

@@ -104,8 +104,8 @@ impl Signer {
         format!("{}._domainkey.{}. IN TXT ( {} )", self.selector, self.domain, strings.join(" "))
     }
 
-    /// The message with a signature, made at `now`, before it. `None` if it is not UTF-8 with a
-    /// header and a body.
+    /// Adds a signature with the time `now` at the beginning of the message. `None` if the message
+    /// is not UTF-8 with a header and a body, or the key cannot sign.
     pub(super) fn signed(&self, message: &[u8], now: OffsetDateTime) -> Option<Vec<u8>> {
         let (head, body) = std::str::from_utf8(message).ok()?.split_once("\r\n\r\n")?;
         let fields = fields(head);
@@ -154,7 +154,7 @@ impl SigningKey {
             PrivateKeyDer::Pkcs1(key) => RsaKeyPair::from_der(key.secret_pkcs1_der()).map(Self::Rsa).ok(),
             _ => None,
         };
-        // RFC 8301 §3.2 requires at least 2048 bits of signers.
+        // RFC 8301 §3.2 recommends at least 2048 bits for signers.
         key.ok_or_else(|| "contains a key that is neither Ed25519 nor RSA of 2048, 3072 or 4096 bits".into())
     }
 

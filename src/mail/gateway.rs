@@ -24,7 +24,7 @@ use crate::mail::tls::Authorities;
 #[derive(Debug)]
 pub struct Gateway {
     pub(super) relays: Vec<Relay>,
-    /// One for each relay, set by sends. They change the courier's order alone, never `start`.
+    /// One for each relay, set by sends. They change only the courier's order, never `start`.
     demotions: Vec<Mutex<Demotion>>,
     /// How many emails wait for a slot at the next relay after one has refused them.
     waiting: AtomicUsize,
@@ -73,7 +73,7 @@ impl Gateway {
         let ca = config.smtp_ca_file.as_deref().and_then(|file| problems.take(Authorities::read(file)));
         let ehlo_name = sender::ehlo_name(&config.smtp_ehlo_name);
         let ehlo_name = problems.take(ehlo_name.map_err(|why| ConfigError::new("SMTP_EHLO_NAME", why)));
-        // Without the settings of tokens, what is wrong with the relays would be a guess.
+        // Without valid token settings, each relay with `auth=xoauth2` would seem wrong too.
         let Some(tokens) = problems.take(Tokens::new(&config.smtp_oauth, oauth)) else {
             return Err(problems);
         };
@@ -143,7 +143,7 @@ impl Gateway {
     }
 
     /// A slot for an email that is claimed for the `attempts`th time, at the first relay in the
-    /// courier's order with a free one. A demoted relay gives none while another is up.
+    /// courier's order with a free one. Demoted relays count only if no other relay is up.
     #[must_use]
     pub fn slot(&self, attempts: i32) -> Option<Slot> {
         self.free_slot(self.candidates(attempts, Instant::now()))
@@ -183,7 +183,7 @@ impl Gateway {
     pub async fn wait_for_rate(&self, slot: &Slot, until: Instant) -> Result<(), NotSent> {
         let until = until.min(Instant::now() + self.deadline);
         let ready = tokio::time::timeout_at(until, self.relays[slot.relay].wait_for_rate()).await;
-        // A timeout that has already passed still lets a future succeed that is ready at once.
+        // `timeout_at` lets a future that is ready at once succeed even after the deadline.
         ready.ok().filter(|()| Instant::now() < until).ok_or(NotSent::just(Stage::Rate))
     }
 
@@ -241,8 +241,8 @@ impl Gateway {
         self.demotions[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The courier's order of the relays that are up, in two groups: the relays in order of
-    /// preference, then the demoted ones.
+    /// The courier's order of the relays that are up, in two groups: those that are not demoted,
+    /// then the demoted ones, each in order of preference.
     ///
     /// Each further attempt of an email begins one relay later in its group. Otherwise a relay that
     /// answers the probe and then stalls could hold the email until its code expires.
@@ -257,7 +257,7 @@ impl Gateway {
         [usual, demoted]
     }
 
-    /// The relays that a claimed email may start at: those that are not demoted; else all.
+    /// The relays that a claimed email may start at: those not demoted; if there are none, all.
     fn candidates(&self, attempts: i32, now: Instant) -> impl Iterator<Item = usize> {
         self.order(attempts, now).into_iter().find(|group| !group.is_empty()).into_iter().flatten()
     }
@@ -375,7 +375,7 @@ mod tests {
         assert!(gateway.has_tried_all(&[2, 0, 1]) && !gateway.has_tried_all(&[1, 2]));
     }
 
-    /// Nor are more emails claimed than there are slots, while some wait.
+    /// A waiting email also reduces the free slots, so the courier claims no email for its slot.
     #[tokio::test]
     async fn an_email_waits_for_a_slot_at_the_next_relay_instead_of_using_a_demoted_one() {
         let (gateway, mails) = gateway_and_mails();

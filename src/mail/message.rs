@@ -26,7 +26,7 @@ use crate::secret::{Code, Key};
 /// The longest line of a message, without its end (RFC 5322 §2.1.1).
 const MAX_LINE: usize = 998;
 
-/// How long the sample of an approved address change has to wait.
+/// The time from approval to effect in the sample notice of an address change.
 const SAMPLE_DELAY: Duration = Duration::from_hours(1);
 
 /// The kinds of emails.
@@ -82,11 +82,11 @@ impl Mail {
 
     /// The message as it is sent after DATA, with the final dot (RFC 5321 §4.5.2).
     ///
-    /// It is one string for one write. The dot in a write of its own would wait for the relay's
-    /// delayed acknowledgement of the rest, 40 ms.
+    /// It is one string, so that one write sends it. A separate write of the final dot would wait
+    /// 40 ms for the relay's delayed acknowledgement of the message.
     pub(super) fn dot_stuffed(&self) -> String {
-        // One check of all octets and a search for one character take a third of the general
-        // methods' instructions.
+        // Checking all octets at once and searching for a single character takes a third of the
+        // instructions that the more general methods take.
         let text =
             str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
         let mut stuffed = String::with_capacity(text.len() + 64);
@@ -115,8 +115,9 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Checks the settings of emails and of DKIM. It builds every email once, so that an unusable
-    /// setting fails at startup, not later in a user's recovery. `key` signs the return paths.
+    /// Checks the settings of emails and of DKIM. It builds a sample of every email, so that an
+    /// unusable setting fails at startup, not later in a user's recovery. `key` signs the return
+    /// paths.
     ///
     /// # Errors
     ///
@@ -298,13 +299,13 @@ impl Composer {
             .message_id(Some(format!("<{}@{}>", about.id, self.from.email.domain())))
             // Prevents automatic replies such as holiday notices (RFC 3834 §5).
             .raw_header(header("Auto-Submitted", "auto-generated"))
-            // The same for Exchange (MS-OXCMAIL §2.1.3.2.20). `All` would also suppress the reports
-            // of failed delivery that `vos-auth bounce` reads.
+            // Prevents automatic replies of Exchange (MS-OXCMAIL §2.1.3.2.20). `All` would also
+            // suppress the reports of failed delivery that `vos-auth bounce` reads.
             .raw_header(header("X-Auto-Response-Suppress", "DR, RN, NRN, OOF, AutoReply"))
-            // Gmail puts emails of one subject in a thread, where an old code may be read for the
-            // newest, unless this is different in each.
+            // Gmail groups emails with the same subject in a thread, where a user may take an old
+            // code for the newest. A different value in each email prevents that.
             .raw_header(header("X-Entity-Ref-ID", about.id.to_string()))
-            // The text part's counterpart of the HTML part's `lang` (RFC 3282).
+            // The language of the text part (RFC 3282); the HTML part has the attribute `lang`.
             .raw_header(header("Content-Language", <&str>::from(about.locale)))
             .multipart(
                 MultiPart::alternative().singlepart(SinglePart::plain(text)).singlepart(html_part(html)),
@@ -335,7 +336,7 @@ fn html_part(html: String) -> SinglePart {
     part.body(Body::dangerous_pre_encoded(ascii.into_bytes(), ContentTransferEncoding::SevenBit))
 }
 
-/// Writes CRLF at the ends of lines, and other characters than ASCII as references.
+/// Writes CRLF at the ends of lines, and non-ASCII characters as character references.
 fn to_ascii(html: &str) -> String {
     let mut ascii = String::with_capacity(2 * html.len());
     for line in html.split_inclusive('\n') {

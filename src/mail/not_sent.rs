@@ -96,7 +96,7 @@ impl NotSent {
         Self { why: Some(why.into()), ..Self::just(stage) }
     }
 
-    /// Converts lettre's errors at `stage`, keeping the relay's codes alone.
+    /// Converts lettre's errors at `stage`, keeping only the relay's codes.
     pub(super) fn at(stage: Stage) -> impl Fn(SmtpError) -> Self {
         move |error| Self::answered(stage, &error)
     }

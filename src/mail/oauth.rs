@@ -3,9 +3,9 @@
 //! An email uses the current token. It waits for the token endpoint only if there is no valid
 //! token: before the first one, or after renewals have failed until the token expired.
 //!
-//! "Only the probe sets a relay's state" (an invariant of [`crate`]): an email may request a token
-//! when the timer would, or after a relay has refused the current one. If the latter request fails,
-//! that changes neither the timer nor what the probe may request.
+//! "Only the probe sets a relay's state" (an invariant of [`crate`]). So an email may request a
+//! token only when the timer would, or after a relay has refused the current one. If a request
+//! after a refusal fails, the timer and the requests of the probe stay as they are.
 
 use std::fmt;
 use std::pin::Pin;
@@ -33,7 +33,7 @@ const DEFAULT_LIFETIME: Duration = Duration::from_mins(10);
 /// Bounds of a lifetime from the endpoint, so that the timer pauses between requests.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
-/// The first pause after a failed request, and the longest. Each is twice the one before.
+/// The first pause after a failed request, and the longest. Each pause is twice the previous one.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 /// The shortest time between two renewals after a relay has refused the token.
@@ -83,7 +83,7 @@ struct Failure {
     until: Instant,
 }
 
-/// Why a token request failed. Of the endpoint's answer it quotes only error codes of RFC 6749.
+/// Why a token request failed. It quotes only the answer's status or error code of RFC 6749.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenError {
     #[error("the token endpoint answered {0}")]
@@ -158,8 +158,8 @@ impl Tokens {
         })
     }
 
-    /// A token to replace a refused one: the current token if it is another, or a new one. `None`
-    /// if the request fails, or within [`REFUSED_INTERVAL`] after the requester's last renewal.
+    /// A token to replace a refused one: the current token if it is not the refused one, else a new
+    /// one. `None` if the request fails or the requester renewed within [`REFUSED_INTERVAL`].
     pub(super) async fn replacement_for(&self, refused: &AccessToken, by: Requester) -> Option<AccessToken> {
         self.request_if(by, |state, now| state.may_replace(refused, by, now)).await;
         self.state().valid_token().filter(|token| token.secret() != refused.secret()).cloned()
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(state.next_request(now), now + 601 * SECOND);
     }
 
-    /// A failed renewal for an email delays neither that for the probe nor that of the timer.
+    /// A failed renewal for an email delays neither a renewal for the probe nor the timer.
     #[test]
     fn a_refused_token_is_renewed_once_a_minute_for_the_probe_and_for_emails_separately() {
         let (mut state, now) = (TokenState::default(), Instant::now());

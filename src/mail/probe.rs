@@ -2,8 +2,8 @@
 //!
 //! - A relay that is usable must answer within seconds, so that an outage is noticed.
 //! - A relay that is not usable has as much time as an email, because some relays greet slowly on
-//!   purpose. Further probes start meanwhile, so that the end of an outage is noticed as fast
-//!   (docs/decisions/0027).
+//! purpose. Further probes start meanwhile, so that the end of an outage is noticed within seconds
+//! too (docs/decisions/0027).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,16 +27,16 @@ const KEPT_DEADLINE: Duration = Duration::from_secs(1);
 const NEW_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest time between the starts of two probes while the relay is not usable.
 const DOWN_INTERVAL: Duration = Duration::from_secs(1);
-/// NOOPs that one connection sends at most. From the 101st on Postfix counts them as junk, and soon
-/// disconnects (`smtpd_junk_command_limit`).
+/// NOOPs that one connection sends at most. From the 101st on, Postfix counts each as an error, and
+/// soon disconnects (`smtpd_junk_command_limit`).
 const MAX_NOOPS: u32 = 90;
 /// How often connections that have been idle for too long are closed.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// Probes every relay once, and then returns the tasks that probe them periodically and keep
-    /// the access token valid. After `stop` they close their connections with QUIT and end.
-    /// Dropping them aborts everything.
+    /// the access token valid. After `stop`, the tasks close their connections with QUIT and end.
+    /// Dropping the set aborts the tasks.
     pub async fn watch(
         self: &Arc<Self>,
         settings: &RelaySettings,

@@ -87,7 +87,8 @@ impl Relay {
         deadline: Instant,
         requester: Requester,
     ) -> Result<Connection, NotSent> {
-        // Boxed: it is seldom needed, and would be copied with the future of every delivery.
+        // Boxed, because this future is seldom needed and would enlarge the future of every
+        // delivery.
         Box::pin(Connection::open(&self.url, self.preferred(), ehlo_name, deadline, requester)).await
     }
 
@@ -111,8 +112,8 @@ impl Relay {
         self.send_on(new, deadline, mail).await
     }
 
-    /// Sends an email on this connection. It owns the connection, so dropping the future drops the
-    /// connection.
+    /// Sends an email on this connection. The future owns the connection, so dropping the future
+    /// drops the connection.
     async fn send_on(
         &self,
         mut connection: Connection,
@@ -230,9 +231,9 @@ impl Relay {
     }
 }
 
-/// Whether the idle connection caused the failure, and not the email: the relay has closed it or
-/// refuses another email on it. If only the answer to the final dot is missing, the relay may have
-/// accepted the email, so the relay does not get it again on a new connection at once.
+/// Whether the idle connection caused the failure, and not the email: the relay has closed the
+/// connection or refuses another email on it. If only the answer to the final dot is missing, the
+/// relay may have accepted the email, so the email is not sent again at once on a new connection.
 fn is_connection_failure(why: &NotSent) -> bool {
     match (why.stage, why.code) {
         (Stage::Mail | Stage::Deadline, _) | (Stage::Rcpt | Stage::Data, None) => true,

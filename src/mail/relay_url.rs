@@ -26,7 +26,7 @@ pub(super) struct RelayUrl {
     pub(super) per_second: Option<NonZeroU32>,
 }
 
-/// Host and port alone: the rest holds a password.
+/// Shows only host and port, because the rest may contain a password.
 impl fmt::Display for RelayUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)

@@ -21,9 +21,9 @@ pub fn recipients(message: &[u8]) -> Vec<String> {
     named.map(str::to_owned).collect()
 }
 
-/// Whether it is a delivery status notification with a recipient whose `Action` is `failed`, a
-/// permanent failure (RFC 3464 §2.3.3). The actions delayed, relayed, expanded and delivered are no
-/// failures.
+/// Whether the message is a delivery status notification with a recipient whose `Action` is
+/// `failed`, a permanent failure (RFC 3464 §2.3.3). The actions delayed, relayed, expanded and
+/// delivered are no failures.
 #[must_use]
 pub fn reports_failure(message: &[u8]) -> bool {
     let (head, body) = split_head(message);
@@ -108,7 +108,7 @@ fn parts<'a>(body: &'a [u8], boundary: &[u8]) -> impl Iterator<Item = &'a [u8]> 
             }
             end += line.len();
         }
-        // A message that was truncated when it was read ends in a part.
+        // A message that was truncated when it was read may end inside a part.
         let part = std::mem::take(&mut rest);
         (!part.is_empty()).then_some(part)
     };
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(recipients(b""), Vec::<String>::new());
     }
 
-    /// Neither deep nor wide input takes more than one pass.
+    /// Nested or repeated input does not take quadratic time.
     #[test]
     fn a_megabyte_of_any_input_is_read_fast() {
         let began = std::time::Instant::now();

@@ -1,5 +1,6 @@
-//! Reads the settings that become part of an email's headers or envelope. All addresses and names
-//! in them are ASCII: anything else needs SMTPUTF8 (RFC 6531), which a relay may not support.
+//! Reads the settings that become part of an email's headers or envelope. All addresses and host
+//! names in the result are ASCII: anything else needs SMTPUTF8 (RFC 6531), which a relay may not
+//! support.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -62,8 +63,8 @@ pub(super) fn ehlo_name(text: &str) -> Result<ClientId, &'static str> {
     if is_name && (1..=MAX_DOMAIN).contains(&name.len()) { Ok(ClientId::Domain(name)) } else { Err(WHY) }
 }
 
-/// The same address with its domain as A-labels (RFC 5890 §2.3.2.1). The local part has no such
-/// form.
+/// The same address with its domain as A-labels (RFC 5890 §2.3.2.1). The local part has no ASCII
+/// form, so it must be ASCII already.
 fn in_ascii(address: &Address) -> Result<Address, &'static str> {
     const WHY: &str = "has an address with a domain that no email can be sent from";
     let (local, domain) = (address.user(), address.domain());
@@ -78,8 +79,8 @@ fn in_ascii(address: &Address) -> Result<Address, &'static str> {
     if AsRef::<str>::as_ref(&address).len() > MAX_OCTETS { Err(WHY) } else { Ok(address) }
 }
 
-/// Whether quotes around the name would make it a mailbox, as for a name with a comma (RFC 5322
-/// §3.2.3).
+/// Whether `text` would be a mailbox if its name were in quotes, as a name with a comma must be
+/// (RFC 5322 §3.2.3).
 fn lacks_quotes(text: &str) -> bool {
     text.rsplit_once('<').is_some_and(|(name, rest)| {
         let name = name.trim();

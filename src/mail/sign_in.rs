@@ -45,8 +45,8 @@ impl SignIn {
         })
     }
 
-    /// A newer access token, after the relay has refused one. `None` if there is none, or for any
-    /// other failure.
+    /// Credentials with a newer access token, if the relay has refused `refused` with 535. `None`
+    /// if there is no newer token, and for any other failure.
     pub(super) async fn renewed_proof(
         &self,
         refused: &Proof<'_>,
@@ -93,8 +93,8 @@ impl Proof<'_> {
 
 /// Signs in with XOAUTH2, the mechanism of Google and Microsoft.
 ///
-/// lettre's `auth` cannot be used: it takes the 334 with the reason of a refusal for a challenge,
-/// and so misses the final code.
+/// lettre's `auth` cannot be used. A relay gives the reason of a refusal in a 334 answer; lettre
+/// treats this answer as a challenge and misses the final code.
 async fn xoauth2(
     connection: &mut AsyncSmtpConnection,
     user: &str,

@@ -54,7 +54,7 @@ pub(super) fn starttls(host: &str, authorities: Option<&Authorities>) -> Option<
     builder.build().ok()
 }
 
-/// Implicit TLS (RFC 8314 §3.3), which begins with the first byte, with one host.
+/// Implicit TLS with one host: TLS begins with the connection's first octet (RFC 8314 §3.3).
 pub(super) struct Implicit {
     connector: TlsConnector,
     host: ServerName<'static>,

@@ -45,8 +45,8 @@ impl NotSent {
         self.is_of_mail() && matches!(self.code, Some(500..=599)) && matches!(self.verdict(), Verdict::Relay)
     }
 
-    /// Whether it is the answer to a command for an email (such as RCPT), and not to one for the
-    /// connection.
+    /// Whether the failure belongs to a command for an email (such as RCPT), and not to a command
+    /// for the connection.
     const fn is_of_mail(&self) -> bool {
         matches!(self.stage, Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Message)
     }
@@ -60,7 +60,7 @@ mod tests {
         NotSent { code: Some(code), enhanced, ..NotSent::just(stage) }
     }
 
-    /// For the answers to commands of an email, see the rows of `docs/operate/mail-verdicts.md`.
+    /// `tests/it/verdicts.rs` tests the answers to commands of an email.
     #[test]
     fn before_the_first_command_of_an_email_no_answer_blames_its_addresses() {
         use Stage::{Auth, Compose, Connect, Data, Deadline, Mail, Message, NoRelay, Rate, Rcpt, Tls};

@@ -35,7 +35,7 @@ pub enum MailOutcome {
     GivenUp,
     /// It expired before it could be sent.
     Expired,
-    /// No account has the address.
+    /// No active account has the address, or its recovery was used or has ended.
     NoRecipient,
 }
 
@@ -73,7 +73,7 @@ pub struct RelayLabel {
     pub relay: usize,
 }
 
-/// The label of an operator, whom an administrator has named.
+/// The label of an operator. Administrators name the operators, so there are few values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OperatorLabel {
     /// The name, or the identity in the client certificate.

@@ -58,7 +58,7 @@ pub struct Metrics {
     pub hook_deliveries: Family<HookOutcomeLabel, Counter>,
     /// Events that a hook has not got yet.
     pub hook_pending: Family<HookLabel, Gauge>,
-    /// Age of the oldest of them.
+    /// Age of the oldest event in `hook_pending`.
     pub hook_oldest: Family<HookLabel, Gauge>,
     /// Events that were given up and can be replayed.
     pub hook_dead_letters: Family<HookLabel, Gauge>,
@@ -73,7 +73,7 @@ pub struct Metrics {
     pub logins_waiting: Gauge,
     /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
-    /// Recoveries that operators helped by the admin API, by operator.
+    /// Recovery tickets and changed addresses through the admin API, by operator.
     pub recoveries_helped: Family<OperatorLabel, Counter>,
     /// Calls of the admin API without a valid token or certificate.
     pub operators_unknown: Counter,

@@ -31,8 +31,8 @@ pub async fn retry_at(
 }
 
 /// Gives up an email. An email with a code is deleted and recorded in the audit log. A notice is
-/// kept until it expires, so that an operator can send it again. Does nothing if the row was claimed
-/// again meanwhile.
+/// kept until it expires, so that an operator can send it again. Does nothing if the row was
+/// claimed again meanwhile.
 pub async fn give_up(
     pool: &PgPool,
     now: OffsetDateTime,
@@ -53,8 +53,10 @@ pub async fn give_up(
     transaction.commit().await
 }
 
-/// The time of the next attempt, by exponential backoff: at most 1 s after the first, up to 30 s (a
-/// notice: an hour). `None` if the email would have expired by then, or nearly so.
+/// The time of the next attempt, by exponential backoff: at most 1.1 s after the first attempt. The
+/// bound then doubles with each attempt, up to 30 s for a code, 2 minutes for the notice of an
+/// approved address change, and an hour for other notices. `None` if the email would then expire
+/// within a minute.
 ///
 /// `jitter`, uniform in 0 to 1, scales the pause, so that emails which failed together are not
 /// tried again together.

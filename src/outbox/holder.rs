@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 const LOCK_CLASS: i32 = 0x766f_7361;
 /// How often a courier checks which locks are held, its own included.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a check may take. The same for connecting and taking the lock together.
+/// How long a check may take; also how long connecting and taking the lock may take together.
 const CHECK_DEADLINE: Duration = Duration::from_secs(1);
 /// The pause between two attempts to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -195,7 +195,7 @@ impl<F: Fn()> Keeper<F> {
             let grace = if is_cautious { CAUTIOUS_GRACE } else { GRACE };
             let gone = peers.gone(&holders, asked, Instant::now(), grace);
             if let Some(now) = self.clock.trusted_now() {
-                // Not after a loss: the leases would name this process's own former id, whose
+                // Not read after a loss: leases would name this process's own former id, whose
                 // emails it still sends.
                 if !leases_read && let Ok(named) = in_time(holders_of_leases(&self.pool, now)).await {
                     peers.add(&named, self.holder.lock_state().id);

@@ -49,10 +49,10 @@ pub enum EntryState {
     Due,
     /// It is tried again later.
     Waits,
-    /// Its code has too little life left. The next round that looks through the outbox deletes it.
+    /// It expires too soon to be sent. The next round that looks through the outbox deletes it.
     Expired,
-    /// The relays refused the recipient for good. It is kept until it expires, so that an operator
-    /// can send it again.
+    /// No attempt can help: the relays refused the recipient, or no time was left. It is kept until
+    /// it expires, so that an operator can send it again.
     #[strum(to_string = "given up")]
     GivenUp,
 }

@@ -4,9 +4,11 @@
 //! "Accepted is kept" (an invariant of [`crate`]): a row is deleted only
 //!
 //! - after a relay has accepted its email;
-//! - when its code has expired, or has too little life left;
-//! - when it has no recipient;
-//! - when every relay that is up says that the recipient does not exist.
+//! - when it has expired, or expires too soon to be sent;
+//! - when it has no recipient: no active account has the address, or the recovery was used or
+//!   ended;
+//! - when every relay that is up says that the recipient does not exist (a code; a notice is kept
+//!   until it expires).
 //!
 //! The loop that sends the emails is [`crate::courier`].
 
@@ -31,7 +33,7 @@ use crate::mail::message::MailKind;
 /// An email that this process may send until its lease ends.
 #[derive(Debug)]
 pub struct ClaimedMail {
-    /// The id of its row. The Message-ID is made of it.
+    /// The id of its row. The Message-ID is made from it.
     pub id: Uuid,
     /// The number of this claim. An update with the number of an earlier claim changes nothing.
     pub attempts: i32,
@@ -47,8 +49,8 @@ pub struct ClaimedMail {
     pub request_locale: Option<String>,
     /// The recipient's account.
     pub account_id: Uuid,
-    /// The account's stored address. The notice of another address goes to the one before. Emails
-    /// are sent to no address that a client typed.
+    /// The address that the email is sent to: the account's stored address, or the one stored with
+    /// the notice of an address change. No email is sent to an address that a client typed.
     pub account_email: String,
     /// The account's preferred language.
     pub account_locale: Option<String>,
@@ -68,20 +70,20 @@ pub enum Content {
         /// The address of the client that started it.
         client_ip: IpAddr,
     },
-    /// The password was changed at the time at which the email was enqueued.
+    /// The password was changed when the email was enqueued.
     PasswordChanged,
-    /// An operator gave a recovery ticket at that time.
+    /// An operator gave a recovery ticket when the email was enqueued.
     TicketGiven,
-    /// The account got another address at that time; for the one before.
+    /// The account got another address when the email was enqueued. Sent to the previous address.
     EmailChanged,
-    /// A change of the account's address was approved at that time.
+    /// A change of the account's address was approved when the email was enqueued.
     AddressChange {
         /// The new address.
         new: String,
         /// When it takes effect, at the earliest.
         effective_at: OffsetDateTime,
     },
-    /// The account got another address at that time; for the new one.
+    /// The account got another address when the email was enqueued. Sent to the new address.
     NewAddress,
 }
 

@@ -80,7 +80,7 @@ impl<'a> Round<'a> {
         Self { now, delivered, from, enqueued_by, senders: 0, window: 0, lease, holder: None }
     }
 
-    /// Runs the round, all of it or nothing. It claims the newest emails first
+    /// Runs the round in one statement, all of it or nothing. It claims the newest emails first
     /// (docs/decisions/0005).
     ///
     /// Why the statement is written as it is:
@@ -88,17 +88,18 @@ impl<'a> Round<'a> {
     /// - It locks rows with SKIP LOCKED and only reads `account`: two replicas must not wait for
     ///   each other, and a reset that locks an account must not hide its email.
     /// - It locks only the rows that it claims or deletes: another replica may have free slots for
-    ///   the others.
+    ///   the other rows.
     /// - It finds a row again by its place (`ctid`). If the row has moved meanwhile, the next round
     ///   finds it.
-    /// - The look-ups are LATERAL, so that none scans a table, even with a plan that was made while
-    ///   the table was empty.
+    /// - The look-ups are LATERAL, so that no look-up scans a table, even with a plan that was made
+    ///   while the table was empty.
     /// - The deleted rows are joined to nothing: PostgreSQL might compare two lists of [`WINDOW`]
     ///   rows in a nested loop.
     ///
     /// # Errors
     ///
-    /// PostgreSQL's error. The delivered emails then stay in the outbox until their leases end.
+    /// PostgreSQL's error. The rows of the delivered emails then stay; they have to be passed to a
+    /// later round.
     pub async fn run(self, connection: &mut PgConnection) -> Result<Claim, sqlx::Error> {
         let ids: Vec<_> = self.delivered.iter().map(|delivered| delivered.mail.id).collect();
         let attempts: Vec<_> = self.delivered.iter().map(|delivered| delivered.mail.attempts).collect();

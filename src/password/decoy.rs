@@ -1,7 +1,7 @@
 //! Decoys: the hashes that addresses without a usable hash are verified against. A decoy is a hash
-//! of no password, with the scheme and cost of stored hashes in their proportions. The address
-//! alone decides which decoy it gets, so the hashing time of an address does not show whether it
-//! has an account.
+//! of no password. Decoys have the schemes and costs of the stored hashes, in the same proportions.
+//! The address alone decides which decoy it gets, so the hashing time of an address does not show
+//! whether it has an account.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,8 @@ impl Decoys {
                 .map(|(_, count)| u128::from(*count))
                 .sum()
         };
-        // More accounts make each kind rarer. Fewer, after an erasure, make none more frequent.
+        // More accounts make each kind rarer. Fewer accounts, after an erasure, make no kind more
+        // frequent.
         let widths = total(after_import);
         let hashes = total(counts).max(widths);
         let mut slowest = SlowestHashes::default();
@@ -93,8 +94,9 @@ impl Decoys {
         &self.slowest
     }
 
-    /// The time of the slowest stored hash, in units of one of the service's own hashes, rounded
-    /// up. A failed login draws as much from its network's bucket.
+    /// The units that a failed login draws from its network's bucket for each form of the password:
+    /// the time of the slowest stored hash, in units of four of the service's own hashes, rounded
+    /// up.
     #[must_use]
     pub fn price(&self) -> u32 {
         self.price

@@ -116,8 +116,8 @@ impl Hasher {
             Some(Arc::new(decoys.with_price(price)));
     }
 
-    /// Measures the units that a login is charged: the time of the slowest of these hashes, in own
-    /// hashes.
+    /// Measures the units that a login is charged: the time of the slowest of these hashes, as the
+    /// number of own hashes computed in that time, divided by [`HASHES_PER_UNIT`].
     async fn measure_price(&self, slowest: &SlowestHashes) -> u32 {
         let Ok(own) = StoredHash::parse(&self.cost.dummy_hash()) else { return 1 };
         let mut most = 1;
@@ -128,8 +128,7 @@ impl Hasher {
         most.div_ceil(HASHES_PER_UNIT)
     }
 
-    /// Counts how many of these hashes are computed within a time. Other work on the machine
-    /// distorts one long measurement more than the shortest of many short ones.
+    /// Counts how many verifications against this hash are done within `time`.
     async fn verifications_within(&self, stored: &StoredHash, time: Duration) -> u32 {
         let (permit, stored) = (self.permit(stored).await, stored.clone());
         let counted = tokio::task::spawn_blocking(move || {
@@ -193,12 +192,12 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Verifies a password against the stored hash. Without a usable one the password is wrong, at
-    /// the cost of the decoy.
+    /// Verifies a password against the stored hash. Without a usable stored hash the password
+    /// counts as wrong, and the decoy is computed instead.
     ///
     /// # Errors
     ///
-    /// `HashingBusy` if the hash could not be made.
+    /// `HashingBusy` if the hash could not be computed.
     pub async fn verify(
         &self,
         password: &Password,
@@ -247,7 +246,7 @@ impl Place<'_> {
         let (answer, answered) = oneshot::channel();
         let (place, metrics) = (Arc::clone(&self.permit), Arc::clone(&self.hasher.metrics));
         let cost = self.hasher.cost;
-        // The time from here to the answer. The part outside `hashing` is spent in the queue.
+        // The span lasts from here to the answer. Its time outside `hashing` is spent in the queue.
         let span = info_span!("password");
         let whole = span.clone();
         let job = move |memory: &mut Memory| {

@@ -1,5 +1,5 @@
-//! Passwords: hashed with Argon2id (RFC 9106) on a bounded pool, checked against a policy and a list
-//! of those known from breaches, and verified against hashes of many schemes.
+//! Passwords: hashed with Argon2id (RFC 9106) on a bounded pool, checked against a policy and a
+//! list of those known from breaches, and verified against hashes of many schemes.
 //!
 //! Only [`Hasher`] spends the memory and time of a hash: it runs a bounded number at once, queues a
 //! bounded number, and refuses further requests before they cost anything. Addresses without a hash
@@ -47,8 +47,8 @@ impl Password {
         Self { nfc, typed }
     }
 
-    /// The number of forms of it that are tried against a stored hash, so also the number of hashes
-    /// that a failure takes.
+    /// The number of Unicode forms of the password that are tried against a stored hash. A failure
+    /// computes as many hashes.
     #[must_use]
     pub fn spellings(&self) -> u32 {
         1 + u32::from(self.typed.is_some())
@@ -187,7 +187,8 @@ impl Cost {
     }
 }
 
-/// The first choice of OWASP's password storage cheat sheet, and the default setting.
+/// The cost that OWASP's password storage cheat sheet recommends as a minimum, and the default
+/// setting.
 impl Default for Cost {
     fn default() -> Self {
         Self { memory_kib: 19 * 1024, passes: 2, lanes: 1 }
@@ -289,9 +290,9 @@ mod tests {
         assert!(tries.iter().any(|(short, long, measured)| *measured > (*short + *long) / 2), "{tries:?}");
     }
 
-    /// A typing error that the old hash ignores signs in but must not replace the true password.
-    /// The same holds for HMAC, which pads a short key with zeros, and for bcrypt, which repeats a
-    /// key after a zero.
+    /// A typing error in a part that the old hash ignores signs in, but must not replace the true
+    /// password: beyond 72 octets in bcrypt; a zero at the end in HMAC, which pads a short key with
+    /// zeros; and in bcrypt a repetition after a zero, because bcrypt repeats a key that way.
     #[test]
     fn parts_that_a_hash_ignores_are_not_made_permanent() {
         let long = "a".repeat(72);

@@ -48,8 +48,8 @@ const LOCAL_WORDS: [&str; 34] = [
 
 /// The number of characters that are judged. A password whose beginning is strong enough is strong.
 const JUDGED_CHARS: usize = 48;
-/// The signs that zxcvbn also reads as letters, as in `p@$$word`. It reads digits so too; those
-/// stay, because they form sequences.
+/// The signs that zxcvbn also reads as letters, as in `p@$$word`. It also reads digits as letters,
+/// but they are kept, because they form sequences.
 const SUBSTITUTES: &str = "@({[<&!/|$+%";
 /// The number of different substitutes that are kept; further ones become a neutral sign.
 const MAX_SUBSTITUTES: usize = 2;
@@ -94,8 +94,8 @@ pub(super) fn check(password: &str, min_chars: u16, context: &[String]) -> Resul
 }
 
 /// The part of a password that zxcvbn judges. Its work grows with the square of the length and with
-/// every combination of substitutes: 100 of them took it a second. This part takes about the time
-/// of a hash.
+/// every combination of substitutes: 100 substitutes took zxcvbn a second. This part takes about
+/// the time of a hash.
 fn judged_part(password: &str) -> String {
     let mut substitutes = Vec::new();
     let mut is_kept = |c: char| {

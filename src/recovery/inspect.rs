@@ -41,11 +41,11 @@ pub enum RecoveryState {
     CodeSent,
     /// The code was entered. It waits for a new password.
     Verified,
-    /// It has set a password.
+    /// It has set a password, or the address left the account after the code was entered.
     Used,
     /// All attempts at its code were wrong.
     Spent,
-    /// Another recovery, a new address or an operator has ended it.
+    /// A new password, another address or an operator has ended it.
     Ended,
     /// Its time has passed.
     Expired,
@@ -74,11 +74,11 @@ struct Row {
     number: i64,
 }
 
-/// The recoveries of an address that may not have expired, the newest first, at most 20. `ended` is
-/// the number of the last one that has ended for its account.
+/// The recoveries of an address that began within the longest lifetime of a recovery, the newest
+/// first, at most 20. `ended` is the number up to which the recoveries of its account have ended.
 ///
-/// There is no index on the address, which every start would pay for. The statement reads the
-/// recoveries of all addresses that began within the longest lifetime, by their ids.
+/// There is no index on the address, because every start would have to update it. The statement
+/// reads the recoveries of all addresses that began within the longest lifetime, by their ids.
 pub async fn of_address(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,

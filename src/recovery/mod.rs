@@ -43,8 +43,8 @@ use crate::thread;
 /// The label under which recovery tokens are issued.
 const TOKEN_LABEL: &str = "recovery-token/1";
 
-/// The target within which all waiting starts are committed, even when more arrive than the
-/// database can take.
+/// The time within which all waiting starts should be committed, even when more arrive than the
+/// database can take. Starts beyond that are refused.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// The recovery flow.
@@ -136,7 +136,7 @@ impl ActiveRecovery {
 /// Finds the session of a token, and checks that it is the one the client expects and that it can
 /// take `step`.
 ///
-/// Every problem except `StorageUnavailable` is a 401: the client has to start the recovery again.
+/// Every problem except `StorageUnavailable` is answered 401.
 async fn find_active(
     pool: &PgPool,
     now: OffsetDateTime,
@@ -168,10 +168,10 @@ async fn find_active(
     Ok(checked?)
 }
 
-/// Ends every pending recovery of an address that no longer belongs to its account, so that none
-/// applies to the next owner. A session that waits for its code becomes a decoy. A verified one is
-/// consumed, since it has nothing left to hide. Reads the whole table, because no request needs an
-/// index on the address.
+/// Ends every pending recovery of an address that no longer belongs to its account, so that no
+/// recovery applies to the next account with that address. A session that waits for its code
+/// becomes a decoy. A verified session is consumed: its client already knows that there is an
+/// account. Reads the whole table, because no request needs an index on the address.
 pub(crate) async fn revoke_pending(
     transaction: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,8 +1,9 @@
 //! `progress`: what a recovery waits for. A page can show what the service knows instead of what
 //! the page remembers.
 //!
-//! Blind, as `start` is: it reads `account` only after a right code. It does not read the outbox
-//! either, because how long an email stays there depends on whether there is an account.
+//! It is blind, as `start` is: it reads `account` only after a right code was entered. It does not
+//! read the outbox either, because how long an email stays there depends on whether there is an
+//! account.
 
 use time::OffsetDateTime;
 

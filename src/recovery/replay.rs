@@ -1,10 +1,10 @@
 //! Replays: a client whose answer of `verify` or `reset` was lost sends the same key again, and
 //! gets that success again with a new token in place of the lost one (docs/decisions/0035).
 //!
-//! Only successes are stored, for [`LIFETIME`]: the hash of the key, and what leads to the lost
-//! token. A replay proves again what the first request proved: the code, or the new password. It
-//! runs under the lock of the account's row, so replays run one after another, and each ends the
-//! token of the one before.
+//! Only successes are stored, for [`LIFETIME`]: the hash of the key, and the token or session that
+//! the success replaced or opened. A replay proves again what the first request proved: the code,
+//! or the new password. It runs under the lock of the account's row, so replays run one after
+//! another, and each ends the token of the one before.
 
 use std::fmt;
 use std::time::Duration;
@@ -35,8 +35,8 @@ const KEY_CHARS: std::ops::RangeInclusive<usize> = 22..=64;
 pub struct IdempotencyKey([u8; 32]);
 
 impl IdempotencyKey {
-    /// Reads a key: 22 to 64 visible ASCII characters without `"` and `\`. It may be enclosed in
-    /// quotation marks, as the IETF draft writes it, which do not count.
+    /// Reads a key: 22 to 64 visible ASCII characters without `"` and `\`. It may be in quotation
+    /// marks, as in the IETF draft; they are not part of the key.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
@@ -84,7 +84,8 @@ struct VerifiedOnce {
 
 impl Recovery {
     /// Repeats the success of an earlier `verify` after the same request was `refused`. A wrong
-    /// code ends the replay: the first success left one guess unused, and this is it.
+    /// code ends the replay. Such a code is at most the fifth wrong guess, because one of the five
+    /// attempts was the success.
     pub(super) async fn replay_verify(
         &self,
         refused: Error,
@@ -202,7 +203,7 @@ impl Recovery {
                 .execute(&mut *transaction)
                 .await?;
             }
-            // The password was right, so the refund is kept though no session was opened.
+            // The password was right, so the refund is kept even if no session was opened.
             transaction.commit().await?;
             Ok(opened)
         })
@@ -298,7 +299,7 @@ async fn forget(transaction: &mut PgConnection, id: Uuid) -> Result<u64, sqlx::E
 
 /// Clears at most `limit` successes that can no longer be repeated.
 pub async fn sweep(pool: &PgPool, now: OffsetDateTime, limit: i64) -> Result<u64, sqlx::Error> {
-    // A reset may hold the lock of a row, and store a newer success.
+    // Locked rows are skipped: a reset may be storing a newer success in such a row.
     let forgotten = sqlx::query!(
         "UPDATE recovery_session
          SET replay_until = NULL, replay_key = NULL, replay_token_hash = NULL, replay_session_id = NULL

@@ -50,8 +50,8 @@ impl Recovery {
         let token = presented.token.as_ref().ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
         let session = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset).await?;
-        // Another reset may have ended the recovery since. That error precedes those of the
-        // password.
+        // Another reset may have ended the recovery since. This error takes precedence over an
+        // error in `password`.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
         let password = password.as_ref().map_err(Clone::clone)?;

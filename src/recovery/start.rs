@@ -207,10 +207,10 @@ async fn commit(
 /// Commits all starts of a batch with one statement (`start.sql`): rate limit, session and pending
 /// email, all or nothing, in one flush.
 ///
-/// This is the only SQL that writes tables of other modules (`throttle`, `outbox`): separate
-/// statements would cost three round trips and three flushes. Work that needs no table happens here
-/// first, because each node of the plan costs every batch (docs/decisions/0021): starts are counted
-/// and ranked within their bucket. The keys are ordered, because batches of two replicas would
+/// This SQL writes tables of other modules (`throttle`, `outbox`), because separate statements
+/// would cost three round trips and three flushes. Work that needs no table happens here first,
+/// because each node of the plan costs every batch (docs/decisions/0021): starts are counted and
+/// ranked within their bucket. The keys are ordered, because batches of two replicas could
 /// otherwise deadlock. The look-up is LATERAL with a LIMIT, so that the planner uses the index
 /// whatever its estimate of the table's size.
 async fn insert(

@@ -37,8 +37,8 @@ struct SpentAttempt {
     email: String,
     number: i64,
     key_id: String,
-    /// Whether the session was revoked, because its address left the account. No code is right
-    /// then.
+    /// Whether the session was revoked, because its address no longer belongs to the account. No
+    /// code is right then.
     is_revoked: bool,
     attempts_left: i16,
 }
@@ -85,7 +85,7 @@ impl Recovery {
         })?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
             find().await?;
-            // It cannot have become active in between: attempts are never given back.
+            // The session cannot have become active in between: attempts are never given back.
             return Err(Problem::RecoverySessionSpent.into());
         };
         let wrong = || {

@@ -79,7 +79,8 @@ impl fmt::Debug for Code {
     }
 }
 
-/// A key that codes or device cookies are derived from, with the id that it is stored under.
+/// A key that codes are derived from, or that MACs are made with; with the id that is stored with
+/// its values.
 #[derive(Clone)]
 pub struct Key {
     id: Arc<str>,
@@ -87,7 +88,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// A random key, for `vos-auth dev` only: it exists as long as the process.
+    /// A random key, which exists as long as the process: for `vos-auth dev`, tests and sample
+    /// emails.
     ///
     /// # Panics
     ///
@@ -158,7 +160,7 @@ impl fmt::Debug for Key {
 }
 
 /// The keys of `RECOVERY_SECRETS` or `DEVICE_SECRETS`. The first key is used for new values, the
-/// others for values that they were used for before.
+/// others for values that were made with them.
 #[derive(Clone, Debug)]
 pub struct Keys(Vec<Key>);
 

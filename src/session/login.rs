@@ -61,9 +61,9 @@ impl Login {
     ///
     /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call, or after
     /// the login of this address that it waited for; `LoginThrottled` if the address, or the
-    /// browser that has signed in with it before, had too many failures, or if other logins of it
-    /// were under way all the time; `NetworkThrottled`; `HashingBusy`, with nothing spent;
-    /// `StorageUnavailable`.
+    /// browser that has signed in with it before, had too many failures, or if other logins of the
+    /// address were running for the whole wait; `NetworkThrottled`; `HashingBusy`, with nothing
+    /// spent; `StorageUnavailable`.
     pub async fn run(self) -> Result<SignedIn, Error> {
         let hash = self.app.hasher.decoys().ok_or_else(unavailable)?.price();
         let price = hash.saturating_mul(self.password.spellings());
@@ -231,7 +231,7 @@ impl Drop for WaitingLogin<'_> {
 /// The result of one verification.
 enum AttemptResult {
     Opened(Box<OpenedSession>),
-    /// The password was right, but the stored one has changed since.
+    /// The password was right, but the stored hash has changed since.
     Superseded,
     Failed,
 }

@@ -2,7 +2,7 @@
 //!
 //! A session ends after `SESSION_IDLE` without use, at the latest `SESSION_LIFETIME` after it
 //! began, or when it is revoked: by logout, by its owner from another session, by a changed
-//! password. Each request that presents its token extends the idle limit.
+//! password, or by an operator. Each request that presents its token extends the idle limit.
 
 mod login;
 mod open;
@@ -306,16 +306,16 @@ pub async fn end_others(app: &App, caller: &Authenticated, client: &Client) -> R
     .ok_or_else(|| Problem::SessionInvalid.into())
 }
 
-/// Queues requests that end sessions of one account outside the database. Waiting for the row lock,
-/// each would occupy a connection that other requests need.
+/// Queues requests that end sessions of one account. They wait in memory, because a request that
+/// waits for the row lock occupies a connection that other requests need.
 async fn turn_to_end(app: &App, caller: &Authenticated) -> Result<Turn, Error> {
     let turn =
         app.session_turns.take(throttle::sessions_key(caller.account.id), Instant::now() + STORAGE_DEADLINE);
     turn.await.ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
 }
 
-/// Locks the account and checks the caller's session again. A reset may have ended it since, and it
-/// must not end the session that the reset opened.
+/// Locks the account and checks the caller's session again. A reset may have ended that session
+/// since. The caller must not then end the session that the reset opened.
 async fn may_end(
     app: &App,
     transaction: &mut PgConnection,

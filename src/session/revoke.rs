@@ -1,4 +1,4 @@
-//! Ends the sessions of one account or of all, and counts them before.
+//! Ends the sessions of one account or of all, and counts those that would be ended.
 
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
@@ -37,7 +37,8 @@ pub async fn count_unended(
     Ok(count.fetch_one(executor).await?.unsigned_abs())
 }
 
-/// How many sessions there are to end, and of how many accounts. Reads the whole table.
+/// How many sessions of all accounts have not been revoked or expired, and how many accounts have
+/// such sessions. Reads the whole table.
 pub async fn count_all_unended(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
@@ -51,9 +52,9 @@ pub async fn count_all_unended(
     Ok((counts.sessions.unsigned_abs(), counts.accounts.unsigned_abs()))
 }
 
-/// Ends those of the next `limit` sessions after the id `after` that have not ended. Returns how
-/// many, and the id to continue with, or `None` at the table's end. It takes no account's lock: it
-/// is meant for a stopped service.
+/// Looks at the next `limit` sessions after the id `after`, and ends those that have not ended.
+/// Returns how many it ended, and the id to continue with, or `None` at the table's end. It takes
+/// no account's lock: it is meant for a stopped service.
 pub(crate) async fn revoke_page(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,

@@ -32,7 +32,7 @@ use crate::known_device::DeviceId;
 const DAY: Duration = Duration::from_hours(24);
 const SHORT_REFILL: Duration = Duration::from_mins(5);
 
-/// The two buckets of an address: the capacity of each, and the time until one unit is refilled.
+/// A rate limit of two buckets: the capacity of each, and the time until one unit is refilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// Capacity of the short bucket.
@@ -81,15 +81,15 @@ impl RateLimit {
         Self { short_burst: 1, short_refill: TICKET_LIFETIME, long_burst: 1, long_refill: TICKET_LIFETIME }
     }
 
-    /// How often an operator may refill the buckets of an address: twice at once, one more every 12
-    /// hours, so at most 3 times in any 24 hours.
+    /// How often operators together may refill the buckets of one address: twice at once, one more
+    /// every 12 hours, so at most 3 times in any 24 hours.
     #[must_use]
     pub fn for_unblocks() -> Self {
         Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
     }
 
-    /// How often an operator may help owners, `per_hour` times in any hour: half of them at once, the
-    /// others spread over the hour.
+    /// How often an operator may help owners, `per_hour` times in any hour: half of them at once,
+    /// the others spread over the hour.
     #[must_use]
     pub fn for_operator(per_hour: u32) -> Self {
         let refills = (per_hour / 2).max(1);
@@ -121,7 +121,8 @@ pub fn recovery_key(address: &EmailAddress, device: Option<DeviceId>) -> BucketK
     key_of("recovery", address, device)
 }
 
-/// The bucket of failed logins with `address`, chosen in the same way.
+/// The bucket of failed logins with `address`. A browser that has signed in with the address before
+/// has a bucket of its own.
 #[must_use]
 pub fn login_key(address: &EmailAddress, device: Option<DeviceId>) -> BucketKey {
     key_of("login", address, device)
@@ -151,13 +152,13 @@ pub fn ticket_key(ticket: DeviceId) -> BucketKey {
     Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
 }
 
-/// The bucket of an operator's help.
+/// The bucket of all help by one operator.
 #[must_use]
 pub fn operator_key(name: &str) -> BucketKey {
     Sha256::new().chain_update(b"operator|").chain_update(name).finalize().into()
 }
 
-/// The bucket of an operator's refills for `address`.
+/// The bucket of refills for `address` by operators.
 #[must_use]
 pub fn unblock_key(address: &EmailAddress) -> BucketKey {
     key_of("unblock", address, None)
@@ -285,9 +286,9 @@ pub async fn refill_all(executor: impl PgExecutor<'_>) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// Deletes the bucket of an erased account. The buckets of its address and browsers are keyed by
-/// hashes that any address has. They stay until they are full, because their absence would show
-/// that an account was erased.
+/// Deletes the bucket of an erased account. The buckets of its address and browsers exist whether
+/// or not the address has an account. They stay until they are full, because deleting them would
+/// show that an account was erased.
 pub async fn forget(transaction: &mut PgConnection, account_id: Uuid) -> Result<(), sqlx::Error> {
     let key = password_key(account_id);
     sqlx::query!("DELETE FROM throttle WHERE key = $1", &key[..]).execute(transaction).await?;

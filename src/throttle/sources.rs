@@ -79,8 +79,8 @@ impl SourceLimits {
 
     /// Admits a request of a recovery that has begun. A recovery cookie that this service issued
     /// admits 12 requests, regardless of who else shares the client's address. A network may begin
-    /// to use `NETWORK_PER_MINUTE` cookies a minute, so that collecting them gains nothing. Any
-    /// other request draws from the bucket of its source.
+    /// to use `NETWORK_PER_MINUTE` cookies a minute, so that collecting cookies does not evade the
+    /// limits. Any other request draws from the bucket of its source.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! One request at a time for each key: a keyed lock in the memory of one replica. The hashing
-//! threads that an address can occupy are then the same with and without an account, however many
+//! One request at a time for each key: a keyed lock in the memory of one replica. So an address
+//! occupies the same number of hashing threads whether or not it has an account, however many
 //! requests name it at once.
 
 use std::collections::HashMap;

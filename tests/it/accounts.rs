@@ -118,7 +118,7 @@ async fn changing_the_address_ends_the_recoveries_of_the_old_one(pool: PgPool) {
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.status, 401);
     assert!(service.client().logs_in("moved@example.com", PASSWORD).await.is_signed_in());
     assert!(before_move.starts_recovery("moved@example.com").await.is_code_sent());
-    // The notice is enqueued at the time of the command.
+    // The command enqueues the notice at the real time, which the service's clock must reach.
     service.clock.advance(Duration::from_mins(1));
     service.until_outbox_has(0).await;
     let sent = service.relay.mails();
@@ -223,7 +223,7 @@ async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
     service.stops().await;
 }
 
-/// Traits, a User-Agent and a file name with terminal control characters.
+/// Commands print no terminal control characters of traits, a User-Agent or a file name.
 #[sqlx::test]
 async fn no_stored_or_imported_text_controls_the_terminal(pool: PgPool) {
     const CONTROL: [char; 6] = ['\u{1b}', '\u{9b}', '\u{9d}', '\u{202e}', '\u{2066}', '\u{2028}'];

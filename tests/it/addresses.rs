@@ -42,7 +42,7 @@ impl FarHost {
         std::fs::write(self.files.join("hosts"), addresses.join(name) + name).unwrap();
     }
 
-    /// The number of connections opened from there.
+    /// The number of connections opened from the far end.
     fn connections_opened(&self) -> usize {
         let counts = self.line.at_far_end("cat").arg("/proc/net/snmp").output().unwrap();
         let counts = String::from_utf8(counts.stdout).unwrap();
@@ -103,7 +103,8 @@ async fn a_dead_first_address_delays_only_the_first_connection(pool: PgPool) {
     assert!(all_dead < Duration::from_secs(5), "{all_dead:?}");
     assert!(!DEAD.iter().any(|dead| output.contains(dead)), "{output}");
 
-    // Each email has its own connection. None waits for the dead address: the probe has found it.
+    // Each email has its own connection. None waits for the dead address, because the probe has
+    // already found it dead.
     far_host.localhost_is(&[DEAD[0], &near]);
     let (database, http) = (database::service_url(&pool), format!("{}:0", far_host.line.far));
     let changes = [("HTTP_ADDR", http.as_str()), ("SMTP_IDLE", "0s")];

@@ -44,7 +44,7 @@ pub fn desk(service: &Service, token: &str) -> Client {
     client.with("authorization", &format!("Bearer {token}")).with("x-reason", "desk 4711")
 }
 
-/// Calls with a body, which is null for none.
+/// Calls the admin API. A null `body` sends none.
 pub async fn call(client: &Client, method: &str, path: &str, body: &Value) -> Answer {
     let request = client.request(method.parse::<Method>().unwrap(), path);
     if body.is_null() {
@@ -58,7 +58,7 @@ pub async fn id_of(pool: &PgPool, email: &str) -> Uuid {
     id.fetch_one(pool).await.unwrap()
 }
 
-/// A request that succeeds if the role may send it, about an account of its own.
+/// The path and the body of a request about a new account. It succeeds if the role may send it.
 async fn request(service: &Service, operation: &Operation, unique: &str) -> (String, Value) {
     let email = format!("{unique}@example.com");
     service.has_account(&email).await;
@@ -129,7 +129,7 @@ pub fn is_as_described(document: &Value, operation: &Operation, answer: &Answer)
     assert!(errors.is_empty(), "{errors:?}: {called}");
 }
 
-/// How many events of an operator have an outcome.
+/// The number of an operator's audit events with this outcome.
 async fn recorded(service: &Service, name: &str, outcome: &str) -> i64 {
     service.count(&format!("audit_event WHERE operator = '{name}' AND outcome = '{outcome}'")).await
 }

@@ -107,7 +107,8 @@ async fn failed_tokens_are_throttled_and_operators_are_not(pool: PgPool) {
     let mut answers = Vec::new();
     for attempt in 0..12 {
         let wrong = if attempt % 2 == 0 { OperatorToken::random().expose() } else { "guess".into() };
-        // A header cannot make it another network: 127.0.0.1 is a trusted proxy of the public API.
+        // The header does not make it another network, although 127.0.0.1 is a trusted proxy of the
+        // public API.
         let client = desk(&service, &wrong).with("x-forwarded-for", &format!("198.51.100.{attempt}"));
         answers.push(client.get("/admin/outbox").await);
     }

@@ -94,7 +94,7 @@ async fn two_admins_agree_on_another_address(pool: PgPool) {
     assert_eq!(office.service.count(asked_by).await, 1);
 
     assert_eq!(open().await, 1);
-    // Support may stop what another operator has begun, and it can be begun again.
+    // The support role may cancel another operator's request. The request can be made again.
     assert_eq!(
         office.calls(&carol, "request.cancel", id, &Value::Null).await.body,
         json!({ "changed": true })
@@ -157,7 +157,8 @@ async fn a_protected_account_gets_a_ticket_from_two_operators(pool: PgPool) {
     office.service.stops().await;
 }
 
-/// What is asked for counts as help: one operator cannot ask for every account.
+/// Each request counts against the operator's hourly limit, so one operator cannot make requests
+/// for every account.
 #[sqlx::test]
 async fn what_an_operator_asks_for_is_bounded(pool: PgPool) {
     let office = Office::open(&pool, &["--operator-per-hour=2"]).await;

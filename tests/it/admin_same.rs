@@ -137,7 +137,7 @@ async fn an_account_is_created_alike(pool: PgPool) {
     assert_eq!(created.body["id"], by_call.to_string());
     assert_eq!(stored(&pool, "command", by_command).await, stored(&pool, "call", by_call).await);
 
-    // No entry of an index has room for this id.
+    // An external id that is too long for an index entry is found, too.
     let mut state = 7_u32;
     let long: String = std::iter::repeat_with(|| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -154,7 +154,7 @@ async fn an_account_is_created_alike(pool: PgPool) {
         assert_eq!(page.body["accounts"].as_array().unwrap().len(), found, "{}", page.text);
     }
 
-    // PostgreSQL cannot store U+0000. `what_cannot_be_done_says_why` has the call.
+    // PostgreSQL cannot store U+0000. `what_cannot_be_done_says_why` tests the call.
     let url = database::operator_url(&pool);
     let nul = ["account", "create", "nul@example.com", "--traits", r#"{"a":"\u0000"}"#];
     let refused = run(&nul, &[("DATABASE_URL", url.as_str())]);
@@ -170,7 +170,7 @@ async fn an_account_is_created_alike(pool: PgPool) {
     service.stops().await;
 }
 
-/// What is read: the lines of an export, and notices that are sent again.
+/// The command and the call export the same lines, and both send a given-up notice again.
 #[sqlx::test]
 async fn an_export_and_a_retry_are_alike(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &[ADDRESS]).await;
@@ -191,7 +191,8 @@ async fn an_export_and_a_retry_are_alike(pool: PgPool) {
     let without = exported(&desk, "").await;
     assert!(without.iter().all(|line| !line.to_string().contains("$argon2")), "no hash unless asked for");
     assert_eq!(without.len(), 5);
-    // Each has four pages, and only those with hashes are exports in the audit log.
+    // Each of the two exports by call has four pages. Only the pages with hashes count as exports
+    // in the audit log.
     let by_alice =
         async |what: &str| service.count(&format!("audit_event WHERE operator = 'alice' AND {what}")).await;
     assert_eq!(by_alice("what = 'accounts_exported'").await, 4);

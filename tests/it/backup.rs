@@ -26,7 +26,8 @@ fn blocks(heading: &str) -> Vec<String> {
     blocks.collect()
 }
 
-/// Only `*_FILE` is set, the service's role does not own the database, and root is no role.
+/// The machine is that of docs/operate/install.md: `DATABASE_URL_FILE` has the URL, the service's
+/// role does not own the database, and PostgreSQL has no role `root`.
 #[tokio::test]
 async fn a_restored_dump_keeps_sessions_recoveries_and_pending_emails() {
     if !needs::has_root("docs/operate/install.md") {

@@ -132,7 +132,7 @@ async fn the_page_refuses_a_listed_password_in_english(pool: PgPool) {
     page_refuses(&pool, "en-US", MESSAGES[1]).await;
 }
 
-/// Neither an incomplete nor a changed filter is used, and the sentence names the variable.
+/// `serve` does not start with an incomplete or changed filter, and the error names the variable.
 #[test]
 fn serve_starts_with_no_filter_that_is_incomplete_or_changed() {
     let good = filter("serve", &[LISTED, NEW]);
@@ -238,7 +238,7 @@ fn an_unfinished_build_leaves_the_filter_as_it_was() {
     is_kept();
 }
 
-/// Two builds would write into each other's file.
+/// A second build of the same filter is refused: both would write to the same `.part` file.
 #[test]
 fn two_builds_of_one_filter_do_not_mix() {
     let (file, pipe) = (temporary("blocklist-two"), temporary("blocklist-two-pipe"));

@@ -1,5 +1,5 @@
-//! Bounces: signed return paths, `vos-auth bounce`, and who sees the mark. One test uses a bounce
-//! of a real Postfix; the others use messages in its format.
+//! Bounces: signed return paths, `vos-auth bounce`, and who sees the mark that it sets. One test
+//! uses a bounce of a real Postfix; the others use messages in its format.
 
 use std::fs;
 use std::time::Duration;
@@ -93,7 +93,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
-/// A resend adds no email while one is pending.
+/// Waits until no email is pending: a resend adds none before.
 async fn until_sent(pool: &PgPool) {
     let count =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(pool).await.unwrap();
@@ -143,7 +143,7 @@ async fn an_email_that_postfix_cannot_deliver_marks_its_account_until_a_right_co
     let (folder, program) = (postfix.home().join("vos-auth"), postfix.home().join("program"));
     fs::create_dir_all(folder.join("secrets")).unwrap();
     fs::copy(built(), &program).unwrap();
-    // The user `nobody` cannot open the socket of the test's PostgreSQL.
+    // A proxy, because the user `nobody` cannot open the socket of the test's PostgreSQL.
     database::operator_url(&pool);
     let proxy = Proxy::before(&pool).await;
     fs::write(folder.join("secrets/operator-database-url"), proxy.url(&pool).replace(SERVE, OPERATOR))
@@ -292,7 +292,7 @@ async fn a_bounce_is_accepted_in_every_form_of_delivery(pool: PgPool) {
         assert!(output.starts_with("the address of account "), "{arguments:?} {output}");
         sqlx::query("UPDATE account SET bouncing_since = NULL").execute(&pool).await.unwrap();
     }
-    // The command reads past its first megabyte: to the mail server, a closed pipe is a failure.
+    // The command reads past the megabyte that it parses: to Postfix, a closed pipe is a failure.
     let file = format!("{}/large-bounce.eml", env!("CARGO_TARGET_TMPDIR"));
     fs::write(&file, format!("{signed}{}", "12345678\n".repeat(400_000))).unwrap();
     let script = "set -o pipefail; cat \"$FILE\" | \"$0\" bounce";

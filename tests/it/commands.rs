@@ -23,7 +23,7 @@ pub fn vos_auth(pool: &PgPool, arguments: &[&str]) -> Result<String, String> {
     if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
 }
 
-/// The same, for JSON objects on lines.
+/// The objects that a command prints with `--json`, one on each line.
 fn objects(pool: &PgPool, arguments: &[&str]) -> Vec<Value> {
     let printed = vos_auth(pool, &[arguments, &["--json"]].concat()).unwrap();
     printed.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
@@ -68,7 +68,7 @@ async fn accounts_are_listed_and_found(pool: PgPool) {
     assert_eq!(found(&["list", "--after", &numbered(2)]), rest);
     assert_eq!(found(&["find", " Trader@Example.com"]), ["trader@example.com"]);
     assert_eq!(found(&["find", &numbered(1)]), ["zoe@example.com"]);
-    // By octets: `%` comes before `@`, and `@` before `_`. Neither `%` nor `_` matches others.
+    // The order is by octets: `%`, `@`, `_`. Neither `%` nor `_` is a wildcard.
     let traders = ["trader%@example.com", "trader@example.com", "trader_two@example.com"];
     assert_eq!(found(&["find", "TRADER"]), traders);
     assert_eq!(found(&["find", "trader", "--limit", "2"]), traders[..2]);
@@ -166,7 +166,7 @@ async fn a_recovery_is_shown_in_each_state(pool: PgPool) {
     for _ in 0..5 {
         guessing.verifies(wrong).await;
     }
-    // Ids sort by the millisecond.
+    // Recoveries are listed by id, which has the time in milliseconds.
     service.clock.advance(Duration::from_secs(1));
     let mut resetting = service.verified(TRADER).await;
     assert_eq!(states(), ["verified", "spent"]);
@@ -207,7 +207,7 @@ async fn the_history_of_an_account_outlives_it(pool: PgPool) {
     service.stops().await;
 }
 
-/// Whether every date in a text belongs to a time in the one format.
+/// The words of a text that begin with a date.
 fn dates(text: &str) -> Vec<&str> {
     let words = text.split(|letter: char| letter.is_whitespace() || "\",".contains(letter));
     words.filter(|word| word.get(4..5) == Some("-") && word.starts_with("20")).collect()

@@ -1,4 +1,4 @@
-//! The operator's commands that destroy, and what they ask first.
+//! The operator's destructive commands, and the question that they ask first.
 
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -10,7 +10,8 @@ use crate::harness::{PATIENCE, Service, database, place};
 const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 
-/// Accounts `trader-1@example.com` and so on, with open sessions in turn.
+/// Inserts accounts `trader-1@example.com` and so on, and divides the open sessions evenly among
+/// them.
 async fn has_sessions(pool: &PgPool, accounts: usize, sessions: usize) {
     let sql = format!(
         "INSERT INTO account (id, email, created_at, updated_at)
@@ -54,7 +55,7 @@ async fn revoke_all_says_how_much_it_ends_and_asks_on_a_terminal(pool: PgPool) {
 #[sqlx::test]
 async fn revoke_all_can_be_interrupted_and_run_again(pool: PgPool) {
     has_sessions(&pool, 3, 12_000).await;
-    // A session of the second page, so that the first one is committed.
+    // Locks a session of the second page: the command commits the first page, then waits.
     let mut holder = pool.begin().await.unwrap();
     let nth =
         "SELECT FROM session WHERE id = (SELECT id FROM session ORDER BY id OFFSET 6000 LIMIT 1) FOR UPDATE";
@@ -77,7 +78,7 @@ async fn revoke_all_can_be_interrupted_and_run_again(pool: PgPool) {
     assert_eq!(count(&pool, OPEN).await, 0);
 }
 
-/// An id that was pasted from the wrong window is noticed by its address.
+/// On a terminal, the question shows the account's address, so that an operator notices a wrong id.
 #[sqlx::test]
 async fn ending_sessions_disabling_and_erasing_ask_first(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -70,8 +70,8 @@ pub async fn code_after(service: &Service, before: usize) -> String {
     codes().pop().unwrap()
 }
 
-/// Every screen of the console, checked by axe in both color schemes, until the trader is in. `make
-/// screenshots` takes the pictures of docs/operate/console.md here.
+/// Every screen of the console, checked by axe in both color schemes, until the trader has signed
+/// in. `make screenshots` takes the pictures of docs/operate/console.md here.
 async fn the_desk_helps(pool: &PgPool, language: &str, screen: (&str, (u32, u32)), words: [&str; 6]) {
     let [sign_in, bouncing, limited, left, given, ticket_event] = words;
     let (service, console, page) = console_of(pool, &["--mail-bounces=@bounces.example.com"]).await;
@@ -204,7 +204,7 @@ async fn the_desk_helps_by_keyboard(pool: PgPool) {
     service.stops().await;
 }
 
-/// What an operator may not do is not offered.
+/// The console shows an operator only the buttons that the role allows.
 #[sqlx::test]
 async fn each_role_is_offered_what_it_may_do(pool: PgPool) {
     let (service, console, _) = console_of(&pool, &[]).await;

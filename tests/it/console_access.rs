@@ -52,7 +52,7 @@ async fn an_operator_who_does_nothing_for_15_minutes_is_signed_out(pool: PgPool)
     browser.sees("#token").await;
     assert!(browser.reads("#enter-error").await.starts_with("You were signed out because you did nothing"));
     assert_eq!(browser.value("sessionStorage.vos_operator_token").await, "undefined");
-    // The browser was suspended meanwhile, and has put the tab away.
+    // The time of the last use is stored, so it counts even if the browser discarded the tab.
     let idle =
         format!("sessionStorage.vos_operator_token = '{token}'; sessionStorage.vos_operator_used = '1'");
     browser.script(&idle).await;
@@ -115,7 +115,8 @@ async fn refusals_say_what_was_wrong_and_what_to_do(pool: PgPool) {
     service.stops().await;
 }
 
-/// A browser presents its certificate by itself, which this test's requests do by a header.
+/// A browser presents its certificate without the page's help. The test simulates that: its script
+/// adds a token to each request.
 #[sqlx::test]
 async fn with_a_client_certificate_no_token_is_needed(pool: PgPool) {
     let (service, console, _) = console_of(&pool, &[]).await;

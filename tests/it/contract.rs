@@ -32,7 +32,7 @@ const JWKS: &str = "/.well-known/jwks.json";
 const TRADER: &str = "trader.en@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
-/// Passwords that are too short, easy to guess, and too long.
+/// Passwords that are too short, easy to guess, known from a breach, and too long.
 const REFUSED: [&str; 4] = ["short", "passwordpassword", LISTED, LONG];
 const LONG: &str = match str::from_utf8(&[b'x'; 300]) {
     Ok(long) => long,
@@ -117,7 +117,7 @@ async fn every_documented_answer_is_given_as_documented_in_vietnamese(pool: PgPo
 #[expect(clippy::too_many_lines, reason = "one walk, in which each step needs the ones before")]
 async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     let mut walk = Walk::new(language);
-    // The browsers of the examples.
+    // The User-Agents in the examples of the document.
     let listed = &walk.document["paths"][SESSIONS]["get"]["responses"]["200"];
     let listed = examples(&walk.document, listed)[0]["sessions"].clone();
     let [here, elsewhere] = [0, 1].map(|index| listed[index]["devices"][0]["user_agent"].as_str().unwrap());

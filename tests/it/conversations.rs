@@ -94,7 +94,7 @@ async fn a_connection_carries_the_configured_number_of_emails_and_ends_with_quit
     let full = Ended { mails: 2, quit: true };
     assert_eq!(relay.until_ended(2).await, [full, full]);
     service.stops().await;
-    // The last connection stays open for the next email. The probe's is the only other one.
+    // The last connection stays open for the next email. The fourth connection is the probe's.
     assert_eq!(relay.until_ended(3).await, [full, full, Ended { mails: 1, quit: true }]);
     assert_eq!(relay.connected(), 4);
 }
@@ -108,7 +108,7 @@ async fn an_idle_connection_ends_with_quit(pool: PgPool) {
     service.stops().await;
 }
 
-/// After a refusal the relay waits for a command.
+/// After a refusal the relay waits for a command, so the courier sends QUIT.
 #[sqlx::test]
 async fn a_refused_email_ends_with_quit(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -122,7 +122,7 @@ async fn a_refused_email_ends_with_quit(pool: PgPool) {
         assert!(service.relay.until_ended(number + 1).await[number].quit, "{mood:?}");
         service.relay.is_in_mood(Mood::Takes);
         service.clock.advance(Duration::from_secs(2));
-        // On a connection that the next refusal ends.
+        // The retry uses a connection that the next refusal ends.
         service.until_outbox_has(0).await;
     }
     service.stops().await;

@@ -31,7 +31,7 @@ async fn a_free_slot_takes_the_next_email_at_once(pool: PgPool) {
     service.stops().await;
 }
 
-/// A row that cannot be written must not keep others of its batch: they would be sent twice.
+/// A row that cannot be deleted must not block the others of its batch: they would be sent twice.
 #[sqlx::test]
 async fn an_email_that_cannot_be_deleted_blocks_no_other(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -163,7 +163,7 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
     assert!(!service.log().iter().any(|line| line.contains("\"database\":\"")), "no state is reported");
 }
 
-/// A closed port: the socket is bound but not listening, until the test's process ends.
+/// A closed port: it was free a moment ago, and nothing listens on it now.
 fn closed_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
@@ -307,7 +307,8 @@ async fn missing_session_settings_are_named_and_the_logged_statements_fix_them()
     assert_eq!(service.says("ok")["level"], "INFO");
 }
 
-/// Every version of this program must be applied: a newer one may be of another release.
+/// Every migration of this program must be applied. A newer one in the database may be of another
+/// release.
 #[sqlx::test]
 async fn a_version_that_is_missing_below_the_newest_is_named(pool: PgPool) {
     let version = MIGRATOR.iter().next_back().unwrap().version;
@@ -324,7 +325,7 @@ async fn a_version_that_is_missing_below_the_newest_is_named(pool: PgPool) {
     sqlx::query(moved).bind(version).execute(&pool).await.unwrap();
     service.until_ready().await;
 
-    // One that has not succeeded counts as missing.
+    // A migration that has not succeeded counts as missing.
     let succeeded = "UPDATE _sqlx_migrations SET success = $1 WHERE version = $2";
     sqlx::query(succeeded).bind(false).bind(version).execute(&pool).await.unwrap();
     assert_eq!(service.readyz().await, missing);

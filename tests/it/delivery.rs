@@ -182,7 +182,7 @@ async fn emails_claimed_by_a_dead_process_are_sent_by_another_when_the_lease_end
     service.relay.is_in_mood(Mood::StallsAtRecipient);
     service.client().starts_recovery("trader@example.com").await;
     service.relay.until_asked(1).await;
-    // A second process with its own relay. The first process's only sender still holds the row.
+    // A second replica with its own relay. The first replica's courier still has the row.
     let other = Setup {
         relay: Some(Relay::start().await),
         keys: Some(service.keys.clone()),
@@ -196,7 +196,7 @@ async fn emails_claimed_by_a_dead_process_are_sent_by_another_when_the_lease_end
     service.clock.advance(Duration::from_secs(61));
     other.relay.mail(1).await;
     other.until_outbox_has(0).await;
-    // The first process ends late, and must not touch the second one's result.
+    // The first replica's attempt ends late, and must not change the second one's result.
     service.relay.goes_down().await;
     other.stops().await;
     service.stops().await;
@@ -235,7 +235,7 @@ async fn two_replicas_send_each_email_once(pool: PgPool) {
     one.stops().await;
 }
 
-/// A commit names its first due row, so that the courier does not wait for its full scan.
+/// A commit wakes the courier at once, so that the email does not wait for the next poll.
 #[sqlx::test]
 async fn a_committed_email_waits_for_no_poll(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--outbox-poll-interval=1min"]).await;
@@ -329,7 +329,7 @@ async fn any_answer_but_250_means_not_sent(pool: PgPool) {
     service.stops().await;
 }
 
-/// During a rotation another replica may know the missing secret: the email stays for it.
+/// During a rotation another replica may know the missing secret, so the email stays pending.
 #[sqlx::test]
 async fn an_email_with_an_unknown_secret_is_left_for_another_replica(pool: PgPool) {
     let one = Service::start(&pool).await;

@@ -38,7 +38,7 @@ async fn the_readmes_curl_lines_work_as_written_against_dev(pool: PgPool) {
     let folder = format!("{}/readme-{port}", env!("CARGO_TARGET_TMPDIR"));
     std::fs::create_dir_all(&folder).unwrap();
     let whole_way = move || {
-        // Without its mail, the loop in the block would run for ever.
+        // The block loops until the mail arrives, so a missing mail needs a timeout.
         let patience = PATIENCE.as_secs().to_string();
         let mut bash = Command::new("timeout");
         let output = bash.args([&patience, "bash", "-c", &block]).current_dir(&folder).output().unwrap();
@@ -106,7 +106,7 @@ pub async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
     tokio::time::timeout(PATIENCE, waiting).await.expect("the mail arrives")
 }
 
-/// Runs `dev` once and returns the statuses of so many starts for one address.
+/// Runs `dev` once and returns the statuses of this many starts for one address.
 async fn starts_against_dev(url: &str, no_limits: &str, starts: usize) -> Vec<u16> {
     let port = free_port();
     let environment = [("DATABASE_URL", url), ("PORT", port.as_str()), ("DEV_NO_LIMITS", no_limits)];

@@ -40,7 +40,8 @@ async fn a_hundred_emails_are_closed_but_the_newest_filtered_and_deleted(pool: P
     browser.until("document.querySelectorAll('iframe[srcdoc]').length === 1").await;
     browser.inspect("mailbox-hundred-en").await;
 
-    // An opened email stays open, and the next one is opened in place of the newest before.
+    // An email that the user opened stays open. The newest one is opened in place of the one that
+    // was newest before.
     browser.clicks("#mails > details:nth-child(3) summary").await;
     starts(&client, "trader.vi@example.com").await;
     browser.until(&format!("{ALL}.length === 101")).await;

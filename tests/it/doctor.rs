@@ -168,7 +168,7 @@ async fn each_way_not_to_reach_postgresql_is_named() {
         "not verified",
         "verify-full",
     );
-    // The owner may read only.
+    // The service's role may only read.
     sqlx::query("ALTER ROLE vos_auth_1 SET default_transaction_read_only = on")
         .execute(&server.pool)
         .await

@@ -23,7 +23,7 @@ async fn a_clock_that_is_off_is_named_with_its_difference(pool: PgPool) {
         let changes = [("LD_PRELOAD", library), ("FAKETIME", by), ("DONT_FAKE_MONOTONIC", "1")];
         Diagnosis::of(&url, &relays, &changes)
     };
-    // The key of the test suite is younger than half an hour.
+    // With `-30m`, the JWT keys fail as well: the test suite's key is younger than half an hour.
     shifted("+1h").has_failed_at("clock, PostgreSQL", "ms ahead of PostgreSQL's", "NTP");
     shifted("-30m").has(&["JWT keys"], "failed", "clock, PostgreSQL", "ms behind PostgreSQL's", "NTP");
     let slightly = shifted("+0.6s");
@@ -101,7 +101,7 @@ async fn a_taken_port_is_told_from_a_running_service(pool: PgPool) {
     service.stops().await;
 }
 
-/// By default a relay may take 20 s.
+/// Ctrl-C does not wait for the relay, which may take 20 s by default.
 #[sqlx::test]
 async fn ctrl_c_ends_it_while_a_relay_stalls(pool: PgPool) {
     let relay = Relay::start().await;
@@ -134,7 +134,8 @@ async fn the_command_of_the_installation_checks_the_role_of_the_service() {
     assert!(said.contains("JWT_KEYS") && said.contains("SMTP_RELAYS"), "{said}");
 }
 
-/// Root can read a key that the user of the service cannot. The users are those of another file.
+/// Root can read a key that the user of the service cannot. The test replaces /etc/passwd for the
+/// program alone.
 #[test]
 fn a_key_that_only_root_can_read_is_named() {
     let users = format!("{}/doctor-passwd-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());

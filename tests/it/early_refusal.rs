@@ -138,7 +138,8 @@ async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
     service.stops().await;
 }
 
-/// A client that goes on sending, or stays, is disconnected; earlier if others need the place.
+/// A client that continues to send, or stays connected, is disconnected: earlier if others need the
+/// place.
 #[sqlx::test]
 async fn a_client_that_was_refused_early_does_not_keep_its_place(pool: PgPool) {
     let settings = ["--max-connections=4", "--header-timeout=1h", "--network-burst=1000000"];

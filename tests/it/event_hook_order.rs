@@ -37,7 +37,8 @@ async fn until_next_attempt(service: &Service) {
     service.clock.advance(Duration::from_mins(10));
 }
 
-/// Waits until the newest number is settled. Other tests have transactions on the same server.
+/// Waits until the newest number is settled. Transactions of other tests on the same server delay
+/// that.
 async fn settles(pool: &PgPool, horizon: &mut Horizon) {
     let before = horizon.settled();
     let settling = async {
@@ -72,7 +73,7 @@ async fn an_event_waits_for_older_ones_that_are_not_committed_yet(pool: PgPool) 
         assert!(horizon.advance(&pool).await.unwrap());
         assert_eq!(kinds(&claims(&pool, &horizon).await), [""; 0]);
     }
-    // One that begins later does not hold it up.
+    // A transaction that begins later does not delay these events.
     let mut later = pool.begin().await.unwrap();
     audit::record(&mut *later, now(), Event::SignedOut, account, None).await.unwrap();
     older.commit().await.unwrap();
@@ -89,8 +90,8 @@ async fn an_event_waits_for_older_ones_that_are_not_committed_yet(pool: PgPool) 
     assert_eq!(kinds(&claims(&pool, &horizon).await), ["signed_out"]);
 }
 
-/// The transaction with the newer event began first and has the lower id, so that neither ids alone
-/// nor a snapshot of it say which numbers are still open.
+/// The transaction with the newer event began first and has the lower id, so that neither
+/// transaction ids alone nor that transaction's snapshot tell which numbers are open.
 #[sqlx::test]
 async fn an_older_transaction_with_a_newer_number_waits_as_well(pool: PgPool) {
     sqlx::query("INSERT INTO event_hook (name) VALUES ('rest')").execute(&pool).await.unwrap();
@@ -110,7 +111,7 @@ async fn an_older_transaction_with_a_newer_number_waits_as_well(pool: PgPool) {
     assert_eq!(kinds(&claims(&pool, &horizon).await), ["password_reset"]);
 }
 
-/// A walk that looks at some accounts at a time comes to all of them.
+/// Claims that look at a limited number of accounts at a time reach all of them.
 #[sqlx::test]
 async fn a_backlog_of_many_accounts_is_claimed_in_parts(pool: PgPool) {
     sqlx::query("INSERT INTO event_hook (name) VALUES ('rest')").execute(&pool).await.unwrap();
@@ -129,12 +130,12 @@ async fn a_backlog_of_many_accounts_is_claimed_in_parts(pool: PgPool) {
             break;
         }
     }
-    // Those without an account are one stream, of which the oldest is claimed.
+    // Events without an account are one stream, of which the oldest is claimed.
     assert_eq!((claimed.len(), rounds), (751, 2));
     assert_eq!(after, Uuid::nil());
 }
 
-/// Accounts do not wait for each other; the events of one do.
+/// Accounts do not wait for each other. The events of one account wait for the one before.
 #[sqlx::test]
 async fn an_event_that_is_refused_holds_up_its_account_alone(pool: PgPool) {
     let webhook = Webhook::start(Mood::Takes);
@@ -263,7 +264,7 @@ async fn an_event_is_a_dead_letter_after_a_day_and_the_next_one_marks_the_gap(po
     service.stops().await;
 }
 
-/// `AUDIT_RETENTION` may be as short as a day.
+/// `AUDIT_RETENTION` may be as short as a day, so an event can be deleted before it is delivered.
 #[sqlx::test]
 async fn an_event_that_was_swept_before_its_delivery_is_a_dead_letter(pool: PgPool) {
     let webhook = Webhook::start(Mood::Answers(503));
@@ -282,7 +283,7 @@ async fn an_event_that_was_swept_before_its_delivery_is_a_dead_letter(pool: PgPo
     service.stops().await;
 }
 
-/// The replica dies after the receiver got the event and before it knew that.
+/// The replica is killed after the receiver got the event, and before it has the receiver's answer.
 #[sqlx::test]
 async fn what_a_killed_replica_had_claimed_is_delivered_by_another(pool: PgPool) {
     let webhook = Webhook::start(Mood::Stalls);

@@ -126,7 +126,8 @@ async fn a_recovery_and_an_operators_command_are_told_to_the_hooks_that_want_the
         crate::harness::program::run(&["account", "disable", TRADER, "--yes"], &[("DATABASE_URL", &url)])
     });
     assert!(disable.await.unwrap().status.success());
-    // The command, and what made the account, have the system's time.
+    // The events of the command and of the account's creation have the system's time, which the
+    // service's clock must reach.
     service.clock.advance(Duration::from_mins(1));
     let kinds = |calls: Vec<crate::harness::webhook::Call>| -> Vec<String> {
         let kind = |kind: &str| kind.strip_prefix("co.verolabs.vos-auth.").unwrap().to_owned();
@@ -176,7 +177,7 @@ async fn the_documented_receiver_in_python_ends_the_sessions_of_who_changed_the_
     let (_, code) = document.split_once("```python\n").unwrap();
     let (code, _) = code.split_once("```").unwrap();
     assert!(code.lines().filter(|line| !line.is_empty()).count() <= 30, "it is short");
-    // Its certificate, and its address, are those of a receiver that is down.
+    // The script uses the certificate and the address of a receiver that is down.
     let mut webhook = Webhook::start(Mood::Takes);
     webhook.goes_down();
     let (script, printed) = (webhook.file("receiver.py"), webhook.file("printed"));
@@ -196,7 +197,8 @@ async fn the_documented_receiver_in_python_ends_the_sessions_of_who_changed_the_
     service.has_trader(TRADER, PASSWORD).await;
     let mut client = service.verified(TRADER).await;
     assert_eq!(client.resets("night train in autumn rain").await.status, 200);
-    // What made the account has the system's time.
+    // The event of the account's creation has the system's time, which the service's clock must
+    // reach.
     service.clock.advance(Duration::from_mins(1));
     service.until("everything is delivered", async || delivers_all(&service).await).await;
     let id: Uuid = sqlx::query_scalar("SELECT id FROM account").fetch_one(&pool).await.unwrap();
@@ -268,10 +270,10 @@ async fn a_hook_is_removed_when_no_replica_has_had_it_for_an_hour(pool: PgPool) 
             at >= registered
         })
         .await;
-    // A replica whose clock is behind takes nothing back.
+    // A replica whose clock is behind does not make the registration older.
     start(&pool, &webhook, "all").await.stops().await;
     having.stops().await;
-    // As long again, and the hour without it.
+    // First the two hours by which the other clock is ahead, then the hour without the hook.
     for (passed, kept) in [(2 * hour, 1), (Duration::from_mins(59), 1), (Duration::from_mins(2), 0)] {
         lacking.clock.advance(passed);
         sweeper.sweep().await;

@@ -38,7 +38,7 @@ async fn insert_account(connection: &mut PgConnection, email: &str) {
     .unwrap();
 }
 
-/// Reads the whole state and refuses a mixture.
+/// Reads the whole state. Fails if it is neither that before the reset nor that after it.
 async fn state_after(connection: &mut PgConnection, email: &str, old_hash: &str) -> State {
     let row = sqlx::query(
         "WITH a AS MATERIALIZED (SELECT * FROM account WHERE email = $1)
@@ -117,7 +117,8 @@ impl Stage {
         client
     }
 
-    /// Resets until done or interrupted; gives the task that waits for the answer if interrupted.
+    /// Resets the password. If the tripwire interrupts that, returns the task that waits for the
+    /// answer.
     async fn reset_breaks(&self, client: &Client, at: Break) -> Option<JoinHandle<u16>> {
         self.wire.is_armed(at);
         let mut client = client.clone();

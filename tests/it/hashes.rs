@@ -162,7 +162,7 @@ async fn a_replica_that_starts_later_moves_no_decoy_from_one_foreign_kind_to_ano
     service.stops().await;
 }
 
-/// Otherwise a client could have many passwords verified at once.
+/// If a client that disconnects freed its turn, it could have many passwords verified at once.
 #[sqlx::test]
 async fn a_client_that_disconnects_frees_no_turn(pool: PgPool) {
     let mut settings = BUSY.to_vec();
@@ -218,7 +218,7 @@ async fn a_failed_login_costs_its_network_the_slowest_hash_for_every_address(poo
     assert!((failed - (40.0 / (2.0 * price)).floor()).abs() < 0.5, "{failed}, {price}");
     let mut right = service.client().with("x-forwarded-for", "203.0.113.99");
     let mut signed_in = 0.0;
-    // Each keeps the one unit that any request costs; the test's clock does not move.
+    // Each login keeps the one unit that any request costs, because the test's clock does not move.
     while signed_in + price <= 40.0 {
         right.device = None;
         assert!(right.logs_in("own@example.com", PASSWORD).await.is_signed_in(), "{signed_in}");
@@ -234,7 +234,8 @@ async fn a_login_with_a_hash_of_ours_does_not_wait_for_imported_ones(pool: PgPoo
     let mut settings = BUSY.to_vec();
     settings.push("--hashing-threads=1");
     let service = Service::start_with_settings(&pool, &settings).await;
-    // They take seconds each. They are not counted: that would take three times as long.
+    // Each of these hashes takes seconds. The test does not call `counts_hashes`, which would take
+    // three times as long.
     for email in ["one@example.com", "other@example.com"] {
         service.has_account(email).await;
         service.has_hash(email, &BCRYPT_12.replace("$12$", "$15$")).await;

@@ -16,7 +16,7 @@ const START: &str = "POST /api/auth/recovery/start HTTP/1.1\r\nhost: x\r\nconten
 /// 30 octets.
 const BODY: &str = r#"{"email":"trader@example.com"}"#;
 
-/// A service whose timeouts are too long to matter, but for those that a test lowers.
+/// A service whose timeouts are too long to matter, except those that a test lowers.
 async fn patient(pool: &PgPool, settings: &[&str]) -> Service {
     let patience = ["--header-timeout=1h", "--body-timeout=1h", "--answer-timeout=1h"];
     Service::start_with_settings(pool, &[&patience, settings].concat()).await
@@ -109,7 +109,7 @@ async fn an_unneeded_body_is_not_drained(pool: PgPool) {
     service.stops().await;
 }
 
-/// A client that does not read, or reads an octet now and then, soon loses its memory and place.
+/// A client that reads nothing, or very slowly, soon loses the memory and the place that it uses.
 #[sqlx::test]
 async fn a_client_that_does_not_read_is_disconnected(pool: PgPool) {
     let service = patient(&pool, &["--answer-timeout=300ms"]).await;
@@ -209,7 +209,8 @@ async fn a_process_with_few_descriptors_takes_few_connections(pool: PgPool) {
     assert!(clean && !log.iter().any(|line| line.contains("cannot be accepted")), "{log:?}");
 }
 
-/// A proxy connects, then sends its request to a stopping service, accepted by then or not.
+/// A proxy connects, the service begins to stop, and the proxy sends its request. The service may
+/// not have accepted the connection by then.
 #[sqlx::test]
 async fn a_stopping_service_answers_clients_that_have_just_connected(pool: PgPool) {
     let service = patient(&pool, &[]).await;

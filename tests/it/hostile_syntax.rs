@@ -1,5 +1,5 @@
 //! Invalid HTTP, and HTTP that two parsers could read differently (RFC 9112 §6.3 and §11.2). The
-//! service answers once, never with 500, and takes nothing that follows for a request.
+//! service answers once, never with 500, and does not treat what follows as a request.
 
 use sqlx::PgPool;
 

@@ -93,7 +93,8 @@ async fn any_other_request_with_a_replaced_token_is_refused(pool: PgPool) {
     service.stops().await;
 }
 
-/// A success leaves at most one guess of five unused. A wrong code in a replay is that one.
+/// The right code uses one of the five attempts, and a replay compares one wrong code at most. So
+/// no more than five wrong codes are compared.
 #[sqlx::test]
 async fn v2_a_wrong_code_ends_the_replay_of_verify(pool: PgPool) {
     let service = Service::start_with_settings(&pool, BUSY).await;

@@ -49,7 +49,8 @@ async fn v_another_client_behind_the_address_blocks_no_recovery(pool: PgPool) {
     service.stops().await;
 }
 
-/// A recovery cookie allows 12 requests. After them, expired or forged, it draws on its network.
+/// A recovery cookie allows 12 requests. After them, or if it is expired or forged, each request
+/// draws on the network's rate limit.
 #[sqlx::test]
 async fn v_a_recovery_cookie_allows_twelve_requests(pool: PgPool) {
     let service = Service::start(&pool).await;

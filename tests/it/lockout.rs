@@ -46,7 +46,7 @@ async fn exhaust_address_limit(service: &Service) {
 async fn l2_an_operators_ticket_allows_one_recovery(pool: PgPool) {
     let service = service(&pool, &[]).await;
     let ticket = operator(&pool, "recover", TRADER).unwrap();
-    // The notice is enqueued at the time of the command.
+    // The command enqueues the notice at the real time, which the service's clock must reach.
     service.clock.advance(Duration::from_mins(1));
     assert_eq!(service.count("audit_event WHERE what = 'recovery_ticket_issued'").await, 1);
     let mut victim = service.client().with("x-recovery-ticket", &ticket);
@@ -81,7 +81,7 @@ async fn l2_an_operators_ticket_allows_one_recovery(pool: PgPool) {
     service.stops().await;
 }
 
-/// The holder did not get a recovery for the ticket, and tries again.
+/// The ticket's holder got no recovery, and can try again with the same ticket.
 #[sqlx::test]
 async fn a_ticket_whose_start_could_not_be_stored_stays_valid(pool: PgPool) {
     let service = service(&pool, &[]).await;

@@ -21,7 +21,7 @@ fn example(file: &str) -> Vec<u8> {
 fn folder(name: &str, changes: &[(&str, Vec<u8>)]) -> String {
     let folder = place::temporary(&format!("brand-{name}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
-    // As Kubernetes mounts it.
+    // Kubernetes mounts a folder with such an entry, `..data`.
     std::fs::create_dir_all(format!("{folder}/..data")).unwrap();
     let example = ["brand.json", "logo.svg", "icon.svg"].map(|file| (file, example(file)));
     for (file, content) in example.iter().chain(changes) {

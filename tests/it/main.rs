@@ -1,5 +1,5 @@
 //! The integration tests: one binary, so that the suite links once. Real PostgreSQL (a database per
-//! test), SMTP and HTTP. Tests move the clock and never wait for time to pass.
+//! test), SMTP and HTTP. Where they can, tests move the clock instead of waiting for time to pass.
 
 mod abuse;
 mod accounts;
@@ -91,5 +91,5 @@ mod verdicts;
 mod verify;
 mod xoauth2;
 
-/// Doubles, runners and clients: `lab/src/lib.rs` explains them.
+/// Test doubles, runners and clients: `lab/src/lib.rs` explains them.
 use vos_auth_lab as harness;

@@ -1,5 +1,5 @@
-//! `vos-auth migrate`, and older and newer schemas while the service runs. This release has one
-//! migration: tests that need another append it.
+//! `vos-auth migrate`, and older and newer schemas while the service runs. Tests that need a
+//! migration of the next release append it.
 
 use std::cell::RefCell;
 use std::process::Command;
@@ -11,7 +11,7 @@ use vos_auth::database::MIGRATOR;
 use crate::harness::program::{Program, run};
 use crate::harness::{PATIENCE, Service, database};
 
-/// A migration that locks a table. The next one builds an index without locks.
+/// A migration that locks a table, and one that builds an index without blocking writes.
 const ADDS_A_COLUMN: &str = "ALTER TABLE account ADD COLUMN of_the_next_release text;";
 const BUILDS_AN_INDEX: &str = "-- no-transaction\n-- Of the next release.\n\
     CREATE INDEX CONCURRENTLY audit_event_account_id_idx ON audit_event (account_id);";
@@ -131,7 +131,8 @@ async fn migrate_rebuilds_an_unfinished_index(pool: PgPool) {
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
-/// PostgreSQL continues when `migrate` is killed, and the migration is not recorded as done.
+/// PostgreSQL finishes the index when `migrate` is killed, but the migration is not recorded as
+/// done.
 #[sqlx::test]
 async fn migrate_continues_when_an_index_was_finished_after_it_was_killed(pool: PgPool) {
     sqlx::raw_sql(BUILDS_AN_INDEX).execute(&pool).await.unwrap();
@@ -153,7 +154,7 @@ async fn the_program_works_on_a_newer_schema_and_leaves_it_unchanged(pool: PgPoo
     service.stops().await;
 }
 
-/// The baseline replaced the versions of development.
+/// The baseline (migration 17) replaced the migrations of the development before 0.1.0.
 #[sqlx::test(migrations = false)]
 async fn migrate_and_dev_refuse_a_database_from_before_the_baseline(pool: PgPool) {
     Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();

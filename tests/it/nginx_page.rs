@@ -12,7 +12,7 @@ use crate::harness::raw::Raw;
 
 const WITHOUT_TLS: (&str, &str) = (" ssl;", ";");
 
-/// Without TLS, so that a browser can be sent there.
+/// Starts nginx without TLS, so that a browser can open its address.
 fn start(replica: SocketAddr, changes: &[(&str, &str)]) -> (Nginx, SocketAddr) {
     let changes = [&[WITHOUT_TLS], changes].concat();
     let nginx = Nginx::start([replica; 2], &Setup { changes: &changes, ..Setup::default() });

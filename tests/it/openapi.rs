@@ -134,8 +134,8 @@ fn fill(node: &mut Value, locale: Locale, shared: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// The body of an error. In the details, `advice` is a password, which is replaced by the advice for
-/// it.
+/// The body of an error. In the details, `advice` is a password. It is replaced by the advice for
+/// that password.
 fn body(problem: Problem, details: &Value, locale: Locale) -> Value {
     let mut body = json!({
         "error": problem.code(),
@@ -194,8 +194,8 @@ fn the_overlay_has_every_text_that_people_read() {
 fn every_route_of_the_api_is_described() {
     let document = document("en");
     let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-    // The router cannot be asked for its routes. The page's are in a module of their own, and no
-    // part of the API.
+    // The router cannot be asked for its routes, so its source is read. The page's routes are in
+    // another module and are no part of the API.
     let router = include_str!("../../src/http/mod.rs");
     let served = router.split(".route(").skip(1).map(|route| route.split('"').nth(1).unwrap()).collect();
     assert_eq!(described, served);

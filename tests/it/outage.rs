@@ -87,7 +87,7 @@ async fn connections_to_a_lost_postgresql_are_replaced(pool: PgPool) {
         ..Setup::default()
     };
     let service = Service::start_with(&pool, setup).await;
-    // One account each: an interrupted login counts as a failure of its account.
+    // One account for each login: an interrupted login counts as a failure of its address.
     for n in 0..5 {
         service.has_trader(&format!("trader{n}@example.com"), "morning boat on a green river").await;
     }
@@ -185,8 +185,9 @@ async fn one_bad_row_fails_no_other_start_of_its_batch(pool: PgPool) {
     service.stops().await;
 }
 
-/// More starts than may wait get 502 at once, and the queue stays bounded. With room again, one
-/// more is refused if the last batch was too slow to commit it in 100 ms.
+/// More starts than may wait get 502 at once, and the queue stays bounded. When there is room
+/// again, a start is still refused if the last batch was so slow that the start could not be
+/// committed within 100 ms.
 #[sqlx::test]
 async fn a_full_or_slow_queue_refuses_starts_at_once(pool: PgPool) {
     let settings = ["--network-burst=1000", "--start-queue=4", "--start-batch=1"];
@@ -250,8 +251,8 @@ async fn stopping_finishes_requests_in_progress(pool: PgPool) {
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, refused).await.expect("no new connections");
-    // Let a second pass for timers, with real round trips to PostgreSQL: the service could stop
-    // several times.
+    // Lets a second pass for timers, with real round trips to PostgreSQL. That is long enough for a
+    // stop.
     for _ in 0..200 {
         tokio::time::pause();
         tokio::time::advance(Duration::from_millis(5)).await;
@@ -309,7 +310,7 @@ async fn with_a_read_only_postgresql_starts_get_502_until_it_accepts_writes(pool
             service.client().starts_recovery("third@example.com").await.is_code_sent()
         })
         .await;
-    // Earlier than connections expire: the service keeps none to a read-only server.
+    // The service does not wait until its connections expire: it keeps none to a read-only server.
     service
         .until("the service is ready again", async || service.client().get("/readyz").await.status == 200)
         .await;
@@ -333,7 +334,8 @@ async fn a_relay_without_starttls_is_not_usable(pool: PgPool) {
     service.stops().await;
 }
 
-/// One connection stores all starts while the service runs. It has to meet new certificates, too.
+/// One connection stores all starts while the service runs. It is renewed, so that it also uses a
+/// new certificate of PostgreSQL.
 #[sqlx::test]
 async fn the_connection_of_starts_is_renewed_by_age(pool: PgPool) {
     let mut kept =

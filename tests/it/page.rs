@@ -35,7 +35,7 @@ pub async fn asks_for_a_code(browser: &Browser, page: &str) {
 /// Brings a browser to the field of the password.
 async fn enters_the_code(browser: &Browser, service: &Service) {
     let code = service.relay.mail(1).await.code();
-    // After a wrong code the button sends.
+    // After a wrong code, the page sends the next one only when the button is clicked.
     let is_first = browser.value("document.querySelector('#verify-error').innerText").await.is_empty();
     browser.types("#digits", &code).await;
     if !is_first {
@@ -166,7 +166,7 @@ async fn e10_password_managers_find_address_code_and_new_password(pool: PgPool) 
     browser.clicks("#reveal").await;
     assert_eq!(browser.value("document.querySelector('#secret').type").await, "text");
     browser.clicks("#secret").await;
-    // The server's count: 20 code points in NFC, whatever was typed.
+    // The page counts as the server does: 20 code points in NFC, whatever was typed.
     browser.pastes(&"e\u{302}\u{301}".repeat(19)).await;
     assert_eq!(browser.reads("#length").await, "1 more character");
     browser.pastes("x").await;

@@ -1,4 +1,4 @@
-//! The files of the recovery page: precompressed, few.
+//! The files of the recovery page: their compression, and their number.
 
 use std::process::Command;
 

@@ -229,7 +229,7 @@ async fn loses_the_state(browser: &Browser) {
     browser.script(script).await;
 }
 
-/// The key of a lost press belongs to its password.
+/// The `Idempotency-Key` of a press whose answer was lost is used only with the same password.
 #[sqlx::test]
 async fn another_password_after_a_lost_reset_is_sent_only_if_the_first_was_not_set(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -246,7 +246,8 @@ async fn another_password_after_a_lost_reset_is_sent_only_if_the_first_was_not_s
     is_signed_in(browser, service).await;
 }
 
-/// A press that never arrived has changed nothing, and the time for it has run out.
+/// The request never reached the service, so it changed nothing. Meanwhile the recovery has
+/// expired.
 #[sqlx::test]
 async fn a_reset_that_was_not_sent_in_time_says_that_the_recovery_expired(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;

@@ -118,7 +118,8 @@ struct Case<'a> {
     tabs: &'a Tabs,
     service: &'a Service,
     emails: [String; 2],
-    /// The code entries for each address on the screen. Each may spend one attempt.
+    /// The number of codes entered while each address was on the screen. Each may spend one
+    /// attempt.
     verified: BTreeMap<String, i64>,
     /// The addresses that were on the screen when a password was sent.
     reset: BTreeSet<String>,
@@ -260,7 +261,8 @@ async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     let (service, page) = page_of(&pool, BUSY).await;
     let tabs = Tabs::open(&page).await;
     let (mut seed, mut signed_in, mut refused) = (first, 0, 0.0);
-    // A run without both would show nothing.
+    // Continues until a tab has signed in and the service has refused a request: a run without both
+    // would show nothing.
     while seed < first + cases || signed_in == 0 || refused == 0.0 {
         println!("TABS_SEED={seed}");
         let emails = ["left", "right"].map(|name| format!("{name}{seed}@example.com"));

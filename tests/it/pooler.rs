@@ -94,8 +94,8 @@ async fn settings_that_a_pooler_drops_are_named_until_the_role_has_them(pool: Pg
     assert_eq!(warnings.count(), 1);
 }
 
-/// PgBouncer supports prepared statements from 1.21 on. With an older one, a connection has another
-/// client's statements, as docs/operate/poolers.md says.
+/// PgBouncer supports prepared statements from 1.21 on. With an older version, a server connection
+/// may have another client's statements, as docs/operate/poolers.md says.
 #[sqlx::test]
 async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_supports_prepared_statements(pool: PgPool) {
     if !pgbouncer::is_installed() {
@@ -107,7 +107,7 @@ async fn transaction_mode_serves_the_whole_journey_if_pgbouncer_supports_prepare
     pgbouncer::has_the_settings_of_the_document(&pool).await;
     let (pgbouncer, relay) = (PgBouncer::before(&pool, Mode::Transaction, 1).await, Relay::start().await);
     let (mut program, client) = serves_behind(&pgbouncer, &relay).await;
-    // By chance the connection first has the statements of the service, or of its health check.
+    // The first requests may succeed, if by chance the one server connection has their statements.
     let refused = async {
         for n in 0.. {
             let started = client.clone().starts_recovery(&format!("nobody{n}@example.com")).await;

@@ -140,7 +140,7 @@ async fn a_refused_certificate_is_named_and_nothing_is_sent_unencrypted(pool: Pg
         let line = host.program.line_with(why);
         assert!(line.contains("relay is not usable"), "{line}");
         assert_eq!(host.client.starts_recovery(TRADER).await.error(), (502, "mail_unavailable"));
-        // `mail test` sends whatever the probe's result.
+        // `mail test` tries to send, whatever the probe's result.
         let (output, ok) = mail_test(&relay, settings);
         assert!(!ok && output.contains(why), "{output}");
         if !implicit {
@@ -248,7 +248,7 @@ async fn every_conversation_ends_with_quit(pool: PgPool) {
         });
         let ended = lines(&postfix.log(), ": disconnect from ");
         let (quit, other): (Vec<_>, Vec<_>) = ended.into_iter().partition(|line| line.contains(" quit=1 "));
-        // The harness checks that Postfix is up, and sends no command.
+        // The harness connects once to check that Postfix is up, and sends no command.
         assert!(other.len() == 1 && other[0].ends_with("commands=0/0"), "{other:#?}");
         assert!(quit.len() >= 2 + starts, "{quit:#?}");
     }

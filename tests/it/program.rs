@@ -161,7 +161,7 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
         }
     }
     assert!(dump.contains("code_sent") && dump.contains("recovery_code") && dump.contains("$argon2id$"));
-    // There, bytea is in hexadecimal.
+    // The dump has bytea in hexadecimal.
     let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
     let raw = bytes.iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str());
     for secret in [code.as_str(), grouped.as_str(), token, raw.as_str(), "a password of one's own"] {
@@ -337,7 +337,7 @@ fn append_help(command: &Command, path: &[&str], help: &mut String) {
     let shown = run(&[path, &["--help"]].concat(), &[]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     writeln!(help, "$ vos-auth {}\n", [path, &["--help"]].concat().join(" ")).unwrap();
-    // As editors leave it: clap ends some lines with a space.
+    // Without spaces at the ends of lines, which editors remove. Clap ends some lines with one.
     for line in shown.lines() {
         writeln!(help, "{}", line.trim_end()).unwrap();
     }

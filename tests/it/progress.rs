@@ -30,7 +30,7 @@ fn time_in(recovery: &Value, member: &str) -> OffsetDateTime {
     OffsetDateTime::parse(recovery[member].as_str().unwrap(), &Rfc3339).unwrap()
 }
 
-/// Whether the recovery expires in `seconds`.
+/// Whether the recovery expires in `seconds`, to within a second.
 fn is_about(service: &Service, recovery: &Value, seconds: i64) -> bool {
     let life = time_in(recovery, "expires_at") - service.app.clock.now();
     (life - time::Duration::seconds(seconds)).abs() < time::Duration::seconds(1)
@@ -106,7 +106,8 @@ async fn progress_shows_the_state_of_the_recovery(pool: PgPool) {
     service.stops().await;
 }
 
-/// Each is refused as `verify` does; one that another reset has ended, as `reset-password` does.
+/// `GET` answers with the error of `verify`, or with that of `reset-password` if another reset has
+/// ended the recovery.
 #[sqlx::test]
 async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -129,7 +130,7 @@ async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     service.stops().await;
 }
 
-/// Invariant 1 of `src/lib.rs`: before a right code, it reads neither `account` nor the outbox.
+/// Invariant 1 of `src/lib.rs`: before a right code, `GET` reads neither `account` nor the outbox.
 #[sqlx::test]
 async fn s2_progress_answers_while_account_and_outbox_are_locked(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -1,4 +1,5 @@
-//! Parallel guesses and resets on two processes of the program. RACES=20 repeats each 20 times.
+//! Parallel guesses and resets on two processes of the program. RACES=20 repeats each race 20
+//! times.
 
 use sqlx::PgPool;
 use tokio::task::JoinSet;
@@ -138,7 +139,8 @@ async fn r3_of_20_parallel_resets_one_sets_the_password(pool: PgPool) {
     assert!(counts.iter().all(|count| *count == (1, 1)), "{counts:?}");
 }
 
-/// Each waits for the rate limit, with a snapshot of the outbox from before the other's email.
+/// Each resend waits for the lock of the rate limit. Its snapshot of the outbox is older than the
+/// other's email.
 #[sqlx::test]
 async fn two_parallel_resends_of_a_session_enqueue_one_email(pool: PgPool) {
     let mut pair = Pair::start(&pool).await;

@@ -39,7 +39,8 @@ async fn the_second_relay_takes_over(pool: PgPool) {
     service.stops().await;
 }
 
-/// A relay that greets the probe and refuses every email is up. The clock is still: no retry.
+/// A relay that greets the probe and refuses every email is up. The clock does not move, so no
+/// email is retried.
 #[sqlx::test]
 async fn an_email_that_one_relay_defers_is_sent_by_the_next_at_once(pool: PgPool) {
     let second = Relay::start().await;

@@ -89,7 +89,7 @@ async fn r3_parallel_resets_set_one_password(pool: PgPool) {
     let one = Service::start_with_settings(&pool, &["--network-burst=10000"]).await;
     let two = one.replica(&["--network-burst=10000"]).await;
     one.has_trader(TRADER, OLD).await;
-    // From two recoveries: one also ends the other.
+    // From two recoveries: the reset of one also ends the other.
     let verified = [one.verified(TRADER).await, one.verified(TRADER).await];
     let mut resets = tokio::task::JoinSet::new();
     for n in 0..20 {

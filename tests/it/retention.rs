@@ -37,7 +37,7 @@ async fn a_recovery_is_kept_for_its_retention(pool: PgPool) {
     service.stops().await;
 }
 
-/// A request has addresses. One that still has to take effect stays.
+/// An ended request has addresses, so it is deleted. A request that still has to take effect stays.
 #[sqlx::test]
 async fn a_request_of_an_operator_is_kept_for_its_retention(pool: PgPool) {
     let settings = ["--recovery-retention=3h", "--address-change-delay=2h"];
@@ -54,7 +54,7 @@ async fn a_request_of_an_operator_is_kept_for_its_retention(pool: PgPool) {
     let ended = "operator_request WHERE state = 'cancelled'";
     are_kept_for(&service, ended, Duration::from_mins(10 + 2 * 60 + 3 * 60)).await;
     assert_eq!(service.count("operator_request WHERE state = 'approved'").await, 1);
-    // One that waited for longer is kept for the retention, too.
+    // A request that waited for longer is kept for the retention, too.
     let end = "UPDATE operator_request SET state = 'cancelled', ended_at = $1";
     sqlx::query(end).bind(service.app.clock.now()).execute(&pool).await.unwrap();
     are_kept_for(&service, ended, Duration::from_hours(3)).await;

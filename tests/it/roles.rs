@@ -1,5 +1,5 @@
-//! The rights of the two roles of `deploy/grants.sql`. Other tests show that the rights suffice;
-//! this one, that there are no others.
+//! The rights of the two roles of `deploy/grants.sql`. Other tests show that the rights suffice.
+//! These tests show that there are no others.
 
 use std::collections::BTreeMap;
 

@@ -128,7 +128,7 @@ async fn jwt_keys_rotate_without_a_key_unknown_to_a_cached_jwks(pool: PgPool) {
 }
 
 /// Two roles, alternating: a changed password of the current role would refuse its new connections
-/// until the rollout ends. Before this first rotation, the group role was the login.
+/// until the rollout ends. Before its first rotation, the service logs in as the group role itself.
 #[tokio::test]
 async fn the_database_password_rotates_by_a_second_role() {
     if !is_installed() {

@@ -7,7 +7,7 @@ use crate::harness::program::{SECRET, run, serve_environment};
 const DATABASE: &str = "postgres://serve:hunter2@db.example:6432/vos?sslmode=verify-full";
 const RELAYS: &str = "smtps://user:hunter2@mx.example,smtp://127.0.0.1:25?tls=none";
 
-/// Wrong in every way: for clap, for the parts, for secrets; and missing.
+/// Settings that are wrong in every way: refused by clap or when the parts are read, or missing.
 const WRONG: [(&str, &str); 15] = [
     ("PUBLIC_ORIGIN", ""),
     ("SIGN_IN_URL", "javascript:alert(1)"),
@@ -26,7 +26,8 @@ const WRONG: [(&str, &str); 15] = [
     ("SMTP_OAUTH_CLIENT_ID", "us"),
 ];
 
-/// As for [`WRONG`], without the variables that other variables need.
+/// The other variables that the output names. The last two are named because variables of [`WRONG`]
+/// need them.
 const ALSO_NAMED: [&str; 6] = [
     "DATABASE_URL",
     "RECOVERY_SECRETS",
@@ -36,7 +37,7 @@ const ALSO_NAMED: [&str; 6] = [
     "SMTP_OAUTH_TOKEN_URL",
 ];
 
-/// The variables that the output names, and the rest of each line.
+/// The variables that the lines of the output name, sorted.
 fn named(output: &[u8]) -> Vec<String> {
     let output = String::from_utf8(output.to_vec()).unwrap();
     assert!(!output.contains("hunter2"), "{output}");

@@ -1,4 +1,4 @@
-//! Slow relays, and relays that come back. The waits are the network's: the clock is real.
+//! Slow relays, and relays that come back. The tests wait in real time, as network timeouts do.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ async fn refused_until_accepted(client: &mut Client) -> (Duration, usize) {
     }
 }
 
-/// A program whose relay is down when it starts, with unlimited networks and `changes`.
+/// A program whose relay is down when it starts, without limits of networks, and with `changes`.
 async fn without_relay(pool: &PgPool, relay: &Relay, changes: &[(&str, &str)]) -> (Program, Client) {
     let (url, relay) = (database::service_url(pool), relay.url());
     let changes = [&[("NETWORK_BURST", "1000000"), ("NETWORK_PER_MINUTE", "1000000")], changes].concat();

@@ -185,11 +185,11 @@ async fn a_start_with_an_unusable_cookie_opens_a_new_session(pool: PgPool) {
     let code = service.relay.mail(1).await.code();
     service.until_outbox_has(0).await;
 
-    // Another address.
+    // For another address, a start begins a new recovery.
     client.starts_recovery("other@example.com").await;
     assert_ne!(client.cookie, first);
 
-    // Under 3 minutes to live.
+    // With less than 3 minutes to live, the recovery is replaced by a new one.
     client.cookie.clone_from(&first);
     service.clock.advance(Duration::from_mins(7));
     client.starts_recovery("trader@example.com").await;
@@ -202,19 +202,19 @@ async fn a_start_with_an_unusable_cookie_opens_a_new_session(pool: PgPool) {
     assert_eq!(late.cookie_life(), 600);
     assert_ne!(service.relay.mail(3).await.code(), code);
 
-    // No attempts left.
+    // Without attempts left, the recovery is replaced by a new one.
     let second = client.cookie.clone();
     sqlx::query("UPDATE recovery_session SET attempts_left = 0").execute(&pool).await.unwrap();
     client.starts_recovery("trader@example.com").await;
     assert_ne!(client.cookie, second);
 
-    // Verified.
+    // A verified recovery is not continued by a start.
     sqlx::query("UPDATE recovery_session SET state = 'verified'").execute(&pool).await.unwrap();
     let third = client.cookie.clone();
     client.starts_recovery("other@example.com").await;
     assert_ne!(client.cookie, third);
 
-    // A token that was never issued.
+    // A token that was never issued is not adopted.
     client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
     client.starts_recovery("third@example.com").await;
     assert_ne!(client.cookie, Some(format!("__Host-vos_recovery={}", "A".repeat(43))));

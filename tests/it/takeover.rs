@@ -119,7 +119,8 @@ async fn a_lock_that_was_lost_is_taken_again_within_a_second(pool: PgPool) {
     assert_eq!(again, id);
 }
 
-/// Others may take its claimed emails: it starts none of them until it has a lock again.
+/// While a courier has no lock, others may take its claimed emails. So it sends none of them until
+/// it has a lock again.
 #[sqlx::test]
 async fn a_courier_without_its_lock_starts_no_claimed_email(pool: PgPool) {
     has_accounts(&pool, 8).await;
@@ -146,7 +147,8 @@ async fn a_courier_without_its_lock_starts_no_claimed_email(pool: PgPool) {
     assert_eq!(distinct(&relay.mails()), 8);
 }
 
-/// A pooler may give the session to another client, so that its lock would mean nothing.
+/// A pooler may give the courier's server connection to another client, so the lock would prove
+/// nothing.
 #[sqlx::test]
 async fn behind_a_pooler_only_the_lease_counts(pool: PgPool) {
     for pooled in [false, true] {
@@ -175,7 +177,7 @@ async fn behind_a_pooler_only_the_lease_counts(pool: PgPool) {
     }
 }
 
-/// A worker that comes back after its lease ended finishes only its own claim.
+/// A courier that finishes after its lease has ended changes only its own claim.
 #[sqlx::test]
 async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -148,7 +148,7 @@ async fn postfix_refuses_by_policy_and_a_second_relay_accepts_all(pool: PgPool) 
     for (email, why, verdict) in cases {
         host.is_refused(email, why, verdict).await;
     }
-    // For a recipient of another domain its words are those of the policy.
+    // For a recipient of another domain, Postfix answers with the code of a refusal by policy.
     host.starts("trader@example.net").await;
     host.until_noted(Some("rcpt 554 5.7.1")).await;
     assert!(postfix.log().contains("Relay access denied"));
@@ -211,7 +211,8 @@ async fn if_the_first_relay_refuses_all_by_policy_200_of_200_codes_arrive_throug
     emails.sort();
     assert_eq!(recipients, emails, "each email once");
     service.until_outbox_has(0).await;
-    // After refusing three domains it is tried last; emails in progress were refused as well.
+    // After refusing three domains the first relay is tried last. It has refused emails in progress
+    // as well.
     assert!(service.relay.asked() <= 3 + 8 * 3, "{}", service.relay.asked());
     service.stops().await;
 }

@@ -222,7 +222,7 @@ async fn aiosmtpd_accepts_emails_with_a_token(pool: PgPool) {
     host.starts().await;
     assert_eq!(relay.mail()["user"], USER);
     assert!(host.retried().await < 0.5);
-    // Issued, but valid nowhere.
+    // The endpoint issues a token that the relay refuses.
     endpoint.is_in_mood(Mood::Answers(200, r#"{"access_token":"hunter2","token_type":"bearer"}"#));
     let (output, ok) = mail_test(&relay.url(), &settings);
     assert!(!ok && output.contains("auth 535") && !output.contains("hunter2"), "{output}");

@@ -28,7 +28,7 @@ pub enum Mood {
     GreetsLate(Duration),
     /// Never greets new connections.
     GreetsNobody,
-    /// After a mail was accepted on a connection: answers this command with this, then closes the
-    /// connection. The command "." is the end of a message.
+    /// After a mail was accepted on a connection: answers the given command with the given reply,
+    /// then closes the connection. The command "." is the end of a message.
     TiresAt(&'static str, &'static str),
 }

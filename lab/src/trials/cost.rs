@@ -201,7 +201,8 @@ impl Bench {
         while connection.asks(b"GET /readyz HTTP/1.1\r\nhost: cost\r\n\r\n")? != 200 {
             waits(began).await?;
         }
-        // Numbers that no earlier run has used, so that no rate limit of an address is in the way.
+        // Numbers that no earlier run has used, so that no rate limit of an address refuses a
+        // start.
         let first = now().unix_timestamp_nanos();
         for number in (first..).take(work.starts as usize) {
             let body = json!({ "email": format!("unknown-{number}@example.org") }).to_string();
@@ -239,7 +240,7 @@ async fn waits(since: Instant) -> Result<(), Failure> {
     if since.elapsed() > PATIENCE { Err("waited for a minute in vain".into()) } else { Ok(()) }
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 fn grouped(number: f64, decimals: usize) -> String {
     let text = format!("{number:.decimals$}");
     let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));

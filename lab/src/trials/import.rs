@@ -90,7 +90,7 @@ fn email(number: usize) -> String {
     format!("trader-{number}@example.com")
 }
 
-/// As Kratos exports it.
+/// The identity with this number, in the format of Kratos.
 fn identity(number: usize, kinds: &[Kind]) -> Value {
     let (address, (_, hash)) = (email(number), &kinds[number % kinds.len()]);
     let id = (number as u128).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
@@ -139,7 +139,7 @@ struct Import {
     count: usize,
 }
 
-/// How one went.
+/// The result of one import.
 struct Outcome {
     took: Duration,
     /// The peak of the import's memory in MiB.
@@ -148,7 +148,7 @@ struct Outcome {
     is_killed: bool,
 }
 
-/// Ends when it is dropped.
+/// A process that is killed when this value is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -209,7 +209,7 @@ async fn logins(
 ) -> Result<(), Failure> {
     let replica = Replica::start(url, "smtp://127.0.0.1:9?tls=none", &[]).await?;
     let login = format!("http://{}/api/auth/login", replica.address);
-    // Inactive ones are left out.
+    // Every thousandth account is inactive and is left out.
     let of_kind = |kind| (kind..count).step_by(all_kinds).filter(|number| number % 1000 != 999).take(EACH);
     let chosen: Vec<Vec<usize>> = (0..kinds.len()).map(|kind| of_kind(kind).collect()).collect();
     for (password, expected, each) in [(PASSWORD, 200, EACH), (PASSWORD, 200, 2), (WRONG, 401, 2)] {

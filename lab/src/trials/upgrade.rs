@@ -1,7 +1,8 @@
 //! `make upgrade`: upgrades from the previous release to this one and rolls back, under load.
 //!
 //! Two replicas of the built program run behind a real nginx, with a large database, while people
-//! recover their passwords. It ends with an error if a request failed or a valid code was refused.
+//! recover their passwords. The trial ends with an error if a request failed or a valid code was
+//! refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,7 +146,7 @@ async fn fill(pool: &PgPool, rows: i64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Goes on.
+/// Records the longest wait for a lock, until the future is dropped.
 async fn watch_locks<T>(pool: &PgPool, waited: &AtomicU64) -> Result<T, Failure> {
     let mut connection = pool.acquire().await?;
     let longest = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8

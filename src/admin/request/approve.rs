@@ -20,7 +20,7 @@ pub enum Approved {
     Ticket,
     /// The address changes at this time or later. The owner is told now.
     Address(OffsetDateTime),
-    /// The operator has asked for it, and another one has to approve it.
+    /// This operator asked for it; another one has to approve it.
     SameOperator,
     /// It cannot be approved, because it is in this state.
     NotAsked(State),
@@ -48,7 +48,8 @@ pub async fn approve(
     if request.state != State::Asked {
         return Ok(Approved::NotAsked(request.state));
     }
-    // As the constraint in the table: a name in capitals is no second operator.
+    // Case is ignored, as in the table's constraint: the same name in capitals is no second
+    // operator.
     if request.asked_by.to_lowercase() == actor.name().to_lowercase() {
         return Ok(Approved::SameOperator);
     }

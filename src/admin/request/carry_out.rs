@@ -15,17 +15,17 @@ use crate::email_address::EmailAddress;
 use crate::mail::message::MailKind;
 use crate::outbox;
 
-/// An email takes a moment. The owner may have so much less than the whole time, so that a change
-/// takes effect when the email says.
+/// By how much the owner's time to stop a change may be shorter than the delay: delivering the
+/// notice takes a moment, and the change takes effect at the time that the notice names.
 const SLACK: Duration = Duration::from_mins(1);
 
 /// The result of carrying out a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
-    /// The account has the new address, and both addresses are told.
+    /// The account has the new address, and a notice to each address is enqueued.
     Done,
-    /// The owner was not told long enough ago: the change waits on.
+    /// The owner was told too recently or not yet: the change waits longer.
     Postponed,
     /// Another account has the address, or this account is disabled or has had another address
     /// since.
@@ -61,9 +61,10 @@ pub async fn overdue(executor: impl PgExecutor<'_>, now: OffsetDateTime) -> Resu
     .await
 }
 
-/// Carries out one change, if it is still due. Does as [`crate::admin::set_email`] does, and
-/// enqueues the notices to both addresses, which expire after `notice_retention`. A change whose
-/// owner was not told `delay` ago waits on, so that its owner has that time to stop it.
+/// Carries out one change, if it is still due. Changes the address as [`crate::admin::set_email`]
+/// does, and enqueues a notice to each address, which expires after `notice_retention`. If the
+/// owner was told less than `delay` ago, the change is postponed, so that the owner has that time
+/// to stop it.
 pub async fn carry_out(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -110,7 +111,8 @@ pub async fn carry_out(
     change.commit().await?;
     end(&mut transaction, now, id, State::Done, None).await?;
     cancel_all(&mut transaction, now, account, None).await?;
-    // Both name their address, because the account may have another one before they are sent.
+    // Each notice stores its recipient, because the account may get another address before it is
+    // sent.
     let new = request.new_email.as_deref();
     for (kind, to) in [(MailKind::EmailChanged, Some(email.as_str())), (MailKind::NewAddress, new)] {
         outbox::enqueue_help_notice(&mut transaction, now, kind, account, to, notice_retention).await?;
@@ -119,8 +121,8 @@ pub async fn carry_out(
     Ok(Outcome::Done)
 }
 
-/// Until when a change waits on, and the email that tells its owner. `None` if the owner was told
-/// `delay` ago, or cannot be told because the relays say that the mailbox does not exist.
+/// If a change has to wait longer: its new time, and the email that tells the owner. `None` if the
+/// owner was told `delay` ago (less [`SLACK`]), or if that email was given up.
 async fn postponed(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -143,7 +145,7 @@ async fn postponed(
         let effective_at = told_at + delay;
         return Ok((effective_at > now + SLACK).then_some((effective_at, notice)));
     }
-    // It expired before a relay accepted it.
+    // The notice expired before a relay accepted it.
     let effective_at = now + delay;
     let addresses = (email, new.as_str());
     let notice =

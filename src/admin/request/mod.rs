@@ -5,8 +5,8 @@
 //!   unless the account's owner or an operator stops it ([`carry_out`]);
 //! - a recovery ticket for an account that the trait `PROTECTED_TRAIT` marks ([`ticket`]).
 //!
-//! Operators are named by their callers, who have to know that the name is right. Everything that
-//! changes a request locks the account's row first, then the request's.
+//! Callers of this module name the operator; this module does not check the name. Everything that
+//! changes the state of a request locks the row of its account first.
 
 mod approve;
 pub mod carry_out;
@@ -25,11 +25,11 @@ use crate::audit::{self, By, Event, OperatorInfo};
 use crate::email_address::EmailAddress;
 use crate::throttle::{self, Draw, RateLimit};
 
-/// The operator who helps an owner, or asks for something, approves or cancels it.
+/// An operator who helps an account owner, or who makes, approves or cancels a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Actor<'a> {
     operator: OperatorInfo<'a>,
-    /// How often the operator may help, all kinds of help together. A command is not bounded.
+    /// How often the operator may help, all kinds of help together. `None` for a command: no limit.
     limit: Option<RateLimit>,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Actor<'a> {
         Self { operator, limit: Some(limit) }
     }
 
-    /// The operator whom a command names: a name and a reason of 1 to 200 characters each.
+    /// The operator whom a command names. Name and reason must have 1 to 200 characters each.
     #[must_use]
     pub fn of_command(name: &'a str, reason: &'a str) -> Self {
         Self { operator: OperatorInfo { name, reason: Some(reason), client: None }, limit: None }
@@ -50,7 +50,7 @@ impl<'a> Actor<'a> {
         self.operator.name
     }
 
-    /// The same for audit events.
+    /// The operator as the cause of an audit event.
     pub(super) fn by(self) -> By<'a> {
         By::Operator(self.operator)
     }
@@ -158,8 +158,8 @@ const fn cancellation(kind: Kind) -> Event {
     }
 }
 
-/// Cancels the open requests of a locked account, because an operator has changed it in another way
-/// since.
+/// Cancels the open requests of a locked account, because the account was disabled or got another
+/// address.
 pub(super) async fn cancel_all(
     transaction: &mut PgConnection,
     now: OffsetDateTime,

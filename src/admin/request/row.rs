@@ -49,7 +49,7 @@ pub enum State {
     Failed,
 }
 
-/// A request. It has addresses: do not print it as a whole.
+/// A request. It contains email addresses: do not print it as a whole.
 #[derive(Clone, Serialize)]
 pub struct Request {
     /// Its id.
@@ -62,9 +62,9 @@ pub struct Request {
     pub state: State,
     /// The operator who asked.
     pub asked_by: String,
-    /// Why.
+    /// Why the operator asked.
     pub reason: String,
-    /// When.
+    /// When the operator asked.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub asked_at: OffsetDateTime,
     /// The operator who approved it.
@@ -90,8 +90,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// The request at `now`. An open request that is too old has expired, also if nothing has noted
-    /// that yet.
+    /// The request at `now`. An open request that is too old has expired, even if its row does not
+    /// say so yet.
     #[must_use]
     fn at(self, now: OffsetDateTime) -> Self {
         let since = match (self.state, self.kind) {
@@ -104,7 +104,8 @@ impl Request {
     }
 }
 
-/// Stores a request: with addresses, old and new, for an address; without, for a ticket.
+/// Stores a request: for another address if `addresses` (old, new) are given, otherwise for a
+/// ticket.
 pub(super) async fn insert(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -147,8 +148,9 @@ pub async fn find(
     Ok(request.fetch_optional(executor).await?.map(|request| request.at(now)))
 }
 
-/// At most `limit` requests from before the one with the id `before`, the newest first. With `open`,
-/// only those that wait for an operator or for their time.
+/// At most `limit` requests older than the request `before`, the newest first. With `open`, only
+/// those that have not ended: they wait for an approval, for their ticket to be issued, or for the
+/// time at which their address change takes effect.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
@@ -172,7 +174,7 @@ pub async fn list(
     Ok(requests.fetch_all(executor).await?.into_iter().map(|request| request.at(now)).collect())
 }
 
-/// A locked request, and its locked account.
+/// A request, and its account, whose row is locked.
 pub(super) struct Locked {
     pub request: Request,
     /// The account's stored address.
@@ -180,7 +182,7 @@ pub(super) struct Locked {
     pub is_active: bool,
 }
 
-/// A request and its account, which it locks: a change of a request needs the lock of its account.
+/// Locks the account of a request, and returns both: a change of a request needs that lock.
 pub(super) async fn lock(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -194,7 +196,7 @@ pub(super) async fn lock(
     Ok(request.map(|request| Locked { request, email, is_active }))
 }
 
-/// The open request of a locked account. Ends one that has expired.
+/// The open request of this kind of a locked account. Ends a request that has expired.
 pub(super) async fn open_request(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -216,7 +218,7 @@ pub(super) async fn open_request(
     }
 }
 
-/// Ends a locked request.
+/// Ends a request whose account is locked.
 pub(super) async fn end(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -236,8 +238,8 @@ pub(super) async fn end(
     Ok(())
 }
 
-/// Deletes at most `limit` requests that were made more than `age` ago and have not ended since
-/// `retention` ago, except address changes that still have to take effect.
+/// Deletes at most `limit` requests that were made more than `age` ago and did not end within the
+/// last `retention`, except approved address changes that have not taken effect yet.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

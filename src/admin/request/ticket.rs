@@ -10,8 +10,8 @@ use super::Actor;
 use super::row::{Kind, State, end, insert, open_request};
 use crate::audit::{self, Event};
 
-/// Whether the trait `name` marks an account as protected. It does unless it is false, null or
-/// missing: a mark that was imported as text must not count as none.
+/// Whether the trait `name` marks an account as protected. Any value but false and null does,
+/// because a mark may have been imported as text.
 #[must_use]
 pub fn is_protected(traits: &Value, name: Option<&str>) -> bool {
     let mark = name.and_then(|name| traits.get(name));
@@ -31,8 +31,8 @@ pub enum Permit {
     Pending(Uuid),
 }
 
-/// Asks for a ticket for a locked, protected account, or uses up the approval of what the same
-/// operator has asked for. Issue the ticket in the same transaction.
+/// Asks for a ticket for a locked, protected account, or uses up the approval of a request that the
+/// same operator made. Issue the ticket in the same transaction.
 pub async fn permit(
     transaction: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,4 +1,5 @@
-//! `vos-auth account disable`, `revoke`, `revoke-all` and `erase`: what cannot be taken back.
+//! `vos-auth account disable`, `revoke`, `revoke-all` and `erase`. Ended sessions and erased data
+//! cannot be restored.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;

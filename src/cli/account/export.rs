@@ -124,7 +124,7 @@ async fn to_file(out: Option<PathBuf>) -> Result<(), Failure> {
         Some(path) => {
             let file = create_private_file(path)
                 .map_err(|why| format!("{} cannot be written: {why}", path.display()))?;
-            // Such as /dev/stdout.
+            // The path may lead to a terminal, as /dev/stdout may.
             if file.is_terminal() {
                 return Err(TO_TERMINAL.into());
             }

@@ -30,7 +30,8 @@ pub(super) async fn set_email(argument: &AccountArgument, new: &str, notice: &No
         EmailSet::Taken => {
             return Err("another account has this address: change or erase that one first".into());
         }
-        // The command does not read PROTECTED_TRAIT: its user could write the table, too.
+        // Not with this command: it does not read PROTECTED_TRAIT, as its user could write the
+        // table.
         EmailSet::Protected => return Err("this account is protected: use `account recover-to`".into()),
         EmailSet::NotFound => return Err("the account has just been erased".into()),
         EmailSet::NotBefore(at) => return Err(too_often(at).into()),
@@ -38,7 +39,7 @@ pub(super) async fn set_email(argument: &AccountArgument, new: &str, notice: &No
     Ok(())
 }
 
-/// Only an operator of the admin API has such a bound.
+/// The error for an exhausted rate limit of an operator. Only the admin API has this rate limit.
 pub(super) fn too_often(at: OffsetDateTime) -> String {
     format!("this operator has helped too often; the next time is {}", rfc3339(at))
 }

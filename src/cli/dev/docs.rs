@@ -1,5 +1,5 @@
 //! `/docs`: an interactive reference of the API, which openapi-explorer renders from
-//! `/openapi.json`. It loads nothing from elsewhere.
+//! `/openapi.json`. The page loads nothing from other hosts.
 
 use axum::Router;
 use axum::extract::RawQuery;
@@ -12,8 +12,8 @@ use tower_cookies::Cookies;
 use crate::http::page;
 use crate::locale::Locale;
 
-/// `dist/browser/openapi-explorer.min.js` of the npm package openapi-explorer 2.4.820, by
-/// `gzip -9n`.
+/// `dist/browser/openapi-explorer.min.js` of the npm package openapi-explorer 2.4.820, compressed
+/// with `gzip -9n`.
 const VIEWER: &[u8] = include_bytes!("openapi-explorer.min.js.gz");
 
 /// The viewer needs inline styles. Only lit-html may turn text into markup.

@@ -49,7 +49,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 ///
 /// # Errors
 ///
-/// What keeps it from starting, as a sentence.
+/// A sentence that says why it cannot start or continue.
 pub async fn run(
     mut config: Config,
     port: u16,
@@ -80,7 +80,7 @@ pub async fn run(
     config.mail.recovery_url = Some(format!("http://localhost:{port}/recovery").parse()?);
     config.stopping.drain_delay = std::time::Duration::ZERO;
     config.relays.smtp_oauth = OauthSettings::default();
-    // The owner of the database may do everything, also for the admin API.
+    // `dev` connects as the owner of the database, who may also do what the admin API does.
     let admin_database_url = config.admin.admin_addr.map(|_| database_url.clone());
     let secrets = Secrets {
         database_url: Some(database_url),

@@ -17,7 +17,7 @@ use crate::database::{self, Endpoint, MIGRATOR, in_time, with_session_settings};
 
 /// How long the resolver may take, and how long a connection may take until it is signed in.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// A difference of the clocks that is allowed and yet too large for machines with NTP.
+/// The difference of the clocks above which a warning is shown: machines with NTP differ by less.
 const UNUSUAL_SKEW: Duration = Duration::from_millis(250);
 
 /// The role of an operator's commands, as `deploy/grants.sql` names it. It may not read what is
@@ -76,7 +76,7 @@ pub(super) async fn check(options: PgConnectOptions, clock: Clock) -> Vec<Check>
     checks
 }
 
-/// Whether the role of the admin API can sign in and may change accounts. The rest is checked for the
+/// Whether the role of the admin API can sign in and may change accounts. The other checks use the
 /// service's role.
 pub(super) async fn check_admin(options: PgConnectOptions) -> Vec<Check> {
     let endpoint = Endpoint::new(with_session_settings(&options));
@@ -154,7 +154,7 @@ fn refused(error: &sqlx::Error, networked: bool) -> Check {
     Check::failed(check, database::cause(error), action(health, code.as_deref()))
 }
 
-/// What to do about a state of PostgreSQL, by its SQLSTATE if that says more.
+/// What to do about a state of PostgreSQL, by the SQLSTATE of the error if that is more specific.
 fn action(health: Health, code: Option<&str>) -> &'static str {
     match (code, health) {
         (Some("28P01"), _) => {
@@ -218,7 +218,7 @@ fn unreadable(error: &sqlx::Error) -> Check {
 }
 
 fn clocks(facts: &Facts) -> Check {
-    // The server read its clock between question and answer.
+    // The server read its clock between question and answer; halfway is the best estimate.
     let ahead = facts.clock_ahead - facts.took / 2;
     let seen = format!(
         "this machine's clock is {} ms {} PostgreSQL's, measured within {} ms",

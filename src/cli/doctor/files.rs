@@ -1,4 +1,4 @@
-//! The folders that the service reads: the look, and the keys of JWTs.
+//! The folders that the service reads: `BRAND_DIR` and `JWT_KEYS`.
 
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -11,7 +11,7 @@ use super::report::Check;
 use crate::config::MailSettings;
 use crate::jwt::{KeyRing, Turn};
 
-/// The look that was read with the settings.
+/// The row about `BRAND_DIR`, which was read with the settings.
 pub(super) fn brand(settings: &MailSettings) -> Check {
     let Some(brand) = &settings.brand_dir else {
         return Check::ok("brand", "BRAND_DIR is not set: the look of this service");
@@ -22,7 +22,7 @@ pub(super) fn brand(settings: &MailSettings) -> Check {
     Check::ok("brand", format!("read {}", files.join(", ")))
 }
 
-/// The keys that were read, and which of them signs.
+/// The row about the JWT keys: which one signs now, and which is next.
 pub(super) fn keys(keys: &KeyRing, folder: &Path, now: OffsetDateTime) -> Check {
     const NAME: &str = "JWT keys";
     if let Some(file) = private_file_of_root(folder) {
@@ -44,8 +44,8 @@ pub(super) fn keys(keys: &KeyRing, folder: &Path, now: OffsetDateTime) -> Check 
     Check::ok(NAME, format!("{id} signs, {next}"))
 }
 
-/// A file that root can read here, and the service, which has a user of its own, cannot. `None` if
-/// this is not root, or the machine has no user `vos-auth`.
+/// A key file that only root can read, so that the service's own user cannot. `None` if this
+/// command does not run as root, or the machine has no user `vos-auth`.
 fn private_file_of_root(folder: &Path) -> Option<PathBuf> {
     let is_root = |metadata: &Metadata| metadata.uid() == 0;
     let users = std::fs::read_to_string("/etc/passwd").ok()?;

@@ -51,7 +51,8 @@ async fn ask_systemd() -> io::Result<String> {
     Ok(answer)
 }
 
-/// The limit of file descriptors of this shell. The service raises its own to the hard limit.
+/// The hard limit of file descriptors in this shell. The service raises its own soft limit to its
+/// hard limit.
 pub(super) fn descriptors(max_connections: u32) -> Check {
     const NAME: &str = "file descriptors";
     let needed = descriptors_for(max_connections);
@@ -70,11 +71,11 @@ pub(super) fn descriptors(max_connections: u32) -> Check {
 
 /// Whether each port is free, or a running service answers there.
 pub(super) async fn ports(settings: ListeningSettings, admin: Option<SocketAddr>) -> Vec<Check> {
-    // Without TLS the client needs no certificates, and so always exists.
+    // Without TLS the client needs no root certificates, so creating it does not fail.
     let Ok(client) = HttpClient::new(false, CONNECT_DEADLINE) else { return Vec::new() };
     let (api, metrics) =
         tokio::join!(api(&client, settings.http_addr), metrics(&client, settings.metrics_addr));
-    // A running service does not show which ports are its own: the admin API may need a certificate.
+    // The admin API may need a client certificate, so no request tells whether it is the service.
     let runs = TcpListener::bind(settings.http_addr).is_err();
     let admin = admin.map(|address| match TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs => {

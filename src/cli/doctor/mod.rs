@@ -72,7 +72,7 @@ pub(super) async fn run(doctor: Doctor, mut problems: ConfigErrors) -> Result<()
     report.finish()
 }
 
-/// A row for each setting that cannot be used, or one for all.
+/// A row for each setting that cannot be used, or a single row if all can be used.
 fn settings(problems: &ConfigErrors) -> Vec<Check> {
     if problems.is_empty() {
         return vec![Check::ok("settings", "all settings and secrets can be used")];

@@ -1,4 +1,4 @@
-//! The relays, each as far as the recipient. No email is sent.
+//! Checks each relay, from connecting to RCPT. No email is sent.
 
 use std::sync::Arc;
 

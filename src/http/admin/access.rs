@@ -1,4 +1,5 @@
-//! Who calls the admin API, whether the role may, why, and the audit event of each call.
+//! Each call of the admin API: who calls, whether the operator's role may, the reason, and the
+//! audit event.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -46,12 +47,12 @@ impl Caller {
         Some(By::Operator(self.info()))
     }
 
-    /// The event of this call, unless the event of a change records it.
+    /// The audit event of this call, for calls that the event of a change does not record already.
     pub(super) fn call(&self, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
         Call { name: self.operation.name, account_id, operator: self.info(), outcome }
     }
 
-    /// The operator who helps an owner, or is one of two who have to agree.
+    /// The operator as the actor of a change, with the operator's own rate limit.
     #[must_use]
     pub fn actor(&self, app: &App) -> Actor<'_> {
         Actor::calling(self.info(), RateLimit::for_operator(app.config.admin.operator_per_hour))
@@ -67,8 +68,9 @@ impl Caller {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recorded;
 
-/// Admits a call with a valid credential, a role that may, and a reason if it needs one. Every call
-/// with a valid credential is recorded in the audit log; without that record it is answered 502.
+/// Admits a call that has a valid credential, a sufficient role, and a reason if it needs one. The
+/// audit log records every call of [`OPERATIONS`] with a valid credential. If that fails, the
+/// answer is 502.
 pub async fn admit(State(admin): State<AdminState>, request: Request, next: Next) -> Response {
     match admitted(&admin, request, next).await {
         Ok(response) => response,
@@ -124,7 +126,7 @@ fn not_allowed(path: &str) -> Response {
 /// The account in a path `/admin/accounts/{id}…`.
 fn account_in(path: &str) -> Option<Uuid> {
     let id = path.strip_prefix("/admin/accounts/")?.split('/').next()?;
-    // As the router does.
+    // The router decodes the path too.
     percent_decode_str(id).decode_utf8().ok()?.parse().ok()
 }
 
@@ -170,8 +172,9 @@ fn throttle(admin: &AdminState, ip: IpAddr) -> Result<(), Error> {
     })
 }
 
-/// A token that was valid at its last use is looked up at no charge. Any other one draws on the
-/// bucket of its network, and is refunded if it is valid.
+/// The operator of a Bearer token. A token that was valid at its last use draws on no rate limit.
+/// Any other token draws on the bucket of the client's network, with a refund if it is valid or
+/// PostgreSQL fails.
 async fn by_token(admin: &AdminState, headers: &HeaderMap, ip: IpAddr) -> Result<Option<Operator>, Error> {
     let Some(token) = bearer(headers).and_then(OperatorToken::parse) else {
         throttle(admin, ip)?;
@@ -213,8 +216,9 @@ fn by_certificate(admin: &AdminState, identity: &PeerIdentity) -> Option<Operato
     Some(Operator { name: known.identity.clone(), role: known.role })
 }
 
-/// The reason of a call: 1 to 200 characters of UTF-8 without control characters. Browsers send
-/// other letters than Latin ones as an extended value (RFC 8187): `UTF-8''%C3%81nh`.
+/// The reason of a call: 1 to 200 characters without control characters. It is UTF-8, or an
+/// extended value (RFC 8187) such as `UTF-8''%C3%81nh`. The console sends an extended value,
+/// because a browser's `fetch` allows only Latin-1 in a header.
 fn reason(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(REASON).iter();
     let (value, None) = (values.next(), values.next()) else { return Err(Problem::ReasonInvalid) };

@@ -1,5 +1,7 @@
-//! Calls that change something. Each needs a reason, and repeating one has no further effect,
-//! except that a ticket is given again.
+//! Calls that change something. Each needs a reason.
+//!
+//! Repeating a call has no further effect, with two exceptions: another ticket is given, and
+//! another refill of rate limits counts towards the limit of refills.
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
@@ -30,8 +32,8 @@ use crate::metrics::OperatorLabel;
 use crate::outbox::inspect as outbox;
 use crate::password::{self, Password};
 
-/// A JSON body, as [`crate::http::extract::StrictJson`], whose members may have other types than
-/// strings.
+/// A JSON body as in [`crate::http::extract::StrictJson`], but its members may have other types
+/// than strings.
 #[derive(Debug)]
 pub struct Typed<T>(pub(super) T);
 
@@ -87,7 +89,7 @@ struct Changed {
     changed: bool,
 }
 
-/// The answer to a change. One that was made is recorded already.
+/// The answer to a call. `recorded` tells that the transaction of the change has recorded the call.
 pub(super) fn changed(body: impl Serialize, recorded: bool) -> Response {
     let mut response = Json(body).into_response();
     if recorded {
@@ -113,7 +115,7 @@ pub(super) fn help<'a>(app: &'a App, caller: &'a Caller) -> Help<'a> {
     }
 }
 
-/// Counts a recovery that the caller helped, and wakes the courier for the notice.
+/// Counts a recovery that the caller helped with, and wakes the courier for the notice.
 pub(super) fn helped(app: &App, caller: &Caller, now: OffsetDateTime) {
     let label = OperatorLabel { operator: caller.operator.name.clone() };
     app.metrics.recoveries_helped.get_or_create(&label).inc();
@@ -124,8 +126,8 @@ pub(super) fn throttled(problem: Problem, now: OffsetDateTime, until: OffsetDate
     Error::retry_after(problem, (until - now).try_into().unwrap_or_default())
 }
 
-/// `POST /admin/accounts`: creates an active account. Without a password, its owner must recover it
-/// by email first.
+/// `POST /admin/accounts`: creates an active account. Without a password in the request, the owner
+/// must set one through the recovery flow.
 ///
 /// # Errors
 ///
@@ -366,7 +368,7 @@ pub async fn lift(
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 404 if the id is that of no notice that can be sent again.
+/// 400 for a bad request, 404 if there is no notice with the id that can be sent again.
 pub async fn retry(
     State(admin): State<AdminState>,
     Extension(caller): Extension<Caller>,

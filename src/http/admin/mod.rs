@@ -1,5 +1,5 @@
-//! The admin API for operators, on an address of its own: ADMIN_ADDR. Each call is authenticated
-//! and audited ([`access`]). The page `/console` uses it. The public API has none of these routes.
+//! The admin API for operators, at its own address: ADMIN_ADDR. [`access`] authenticates and audits
+//! each call. The page `/console` uses this API. The public API has none of these routes.
 
 pub mod access;
 mod change;
@@ -64,7 +64,7 @@ pub const OPERATIONS: [Operation; 21] = [
     changes("POST", "/admin/limits/lift", "limits.lift", Support),
     changes("POST", "/admin/outbox/retry", "outbox.retry", Support),
     reads("/admin/requests", "request.list", Auditor),
-    // The approval of an address takes an admin, as its handler says.
+    // The handler also requires the role `Admin` to approve a change of the address.
     changes("POST", "/admin/requests/{id}/approve", "request.approve", Support),
     changes("DELETE", "/admin/requests/{id}", "request.cancel", Support),
     changes("POST", "/admin/accounts/{id}/recover-to", "account.recover_to", Admin),
@@ -81,10 +81,10 @@ pub const OPERATIONS: [Operation; 21] = [
 #[derive(Clone, Debug)]
 pub struct AdminState {
     app: Arc<App>,
-    /// Connections as a role that may change accounts.
+    /// Connections as a database role that may change accounts.
     pool: PgPool,
-    /// Hashes of tokens that were valid at their last use. Failed calls of others in the network of
-    /// an operator do not delay these.
+    /// Hashes of tokens that were valid at their last use. Calls with these tokens draw on no rate
+    /// limit, so failed calls from the same network do not block them.
     accepted: Arc<Mutex<HashSet<TokenHash>>>,
 }
 
@@ -109,8 +109,9 @@ impl AdminState {
 
 /// The admin API.
 ///
-/// Every request passes [`guard::observe`] first (request id, client address, log, metrics, error
-/// body, default headers), then [`access::admit`]: credential, role, reason, audit.
+/// Every request passes [`guard::observe`] (request id, client address, log, metrics, error body,
+/// default headers). Calls below `/admin/` then pass [`access::admit`]: credential, role, reason,
+/// audit. The OpenAPI description and the files of the console need no credential.
 pub fn router(app: &AppState, pool: PgPool) -> Router {
     let state = AdminState { app: Arc::clone(&app.app), pool, accepted: Arc::default() };
     Router::new()
@@ -143,8 +144,8 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .layer(from_fn(as_connected))
 }
 
-/// Takes the address of the connection as that of the operator, because proxies of the public API
-/// are no part of a desk.
+/// Removes `X-Forwarded-For`, so that the operator's address is that of the connection: the trusted
+/// proxies are those of the public API.
 async fn as_connected(mut request: Request, next: Next) -> Response {
     request.headers_mut().remove("x-forwarded-for");
     next.run(request).await

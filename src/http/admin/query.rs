@@ -24,9 +24,9 @@ pub struct Search {
 /// A page of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// The last item of the page before; `None` for the first page.
+    /// The last item of the previous page; `None` for the first page.
     pub from: Option<Uuid>,
-    /// The most items, 1 to 1000.
+    /// The maximum number of items, 1 to 1000.
     pub limit: i64,
 }
 
@@ -55,7 +55,8 @@ pub fn search(query: &str) -> Result<Search, Error> {
     Ok(Search { query, page })
 }
 
-/// Reads the page of a list that continues after `from`, the name of a parameter.
+/// Reads the page of a list. `from` is the name of the parameter with the last item of the previous
+/// page.
 ///
 /// # Errors
 ///

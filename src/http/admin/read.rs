@@ -30,7 +30,7 @@ pub(super) type Id = Result<Path<Uuid>, PathRejection>;
 ///
 /// # Errors
 ///
-/// `AccountNotFound` if it is no id.
+/// `AccountNotFound` if the path contains no valid id.
 pub(super) fn account(id: Id) -> Result<Uuid, Error> {
     id.map(|Path(id)| id).map_err(|_| Problem::AccountNotFound.into())
 }
@@ -43,12 +43,12 @@ pub async fn caller(Extension(caller): Extension<Caller>) -> Json<Value> {
     Json(json!({ "name": name, "role": role, "may": may }))
 }
 
-/// `GET /admin/accounts`: a page of the accounts with an address, a beginning of one, an id, or an
-/// id in another system; without any of these, of all accounts.
+/// `GET /admin/accounts`: a page of accounts. They are found by their address, by its beginning, by
+/// id, or by their id in another system; without a criterion, all accounts.
 ///
 /// # Errors
 ///
-/// 400 for a bad query; of the admin API, as are those of all calls: 401, 403, 429, 502.
+/// 400 for a bad query. Every call of the admin API may also answer 401, 403, 429 or 502.
 pub async fn find(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> Result<Json<Value>, Error> {
     let wanted = query::search(&text.unwrap_or_default())?;
     let page = wanted.page;
@@ -60,7 +60,7 @@ pub async fn find(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> 
     Ok(Json(json!({ "accounts": accounts, "next": next })))
 }
 
-/// The id with which the next page begins, if there may be one.
+/// The id after which the next page begins; `None` if this page is not full.
 pub(super) fn next(page: query::Page, found: usize, last: Option<Uuid>) -> Option<Uuid> {
     last.filter(|_| i64::try_from(found) == Ok(page.limit))
 }
@@ -81,12 +81,12 @@ pub async fn show(State(admin): State<AdminState>, id: Id) -> Result<Json<Overvi
     Ok(Json(shown.ok_or(Problem::AccountNotFound)?))
 }
 
-/// `GET /admin/accounts/{id}/events`: a page of the audit events of an account, the newest first,
-/// also of one that was erased.
+/// `GET /admin/accounts/{id}/events`: a page of the audit events of an account, the newest first.
+/// It also answers for an erased account.
 ///
 /// # Errors
 ///
-/// 400 for a bad query, 404 if the path has no id.
+/// 400 for a bad query, 404 if the path contains no valid id.
 pub async fn account_events(
     State(admin): State<AdminState>,
     id: Id,
@@ -105,11 +105,12 @@ fn events_page(page: query::Page, events: &[AuditEntry]) -> Json<Value> {
     Json(json!({ "events": events, "next": next }))
 }
 
-/// `GET /admin/operators/{name}/events`: the same of the calls of an operator.
+/// `GET /admin/operators/{name}/events`: a page of the audit events that an operator caused, the
+/// newest first.
 ///
 /// # Errors
 ///
-/// 400 for a bad query.
+/// 400 for a bad query, 404 if no operator can have the name.
 pub async fn operator_events(
     State(admin): State<AdminState>,
     name: Result<Path<String>, PathRejection>,
@@ -132,7 +133,7 @@ pub async fn operator_events(
 ///
 /// # Errors
 ///
-/// As all calls.
+/// 401, 403, 429 or 502, as every call of the admin API.
 pub async fn outbox(State(admin): State<AdminState>) -> Result<Json<Value>, Error> {
     let now = admin.app.time()?;
     let read = async |connection: &mut sqlx::PgConnection| {

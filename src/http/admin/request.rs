@@ -1,5 +1,5 @@
-//! Calls about what needs two operators: another address for an account, a ticket for a protected
-//! one.
+//! Calls about requests that two operators have to agree on: another address for an account, or a
+//! ticket for a protected account.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
@@ -19,7 +19,7 @@ use crate::config::APPROVAL_LIFETIME;
 use crate::error::{Error, Problem};
 use crate::operator::Role;
 
-/// The request of a path.
+/// The request's id in a path.
 fn request_id(id: Result<Path<Uuid>, PathRejection>) -> Result<Uuid, Error> {
     id.map(|Path(id)| id).map_err(|_| Problem::RequestNotFound.into())
 }
@@ -75,13 +75,13 @@ pub async fn list(State(admin): State<AdminState>, RawQuery(text): RawQuery) -> 
     Ok(Json(json!({ "requests": requests, "next": next })))
 }
 
-/// `POST /admin/requests/{id}/approve`: approves what another operator asked for. An address takes
-/// the role of an admin.
+/// `POST /admin/requests/{id}/approve`: approves what another operator asked for. A change of the
+/// address requires the role `Admin`.
 ///
 /// # Errors
 ///
-/// 403 for the operator who asked, and for an address without that role; 404 without such a
-/// request; 409 if it cannot be approved any more, or what it is about has changed.
+/// 403 for the operator who asked, or without the required role; 404 without such a request; 409 if
+/// it cannot be approved any more, the account has changed, or another account has the address.
 pub async fn approve(
     State(admin): State<AdminState>,
     Extension(caller): Extension<Caller>,

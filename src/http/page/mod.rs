@@ -72,7 +72,7 @@ pub fn routes(config: &Config) -> Router<AppState> {
         .route("/recovery", get(page))
         // For links that a person typed, or that an app has changed.
         .route("/recovery/", get(to_page))
-        // W3C, A Well-Known URL for Changing Passwords: password managers lead there.
+        // Password managers open this URL (W3C, A Well-Known URL for Changing Passwords).
         .route("/.well-known/change-password", get(to_page))
         .route("/recovery/{file}", get(files::file))
         .layer(Extension(Arc::new(files_of(config))))
@@ -100,7 +100,7 @@ async fn to_page() -> Redirect {
 /// `path`. `None` for any other query.
 #[must_use]
 pub fn choose_language(query: Option<&str>, path: &'static str, cookies: &Cookies) -> Option<Response> {
-    // In-app browsers add parameters of their own.
+    // Other parameters are ignored, because in-app browsers add their own.
     let mut parameters = form_urlencoded::parse(query?.as_bytes());
     let chosen =
         parameters.find_map(|(name, value)| (name == "lang").then(|| value.parse().ok()).flatten())?;

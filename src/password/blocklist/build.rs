@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read as _, Write};
 use super::Bits;
 use super::file::Writer;
 
-/// The sums of a part. Building one takes about 45 MiB.
+/// The maximum number of sums in a part. Building a part takes about 45 MiB.
 pub(super) const PART: usize = 1 << 20;
 /// The longest line, in octets: a sum, a colon and a count have 61.
 const MAX_LINE: u64 = 128;
@@ -58,7 +58,8 @@ pub enum BuildError {
     /// An error of the operating system.
     #[error("the filter cannot be written: {0}")]
     Unwritable(io::Error),
-    /// For distinct sums, less likely than any failure of the machine.
+    /// The filter could not be built. For distinct sums this is less likely than a hardware
+    /// failure.
     #[error("no filter could be built from these sums")]
     Unbuilt,
 }

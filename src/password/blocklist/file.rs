@@ -5,9 +5,10 @@
 //! | 8 | `VOSPWBL` and a line feed |
 //! | 4 | The version, 1 |
 //! | 4 | The bits of a fingerprint, 8 or 16 |
-//! | 28 | Of each part: its first key, its seed (8 each), its sums, the length of a segment, the start of the last two segments (4 each) |
-//! | … | Of each part: its fingerprints |
-//! | 8 | The number of sums |
+//! | 8, 8 | Of each part: its first key, and its seed |
+//! | 4, 4, 4 | Its number of sums, the length of a segment, the start of the last two segments |
+//! | … | Its fingerprints |
+//! | 8 | The number of sums of all parts |
 //! | 8 | The length of the file |
 //! | 32 | The SHA-256 of all before |
 
@@ -25,7 +26,7 @@ const HEADER: u64 = 16;
 const FOOTER: u64 = 48;
 /// The longest segment of a binary fuse filter.
 const MAX_SEGMENT: u32 = 1 << 18;
-/// More fingerprints than a part has: a forged length allocates no more.
+/// The maximum number of fingerprints in a part, so that a forged length cannot allocate more.
 const MAX_SLOTS: u64 = 2 * PART as u64;
 
 /// Why a filter cannot be read. Each continues a sentence after the file's name.
@@ -109,7 +110,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Reads a filter: all of it, or with `keys` only the parts that can have one of these.
+/// Reads a filter: all of it, or with `keys` only the parts that can contain one of them.
 pub(super) fn read(mut file: impl Read + Seek, keys: Option<&[u64]>) -> Result<Blocklist, Unreadable> {
     let length = file.seek(SeekFrom::End(0))?;
     file.rewind()?;
@@ -126,7 +127,7 @@ pub(super) fn read(mut file: impl Read + Seek, keys: Option<&[u64]>) -> Result<B
         (VERSION, _) => return Err(Unreadable::Damaged),
         (version, _) => return Err(Unreadable::Version(version)),
     };
-    // An incomplete copy is told before its gigabytes are read.
+    // An incomplete copy is detected before its gigabytes are read.
     let written_length = input.length_in_footer(length)?;
     if written_length != length {
         return Err(Unreadable::Incomplete);
@@ -151,8 +152,8 @@ pub(super) fn read(mut file: impl Read + Seek, keys: Option<&[u64]>) -> Result<B
     Ok(Blocklist { bits, sums, parts })
 }
 
-/// Whether one of the keys is in a part that begins at `first`, before the part that begins at
-/// `next`.
+/// Whether one of the keys can be in the part that begins at `first`, before the part that begins
+/// at `next`.
 fn can_have(keys: Option<&[u64]>, first: u64, next: Option<u64>) -> bool {
     let is_there = |key: &u64| *key >= first && next.is_none_or(|next| *key < next);
     keys.is_none_or(|keys| keys.iter().any(is_there))
@@ -172,14 +173,16 @@ impl<R: Read + Seek> Input<R> {
         Ok(u64::from_le_bytes(written))
     }
 
-    /// Reads a part, and returns its number of sums, too. `left` are the octets of all parts.
+    /// Reads a part, and returns its number of sums, too. `left` is the number of octets of this
+    /// part and those after it.
     fn part(&mut self, bits: Bits, left: &mut u64) -> Result<(Part, u64), Unreadable> {
         let head = 28;
         *left = left.checked_sub(head).ok_or(Unreadable::Damaged)?;
         let (first, seed) = (self.u64()?, self.u64()?);
         let (sums, segment_length, segment_count_length) = (self.u32()?, self.u32()?, self.u32()?);
         let slots = u64::from(segment_count_length) + 2 * u64::from(segment_length);
-        // A lookup computes places from these: with any others it would read outside the part.
+        // A lookup computes positions from these values: with invalid values it would read outside
+        // the part.
         let is_valid = segment_length.is_power_of_two()
             && segment_length <= MAX_SEGMENT
             && segment_count_length > 0

@@ -2,9 +2,10 @@
 //! that `vos-auth passwords build` makes of a published list of SHA-1 sums, and that
 //! `PASSWORD_BLOCKLIST` names.
 //!
-//! A filter contains no password and no sum. It has a binary fuse filter for each 2^20 sums of the
-//! sorted list: building needs the memory of one of them, and a lookup reads one of them. It never
-//! misses a listed password, and takes a few others for listed: see [`Bits`].
+//! A filter contains no password and no sum. It consists of parts: a binary fuse filter for each
+//! 2^20 sums of the sorted list. Building needs the memory of one part, and a lookup reads one
+//! part. The filter never misses a listed password, and takes a few others for listed: see
+//! [`Bits`].
 
 mod build;
 mod file;
@@ -41,7 +42,7 @@ impl Bits {
         }
     }
 
-    /// The passwords of which one is taken for listed although it is not.
+    /// Of this many passwords that are not listed, one is taken for listed on average.
     #[must_use]
     pub const fn others_for_one(self) -> u32 {
         1 << self.count()
@@ -61,7 +62,7 @@ pub struct Blocklist {
     parts: Vec<Part>,
 }
 
-/// The filter of neighbouring sums.
+/// The filter of one part of the sorted list.
 #[derive(Debug)]
 struct Part {
     first: u64,
@@ -84,8 +85,8 @@ impl Blocklist {
         Self::read_parts(path, None)
     }
 
-    /// As [`Blocklist::read`], but keeps only the parts that can list this password: a command does
-    /// not need the memory of the service.
+    /// As [`Blocklist::read`], but keeps only the parts that can list this password, so that a
+    /// command needs little memory.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(blocklist.parts.len(), 2);
         for key in [0, 1, build::PART - 1, build::PART, build::PART + 2].map(|at| keys[at]) {
             assert!(blocklist.contains_key(key));
-            // A command keeps the part of its password alone.
+            // A command keeps only the part that can contain its password.
             let part = file::read(Cursor::new(&file), Some(&[key])).unwrap();
             assert!(part.parts.len() == 1 && part.contains_key(key));
         }

@@ -12,8 +12,7 @@ use self::phc::{FirebaseScrypt, Phc, number};
 use super::Memory;
 
 const MAX_BCRYPT_COST: u32 = 16;
-/// The number of octets of a password that bcrypt reads. It cannot tell whether a longer one ends
-/// there.
+/// The number of octets of a password that bcrypt reads. It ignores what follows.
 const BCRYPT_PASSWORD: usize = 72;
 /// The maximum rounds of SHA-crypt. With the longest password, such a hash takes seconds.
 const MAX_SHA_CRYPT_ROUNDS: u32 = 1_000_000;
@@ -113,9 +112,8 @@ impl StoredHash {
         }
     }
 
-    /// Whether the hash distinguishes this password from all others. bcrypt reads 72 octets. bcrypt
-    /// and HMAC treat a password with zeros at its end, or repeated after a zero, like the one
-    /// without.
+    /// Whether the hash distinguishes this password from all others. bcrypt reads only 72 octets,
+    /// and repeats a password after a zero octet. HMAC pads a short password with zeros.
     #[must_use]
     pub fn sees_all_of(&self, password: &[u8]) -> bool {
         match &self.0 {
@@ -191,7 +189,8 @@ fn sha_crypt(text: &str, kind: &'static str, prefix: &str, hash_len: usize) -> O
     };
     let (salt, hash) = salted.split_once('$')?;
     let is_complete = salt.len() <= 16 && crypt_digits(salt) && hash.len() == hash_len && crypt_digits(hash);
-    // The unused bits of the last digit are 0. A hash that fails early would show by its time.
+    // The unused bits of the last digit are 0. A hash that fails early would show by its time that
+    // it is stored.
     let ends_well = hash.ends_with(|last| "./0123456789ABCD"[..1 << (6 - hash_len * 6 % 8)].contains(last));
     (is_complete && ends_well && (1000..=MAX_SHA_CRYPT_ROUNDS).contains(&rounds)).then(|| Scheme::ShaCrypt {
         text: format!("{prefix}{rest}"),
@@ -214,8 +213,8 @@ mod tests {
         StoredHash::parse(stored).unwrap().matches(password, memory)
     }
 
-    /// Computed by other implementations: Python's hashlib (OpenSSL) and cryptography, the
-    /// reference Argon2 in C, the `bcrypt` module, passlib, and `openssl passwd`.
+    /// Hashes of `PASSWORD`, computed by other implementations: Python's hashlib (OpenSSL) and
+    /// cryptography, the reference Argon2 in C, the `bcrypt` module, passlib, and `openssl passwd`.
     const VECTORS: [(&str, &str); 22] = [
         (
             "pbkdf2-sha1",
@@ -346,7 +345,7 @@ mod tests {
             "$argon2id",
             "$2b$31$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234",
             "$2b$04$short",
-            // Its last digit has bits that are 0 in every hash.
+            // Its last digit sets bits that are 0 in every valid hash.
             "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSi4",
             "$2b$é",
             "$2b$+4$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO",

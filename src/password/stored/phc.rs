@@ -8,8 +8,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::Memory;
 
-/// The most expensive hashes that are computed: a stored string must not be able to stop the
-/// service.
+/// The maximum memory of a hash, 1 GiB: a stored string must not be able to stop the service.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
 /// The maximum of memory times passes: about 100 times that of our own hashes by default.
 const MAX_WORK_KIB: u32 = 4 << 20;
@@ -41,7 +40,7 @@ pub(super) fn kind(id: &str) -> Option<&'static str> {
     ["argon2i", "argon2d", "argon2id", "pbkdf2-sha1", "pbkdf2-sha256", "pbkdf2-sha512", "scrypt"]
         .into_iter()
         .find(|kind| *kind == id)
-        // passlib's name for it.
+        // passlib's name for PBKDF2 with SHA-1.
         .or_else(|| (id == "pbkdf2").then_some("pbkdf2-sha1"))
 }
 

@@ -1,8 +1,8 @@
 //! Carries changes made here back into a running Kratos: each identity is read, merged and, if it
 //! differs, written with PUT.
 //!
-//! An identity is complete before and after its PUT, and each run examines everything that differs.
-//! A stopped export can therefore be run again.
+//! An identity is complete before and after its PUT, and each run examines every account that was
+//! changed since the given time. A stopped export can therefore be run again.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub struct KratosExport {
 /// The progress of an export.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExportReport {
-    /// Accounts that were changed here.
+    /// Accounts that were changed here since [`KratosExport::since`].
     pub changed: u64,
     /// Accounts that were examined.
     pub looked_at: u64,
@@ -154,7 +154,7 @@ struct Exported {
     newer_in_kratos: Option<&'static str>,
 }
 
-/// Why an account could not be exported. It quotes nothing that Kratos answered, which contains
+/// Why an account could not be exported. It quotes no answer of Kratos, because answers contain
 /// addresses.
 #[derive(Debug, thiserror::Error)]
 enum ExportFailure {

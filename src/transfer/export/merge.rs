@@ -1,9 +1,9 @@
-//! Merges changes made here into an identity as Kratos has it. Every other byte of the identity is
-//! preserved.
+//! Merges changes made here into an identity as Kratos has it. The other values that a PUT contains
+//! keep every octet.
 //!
 //! The result is for a PUT, because Kratos's PATCH refuses `credentials`. A PUT replaces the
-//! identity, so it contains all that was read except credentials. Kratos keeps the kinds of
-//! credentials that a PUT omits.
+//! identity, so it repeats the values that were read. Of the credentials it contains only a changed
+//! password: Kratos keeps the kinds of credentials that a PUT omits.
 
 use std::collections::BTreeMap;
 
@@ -163,7 +163,8 @@ fn with_email(traits: &RawValue, path: &JsonPath, email: &str) -> Option<Box<Raw
     }
 }
 
-/// Raw values keep numbers as they are written: one with 20 digits would not survive parsing.
+/// Replaces the text at a path. Raw values keep numbers as they are written: parsing would round a
+/// number with 20 digits.
 fn replaced(value: &RawValue, path: &[String], text: &str) -> Option<Box<RawValue>> {
     let Some((step, rest)) = path.split_first() else { return to_raw_value(text).ok() };
     if let Ok(mut object) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(value.get()) {

@@ -139,7 +139,7 @@ impl CsvColumns {
     pub fn of(headers: &csv::StringRecord) -> Result<Self, String> {
         let known = Self::NAMES.join(", ");
         let columns = Self::NAMES.map(|name| headers.iter().position(|header| header == name));
-        // Without it, the first line may be a record, of which nothing is quoted.
+        // Without this column, the first line may be a record, which no error may quote.
         if columns[0].is_none() {
             return Err(format!("there is no column email; the columns are {known}"));
         }

@@ -1,4 +1,4 @@
-//! What an import leaves behind of an identity of Kratos.
+//! The data of a Kratos identity that an import leaves behind.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::email_address::EmailAddress;
 pub enum LeftBehind {
     /// Another address to which Kratos sends recovery codes.
     RecoveryAddress,
-    /// The email is imported, but not that Kratos has not verified it.
+    /// The email, if Kratos has not verified it. The email itself is imported.
     UnverifiedEmail,
     /// Another address that Kratos has not verified.
     UnverifiedAddress,
@@ -45,7 +45,7 @@ pub enum LeftBehind {
 }
 
 impl LeftBehind {
-    /// What identities have, to continue "12 identities …".
+    /// The rest of a sentence that begins with a number of identities.
     #[must_use]
     pub const fn description(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl LeftBehind {
     }
 }
 
-/// The kinds of data that an identity has and its account will not have, each once.
+/// The kinds of data of an identity that its account will lack, each once.
 pub(super) fn of(identity: &Value, email: &EmailAddress, paths: &Paths) -> Vec<LeftBehind> {
     let is_other = |address: &str| EmailAddress::parse(address).ok().as_ref() != Some(email);
     let list = |pointer: &str| identity.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
@@ -113,8 +113,8 @@ fn credential_kind(kind: &str) -> LeftBehind {
     }
 }
 
-/// Whether the configuration of a credential is known and has nothing, as after its owner removed
-/// the last key. Most exports have the configuration of passwords alone.
+/// Whether the configuration of a credential is given and empty, as after its owner has removed the
+/// last key. Most exports contain the configuration of passwords only.
 fn is_empty(config: &Value) -> bool {
     let contents = ["credentials", "recovery_codes", "providers", "totp_url"];
     contents.iter().filter_map(|name| config.get(name)).any(|content| !has(content))

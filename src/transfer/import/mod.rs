@@ -1,9 +1,9 @@
 //! Imports accounts of another system: from a running Ory Kratos, a file of its identities, or a
 //! CSV.
 //!
-//! One thread reads and parses; the calling task writes, one batch a transaction. Importing the
-//! same file again after any interruption gives the same result, because each record alone
-//! determines what happens to it.
+//! One thread reads and parses; the calling task writes. Importing the same file again after any
+//! interruption gives the same result, because the result for a record depends only on the record
+//! and on the stored accounts.
 
 pub mod identity;
 mod left_behind;
@@ -48,7 +48,7 @@ pub struct Import {
     pub source: ImportSource,
     /// The list of refused records, each with the reason and, if it is from a file, its line.
     pub refused: PathBuf,
-    /// The list of imported records of which something is left behind, each with the kinds of that.
+    /// The list of imported records of which something is left behind, each with the kinds of data.
     pub left_behind: PathBuf,
     /// The paths of values in an identity.
     pub paths: Paths,
@@ -106,7 +106,8 @@ pub struct ImportReport {
     pub records: u64,
     /// Accounts that were created.
     pub created: u64,
-    /// Accounts of an earlier import that were not used here since and have changed in the source.
+    /// Accounts of an earlier import that have changed in the source and were not used here since
+    /// the import.
     pub updated: u64,
     /// Accounts that exist and are the same.
     pub unchanged: u64,
@@ -165,8 +166,8 @@ impl ImportReport {
         }
     }
 
-    /// The kind with the slowest password, and how long that takes to verify on this machine. Call
-    /// it where blocking is allowed.
+    /// The kind of the slowest hash, and how long it takes to verify on this machine. Call it where
+    /// blocking is allowed.
     #[must_use]
     pub fn slowest(&self) -> Option<(&'static str, Duration)> {
         let times = self.slowest.iter().map(|stored| (stored.kind(), password::verification_time(stored)));
@@ -200,7 +201,8 @@ async fn write(
     let OpenSource { input, length, fetching } = open(&options.source).map_err(unreadable)?;
     let mut refusals = RecordList::create(&options.refused)?;
     let mut incomplete = RecordList::create(&options.left_behind)?;
-    // A plan from when the table was empty must not scan it once it has a million rows.
+    // Otherwise a plan that was made while the table was empty would still scan the whole table
+    // when it has a million rows.
     connection.execute("SET enable_seqscan = off").await?;
     if !options.dry_run {
         // Imports run one at a time, because two would wait for each other's rows.
@@ -211,7 +213,7 @@ async fn write(
     let (sender, mut batches) = mpsc::channel(AHEAD);
     let read = Arc::new(AtomicU64::new(0));
     let (paths, counter) = (options.paths.clone(), Arc::clone(&read));
-    // Not a thread of the runtime, which would wait at shutdown for the end of a pipe.
+    // Not a thread of the runtime, because the runtime would wait at shutdown until a pipe ends.
     let reading = std::thread::spawn(move || source::read(input, &paths, &counter, &sender));
     while let Some(batch) = stop.run_until_cancelled(batches.recv()).await.flatten() {
         let records = batch.map_err(unreadable)?;

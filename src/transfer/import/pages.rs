@@ -15,8 +15,8 @@ pub(super) struct KratosPages {
     was_last: bool,
 }
 
-/// Returns the reader of the pages, for a thread that may block, and the task that fetches them,
-/// one ahead. Aborting the task ends the reader.
+/// Returns the reader of the pages, for a thread that may block, and the task that fetches pages
+/// ahead. Dropping the task's handle aborts the task and ends the reader.
 pub(super) fn open(kratos: Kratos, size: u16) -> (KratosPages, AbortOnDropHandle<()>) {
     let (sender, incoming) = channel(1);
     let fetching = tokio::spawn(async move { fetch(&kratos, size, &sender).await });

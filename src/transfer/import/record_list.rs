@@ -1,5 +1,5 @@
-//! Lists of records that could not be moved, or not whole: one JSON object a line, which contains
-//! nothing of a record but its id.
+//! Lists of records that could not be moved, or only in part: one JSON object a line. Of a record's
+//! own values, it contains only the id.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};

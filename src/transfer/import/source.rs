@@ -20,7 +20,7 @@ const BATCH: usize = 2000;
 const BATCH_OCTETS: usize = 4 << 20;
 const TOO_LONG: &str = "the record is longer than 1 MiB";
 
-/// A record, and the line on which it ends, or begins in a CSV.
+/// A record and its line: the line on which it ends, but in a CSV the line on which it begins.
 pub(super) struct SourceRecord {
     pub line: u64,
     pub read: Result<ImportedIdentity, Refusal>,
@@ -170,8 +170,8 @@ fn lines(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Resu
     Ok(())
 }
 
-/// Reads an array of objects, or several one after the other, such as concatenated pages of
-/// Kratos's API.
+/// Reads an array of objects, or several arrays in a row, such as concatenated pages of Kratos's
+/// API.
 fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Result<()> {
     let mut json = serde_json::Deserializer::from_reader(input);
     loop {
@@ -187,7 +187,7 @@ fn arrays(input: Input<'_>, paths: &Paths, records: &mut Records<'_>) -> io::Res
     }
 }
 
-/// An error of the parser, which may quote a record, without its text.
+/// An error of the parser without its text, because the text may quote a record.
 fn unquoted(error: serde_json::Error) -> io::Error {
     let line = error.line();
     match error.classify() {

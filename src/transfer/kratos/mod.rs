@@ -85,7 +85,7 @@ pub struct IdentityPage {
 
 impl Kratos {
     /// Creates a client without connecting. `plain_http` allows hashes to cross a network without
-    /// TLS. `authorization` is the value of that header.
+    /// TLS. `authorization` is the value of the header `Authorization`.
     ///
     /// # Errors
     ///
@@ -186,8 +186,8 @@ impl From<RequestError> for KratosError {
     }
 }
 
-/// Whether a response is the identity of this id, so that another one's traits are never written to
-/// it.
+/// Whether a response is the identity with this id, so that the export never writes the traits of
+/// one identity to another.
 fn is_identity(identity: &[u8], id: Uuid) -> bool {
     #[derive(Deserialize)]
     struct IdentityId {

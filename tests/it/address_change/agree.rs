@@ -17,7 +17,8 @@ async fn nobody_approves_what_they_asked_for(pool: PgPool) {
     for same in ["alice", "Alice", "ALICE"] {
         assert_eq!(desk.approves(same, id).await, Approved::SameOperator);
     }
-    // Nor does the table take it from a program with a defect, or without an approval.
+    // The table's constraints refuse an approval by the same operator, without an operator, and
+    // without a time.
     let approved = "state = 'approved', approved_at = asked_at, notice_id = id";
     for wrong in
         ["approved_by = 'ALICE', effective_at = asked_at", "effective_at = asked_at", "approved_by = 'bob'"]
@@ -77,8 +78,8 @@ async fn an_account_has_one_open_change_and_any_operator_can_cancel_it(pool: PgP
     desk.closes().await;
 }
 
-/// Disabled, with another address, erased, or its new address taken: what was approved for another
-/// state of things has no effect.
+/// A change has no effect if its account was disabled, got another address or was erased after the
+/// request, or if another account took the new address.
 #[sqlx::test]
 async fn a_change_has_no_effect_on_an_account_that_has_changed(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;
@@ -96,7 +97,7 @@ async fn a_change_has_no_effect_on_an_account_that_has_changed(pool: PgPool) {
     admin::set_email(&mut desk.connection, now, desk.account, &third, help).await.unwrap();
     assert_eq!(desk.state(id).await, State::Cancelled);
 
-    // The same without the operators' commands, as an import does it.
+    // The same, but the account is changed without an operator's command, as by an import.
     let id = desk.agrees_and_tells(NEW).await;
     let set = async |set: &str| {
         let update = sqlx::AssertSqlSafe(format!("UPDATE account SET {set}"));

@@ -26,7 +26,7 @@ async fn an_approved_change_is_told_at_once_and_takes_effect_after_the_wait(pool
     }
     assert!(!told[0].contains(NEW), "a reader of the old mailbox does not learn the new one");
 
-    // Until the change, nothing is different, for either address.
+    // Until the change takes effect, nothing is different for either address.
     desk.passes(DELAY.checked_sub(Duration::from_mins(2)).unwrap()).await;
     assert_eq!((desk.email().await.as_str(), desk.state(id).await), (TRADER, State::Approved));
     let (mut at_old, mut at_new) = (desk.service.client(), desk.service.client());
@@ -49,12 +49,12 @@ async fn an_approved_change_is_told_at_once_and_takes_effect_after_the_wait(pool
     );
     assert!(session.refreshes().await.is_signed_in(), "sessions continue");
 
-    // The code of the old address is now that of a decoy, and so is one that is asked for.
+    // A recovery of the old address is now a decoy, whether it began before the change or after it.
     assert_eq!(at_old.verifies(&old_code).await.error(), (400, "code_invalid"));
     assert!(desk.service.client().starts_recovery(TRADER).await.is_code_sent());
     desk.service.until_outbox_has(0).await;
     assert_eq!(desk.emails_to(TRADER).len(), 3);
-    // Nor does a recovery of the new address from before the change apply.
+    // A recovery of the new address from before the change is a decoy, too.
     let early = "SELECT id FROM recovery_session WHERE email = $1";
     let early: Uuid = sqlx::query_scalar(early).bind(NEW).fetch_one(&pool).await.unwrap();
     let code = desk.service.keys.code(early);
@@ -78,7 +78,7 @@ async fn an_approved_change_is_told_at_once_and_takes_effect_after_the_wait(pool
     desk.closes().await;
 }
 
-/// The task of the running service does it, without a call by a test.
+/// The service's own task carries the change out. The test does not call it.
 #[sqlx::test]
 async fn the_service_carries_a_change_out_by_itself(pool: PgPool) {
     let desk = Desk::open(&pool).await;
@@ -94,7 +94,7 @@ async fn two_replicas_carry_a_change_out_once(pool: PgPool) {
     let replica = desk.service.replica(&SETTINGS).await;
     let id = desk.agrees_and_tells(NEW).await;
     desk.service.clock.advance(DELAY);
-    // It was asked for the stored address.
+    // The ticket is for the account's present address, so the change cancels it.
     let ticket = asks_for_a_ticket(&pool, desk.service.app.clock.now(), desk.account).await;
     let rounds = (0..8).map(|n| {
         let app = if n % 2 == 0 { &desk.service.app } else { &replica.app };
@@ -113,7 +113,7 @@ async fn two_replicas_carry_a_change_out_once(pool: PgPool) {
     desk.closes().await;
 }
 
-/// The owner has the whole time to stop a change: it begins when a relay has accepted the notice.
+/// The owner's time to stop a change begins only when a relay has accepted the notice.
 #[sqlx::test]
 async fn a_change_waits_until_its_notice_is_sent(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;
@@ -134,7 +134,7 @@ async fn a_change_waits_until_its_notice_is_sent(pool: PgPool) {
     assert_eq!((desk.email().await.as_str(), desk.state(id).await), (NEW, State::Done));
     desk.service.until_outbox_has(0).await;
 
-    // The mailbox that is lost may not exist any more. That does not keep its owner out.
+    // The lost mailbox may not exist any more. A notice that is given up does not stop the change.
     desk.service.relay.is_in_mood(Mood::RefusesRecipient("550 5.1.1 no such user"));
     let id = desk.agrees("third@example.com").await;
     let given_up = async || desk.service.count("outbox WHERE next_attempt_at >= expires_at").await == 1;
@@ -145,7 +145,8 @@ async fn a_change_waits_until_its_notice_is_sent(pool: PgPool) {
     desk.closes().await;
 }
 
-/// A notice that no relay has accepted in a week told nobody anything.
+/// If no relay has accepted the notice within a week, the owner was not told. So another notice is
+/// sent, and the wait begins again.
 #[sqlx::test]
 async fn a_notice_that_has_expired_is_sent_again(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;
@@ -171,7 +172,8 @@ async fn a_notice_that_has_expired_is_sent_again(pool: PgPool) {
     desk.closes().await;
 }
 
-/// Without the admin API, no replica has a role that may do it. The alert is on this metric.
+/// Without the admin API, no replica has a database role that may carry a change out. A metric
+/// reports overdue changes, and an alert uses it.
 #[sqlx::test]
 async fn a_change_that_is_due_and_not_carried_out_is_counted(pool: PgPool) {
     let desk = Desk::open_with(&pool, &[]).await;

@@ -41,7 +41,7 @@ async fn a_signed_in_owner_stops_a_change_with_the_password(pool: PgPool) {
     desk.closes().await;
 }
 
-/// One bucket: a thief of a session gets no further guesses by another path.
+/// Both paths draw on one bucket, so a thief of a session gets no additional guesses.
 #[sqlx::test]
 async fn wrong_passwords_of_a_stop_count_with_those_of_a_new_password(pool: PgPool) {
     let desk = Desk::open(&pool).await;
@@ -78,7 +78,8 @@ async fn only_an_open_session_can_stop_a_change(pool: PgPool) {
     stranger.token = Some("A".repeat(43));
     assert_eq!(stranger.stops_address_change(PASSWORD).await.error(), (401, "session_invalid"));
 
-    // A reset ends the sessions from before it. It does not end the change: its new session can.
+    // A reset ends the sessions from before it. It does not stop the change, but the session that
+    // it opens can.
     let client = desk.signed_in(PASSWORD).await;
     let id = desk.agrees_and_tells(NEW).await;
     let mut recovering = desk.service.verified(TRADER).await;
@@ -124,7 +125,7 @@ async fn a_session_that_has_ended_meanwhile_changes_nothing(pool: PgPool) {
     desk.closes().await;
 }
 
-/// Both lock the account first: one of them finds the other done.
+/// Both lock the account first, so the second one finds the change stopped or done.
 #[sqlx::test]
 async fn a_stop_and_the_effect_exclude_each_other(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;
@@ -132,7 +133,7 @@ async fn a_stop_and_the_effect_exclude_each_other(pool: PgPool) {
     for n in 0..10 {
         let (before, new) = (desk.email().await, format!("new{n}@example.com"));
         let id = desk.agrees_and_tells(&new).await;
-        // The session is refreshed at least every half an hour.
+        // A session that is idle for half an hour ends, so it is refreshed more often.
         for _ in 0..4 {
             desk.service.clock.advance(DELAY / 4);
             assert!(client.refreshes().await.is_signed_in());

@@ -15,7 +15,8 @@ use crate::harness::{Service, database};
 
 const NEW: &str = "night train in autumn rain";
 
-/// A rehearsal, the real import, and a later one: it changes only accounts that were not used here.
+/// An import, the same import again, and one of a later export. It changes only accounts that were
+/// not used here.
 #[sqlx::test]
 async fn a_repeated_import_changes_no_account_that_was_used_here(pool: PgPool) {
     let mut all = traders(0..5);

@@ -11,7 +11,7 @@ use super::{imports, lines, path_of, traders, vos_auth};
 use crate::harness::Service;
 use crate::harness::kratos::Kratos;
 
-/// Its page tokens form a cycle of three, so that no page names itself.
+/// Kratos's page tokens form a cycle of three, so that no page names itself.
 #[sqlx::test]
 async fn an_endless_list_is_detected(pool: PgPool) {
     let kratos = Kratos::start(&traders(0..1201));
@@ -22,7 +22,7 @@ async fn an_endless_list_is_detected(pool: PgPool) {
     assert!(ended.out.contains("1201 new"), "{}", ended.out);
 }
 
-/// It answers with another identity, whose traits would replace the first one's.
+/// Kratos answers with another identity, whose traits would replace those of the requested one.
 #[sqlx::test]
 async fn an_identity_that_was_not_requested_is_not_written(pool: PgPool) {
     let all = traders(0..2);

@@ -95,7 +95,8 @@ async fn a_file_is_listed_by_line_and_a_whole_one_not_at_all(pool: PgPool) {
     assert!(again.ok && !again.out.contains("left behind"), "an export of ours is whole: {}", again.out);
 }
 
-/// Windows PowerShell and some editors begin UTF-8 with a mark. UTF-16 is told from CSV.
+/// Windows PowerShell and some editors begin UTF-8 with a mark. UTF-16 is refused as such, and not
+/// read as CSV.
 #[sqlx::test]
 async fn a_file_with_a_byte_order_mark_is_read_as_what_it_is(pool: PgPool) {
     let all = traders(0..2);

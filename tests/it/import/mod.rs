@@ -92,7 +92,7 @@ fn refusals(pool: &PgPool) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Every column of the accounts, but the times of the import.
+/// Every column of the accounts, except the times of the import.
 async fn accounts(pool: &PgPool) -> Vec<Value> {
     let rows = "SELECT to_jsonb(a) - 'updated_at' - 'imported_at' FROM account a ORDER BY id";
     sqlx::query_scalar(rows).fetch_all(pool).await.unwrap()

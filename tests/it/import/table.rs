@@ -117,7 +117,7 @@ async fn every_command_in_the_table_of_kratoss_calls_works(pool: PgPool) {
         let ended = ended.await.unwrap();
         let [out, err] = [ended.stdout, ended.stderr].map(|octets| String::from_utf8(octets).unwrap());
         assert!(ended.status.success(), "{command}: {err}");
-        // What is read names the account or the email.
+        // The output of a command that reads names the account or the pending email.
         if command.ends_with(" --json") {
             let found = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
             assert!(found.count() > 0, "{command}");

@@ -1,5 +1,5 @@
-//! Invariant 1 of `src/lib.rs` as non-interference: without the email, all addresses get the same
-//! answers.
+//! Invariant 1 of `src/lib.rs` as non-interference: to a client that does not see the email, the
+//! answers are the same for all addresses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +87,7 @@ enum Act {
     EndSessions,
     SetLocale,
     DisableAndEnable,
-    /// Of every compared address, because support can lift the limits of one without an account.
+    /// Lifts the limits of every compared address, because support can do so without an account.
     LiftLimits,
 }
 
@@ -341,7 +341,7 @@ struct Owner<'a> {
 }
 
 impl Owner<'_> {
-    /// Ends every open recovery of the address.
+    /// Changes the password, which ends every open recovery of the address.
     async fn changes_password(&mut self) {
         let current = self.password();
         assert!(self.client.logs_in(self.email, &current).await.is_signed_in());
@@ -350,10 +350,11 @@ impl Owner<'_> {
         assert!(changed.is_signed_in(), "{}", changed.text);
     }
 
-    /// Two operators approve it. It does not take effect: then the address would be an unknown one.
+    /// Two operators agree on another address. The change never takes effect in this test, because
+    /// the old address would then have no account.
     async fn gets_another_address(&mut self, service: &Service, stopped: bool) {
         assert!(self.client.logs_in(self.email, &self.password()).await.is_signed_in());
-        // Stops the one before.
+        // Stops the earlier change, if there is one.
         self.client.stops_address_change(&self.password()).await;
         let account = "SELECT id FROM account WHERE email = $1";
         let account = sqlx::query_scalar(account).bind(self.email).fetch_one(&service.pool).await.unwrap();

@@ -67,7 +67,7 @@ impl Buckets {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The number of parallel starts. They share a statement, or some of them do.
+    /// The number of parallel starts. All or some of them share a statement.
     Start(usize),
     Spend,
     Refund,
@@ -93,7 +93,7 @@ impl SaturatingAddSigned for Duration {
 }
 
 fn pass() -> impl Strategy<Value = Step> {
-    // Rarely the long bucket: it would refill before it is ever empty.
+    // Rarely waits for refills of the long bucket: otherwise that bucket would never be empty.
     (prop::bool::weighted(0.15), 0..4u32, -1..=1i64)
         .prop_map(|(long, units, micros)| Step::Pass(long, units, micros))
 }
@@ -198,7 +198,7 @@ fn expected(model: &mut Buckets, now: OffsetDateTime, count: usize) -> Vec<u64> 
     (0..count).map(|_| model.spend(now).map_or_else(|at| whole_seconds(at - now), |()| 0)).collect()
 }
 
-/// As in Retry-After: rounded up.
+/// Seconds, rounded up as in Retry-After.
 pub fn whole_seconds(wait: time::Duration) -> u64 {
     u64::try_from(wait.whole_microseconds()).unwrap().div_ceil(1_000_000)
 }

@@ -1,6 +1,6 @@
 //! Compares the courier with lettre alone: how many mails a second each hands over to a relay.
-//! lettre runs in a loop on as many open connections, with a mail like those of the courier and
-//! without a database. The relay is a task of this program, and then Postfix.
+//! lettre runs in a loop on the same number of open connections, with a mail like those of the
+//! courier and without a database. The relay is first a task of this program, then Postfix.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ use crate::Failure;
 use crate::postfix::Postfix;
 
 const CONNECTIONS: usize = 16;
-/// Alternating rounds.
+/// The number of rounds. The courier and the two ways of lettre alternate.
 const ROUNDS: u32 = 3;
 
 #[derive(Parser)]
@@ -32,7 +32,8 @@ struct Settings {
     config: Config,
 }
 
-/// The relay: its name, its address, and the number of mails in a round.
+/// The relay: its name, its port, and the number of mails in a round. `postfix` is set if the relay
+/// is Postfix.
 pub struct Given<'a> {
     pub name: &'a str,
     pub port: u16,
@@ -43,14 +44,14 @@ pub struct Given<'a> {
 /// How lettre sends the message.
 #[derive(Clone, Copy)]
 enum Way {
-    /// As its `send` does.
+    /// As lettre's own `send` does.
     Send,
     /// The message and its final dot in one write, as the courier does (docs/decisions/0016).
     OneWrite,
 }
 
 impl Bench {
-    /// Prints the mails a second of each, over all rounds.
+    /// Prints the mails a second of the courier and of both ways of lettre, over all rounds.
     pub async fn beside_lettre(&self, given: &Given<'_>) -> Result<(), Failure> {
         let mut took = [Duration::ZERO; 3];
         for round in 1..=ROUNDS {
@@ -70,7 +71,8 @@ impl Bench {
         Ok(())
     }
 
-    /// The time between the first and the last mail of one replica.
+    /// The time that one replica takes to send all mails. The mails that it sent before the first
+    /// reading of its metric are added in proportion.
     async fn hands_over(&self, given: &Given<'_>) -> Result<Duration, Failure> {
         self.is_empty().await?;
         self.has_backlog(given.mails, 1.0).await?;
@@ -94,7 +96,7 @@ impl Bench {
 }
 
 impl Given<'_> {
-    /// Postfix delivers mails some time after it has accepted them.
+    /// Waits until Postfix has delivered the mails that it has accepted.
     async fn is_idle(&self) {
         while self.postfix.is_some_and(|postfix| postfix.pending() > 0) {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -155,7 +157,7 @@ async fn one_write(
         connection.command(Rcpt::new(to.clone(), vec![])).await?;
     }
     connection.command(Data).await?;
-    // No line of the message begins with a dot.
+    // No line of the message begins with a dot, so dot-stuffing is not needed.
     let message = format!("{}\r\n.\r\n", String::from_utf8_lossy(bytes).trim_end_matches("\r\n"));
     connection.command(message).await?;
     Ok(())

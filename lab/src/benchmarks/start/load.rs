@@ -74,7 +74,7 @@ impl Loaded {
         quantile(self.of(status).map(|answer| answer.took), share)
     }
 
-    /// The same quantile of how late requests were sent, in ms.
+    /// A quantile of how late requests were sent, in ms, whatever their status.
     pub fn lateness(&self, share: f64) -> f64 {
         quantile(self.answers.iter().map(|answer| answer.late), share)
     }
@@ -186,7 +186,8 @@ async fn on_a_thread<T: Send + 'static>(
 }
 
 /// Gives this thread real-time priority, if run as root: a request that is sent late would count as
-/// a slow response. A nice value has effect only within one session, and PostgreSQL has another.
+/// a slow response. A nice value would not help: it has effect only within one session, and
+/// PostgreSQL runs in another.
 fn goes_first() {
     let thread = std::fs::read_link("/proc/thread-self").ok();
     if let Some(id) = thread.as_deref().and_then(|path| path.file_name()) {
@@ -239,8 +240,8 @@ impl Lanes {
         self.all[lane].send(request, due)
     }
 
-    /// Reads the responses that have arrived, and waits for one at most `patience`. A connection
-    /// with a response sends `next` at once.
+    /// Reads the responses that have arrived. Waits for the first one for at most `patience`, or
+    /// without limit if that is `None`. A connection with a response sends `next` at once.
     fn read(
         &mut self,
         patience: Option<Duration>,

@@ -47,7 +47,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { parent: u32::try_from(fields[1]).ok()?, own: seconds(11), ended: seconds(13) })
 }
 
-/// The id of the server process that the pool is connected to.
+/// The process id of the postmaster: the parent of the backend that the pool is connected to.
 pub async fn postmaster(pool: &sqlx::PgPool) -> Result<u32, Failure> {
     let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(pool).await?;
     stat(backend.cast_unsigned()).map(|stat| stat.parent).ok_or_else(|| "PostgreSQL runs elsewhere".into())
@@ -63,8 +63,8 @@ pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64
     number("tps = ").zip(number("latency average = ")).ok_or_else(|| format!("pgbench: {said}").into())
 }
 
-/// The same as an open loop: a given rate, at random times (a Poisson process). Returns how long
-/// each transaction took from the moment when it was due.
+/// Runs the same statement as an open loop: at a given rate, at random times (a Poisson process).
+/// Returns how long each transaction took from the moment when it was due.
 pub fn pgbench_open(
     url: &str,
     clients: usize,

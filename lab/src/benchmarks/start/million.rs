@@ -21,7 +21,7 @@ const ROUND: Duration = Duration::from_secs(1);
 /// The number of recoveries that become old enough to be deleted, and of rate limits that become
 /// full, while the sweeper is measured. It runs several times in that time.
 const AGED: i64 = 600_000;
-/// How many of them a second.
+/// How many of each a second.
 const AGED_A_SECOND: i64 = 2000;
 /// The age at which a recovery is deleted.
 const AGE: Duration = Duration::from_hours(24).saturating_add(RESET_LIFETIME).saturating_add(CODE_LIFETIME);
@@ -91,7 +91,8 @@ async fn full(bench: &Bench) -> Result<Full, Failure> {
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)
         SELECT gen_random_uuid(), 'somebody-' || n || '@example.com', now(), now() FROM generate_series(1, 1000000) AS n";
     sqlx::raw_sql(accounts).execute(&pool).await?;
-    // Half of them are live. The others have expired, but are not yet old enough to be deleted.
+    // Half of the recoveries are live. The others have expired, but are not yet old enough to be
+    // deleted.
     recoveries(&pool, 500_000, Duration::from_mins(5)).await?;
     recoveries(&pool, 500_000, Duration::from_hours(20)).await?;
     rate_limits(&pool, 500_000, Duration::from_hours(2)).await?;

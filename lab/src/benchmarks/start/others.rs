@@ -18,12 +18,12 @@ const CONNECTIONS: usize = 64;
 const LOGINS: usize = 4;
 const TRADERS: u64 = 64;
 const PASSWORD: &str = "morning boat on a green river";
-/// Recoveries for which wrong codes are entered, each as often as it allows.
+/// The number of recoveries for which wrong codes are entered, `GUESSES` for each.
 const RECOVERIES: usize = 20_032;
 const GUESSES: u64 = 5;
 
-/// Runs each of the three as a closed loop: `verify` with five wrong codes for each recovery, and
-/// `login` with the right password.
+/// Runs `verify`, `session` and `login` as closed loops: `verify` with five wrong codes for each
+/// recovery, and `login` with the right password.
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let replica = bench.serve(&bench.url, &[]).await?;
     let cost = Cost::default();

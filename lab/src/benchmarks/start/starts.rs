@@ -222,7 +222,7 @@ pub async fn overload(bench: &Bench) -> Result<Value, Failure> {
 }
 
 async fn overloaded(bench: &Bench) -> Result<Value, Failure> {
-    // Small batches, so that the disk is the limit and not the two cores, which the load generator
+    // Small batches, so that the disk is the limit and not the CPU, which the load generator
     // shares.
     let replica = bench.serve(&bench.url, &[("START_BATCH", "16")]).await?;
     let capacity = bench.starts(&replica).closed(SLOW_DISK_CONNECTIONS, bench.lasting).await?.rate(200);

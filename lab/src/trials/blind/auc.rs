@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 /// The number of resamples of the bootstrap.
 const RESAMPLES: u32 = 200;
 
-/// An estimate and its interval.
+/// An estimated AUC and its confidence interval.
 #[derive(Clone, Copy, Debug)]
 pub struct Auc {
     pub at: f64,

@@ -8,8 +8,7 @@ use vos_auth_lab::Failure;
 
 /// The rate of starts by other clients in a cell with load.
 const LOAD: u32 = 300;
-/// The pause after a call for a known address. After it, the call must have no effect on the time
-/// of the next one.
+/// The pause after a start. After it, that start must have no effect on the time of the next one.
 const LATER: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,7 +65,7 @@ pub fn prefix(kind: usize) -> String {
     format!("{:-<10}", KINDS[kind])
 }
 
-/// Whom a call is about.
+/// The address that a call is for.
 #[derive(Clone)]
 pub struct Subject {
     kind: usize,
@@ -101,7 +100,7 @@ where
     Ok(all)
 }
 
-/// Begins a recovery for each.
+/// Begins a recovery for each subject. Returns the subjects with the cookies.
 pub async fn begins(base: String, share: Vec<Subject>) -> Result<Vec<Subject>, reqwest::Error> {
     let client = reqwest::Client::new();
     let mut begun = Vec::new();

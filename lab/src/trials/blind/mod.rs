@@ -2,10 +2,11 @@
 //!
 //! It makes calls for known, disabled, passwordless and unknown addresses in random order: on 1 and
 //! on 16 connections, without and with load, with an idle relay and with one that holds mails. Each
-//! combination is a cell. The trial ends with an error if a cell answers yes twice.
+//! combination is a cell. The trial ends with an error if two measurements of a cell both reveal a
+//! difference.
 //!
-//! `--leak` adds a look-up of accounts to `start` and imports hashes past the service. Then the
-//! trial must end with an error.
+//! `--leak` adds a look-up of accounts to `start`, and inserts imported hashes that the service has
+//! not counted. Then the trial must end with an error.
 
 mod auc;
 mod calls;
@@ -105,7 +106,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     let mut tells = 0;
     for (number, cell) in cells.into_iter().enumerate() {
         let seed = seed + number as u64 * 2;
-        // By chance an interval sometimes excludes 0.5, but hardly twice.
+        // By chance an interval sometimes excludes 0.5, but hardly ever in two measurements.
         if blind.tells(cell, seed).await? && blind.tells(cell, seed + 1).await? {
             tells += 1;
         }

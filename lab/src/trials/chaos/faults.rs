@@ -86,13 +86,14 @@ impl Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub kind: Kind,
-    /// The index of the replica, or of the replica whose path is broken.
+    /// The index of the replica that is broken, or whose path to PostgreSQL is broken.
     place: usize,
     lasts: Duration,
     pub with_the_one_before: bool,
 }
 
-/// A schedule: every kind once, then random ones. Some faults overlap with the one before.
+/// A schedule: every kind once in random order, then again in another order, up to `faults` faults.
+/// Some faults overlap with the one before.
 pub fn schedule(random: &mut SmallRng, faults: usize, kinds: &[Kind]) -> Vec<Fault> {
     let mut order = Vec::new();
     while order.len() < faults {

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use vos_auth_lab::Failure;
 use vos_auth_lab::place::temporary;
 
-/// The only name that the service uses without TLS.
+/// The only relay name that the service accepts without TLS.
 pub const RELAY: &str = "localhost";
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 3)];
 

@@ -7,7 +7,7 @@ pub enum Kind {
     /// Every process of the primary's machine is frozen, so nothing answers any more, as when its
     /// network fails.
     PrimarySilent,
-    /// The same with the machine of the standby that commits wait for.
+    /// Every process of the standby's machine is frozen. Commits wait for that standby.
     StandbySilent,
 }
 

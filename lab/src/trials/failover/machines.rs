@@ -27,8 +27,8 @@ pub struct Site {
 impl Site {
     pub fn new() -> Result<Self, Failure> {
         let (pid, home) = (std::process::id(), place::folder("failover"));
-        // Other programs use 127.0. The network is derived from the process id, which has at most
-        // 22 bits.
+        // Other programs use 127.0. The rest is derived from the process id, so that parallel runs
+        // hardly ever use the same network.
         let network = format!("127.{}.{}.", 1 + pid / 256 % 254, pid % 256);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
         let site = Self { home, network, client };
@@ -36,7 +36,7 @@ impl Site {
         Ok(site)
     }
 
-    /// By the commands of docs/operate/high-availability.md.
+    /// Makes the certificates by the commands of docs/operate/high-availability.md.
     fn has_certificates(&self) {
         output(Command::new("bash").current_dir(&self.home).env("address", self.balancer_address()).args([
             "-ec",
@@ -50,13 +50,13 @@ impl Site {
         self.url(SUPERUSER, &format!("{}:5432/postgres", machine.address), "verify-ca")
     }
 
-    /// By way of HAProxy.
+    /// The service's URL, through HAProxy.
     pub fn service_url(&self, password: &str) -> String {
         let place = format!("{}:5432/vos_auth", self.balancer_address());
         self.url(&format!("vos_auth:{password}"), &place, "verify-full")
     }
 
-    /// What docs/operate/high-availability.md has at 127.0.0.1.
+    /// The address of HAProxy, which is at 127.0.0.1 in docs/operate/high-availability.md.
     fn balancer_address(&self) -> String {
         format!("{}11", self.network)
     }
@@ -74,7 +74,7 @@ impl Site {
         Namespace::start(&script, &self.home.join("haproxy.log")).await
     }
 
-    /// The third vote.
+    /// The machine of the third etcd, without a database.
     pub async fn witness(&self) -> Result<Machine, Failure> {
         self.machine("witness", 23, false).await
     }

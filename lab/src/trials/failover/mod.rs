@@ -35,8 +35,8 @@ const CALM: Duration = Duration::from_secs(5);
 const PENDING: Duration = Duration::from_secs(1);
 /// The longest time until starts are accepted again, and until every pending mail is sent.
 const PATIENCE: Duration = Duration::from_mins(5);
-/// More starts than can be in progress at once. After this many results, the starts began after the
-/// loss.
+/// More starts than can be in progress at once. When this many starts were accepted after the loss,
+/// some of them began after it.
 const ENOUGH: usize = 100;
 /// The role's password, for this run alone.
 const PASSWORD: &str = "failover";

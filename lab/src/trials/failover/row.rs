@@ -19,8 +19,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// Evaluates the starts that ended between the moment when the relay was frozen and the return
-    /// of the second machine.
+    /// Evaluates the starts that ended between the moment when the relay was frozen and the moment
+    /// when the lost machine was a synchronous standby again.
     pub fn of(window: Window<Kind>, starts: &[Start], kept: &[Kept]) -> Self {
         let is_in = |start: &&Start| (window.from - PENDING..window.to).contains(&start.ended_at);
         let mut starts: Vec<_> = starts.iter().filter(is_in).cloned().collect();

@@ -12,7 +12,7 @@ use vos_auth_lab::nginx::{Nginx, Setup};
 use vos_auth_lab::replica::Replica;
 
 /// The number of clients that never finish their headers. nginx disconnects each after
-/// `client_header_timeout`, and it connects again.
+/// `client_header_timeout`, and the client connects again.
 const UNFINISHED: usize = 1_700;
 /// The number of requests of another client (the victim), each on a new connection. They take
 /// longer than two of those timeouts.

@@ -1,5 +1,5 @@
-//! `/console`: one page for the support desk, on the address of the admin API. It uses that API
-//! alone, so a role can do no more here than there.
+//! `/console`: one page for the support desk, at the address of the admin API. It uses only that
+//! API, so a role has the same rights in both.
 
 #![expect(clippy::ref_binding_to_reference, reason = "askama's derive writes such patterns")]
 
@@ -22,8 +22,8 @@ use crate::locale::Locale;
 const CSS: &str = include_str!("console.css");
 const SCRIPT: &str = include_str!("console.js");
 
-/// The routes of the console and its files. They need no credential, because they contain nothing
-/// of an account.
+/// The routes of the console and its files. They need no credential, because they contain no data
+/// of accounts.
 pub fn routes<S: Clone + Send + Sync + 'static>(config: &Config) -> Router<S> {
     let brand = config.mail.brand();
     let icon = files::icon(brand);
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// A name that the console does not know is shown as it is, which no operator understands.
+    /// Every event, call, email kind and role has a text: the console would show its internal name.
     #[test]
     fn every_name_of_the_service_has_a_word() {
         let words = between(EN, "<data value=\"", '"');

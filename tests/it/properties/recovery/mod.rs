@@ -20,7 +20,7 @@ use crate::verify::wrong;
 
 const BROWSERS: usize = 3;
 const ADDRESSES: usize = 2;
-/// The longest sequence. Ended sessions are deleted after a day.
+/// The longest time of a sequence, because ended sessions are deleted after a day.
 const LONGEST: Duration = Duration::from_hours(20);
 
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ pub struct Expected {
     pub status: u16,
     pub error: Option<String>,
     pub attempts_left: Option<u64>,
-    /// The life of the recovery cookie that is set; 0 if it is cleared.
+    /// The life in seconds of the recovery cookie that is set; 0 if it is cleared.
     pub cookie_life: Option<u64>,
     pub retry_after: Option<u64>,
     /// Whether a device cookie is set.
