@@ -31,7 +31,7 @@ pub(super) enum OutboxCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Send notices of changed passwords again. The service itself retries codes until they expire
+    /// Send notices again. The service itself retries codes until they expire
     Retry(Retry),
 }
 

@@ -21,7 +21,7 @@ pub(super) enum RequestCommand {
         /// The maximum number
         #[arg(long, default_value = "50", value_parser = clap::value_parser!(i64).range(1..=1000))]
         limit: i64,
-        /// Print JSON, for programs
+        /// Print a JSON object on each line, for programs
         #[arg(long)]
         json: bool,
     },
@@ -134,7 +134,7 @@ fn in_state(state: State) -> String {
 
 fn print(requests: &[Request], json: bool) -> Result<(), Failure> {
     if json {
-        return print_json(&requests);
+        return requests.iter().try_for_each(print_json);
     }
     if requests.is_empty() {
         terminal::line("no operator has asked for anything");

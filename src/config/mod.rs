@@ -78,7 +78,8 @@ pub const RESEND_LIFE: Duration = Duration::from_mins(3);
 pub const RESET_LIFETIME: Duration = Duration::from_mins(15);
 /// How long a JWT is valid. The REST API accepts the JWT of an ended session for at most this long.
 pub const JWT_LIFETIME: Duration = Duration::from_mins(10);
-/// How long a browser counts as known after its last sign-in.
+/// How long a browser counts as known after its id was issued. A sign-in in the second half of this
+/// time issues a new id.
 pub const DEVICE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// How long a recovery ticket of an operator can be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(15);

@@ -2,8 +2,8 @@
 //!
 //! - A relay that is usable must answer within seconds, so that an outage is noticed.
 //! - A relay that is not usable has as much time as an email, because some relays greet slowly on
-//! purpose. Further probes start meanwhile, so that the end of an outage is noticed within seconds
-//! too (docs/decisions/0027).
+//!   purpose. Further probes start meanwhile, so that the end of an outage is noticed within seconds
+//!   too (docs/decisions/0027).
 
 use std::sync::Arc;
 use std::time::Duration;

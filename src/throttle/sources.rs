@@ -24,7 +24,7 @@ const UNKNOWN_OPERATORS: (u32, u32) = (10, 6);
 #[derive(Debug)]
 pub struct SourceLimits {
     /// Requests that cost an email or one of this service's own hashes: start, a new password while
-    /// signed in.
+    /// signed in, the stop of an address change.
     pub requests: Limiter,
     /// Logins, which may cost a slower hash. They have their own bucket, so that a few failures do
     /// not block every other request of a network.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::net::TcpSocket;
 use vos_auth::database::MIGRATOR;
 
 use crate::harness::client::Client;
@@ -92,7 +93,8 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
     )
     .await;
     let correct = server.url();
-    let (stranger, closed) = (server.makes_next_certificate(), closed_port());
+    let stranger = server.makes_next_certificate();
+    let (_reserved, closed) = closed_port();
     let as_role = |role: &str| correct.replace("vos_auth_1", role);
     let at = |place: &str| {
         let (before, after) =
@@ -163,10 +165,12 @@ async fn each_misconfiguration_is_named_by_log_readyz_and_metrics() {
     assert!(!service.log().iter().any(|line| line.contains("\"database\":\"")), "no state is reported");
 }
 
-/// A closed port: it was free a moment ago, and nothing listens on it now.
-fn closed_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port()
+/// A port on which nothing listens. No other process can have it until the socket is dropped.
+fn closed_port() -> (TcpSocket, u16) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
 }
 
 /// The disk of the tables is full: reads work, writes fail. The service reports it even without

@@ -38,6 +38,7 @@ mod early_refusal;
 mod event_hook_order;
 mod event_hooks;
 mod faults;
+mod fuzz;
 mod hashes;
 mod hashing;
 mod hostile;

@@ -179,7 +179,7 @@ async fn behind_a_pooler_only_the_lease_counts(pool: PgPool) {
 
 /// A courier that finishes after its lease has ended changes only its own claim.
 #[sqlx::test]
-async fn a_late_worker_changes_no_later_claim(pool: PgPool) {
+async fn a_late_courier_changes_no_later_claim(pool: PgPool) {
     let service = Service::start(&pool).await;
     service.has_account("trader@example.com").await;
     service.relay.is_in_mood(Mood::StallsAtRecipient);

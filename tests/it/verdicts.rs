@@ -67,7 +67,7 @@ impl Host {
     }
 }
 
-/// The rows of the page's second table: each `why`, with its verdict.
+/// The rows of the page's table of reply codes: each `why`, with its verdict.
 fn rows() -> Vec<(String, String)> {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/mail-verdicts.md"))
         .unwrap();

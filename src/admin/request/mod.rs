@@ -131,7 +131,7 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// Cancels an open request. Any operator may do so, the one who asked for it included.
+/// Cancels an open request. Every operator who may ask for one may do so, also the one who asked.
 pub async fn cancel(
     connection: &mut PgConnection,
     now: OffsetDateTime,

@@ -234,14 +234,15 @@ async fn write(
         }
         progress(report);
     }
+    incomplete.finish()?;
+    refusals.finish()?;
     if stop.is_cancelled() {
         return Err(ImportError::Stopped(report.records));
     }
     // The channel is closed, so the thread has ended; `join` tells whether it panicked.
     reading.join().map_err(|_| unreadable(io::Error::other("the reading thread panicked")))?;
     drop(fetching);
-    incomplete.finish()?;
-    Ok(refusals.finish()?)
+    Ok(())
 }
 
 /// A source that is being read.
