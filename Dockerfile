@@ -4,12 +4,14 @@ ARG RUN_IMAGE=debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /build
-# The dependencies alone first: this layer is built again only when they change. Of the lab it needs the manifest, and builds
-# nothing.
+# The dependencies alone first: this layer is built again only when they change. Of the other crates it needs the
+# manifests, and builds nothing.
 COPY Cargo.toml Cargo.lock ./
 COPY lab/Cargo.toml lab/
+COPY fuzz/Cargo.toml fuzz/
 COPY .cargo .cargo
-RUN mkdir src lab/src && echo 'fn main() {}' | tee src/main.rs > lab/src/main.rs && touch src/lib.rs lab/src/lib.rs \
+RUN mkdir src lab/src fuzz/src && echo 'fn main() {}' | tee src/main.rs > lab/src/main.rs \
+    && touch src/lib.rs lab/src/lib.rs fuzz/src/lib.rs \
     && cargo build --release --locked && rm -r src
 COPY . .
 # Newer than the empty ones above, whatever the times of the copied files are.
