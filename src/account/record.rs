@@ -101,7 +101,8 @@ pub async fn all(executor: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Reco
     .await
 }
 
-/// The number up to which the recoveries of an account have ended.
+/// A number from `recovery_number`: every recovery of the account with this or a lower number has
+/// ended (docs/decisions/0007).
 pub async fn recoveries_ended(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar!("SELECT recoveries_ended FROM account WHERE id = $1", id)
         .fetch_optional(executor)

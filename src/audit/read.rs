@@ -67,7 +67,7 @@ pub struct AuditEntry {
     pub operator: Option<String>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
-    /// Which call of the admin API, if it changed nothing.
+    /// Which call of the admin API, if it changed no account.
     pub call: Option<String>,
     /// How the operator's call of the admin API was answered: `allowed`, `refused` or `failed`.
     pub outcome: Option<String>,

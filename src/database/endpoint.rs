@@ -18,8 +18,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long an address may take to accept a connection before it counts as silent. All addresses
-/// are probed at once.
+/// How long an address may take to accept or refuse a connection before it counts as silent. All
+/// addresses are probed at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// The PostgreSQL server of `DATABASE_URL`. Clones share what the probes found.

@@ -103,7 +103,8 @@ pub struct Metrics {
     pub database_up: Gauge,
     /// 1 for the state that the last health check found, 0 for every other.
     pub database_state: Family<StateLabel, Gauge>,
-    /// Addresses of PostgreSQL's host name that accepted no connection in time when last checked.
+    /// Addresses of PostgreSQL's host name that neither accepted nor refused a connection in time
+    /// when last checked.
     pub database_silent_addresses: Gauge,
     /// 1 while the clocks of this machine and of PostgreSQL differ by more than a second.
     pub clock_skewed: Gauge,
@@ -246,7 +247,7 @@ impl Default for Metrics {
         registry.register("database_up", help, metrics.database_up.clone());
         let help = "1 for the state of PostgreSQL that the last health check found, 0 for the others";
         registry.register("database_state", help, metrics.database_state.clone());
-        let help = "Addresses of PostgreSQL's host name that accept no connection in time";
+        let help = "Addresses of PostgreSQL's host name that neither accept nor refuse a connection in time";
         registry.register("database_silent_addresses", help, metrics.database_silent_addresses.clone());
         let help = "1 while the clock differs from PostgreSQL's by more than a second";
         registry.register("clock_skewed", help, metrics.clock_skewed.clone());

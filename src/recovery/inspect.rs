@@ -75,7 +75,8 @@ struct Row {
 }
 
 /// The recoveries of an address that began within the longest lifetime of a recovery, the newest
-/// first, at most 20. `ended` is the number up to which the recoveries of its account have ended.
+/// first, at most 20. `ended` is the `recoveries_ended` of its account: recoveries up to this number
+/// have ended.
 ///
 /// There is no index on the address, because every start would have to update it. The statement
 /// reads the recoveries of all addresses that began within the longest lifetime, by their ids.

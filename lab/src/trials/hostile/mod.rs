@@ -23,8 +23,8 @@ use self::crowd::{Crowd, IDLE, SLOW};
 
 /// The number of rounds without the crowd in one measurement, and of those with it.
 const ROUNDS: usize = 3;
-/// The length of a round: longer than BODY_TIMEOUT, so that slow writers are disconnected during
-/// it.
+/// The length of a round: longer than BODY_TIMEOUT, so that clients that send a body slowly are
+/// disconnected during it.
 const ROUND: Duration = Duration::from_secs(11);
 /// The number of ordinary clients, and the pause of each between an answer and its next start.
 const CLIENTS: usize = 4;
