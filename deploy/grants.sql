@@ -1,5 +1,5 @@
 -- The least rights of two roles that own nothing: one for the service, one for an operator's commands (`account`, `operator`,
--- `outbox`) and the admin API.
+-- `outbox`, `request`, `event`) and the admin API.
 -- `migrate` runs as the owner. Run this file as a superuser or the owner, after each `migrate` and before the first replica of
 -- the new release. It can be run again at any time, also while replicas serve:
 --

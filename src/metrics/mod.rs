@@ -26,7 +26,7 @@ pub struct Metrics {
     registry: Registry,
     /// Open client connections.
     pub connections: Family<ListenerLabel, Gauge>,
-    /// How often all connection slots were in use when a client connected, so that idle connections
+    /// How often all connection slots were in use when a client connected, so that older connections
     /// were closed.
     pub connections_crowded: Family<ListenerLabel, Counter>,
     /// Answered requests, and requests that their clients aborted (499).
@@ -73,7 +73,8 @@ pub struct Metrics {
     pub logins_waiting: Gauge,
     /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
-    /// Recovery tickets and changed addresses through the admin API, by operator.
+    /// Recovery tickets, and requests for them or for another address, through the admin API, by
+    /// operator.
     pub recoveries_helped: Family<OperatorLabel, Counter>,
     /// Calls of the admin API without a valid token or certificate.
     pub operators_unknown: Counter,
@@ -167,7 +168,7 @@ impl Default for Metrics {
         };
         registry.register("build", "What is running", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("connections", "Open client connections", metrics.connections.clone());
-        let help = "Times that idle connections were closed to make room for a new one";
+        let help = "Times that older connections were closed to make room for a new one";
         registry.register("connections_crowded", help, metrics.connections_crowded.clone());
         let help = "Answered requests; 499 means aborted by the client";
         registry.register("http_answers", help, metrics.http_answers.clone());
@@ -212,7 +213,7 @@ impl Default for Metrics {
         registry.register("logins_waiting", help, metrics.logins_waiting.clone());
         let help = "Units that a failed login draws from the bucket of its network";
         registry.register("login_price", help, metrics.login_price.clone());
-        let help = "Tickets and changed addresses by operator, through the admin API";
+        let help = "Tickets and other addresses that an operator gave or asked for through the admin API";
         registry.register("recoveries_helped", help, metrics.recoveries_helped.clone());
         let help = "Calls of the admin API without a valid token or certificate";
         registry.register("operators_unknown", help, metrics.operators_unknown.clone());

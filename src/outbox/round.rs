@@ -58,8 +58,10 @@ pub struct Claim {
     pub mails: Vec<ClaimedMail>,
     /// How many rows were deleted because they had no recipient.
     pub no_recipient: u64,
-    /// How many rows were deleted because their code had too little life left.
+    /// How many rows were deleted because the email expires too soon to be sent.
     pub expired: u64,
+    /// How many notices were deleted that had been given up before.
+    pub given_up: u64,
     /// Whether the window was full, so that there may be more rows.
     pub more: bool,
 }
@@ -68,7 +70,7 @@ impl Claim {
     /// How many rows were deleted because they need no email.
     #[must_use]
     pub const fn finished(&self) -> u64 {
-        self.no_recipient + self.expired
+        self.no_recipient + self.expired + self.given_up
     }
 }
 
@@ -131,6 +133,7 @@ impl<'a> Round<'a> {
             mails: Vec::new(),
             no_recipient: row.no_recipient.unsigned_abs(),
             expired: row.expired.unsigned_abs(),
+            given_up: row.given_up.unsigned_abs(),
             more: self.window > 0 && row.due.unsigned_abs() >= self.window as u64,
         });
         // A row without a claim carries the counts alone.

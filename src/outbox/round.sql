@@ -45,7 +45,8 @@ finished AS (
             FOR UPDATE SKIP LOCKED
         ) AS o
     ))
-    RETURNING expires_at < $4 AS expired
+    -- A notice that was given up is due again only to be deleted (`outbox::give_up`), and was counted then.
+    RETURNING expires_at < $4 AS expired, next_attempt_at >= expires_at AS given_up
 ),
 claimed AS (
     UPDATE outbox SET attempts = attempts + 1, lease_until = $5, holder = $8
@@ -62,11 +63,12 @@ claimed AS (
 ),
 counted AS (
     SELECT (SELECT count(*) FROM due) AS due,
-        count(*) FILTER (WHERE expired) AS expired,
+        count(*) FILTER (WHERE expired AND NOT given_up) AS expired,
+        count(*) FILTER (WHERE expired AND given_up) AS given_up,
         count(*) FILTER (WHERE NOT expired) AS no_recipient
     FROM finished
 )
-SELECT n.due AS "due!", n.expired AS "expired!", n.no_recipient AS "no_recipient!",
+SELECT n.due AS "due!", n.expired AS "expired!", n.given_up AS "given_up!", n.no_recipient AS "no_recipient!",
     d.id AS "id?", c.attempts AS "attempts?", d.created_at AS "created_at?", d.expires_at AS "expires_at?",
     d.kind AS "kind?: MailKind", d.recovery_session_id AS "recovery_session_id?", d.key_id AS "key_id?", d.asked_at AS "asked_at?",
     d.client_ip AS "client_ip?: std::net::IpAddr",

@@ -288,7 +288,7 @@ async fn unblock(email: &str) -> Result<(), Failure> {
         Unblocked::NotBefore(at) => {
             let at = rfc3339(at);
             return Err(format!(
-                "this address was unblocked 3 times in 24 hours; it can be unblocked again after {at}"
+                "this address was unblocked too often (at most 3 times in 24 hours); it can be unblocked again after {at}"
             )
             .into());
         }
