@@ -1,6 +1,7 @@
 //! The move from a running Kratos and back, against a double that follows Kratos's documentation.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -336,6 +337,7 @@ async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
     program.signal("-INT");
     let (out, ok) = program.ends();
     assert!(!ok && out.iter().any(|line| line.contains("stopped after 500 records")), "{out:?}");
+    assert!(!Path::new(&refused).exists(), "a list without records is deleted");
 }
 
 /// Kratos stops in the middle of its list: a repeated import does the rest.
