@@ -27,7 +27,7 @@ pub struct Record {
     pub password_changed_at: Option<OffsetDateTime>,
     /// When it was created, in the other system if it was imported.
     pub created_at: OffsetDateTime,
-    /// When it was last changed here.
+    /// When it was last changed in this service.
     pub updated_at: OffsetDateTime,
     /// When it was imported from another system.
     pub imported_at: Option<OffsetDateTime>,

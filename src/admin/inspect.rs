@@ -63,7 +63,7 @@ pub struct AccountView {
     /// When it was created, in the other system if it was imported.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When it was last changed here.
+    /// When it was last changed in this service.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub updated_at: OffsetDateTime,
     /// When it was imported from another system.

@@ -1,4 +1,5 @@
-//! Reads events: for operators, and to learn what was changed here.
+//! Reads events: for operators, and for the export to Kratos, which needs the accounts that were
+//! changed in this service.
 
 use std::net::IpAddr;
 

@@ -101,7 +101,8 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// A sentence for each missing variable, or about the URL if no certificate can be checked.
+    /// A sentence for each missing variable, or one about the URL if it is `https` and this machine
+    /// has no root certificates.
     pub(super) fn new(
         settings: &OauthSettings,
         secrets: &OauthSecrets,

@@ -54,7 +54,8 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Result<(), Failure> {
-    // `scripts/with-postgres`, which this runs if need be, puts `initdb` on the PATH.
+    // Without `DATABASE_URL`, runs this program again under `scripts/with-postgres`, which puts
+    // `initdb` on the PATH. The trial does not use the database itself.
     database::of_program("chaos", "")?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     println!("chaos: seed {seed}; setting up…");
