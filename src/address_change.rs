@@ -26,10 +26,10 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The maximum number of changes in one round.
 const CHANGES: i64 = 20;
 
-/// Stops the approved address change of the caller's account. It requires the current password,
+/// Stops the approved address change of the caller's account. Requires the current password,
 /// because a session may be stolen. A wrong password draws on the same rate limit as in
-/// [`crate::password_change::change`]. The right one is refunded, so that an owner can ask any
-/// number of times whether a change is waiting.
+/// [`crate::password_change::change`]. For the right password the unit is refunded, so that an
+/// owner can ask any number of times whether a change is waiting.
 ///
 /// # Errors
 ///

@@ -43,9 +43,9 @@ pub struct App {
     pub admin_pool: Option<PgPool>,
     /// Checks PostgreSQL over its own connection, which does not wait behind requests.
     pub health: Monitor,
-    /// Keys that recovery codes are derived from.
+    /// Keys that recovery codes are derived from, and that authenticate recovery tokens.
     pub code_keys: Keys,
-    /// Keys that authenticate device cookies and recovery tickets.
+    /// Keys that authenticate session tokens, device cookies and recovery tickets.
     pub device_keys: Keys,
     /// Keys that sign JWTs.
     pub jwt_keys: KeyRing,
@@ -104,7 +104,7 @@ impl App {
         Ok(Self::of_parts(config, problems.or(parts.complete())?, clock, limits))
     }
 
-    /// The same with parts that were read before.
+    /// As [`App::new`], with parts that were read before.
     #[must_use]
     pub fn of_parts(config: Config, parts: CompleteParts, clock: Clock, limits: Limits) -> (Self, Courier) {
         let CompleteParts {

@@ -47,8 +47,8 @@ impl Census {
     /// first round ends; or from the part that was read, if there are no stored counts or accounts
     /// were imported since.
     pub async fn warm_up(&mut self) {
-        // An alert compares this metric with the time. Until the first round ends, the metric is
-        // the start of the service.
+        // An alert compares this metric with the time. Until the first round ends, its value is the
+        // time at which the service started.
         self.app.metrics.hashes_counted.set(self.app.clock.now().unix_timestamp());
         let read = timeout(STORAGE_DEADLINE, async {
             loop {
@@ -147,7 +147,7 @@ impl Census {
     fn publish_metrics(&self, counts: &Counts) {
         let metrics = &self.app.metrics;
         metrics.stored_hashes.clear();
-        // This metric exists even while no account has a password.
+        // The metric of Argon2id exists even while no account has a password.
         drop(metrics.stored_hashes.get_or_create(&HashLabel { scheme: "argon2id" }));
         for (kind, count) in counts {
             let scheme = StoredHash::parse(kind).map_or("unusable", |stored| stored.kind());

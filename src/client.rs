@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::locale::Locale;
 
-/// What a session stores about its client.
+/// What the service stores about the client of a request.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// Its IP address, as reported by trusted proxies.

@@ -1,4 +1,4 @@
-//! The clock: the only place that reads the time.
+//! The clock: the only place that reads the system clock.
 //!
 //! Every rule that depends on time takes `now` as an argument, and `now` comes from here. So a test
 //! can set the time instead of waiting. Times are whole microseconds, because PostgreSQL stores no
@@ -71,9 +71,9 @@ impl Clock {
         }
     }
 
-    /// The time since a fixed moment, by a clock that cannot be set. It is for the rate limiter in
-    /// memory: after a clock that was an hour fast was corrected, the limiter would refuse every
-    /// client for an hour.
+    /// The time since a fixed moment, by a clock that cannot be set. The rate limits in memory use
+    /// it: by the system clock, they would refuse every client for an hour after a clock that was
+    /// an hour fast is corrected.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         match self {
@@ -95,7 +95,7 @@ pub struct SystemClock {
     agreed_offset: Arc<AtomicI64>,
 }
 
-/// The last comparison failed, or there was none.
+/// The clocks differed at the last comparison, or there was none.
 const NEVER: i64 = i64::MIN;
 
 impl SystemClock {

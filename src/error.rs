@@ -64,9 +64,10 @@ pub enum Problem {
     CredentialsInvalid,
     /// There is no session: the token is missing or unknown, or its session has ended.
     SessionInvalid,
-    /// The rate limit of failed logins for the identifier is exhausted.
+    /// The rate limit of failed logins for the identifier is exhausted, or other logins with it are
+    /// running.
     LoginThrottled,
-    /// The rate limit of wrong current passwords for the account is exhausted.
+    /// The rate limit of wrong current passwords and password changes of the account is exhausted.
     PasswordThrottled,
     /// Too many passwords wait to be hashed.
     HashingBusy,

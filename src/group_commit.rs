@@ -138,7 +138,7 @@ impl<T, R> Arrivals<T, R> {
             self.arrived.push(next);
         }
         self.last_batch_at = Instant::now();
-        // A request whose caller has given up must not be committed: it would send an email.
+        // A request whose caller has given up must not be committed: a `start` would send an email.
         let arrived = std::mem::take(&mut self.arrived).into_iter();
         let (requests, (answers, spans)): (Vec<_>, _) = arrived
             .filter(|request| !request.answer.is_closed())

@@ -9,8 +9,8 @@
 //! - a MAC of both, under a key of `DEVICE_SECRETS`.
 //!
 //! The last part shows, before a request is parsed, that this service issued the cookie. The tag
-//! shows for which address it counts. All cookies of one address have the same tag and share one
-//! bucket in memory.
+//! shows for which address the cookie counts. All cookies of one address under one key have the
+//! same tag. From one network they share one bucket in memory.
 //!
 //! A cookie of the previous format (version 1) has a MAC of the id in place of the tag. It remains
 //! valid for its year and has no tag.
@@ -33,7 +33,8 @@ use crate::secret::{Key, Keys};
 
 const PART: usize = 16;
 
-/// The use of a value. A value for one use is invalid for another.
+/// What a value, a cookie or a ticket, is used for. A value of one purpose is invalid for the
+/// other.
 #[derive(Debug)]
 pub struct Purpose {
     value: &'static str,
@@ -56,7 +57,7 @@ pub const COOKIE: Purpose = Purpose {
     v1: Some(V1 { issued: "device/1", owned: "device-of/1" }),
     lifetime: DEVICE_LIFETIME,
 };
-/// The ticket of an operator.
+/// The recovery ticket that an operator issues.
 pub const TICKET: Purpose =
     Purpose { value: "ticket/2", tag: "ticket-owner/2", v1: None, lifetime: TICKET_LIFETIME };
 

@@ -119,12 +119,12 @@
 //! 1. [`http::guard::admit_login`] draws on the network's rate limit. [`session::Login::run`] draws
 //!    the rest of the price: one unit for every four of our own hashes that could be computed in
 //!    the time of the slowest stored hash.
-//! 2. It waits for the turn of its address ([`throttle::Turns`]), then takes a place of the
+//! 2. The login waits for the turn of its address ([`throttle::Turns`]), then takes a place of the
 //!    [`password::Hasher`] or is refused.
 //! 3. It is counted as a failure before `account` is read. The password is then verified against
 //!    the account's hash, or against a decoy hash if there is none ([`password::Decoys`]).
 //! 4. After `LOGIN_FAILURE_TIME` the answer is 401, and the next login of the address has its turn.
-//!    From step 2 on, all this happens even if the client disconnects.
+//!    Once the login has its turn, all this happens even if the client disconnects.
 //!
 //! # Invariants
 //!

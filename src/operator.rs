@@ -28,7 +28,7 @@ impl OperatorName {
         &self.0
     }
 
-    /// The holder of a token, in the event of a command that issues or revokes it.
+    /// The holder of a token, for the audit event of the command that issues or revokes the token.
     fn holder(&self) -> By<'_> {
         By::Operator(OperatorInfo { name: &self.0, reason: None, client: None })
     }

@@ -13,7 +13,7 @@ use crate::password::Cost;
 use crate::password::blocklist::Blocklist;
 use crate::secret::{Key, Keys};
 
-/// The parts. `None` is one that cannot be used; its problem says why.
+/// The parts. A part that cannot be used is `None`; a problem says why.
 pub struct Parts {
     /// How PostgreSQL is reached.
     pub database: Option<PgConnectOptions>,
@@ -29,7 +29,7 @@ pub struct Parts {
     pub device_keys: Option<Keys>,
     /// Keys that sign JWTs. Without `JWT_KEYS`, a key that exists as long as the process.
     pub jwt_keys: Option<KeyRing>,
-    /// `PASSWORD_BLOCKLIST`; also `None` without one.
+    /// The filter of `PASSWORD_BLOCKLIST`; also `None` if that is not set.
     pub blocklist: Option<Blocklist>,
     /// The receivers of events.
     pub receivers: Option<Receivers>,
@@ -106,7 +106,7 @@ impl Parts {
         }
     }
 
-    /// `None` if a part is missing.
+    /// All parts; `None` if a required one is missing.
     #[must_use]
     pub fn complete(self) -> Option<CompleteParts> {
         let Self {

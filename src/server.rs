@@ -29,7 +29,7 @@ use crate::thread;
 const METRICS_CONNECTIONS: u32 = 64;
 /// Connections to the admin listener at once.
 const MAX_OPERATOR_CONNECTIONS: u32 = 256;
-/// How often the folder of JWT keys is read again.
+/// How often the JWT keys and the certificate of the admin API are read again.
 const KEYS_REREAD_INTERVAL: Duration = Duration::from_mins(1);
 /// How often the outbox is counted for the metrics.
 const OUTBOX_COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A sentence for each variable whose address cannot be bound.
+    /// A sentence for each variable whose address cannot be bound or whose file cannot be used.
     pub fn bind(app: App, courier: Courier) -> Result<Self, ConfigErrors> {
         let mut problems = ConfigErrors::default();
         let connections = affordable_connections(app.config.connections.max_connections);
@@ -110,7 +110,7 @@ impl Server {
         self.run_with(Router::new(), stop).await
     }
 
-    /// The same, with further routes beside the API's.
+    /// As [`Server::run`], with further routes beside the API's.
     ///
     /// # Errors
     ///
@@ -120,7 +120,8 @@ impl Server {
         let config = &app.config;
         let mut census = Census::new(Arc::clone(&app));
         let shutdown = CancellationToken::new();
-        // Checked before the service accepts requests, which would be answered 502 until then.
+        // The relays and PostgreSQL are checked before the service accepts requests, because
+        // requests are answered 502 until a check has succeeded.
         let (mut probes, health) = tokio::join!(
             app.gateway.watch(&config.relays, &app.metrics, &shutdown),
             connect(&app, &mut census)

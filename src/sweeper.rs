@@ -22,11 +22,11 @@ const ROWS: i64 = 5000;
 const PAGES: i64 = 64;
 /// The maximum number of statements for a table in one sweep.
 const ROUNDS: u32 = 100;
-/// The pause after a statement, as a multiple of its duration: the sweeper uses at most a fifteenth
-/// of one connection's time.
+/// The pause after a round of statements, as a multiple of the round's duration: the sweeper uses
+/// at most a fifteenth of one connection's time.
 const REST: u32 = 14;
 
-/// How long events are recorded for a hook that no replica has.
+/// How long events are recorded for a hook that no replica has in `EVENT_HOOKS` any more.
 const KEPT_FOR: Duration = Duration::from_hours(1);
 
 /// The sweeper, with its position in `throttle`.
@@ -54,8 +54,8 @@ impl Sweeper {
         }
     }
 
-    /// Deletes the rows that have expired, all of them unless there are very many. If one table
-    /// fails, the others are swept nevertheless.
+    /// Deletes the rows that have expired, at most 100 times 5000 rows of each table. `throttle` is
+    /// scanned page by page instead. If one table fails, the others are swept nevertheless.
     pub async fn sweep(&mut self) {
         let app = Arc::clone(&self.app);
         let networks = app.source_limits.sweep();

@@ -1,5 +1,5 @@
-//! Traces: how long the parts of a request, a flush and an email took, exported as spans to an OTLP
-//! receiver.
+//! Traces: how long the parts of a request, of a commit and of the delivery of an email took,
+//! exported as spans to an OTLP receiver.
 //!
 //! Without `OTEL_EXPORTER_OTLP_ENDPOINT` no span is created. A span says what was done and how it
 //! ended, never for whom: it has no address, code, token, cookie, password, client address or

@@ -28,7 +28,7 @@ use vos_auth::password::blocklist::Blocklist;
 use vos_auth::password::{Memory, Password, StoredHash};
 use vos_auth::secret::{CODE_DIGITS, Code, Key, Keys, TOKEN_CHARS};
 
-/// A target's name, and its function, which panics if an input breaks the rule.
+/// A target's name, and its function, which panics if an input breaks the rule of the target.
 pub type Target<Input> = (&'static str, fn(&Input));
 
 /// The targets that read text.
@@ -65,7 +65,8 @@ pub fn email_address(input: &str) {
         Ok(&address),
         "ASCII case and surrounding white space do not matter"
     );
-    // Only case changes in the local part, so that no look-alike becomes another account's address.
+    // Parsing changes nothing but the case in the local part, so that no look-alike becomes another
+    // account's address.
     let (local, _) = input.trim().rsplit_once('@').expect("an address has an @");
     assert!(text.strip_prefix(&local.to_ascii_lowercase()).is_some_and(|rest| rest.starts_with('@')));
 }
@@ -77,7 +78,8 @@ struct Login {
     password: String,
 }
 
-/// Compares the strict body parser with serde_json: it accepts a subset, with the same values.
+/// Compares the strict body parser with serde_json: the strict parser accepts a subset, with the
+/// same values.
 pub fn strict_json(body: &[u8]) {
     let lax = serde_json::from_slice::<Value>(body);
     let problem = match parse::<Login>(&Bytes::copy_from_slice(body)) {
@@ -130,7 +132,7 @@ pub fn cookie(input: &[u8]) {
     assert!(recovery_token(&headers).is_none(), "a cookie that is sent twice is ignored");
 }
 
-/// The parser of codes accepts exactly 8 digits, whatever the user types.
+/// A code that parses has exactly 8 digits. Spaces and hyphens do not count.
 pub fn code(typed: &str) {
     let read = Code::parse(typed);
     let spaced = Code::parse(&format!(" {}\u{a0}-", typed.replace([' ', '-'], "")));

@@ -1,5 +1,5 @@
-//! aiosmtpd, a relay that others wrote, configured to require XOAUTH2. Its handler in
-//! `xoauth2_server.py` checks each token at the token endpoint.
+//! aiosmtpd, a third-party SMTP server, as a relay that requires XOAUTH2. The handler in
+//! `xoauth2_server.py` asks the token endpoint whether a token is valid.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -49,7 +49,7 @@ impl Aiosmtpd {
         format!("smtp://courier%40example.com@localhost:{}?auth=xoauth2", self.port)
     }
 
-    /// The path of its CA certificate.
+    /// The path of the relay's CA certificate.
     pub fn ca(&self) -> String {
         self.folder.join("ca.pem").display().to_string()
     }

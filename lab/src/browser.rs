@@ -19,12 +19,12 @@ pub const PHONE: (u32, u32) = (390, 780);
 pub const NARROW: (u32, u32) = (320, 640);
 pub const DESKTOP: (u32, u32) = (1100, 760);
 
-/// How often to try to start chromedriver. It takes a free port of `::1` and fails if the same port
-/// of `127.0.0.1` is taken. Other tests use thousands of those.
+/// How often to try to start chromedriver. chromedriver takes a free port of `::1`, and fails if
+/// the same port of `127.0.0.1` is taken. Other tests use thousands of ports of `127.0.0.1`.
 const DRIVER_STARTS: u32 = 20;
 
-/// A Chromium of its own. Dropping this kills the driver, which closes the pipe to Chromium and so
-/// ends it.
+/// A Chromium with its own chromedriver. Dropping this value kills chromedriver, which closes the
+/// pipe to Chromium. Then Chromium ends.
 pub struct Browser {
     pub driver: WebDriver,
     process: Child,
@@ -148,13 +148,15 @@ impl Browser {
         self.devtools("Network.emulateNetworkConditions", network).await;
     }
 
-    /// Checks the page, light and dark: axe finds no violation, and the page fits the narrowest
-    /// screen. If `SCREENSHOTS` names a folder, saves screenshots there, named after `name`.
+    /// Checks that axe finds no violation in the page, in light and in dark colors, and that no
+    /// screen is too narrow for the page. If `SCREENSHOTS` names a folder, saves screenshots there,
+    /// named after `name`.
     pub async fn inspect(&self, name: &str) {
         self.inspect_on(name, &[("phone", PHONE), ("desktop", DESKTOP)]).await;
     }
 
-    /// The same on these screens, each with a name for its screenshot.
+    /// Like [`Self::inspect`], but on these screens and the narrowest one. The names are for the
+    /// screenshots.
     pub async fn inspect_on(&self, name: &str, screens: &[(&str, (u32, u32))]) {
         let axe = place::file("tests/page/node_modules/axe-core/axe.min.js");
         let axe = std::fs::read_to_string(axe).expect("axe is there: `make test` installs it");

@@ -31,13 +31,14 @@ pub fn make_client(folder: &Path, name: &str, uri: &str) {
 /// The next certificate of a server, by another authority. The server does not use it yet.
 pub struct Next {
     folder: PathBuf,
-    /// The file with only its authority. `both` also contains that of the current certificate.
+    /// The path of a file with the authority of this certificate alone. The file at `both` also
+    /// contains the authority of the current certificate.
     pub ca: String,
     pub both: String,
 }
 
 impl Next {
-    /// Makes the next certificate after the one in this folder.
+    /// Makes the certificate that replaces the one in this folder later.
     pub fn after(current: &Path) -> Self {
         let folder = current.join("next");
         fs::create_dir(&folder).unwrap();

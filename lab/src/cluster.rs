@@ -1,4 +1,4 @@
-//! A PostgreSQL cluster of a test or a trial, which may be killed.
+//! A PostgreSQL cluster that a test or a trial starts, and can kill.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -30,12 +30,14 @@ impl Cluster {
         Self::start_with(|_| String::new()).await
     }
 
-    /// The same, with lines for `postgresql.conf`, made from the path of the cluster's folder.
+    /// Like [`Self::start`], with further lines of `postgresql.conf`. `settings` makes them from
+    /// the path of the cluster's folder.
     pub async fn start_with(settings: impl FnOnce(&Path) -> String) -> Self {
         Self::start_at(PORT, settings).await
     }
 
-    /// The same at a port, for settings that make the cluster listen on a network.
+    /// Like [`Self::start_with`], at a given port, for settings that make the cluster listen on a
+    /// network.
     pub async fn start_at(port: u16, settings: impl FnOnce(&Path) -> String) -> Self {
         let cluster = Self::make(port, "vos_auth", settings);
         let mut connection = cluster.connect().await;
@@ -107,7 +109,7 @@ impl Cluster {
         sqlx::query("SELECT pg_reload_conf()").execute(&mut self.connect().await).await.unwrap();
     }
 
-    /// The URL of its database for a user with a password.
+    /// The URL of the cluster's database for a user with a password.
     pub fn url_for(&self, user: &str, password: &str) -> String {
         let folder = self.home.display().to_string().replace('/', "%2F");
         format!("postgres://{user}:{password}@localhost/postgres?host={folder}")
@@ -127,8 +129,8 @@ impl Cluster {
         tokio::time::timeout(PATIENCE, connecting).await.expect("PostgreSQL comes up")
     }
 
-    /// Runs lines of bash in its folder, as the user that owns it. The environment (`PGHOST` and so
-    /// on) leads to the cluster.
+    /// Runs lines of bash in the cluster's folder, as the user who owns the folder. The environment
+    /// (`PGHOST` and so on) leads to the cluster.
     pub fn owner_runs(&self, lines: &str, environment: &[(&str, &str)]) {
         let mut bash = as_owner("bash");
         bash.args(["-euc", lines]).current_dir(&self.home).env_remove("DATABASE_URL");
@@ -157,8 +159,8 @@ impl Cluster {
     /// Kills all processes of the cluster at once.
     pub fn is_killed(&mut self) {
         let postmaster = self.server.id();
-        // The postmaster is stopped first, so that it forks no child after the list was read. A
-        // child that survived would keep the shared memory, and PostgreSQL would refuse the next
+        // SIGSTOP comes first, so that the postmaster forks no child after its children are listed.
+        // A child that survived would keep the shared memory, and PostgreSQL would refuse the next
         // start.
         signal("-STOP", &[postmaster]);
         let children = children_of(postmaster);

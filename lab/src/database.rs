@@ -1,8 +1,8 @@
 //! The database of a test or a program, the roles that connect to it, and the proxy before it.
 //!
 //! As in production, the service connects as a role that owns nothing and has the rights that
-//! `deploy/grants.sql` grants. So do the commands of an operator. The pool of a test, `migrate` and
-//! `dev` connect as the owner.
+//! `deploy/grants.sql` grants. The commands of an operator connect as another such role. The pool
+//! of a test, `migrate` and `dev` connect as the owner.
 
 use std::collections::HashSet;
 use std::os::unix::process::CommandExt as _;
@@ -67,8 +67,8 @@ pub fn grant(url: &str) {
     assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
 }
 
-/// Waits until no service is connected to a test's database. The limit is shorter than the time
-/// that a service may wait for a relay.
+/// Waits until no service is connected to a test's database. The time limit is shorter than the
+/// `--smtp-deadline` of the test with a relay that never answers.
 pub async fn until_left(pool: &PgPool) {
     let connected = "SELECT EXISTS (SELECT FROM pg_stat_activity
         WHERE application_name = 'vos-auth' AND datname = current_database())";

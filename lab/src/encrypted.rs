@@ -20,14 +20,15 @@ pub struct Encrypted {
 }
 
 impl Encrypted {
-    /// Starts it at `localhost`, with a role for the service.
+    /// Starts PostgreSQL at `localhost`, with a role for the service.
     pub async fn start() -> Self {
         Self::start_at("localhost", "127.0.0.1").await
     }
 
-    /// Starts it under another name, at addresses separated by commas.
+    /// Starts PostgreSQL under the host name `name`, at addresses separated by commas.
     pub async fn start_at(name: &'static str, addresses: &str) -> Self {
-        // Postfix instances use the numbers below 18, and `Machine` uses 18.
+        // Of the numbers of `free_port`, Postfix instances use those below 18, and `Machine` uses
+        // 18.
         let (port, mut tls) = (free_port(19), PathBuf::new());
         let cluster = Cluster::start_at(port, |home| {
             tls = home.join("tls");
@@ -65,7 +66,7 @@ ssl_key_file = '{tls}/key.pem'\n"
         self.url_by(&self.file("trusted.pem"))
     }
 
-    /// The path of its first CA certificate.
+    /// The path of the CA certificate of the first server certificate.
     pub fn ca(&self) -> String {
         self.file("ca.pem")
     }

@@ -37,7 +37,7 @@ impl Host {
             ("TRUSTED_PROXIES", "127.0.0.1/32"),
             ("NETWORK_BURST", "1000000"),
             ("NETWORK_PER_MINUTE", "1000000"),
-            // The default, on which `deploy/nginx.conf` relies.
+            // Empty: the variable is not set. `deploy/nginx.conf` relies on the default.
             ("DRAIN_DELAY", ""),
         ];
         let environment = serve_environment(database_url, relays, &[&behind, changes].concat());

@@ -34,7 +34,7 @@ type Shared = Arc<Mutex<Inner>>;
 #[derive(Default)]
 struct Inner {
     identities: BTreeMap<Uuid, Value>,
-    /// The identities whose requests are answered 500.
+    /// The identities for which `GET /admin/identities/{id}` is answered 500.
     failing: HashSet<Uuid>,
     /// After this many requests with this method, the double goes down; `None`: never.
     until_gone: Option<(Method, usize)>,
@@ -124,7 +124,7 @@ impl Kratos {
         self.inner.lock().unwrap().is_endless = true;
     }
 
-    /// The number of requests with this method since the last call.
+    /// The number of requests with this method since this function was last called for it.
     pub fn asked(&self, method: &Method) -> usize {
         let mut inner = self.inner.lock().unwrap();
         let before = inner.asked.len();

@@ -15,7 +15,8 @@ use crate::Failure;
 use crate::postfix::Postfix;
 use crate::starts::{Start, address_of, number_of};
 
-/// Tolerance of times: Postfix logs whole seconds, and a fault has effects after it is fixed.
+/// How far a mail may be outside the time of a fault that explains its second copy: Postfix records
+/// whole seconds, and a fault has effects after it is fixed.
 const BLUR: Duration = Duration::from_secs(3);
 
 /// The time of one fault.
@@ -30,7 +31,8 @@ pub struct Window<K> {
 #[derive(Clone)]
 pub struct Kept {
     message_id: String,
-    /// Postfix's id. If Postfix itself delivers a mail twice, both copies have the same one.
+    /// Postfix's queue id. If Postfix itself delivers a mail twice, both copies have the same queue
+    /// id.
     queue_id: String,
     to: String,
     taken_at: OffsetDateTime,
@@ -73,7 +75,7 @@ pub async fn drains(connection: &mut PgConnection, postfix: &Postfix) -> Result<
     Ok(())
 }
 
-/// The result of the comparison.
+/// The result of comparing starts with mails.
 #[derive(Debug)]
 pub struct Verdict<K> {
     pub answers: BTreeMap<String, usize>,
@@ -168,7 +170,7 @@ impl<K: Copy + Debug + Ord> Verdict<K> {
     /// # Errors
     ///
     /// If a mail was lost, came too late, was sent again without a fault that explains it, or
-    /// belongs to no start.
+    /// belongs to no start, or if a start got two different mails.
     pub fn is_told(&self, windows: &[Window<K>], drained: Duration, took: Duration) -> Result<(), Failure> {
         println!("\nfault              injected   mails sent again");
         let mut injected: BTreeMap<K, usize> = BTreeMap::new();

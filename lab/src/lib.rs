@@ -3,8 +3,9 @@
 //!
 //! Components are real where possible: PostgreSQL, Postfix, nginx, PgBouncer, Chromium and the
 //! built program. The test doubles are servers that must fail when a test tells them to, such as
-//! the SMTP relay. When a value is dropped, it stops the processes and servers that it started.
-//! Code that cannot do its work panics, which fails the test or ends the program with an error.
+//! the SMTP relay. A value that has started processes stops them when it is dropped. Code that
+//! cannot do its work panics or returns an error; then the test fails, or the program ends with an
+//! error.
 //!
 //! | Looking for | Module |
 //! |---|---|

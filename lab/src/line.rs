@@ -11,7 +11,7 @@ use crate::needs;
 const IP: &str = "/usr/sbin/ip";
 
 pub struct Line {
-    /// The namespace at the far end.
+    /// The name of the namespace at the far end.
     name: String,
     /// The address of this end.
     pub near: Ipv4Addr,
@@ -19,7 +19,7 @@ pub struct Line {
     pub far: Ipv4Addr,
 }
 
-/// Whether this machine can make such a network.
+/// Whether this machine can make a [`Line`], which needs root and `ip`.
 pub fn can_lay() -> bool {
     needs::has_root("a network namespace") && needs::has_program(IP)
 }

@@ -50,7 +50,8 @@ pub struct Load {
     accounts: PgPool,
     mailbox: Mailbox,
     counts: Mutex<Counts>,
-    /// How long the REST API caches the JWKS; the cached JWKS and its time.
+    /// How long the REST API caches the JWKS. The field `jwks` is the cached JWKS, with the time of
+    /// its request.
     jwks_life: Duration,
     jwks: tokio::sync::Mutex<Option<(Instant, Value)>>,
     /// The last JWT that each key signed, by the key's id.

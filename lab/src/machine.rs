@@ -17,7 +17,7 @@ pub struct Machine {
 impl Machine {
     /// Creates the three roles, the database, its schema and the rights. Needs root.
     pub async fn start() -> Self {
-        // Postfix instances use the numbers below 18.
+        // Postfix instances use the numbers of `free_port` below 18.
         let port = free_port(18);
         let cluster = Cluster::as_debian_makes_it(port).await;
         let folder = PathBuf::from(place::temporary(&format!("machine-{port}")));
@@ -36,8 +36,8 @@ impl Machine {
         machine
     }
 
-    /// Runs commands of a document as root in the repository, in a shell with an operator's
-    /// settings.
+    /// Runs commands of a document as root, in a shell with an operator's settings. As in a clone,
+    /// the current folder contains `deploy`.
     pub fn operator_runs(&self, lines: &str) -> String {
         self.root_runs(&format!("{}{lines}", install("Load an operator's settings")))
     }

@@ -41,7 +41,7 @@ impl Mail {
         self.code_if_any().expect("a code")
     }
 
-    /// The same; `None` for an email without a code.
+    /// Like [`Self::code`], but `None` for an email without a code.
     pub fn code_if_any(&self) -> Option<String> {
         let text = self.text();
         let lone = |line: &String| line.len() == 8 && line.bytes().all(|octet| octet.is_ascii_digit());

@@ -5,9 +5,11 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// Whether this test can run. `otherwise` says what is missing and how to get it.
+/// Whether this test can run. If not, prints `otherwise`, which says what is missing and how to get
+/// it.
 ///
-/// If `REQUIRE_ALL_TESTS` is set, as in `.ci/run`, the test fails with that message instead.
+/// If `REQUIRE_ALL_TESTS` is set, as `.ci/run` does for root, the test fails with `otherwise` as
+/// its message.
 pub fn has(met: bool, otherwise: &str) -> bool {
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     let must = std::env::var("REQUIRE_ALL_TESTS").is_ok_and(|value| !value.is_empty());

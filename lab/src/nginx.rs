@@ -22,12 +22,13 @@ pub const CLIENT: &str = "127.0.0.2";
 /// How this nginx differs from `deploy/nginx.conf`.
 #[derive(Default)]
 pub struct Setup<'a> {
-    /// The network at whose far end it runs, instead of loopback.
+    /// The network at whose far end nginx runs, instead of loopback.
     pub line: Option<&'a Line>,
-    /// Replacements in its text, each of which must match. `{plain}` is the port without TLS.
+    /// Replacements in the text of `deploy/nginx.conf`. Each must match. `{plain}` stands for the
+    /// port without TLS.
     pub changes: &'a [(&'a str, &'a str)],
-    /// Whether its main context is Debian's, changed by the command of docs/operate/install.md.
-    /// Otherwise it has nginx's defaults.
+    /// Whether the worker settings are Debian's, changed by the command of docs/operate/install.md.
+    /// Otherwise they are nginx's defaults.
     pub is_documented: bool,
 }
 
@@ -58,7 +59,7 @@ impl Nginx {
         make_certificate(&home);
         let host = setup.line.map_or(Ipv4Addr::LOCALHOST, |line| line.far);
         let client = setup.line.map_or(CLIENT.parse().unwrap(), |line| line.near);
-        // Other servers use the numbers below 40.
+        // Other servers use the numbers of `free_port` below 40.
         let (tls, plain) = (free_port(40 + number % 5 * 2), free_port(41 + number % 5 * 2));
         let site = place::text("deploy/nginx.conf");
         let site = with_own_addresses(&site, host, [tls, plain], replicas);
@@ -158,7 +159,7 @@ url = \"https://platform.verolabs.co:{port}{path}\"\nwrite-out = \"{write_out}\"
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SIGTERM, because a master that is killed leaves its workers running.
+        // SIGTERM, because SIGKILL would end the master alone and leave its workers running.
         let _ = Command::new("bash").args(["-c", &format!("kill {}", self.process.id())]).status();
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.home);
@@ -194,7 +195,7 @@ fn documented_workers(home: &Path) -> String {
     let (before, _) = page.split_once(" /etc/nginx/nginx.conf\n").expect("the command");
     let command = &before[before.rfind("sed -i").expect("it is sed's")..];
     let script = format!("{command} {}", debian.display());
-    // Twice, because a second run must change nothing.
+    // The command runs twice, because its second run must change nothing.
     for _ in 0..2 {
         assert!(Command::new("bash").args(["-c", &script]).status().unwrap().success(), "{script}");
     }

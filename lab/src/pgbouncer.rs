@@ -15,13 +15,13 @@ use sqlx::{AssertSqlSafe, PgPool};
 use crate::place::{self, free_port};
 use crate::{PATIENCE, needs};
 
-/// The environment variable with the command that runs PgBouncer. `make pooler` sets it to that of
-/// another Debian release.
+/// The environment variable with the command that runs PgBouncer. `make pooler` sets it to a
+/// command that runs the PgBouncer of another Debian release.
 const PROGRAM: &str = "PGBOUNCER";
-/// The role that replaces the document's role.
+/// The role that replaces `vos_auth_serve` in the statements of `docs/operate/poolers.md`.
 const ROLE: &str = "vos_auth_pooled";
 const PASSWORD: &str = "pooled";
-/// How the document's statements begin.
+/// The beginning of the statements of `docs/operate/poolers.md` that give the role its settings.
 const DOCUMENTED: &str = "ALTER ROLE vos_auth_serve SET ";
 
 /// How PgBouncer gives server connections to its clients.
@@ -139,9 +139,9 @@ impl Drop for PgBouncer {
     }
 }
 
-/// The configuration for transaction mode: the lines that the file has for it in a comment replace
-/// the line for session mode. The setting for prepared statements is left out for versions that do
-/// not know it.
+/// The configuration for transaction mode. The file contains the lines for this mode in a comment;
+/// they replace the line for session mode. Versions of PgBouncer that do not know the setting for
+/// prepared statements do not get it.
 fn in_transaction_mode(ini: &str) -> String {
     let knows_prepared_statements = version() >= (1, 21);
     let is_for_it = |line: &&str| knows_prepared_statements || !line.contains("max_prepared_statements");

@@ -34,7 +34,7 @@ pub fn built() -> &'static Path {
     built
 }
 
-/// Sets another binary. Must be called before anything starts the service.
+/// Makes [`built`] return `program`. Must be called before anything starts the service.
 pub fn uses(program: PathBuf) {
     BUILT.set(program).expect("it is said before anything is started");
 }
@@ -52,7 +52,7 @@ pub fn temporary(name: &str) -> String {
 }
 
 /// Makes a folder in the machine's temporary folder, which all users can read. The caller removes
-/// it. This function removes the folders of processes that were killed.
+/// it. This function also removes the folders with the same prefix whose processes no longer exist.
 pub fn folder(what: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let (prefix, pid) = (format!("vos-auth-{what}-"), std::process::id());

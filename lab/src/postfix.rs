@@ -50,8 +50,8 @@ pub struct Setup<'a> {
     /// Requires neither TLS nor a password, and does not log conversations: for programs that send
     /// many mails.
     pub is_open: bool,
-    /// Its queue is on a small file system in memory, which can be filled. On some machines, even
-    /// root cannot mount one.
+    /// Its queue is on a small file system in memory, which can be filled. If it cannot be mounted,
+    /// as on some machines, the queue is an ordinary folder.
     pub has_small_queue: bool,
 }
 
@@ -112,7 +112,7 @@ impl Postfix {
         fs::read_to_string(self.home.join("etc/master.cf")).unwrap().contains("wrappermode")
     }
 
-    /// The certificate of its authority.
+    /// The path of its CA certificate.
     pub fn ca(&self) -> String {
         self.home.join("tls/ca.pem").display().to_string()
     }
@@ -171,7 +171,8 @@ impl Postfix {
         output(files::program("usr/sbin/postfix").arg("-c").arg(self.home.join("etc")).arg("reload"));
     }
 
-    /// The log of Postfix, with every line that clients sent, with or without TLS.
+    /// Postfix's log. Unless the instance is open, the log has every line that clients sent, with
+    /// or without TLS.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("log/mail.log")).unwrap_or_default()
     }
@@ -240,8 +241,9 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Starts Postfix. For a program, Postfix is killed when the thread that started it ends, however
-/// the program ends. Not for a test, because a test may start it on a thread that ends earlier.
+/// Starts Postfix. The kernel kills the master of an open instance when the thread that started it
+/// ends, so that Postfix does not outlive the program. Other instances are for tests, which may
+/// start Postfix on a thread that ends before the test.
 fn serve(home: &Path, is_open: bool) -> Child {
     // This creates the missing folders of its queue.
     output(files::program("usr/sbin/postfix").arg("-c").arg(home.join("etc")).arg("check"));
@@ -309,7 +311,7 @@ virtual_minimum_uid = 1
     )
 }
 
-/// Postfix retries a delivery every 3 s.
+/// The settings of an open instance. It retries a delivery every 3 s.
 const OPEN: &str = "smtpd_relay_restrictions = permit_mynetworks, reject
 mynetworks = 127.0.0.0/8
 virtual_mailbox_limit = 0

@@ -141,12 +141,12 @@ impl Program {
         Self::start_under(&[], arguments, environment)
     }
 
-    /// The same, run by the command `under`.
+    /// Like [`Self::start`], but the command `under` runs the program.
     pub fn start_under(under: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::follow(command(under, arguments, environment))
     }
 
-    /// The same with another release, whose binary is `program`.
+    /// Like [`Self::start`], with another release, whose binary is `program`.
     pub fn start_of(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(environment.iter().copied());
@@ -183,8 +183,8 @@ impl Program {
         self.line_if_any(part).unwrap_or_else(|seen| panic!("no line with {part:?} in:\n{seen}"))
     }
 
-    /// The same. If the program ends without such a line, returns everything that it wrote as the
-    /// error.
+    /// Like [`Self::line_with`]. If the program ends without such a line, or writes none within
+    /// [`PATIENCE`], the error is everything that it wrote.
     pub fn line_if_any(&mut self, part: &str) -> Result<String, String> {
         if let Some(line) = self.seen.iter().find(|line| line.contains(part)) {
             return Ok(line.clone());

@@ -15,9 +15,9 @@ pub enum Way {
     Open,
     /// Connections are cut, and new ones are closed at once.
     Cut,
-    /// No data passes, and none later: the connection is closed when the stall ends.
+    /// No data passes. When the way changes, the connection is closed.
     Stalled,
-    /// No data passes until the way changes; then all of it does.
+    /// No data passes until the way changes; then all data passes.
     Held,
     /// Present connections stay open and silent, as if the machine had died; new ones work.
     Lost,
@@ -152,7 +152,7 @@ async fn pump(
     }
 }
 
-/// Waits as the way says, and returns the way after that.
+/// Waits until the way is not `Held`, and then for `SLOWNESS` if it is `Slow`. Returns this way.
 async fn let_pass(ways: &mut watch::Receiver<Way>) -> io::Result<Way> {
     let way = *ways.wait_for(|way| *way != Way::Held).await.map_err(io::Error::other)?;
     if way == Way::Slow {

@@ -10,8 +10,8 @@ use tokio::time::{interval, timeout};
 
 use crate::PATIENCE;
 
-/// The pause between two writes or reads of a slow client. It is not a wait of the test for
-/// something else.
+/// The pause between two writes or reads of a slow client. Tests do not use it to wait for an
+/// event.
 const DRIP: Duration = Duration::from_millis(10);
 
 pub struct Raw {
@@ -98,7 +98,7 @@ impl Raw {
         self.hears_until_the_end().await
     }
 
-    /// Reads until the service stops sending, and keeps the connection open.
+    /// Reads until the service closes its side of the connection. The client's side stays open.
     pub async fn hears_until_the_end(&mut self) -> String {
         while self.reads().await {}
         self.text()

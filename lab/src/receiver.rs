@@ -18,7 +18,7 @@ use prost::Message as _;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
     Takes,
-    /// 503.
+    /// Answers 503.
     Refuses,
     /// Never answers.
     Hangs,
@@ -126,7 +126,7 @@ impl Traced {
         hex(&self.0.parent_span_id)
     }
 
-    /// The spans that it is linked to.
+    /// The ids of the spans that this span links to.
     pub fn links(&self) -> Vec<String> {
         self.0.links.iter().map(|link| hex(&link.span_id)).collect()
     }

@@ -40,7 +40,8 @@ impl Replica {
         Self::start_under(&[], database_url, relay, changes).await
     }
 
-    /// The same, started by the command `under`, which must finally exec the program.
+    /// Like [`Self::start`], but the command `under` starts the program. The command must end with
+    /// an exec of the program.
     pub async fn start_under(
         under: &[&str],
         database_url: &str,

@@ -156,7 +156,7 @@ impl Service {
         Self::has_trader_at(&self.pool, email, password).await;
     }
 
-    /// The same for a service that runs in another process.
+    /// Like [`Self::has_trader`], for a service that runs in another process.
     pub async fn has_trader_at(pool: &PgPool, email: &str, password: &str) {
         Self::make_account(pool, email, None).await;
         let hash = Password::new(password).hash(Cost { memory_kib: 7168, passes: 1, lanes: 1 });

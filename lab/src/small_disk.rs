@@ -12,13 +12,13 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts a file system of 48 MiB for the user of PostgreSQL. The error says why that is not
-    /// possible.
+    /// Mounts a file system of 48 MiB for the user of PostgreSQL. The error says why it cannot be
+    /// mounted.
     pub fn mount() -> Result<Self, String> {
         Self::mount_at(place::folder("disk"), "uid=postgres,mode=700")
     }
 
-    /// The same at an empty folder, with these options for mount(8).
+    /// Like [`Self::mount`], at an empty folder and with these options for mount(8).
     pub fn mount_at(path: PathBuf, options: &str) -> Result<Self, String> {
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size=48m,{options}"), "vos-auth-test"])
@@ -35,7 +35,7 @@ impl SmallDisk {
         &self.path
     }
 
-    /// Fills it to the last octet.
+    /// Fills the disk to the last octet.
     pub fn fills(&self) {
         let mut file = File::create(self.path.join("filler")).unwrap();
         for octets in [1 << 20, 1 << 10, 1] {

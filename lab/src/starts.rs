@@ -43,7 +43,7 @@ impl Ready {
     }
 }
 
-/// What the clients saw.
+/// The starts of a load, and what their clients saw.
 #[derive(Clone, Default)]
 pub struct Starts {
     seen: Arc<Mutex<Vec<Start>>>,
@@ -60,7 +60,8 @@ impl Starts {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Runs until it is dropped, or until a start for each of `addresses` addresses has ended.
+    /// Runs until the future is dropped, or until a start for each of `addresses` addresses has
+    /// ended.
     pub async fn run(&self, ready: Ready, a_second: u32, addresses: usize) {
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         let free = Arc::new(Semaphore::new(CLIENTS as usize));

@@ -28,11 +28,11 @@ pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// How the receiver answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// 204.
+    /// Answers 204.
     Takes,
-    /// This status.
+    /// Answers with this status.
     Answers(u16),
-    /// 500 for events of this subject, 204 for others.
+    /// Answers 500 for events of this subject, and 204 for others.
     RefusesSubject(String),
     /// Answers only after the mood has changed.
     Stalls,
@@ -81,12 +81,12 @@ impl Webhook {
         webhook
     }
 
-    /// An entry of `EVENT_HOOKS` that leads to it.
+    /// An entry of `EVENT_HOOKS` that leads to this receiver.
     pub fn entry(&self, name: &str, kinds: &str) -> String {
         format!("{name} https://localhost:{}/events {SECRET} {kinds}", self.address.port())
     }
 
-    /// The settings with which a service can reach it.
+    /// The settings with which a service can reach this receiver.
     pub fn settings(&self) -> Vec<String> {
         vec![
             "--event-hook-networks=127.0.0.0/8".into(),
@@ -95,7 +95,7 @@ impl Webhook {
         ]
     }
 
-    /// The same as variables, with an entry that wants all events.
+    /// The same settings as environment variables, with an entry of `EVENT_HOOKS` for all events.
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("EVENT_HOOKS", self.entry("rest", "all")),
@@ -129,12 +129,12 @@ impl Webhook {
         self.calls().into_iter().filter(|call| call.taken).collect()
     }
 
-    /// Waits until this many requests have arrived, and returns all.
+    /// Waits until this many requests have arrived, and returns all requests.
     pub async fn called(&self, count: usize) -> Vec<Call> {
         self.until(|calls| calls.len() >= count).await
     }
 
-    /// Waits until this many requests were answered with success, and returns those.
+    /// Waits until this many requests were answered with success, and returns all such requests.
     pub async fn has_taken(&self, count: usize) -> Vec<Call> {
         self.until(|calls| calls.iter().filter(|call| call.taken).count() >= count).await;
         self.taken()
@@ -150,7 +150,7 @@ impl Webhook {
         self.calls()
     }
 
-    /// Ends as if it was killed: every connection is closed, and new ones are refused.
+    /// Ends as if the receiver was killed: every connection is closed, and new ones are refused.
     pub fn goes_down(&mut self) {
         if let Some((stop, thread)) = self.running.take() {
             drop(stop);

@@ -15,8 +15,8 @@ use crate::locale::Locale;
 /// An account from another system.
 #[derive(Clone, Debug)]
 pub struct Incoming {
-    /// Its id in other systems; `None` if only its address identifies it. It then gets a new id
-    /// here.
+    /// Its id in the other system. `None` if only its address identifies it: this service then
+    /// gives it a new id.
     pub id: Option<Uuid>,
     /// Its address.
     pub email: EmailAddress,
@@ -39,16 +39,17 @@ pub struct Incoming {
 pub enum ImportOutcome {
     /// The account was created.
     Created,
-    /// An earlier import wrote the account, it was not used or changed here since, and it has
-    /// changed in the other system.
+    /// The account was updated: an earlier import wrote it, it was not used or changed in this
+    /// service since, and it has changed in the other system.
     Updated,
     /// The account exists and has the same data.
     Unchanged,
-    /// The account exists and differs, but was used or changed here, so it is not updated.
+    /// The account exists and differs, but was used or changed in this service, so it is not
+    /// updated.
     Kept,
-    /// The account with this id has another address here, so it is not updated.
+    /// The account with this id has another address in this service, so it is not updated.
     OtherEmail,
-    /// The account with this address has another id here, so it is not updated.
+    /// The account with this address has another id in this service, so it is not updated.
     OtherId,
 }
 
@@ -182,7 +183,7 @@ impl<'a> AccountColumns<'a> {
         columns
     }
 
-    /// Returns whether every row was written.
+    /// Inserts the accounts. Returns whether every row was written.
     async fn insert(&self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<bool, sqlx::Error> {
         if self.ids.is_empty() {
             return Ok(true);
@@ -208,8 +209,8 @@ impl<'a> AccountColumns<'a> {
         Ok(inserted.execute(transaction).await?.rows_affected() == self.ids.len() as u64)
     }
 
-    /// Returns whether every row was written. A row that was used or changed since the comparison
-    /// is not written.
+    /// Updates the accounts. Returns whether every row was written: an account that was used or
+    /// changed since the comparison is not.
     async fn update(&self, transaction: &mut PgConnection, now: OffsetDateTime) -> Result<bool, sqlx::Error> {
         if self.ids.is_empty() {
             return Ok(true);

@@ -227,7 +227,7 @@ pub fn can_store(traits: &Map<String, Value>) -> bool {
 }
 
 /// Creates an active account and records it in the audit log, in one transaction. `by` is the
-/// operator who called the admin API.
+/// operator who called the admin API; `None` for a command.
 ///
 /// # Errors
 ///

@@ -63,7 +63,8 @@ pub enum Ticket {
     /// The account is protected: another operator can approve the request with this id within 10
     /// minutes, and the same call then gives the ticket.
     Asked(Uuid),
-    /// As [`Ticket::Asked`], for a request that was made before.
+    /// The account is protected and has the open request with this id, which nobody has approved
+    /// yet or which another operator made.
     Pending(Uuid),
     /// The account is protected, and the command names no operator.
     NoOperator,
@@ -137,9 +138,10 @@ pub enum EmailSet {
     NotBefore(OffsetDateTime),
 }
 
-/// Gives an account another address and ends the pending recoveries of both addresses, so that a
-/// code emailed to the old address no longer opens the account. Open requests of operators end,
-/// too: they were about the old address. Sessions continue. The notice is sent to the old address.
+/// Gives an account another address and ends the pending recoveries of the old and the new address,
+/// so that a code emailed to the old address no longer opens the account. Open requests of
+/// operators for this account end, too: they were about the old address. Sessions continue. A
+/// notice is sent to the old address.
 pub async fn set_email(
     connection: &mut PgConnection,
     now: OffsetDateTime,

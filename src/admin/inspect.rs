@@ -34,7 +34,8 @@ pub struct Overview {
     pub account: AccountView,
     /// Its open sessions, the newest first.
     pub sessions: Vec<Session>,
-    /// Its recoveries that began within the longest lifetime of a recovery, the newest first.
+    /// Its recoveries that began within the longest lifetime of a recovery, the newest first, at
+    /// most 20.
     pub recoveries: Vec<SeenRecovery>,
     /// Its rate limits, and those of its address.
     pub limits: Vec<Level>,
@@ -96,7 +97,7 @@ impl From<&Record> for AccountView {
 /// An email to the account, and what became of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct SeenMail {
-    /// The kind of email; `None` for a bounce, which does not say.
+    /// The kind of email; `None` for a bounce, which does not say which email bounced.
     pub kind: Option<MailKind>,
     /// What became of it.
     pub state: MailState,
@@ -122,7 +123,7 @@ pub enum MailState {
     Retrying,
     /// No relay accepted it. A notice is kept, so that an operator can send it again.
     GivenUp,
-    /// Its code has too little life left, so it is not sent.
+    /// It expires in less than a minute or has expired, so it is not sent.
     Expired,
     /// A relay accepted it.
     Delivered,
@@ -165,8 +166,8 @@ impl SeenMail {
     }
 }
 
-/// Everything about an account. `idle` is `SESSION_IDLE`, and `address_limit` the rate limit of
-/// recoveries, of the service's settings. Returns `None` if the account was erased meanwhile.
+/// Reads the [`Overview`] of an account. `idle` is the setting `SESSION_IDLE`; `address_limit` is
+/// the rate limit of recoveries of an address. Returns `None` if the account was erased meanwhile.
 pub async fn overview(
     connection: &mut PgConnection,
     now: OffsetDateTime,

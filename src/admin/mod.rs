@@ -92,7 +92,7 @@ pub enum Bounced {
     Marked,
     /// The address was already marked.
     AlreadyMarked,
-    /// The account does not exist, or has had another address since that email.
+    /// The account does not exist, or no longer has the address that the email was sent to.
     NotFound,
 }
 
@@ -162,7 +162,7 @@ pub async fn revoke_all_sessions(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Unblocked {
-    /// All buckets are full; this many were not.
+    /// All buckets are full now; this many were not full before.
     Filled(u64),
     /// The rate limit of refills is exhausted until this time.
     NotBefore(OffsetDateTime),
@@ -200,8 +200,8 @@ pub async fn unblock(
 /// its address, its pending emails. Returns false if the account does not exist.
 ///
 /// The rate limits of its address are keyed by hashes and are deleted when their buckets are full,
-/// within a day. Audit events stay for accountability: they keep the account's id but no network
-/// address or device.
+/// within a day. Audit events stay for accountability: they keep the account's id, but no network
+/// address or device except those of operators.
 pub async fn erase(
     connection: &mut PgConnection,
     now: OffsetDateTime,

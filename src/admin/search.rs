@@ -17,7 +17,7 @@ pub enum Query {
     All,
     /// The account of an address.
     Email(EmailAddress),
-    /// Accounts whose address begins with a text, whatever its case.
+    /// Accounts whose address begins with a text, regardless of its case.
     Prefix(String),
     /// The account with an id.
     Id(Uuid),

@@ -22,9 +22,10 @@ use crate::clock::{first_id_of, new_id};
 pub enum Event {
     /// An operator created the account.
     AccountCreated,
-    /// An operator imported accounts; each account has the time in `imported_at`.
+    /// An operator imported accounts; each imported account has the time in `imported_at`.
     AccountsImported,
-    /// An operator exported all accounts, including password hashes.
+    /// An operator exported accounts, including password hashes: all to a file, or the changed ones
+    /// to Kratos.
     AccountsExported,
     /// An operator disabled the account.
     AccountDisabled,
@@ -44,20 +45,23 @@ pub enum Event {
     RecoveryTicketIssued,
     /// An operator asked for a ticket for a protected account, which another one has to approve.
     TicketAsked,
-    /// A second operator approved the ticket.
+    /// A second operator approved a ticket for a protected account.
     TicketApproved,
-    /// An operator cancelled the ticket before it was issued.
+    /// A request for a ticket was cancelled: by an operator, or because the account was disabled or
+    /// got another address.
     TicketCancelled,
     /// An operator asked for another address of the account, which another one has to approve.
     AddressChangeAsked,
-    /// A second operator approved the change. It takes effect after `ADDRESS_CHANGE_DELAY`.
+    /// A second operator approved another address of the account. The change takes effect after
+    /// `ADDRESS_CHANGE_DELAY`.
     AddressChangeApproved,
-    /// An operator cancelled the change, or changed the account in another way.
+    /// A request for another address was cancelled: by an operator, or because the account was
+    /// disabled or got another address.
     AddressChangeCancelled,
-    /// The account owner stopped the change, with the password.
+    /// The account owner stopped an approved address change, with the current password.
     AddressChangeStopped,
-    /// The change could not take effect: another account has the address, or this one is disabled
-    /// or has had another address since.
+    /// An approved address change could not take effect: another account has the address, or this
+    /// account is disabled or has had another address since.
     AddressChangeFailed,
     /// A relay accepted the email with a recovery code.
     RecoverySent,
@@ -159,9 +163,9 @@ impl<'a> From<&'a Client> for By<'a> {
 pub enum Outcome {
     /// The call succeeded.
     Allowed,
-    /// The operator's role may not do it.
+    /// The operator's role may not make the call.
     Refused,
-    /// It was answered with another error.
+    /// The call was answered with another error.
     Failed,
 }
 

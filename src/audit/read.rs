@@ -10,22 +10,22 @@ use uuid::Uuid;
 
 use crate::clock::{first_id_of, serialize_rfc3339};
 
-/// When data that another system also stores was last changed here by a person. A sign-in is no
-/// such change, nor is the rehash of the same password.
+/// When a person last changed an account's password, address and state in this service. A sign-in
+/// is no such change, nor is the rehash of the same password.
 #[derive(Clone, Copy, Debug)]
 pub struct Changes {
     /// The account.
     pub account_id: Uuid,
-    /// When the password changed, or the account was created here.
+    /// When the password changed, or the account was created in this service.
     pub password: Option<OffsetDateTime>,
     /// When the address changed.
     pub email: Option<OffsetDateTime>,
-    /// When it was disabled or enabled.
+    /// When the account was disabled or enabled.
     pub state: Option<OffsetDateTime>,
 }
 
-/// The accounts that were changed here since `since`, ordered by id, for as long as events are
-/// kept.
+/// The accounts that were changed or erased in this service since `since`, ordered by id. Changes
+/// are known only for as long as events are kept.
 pub async fn changed_since(
     executor: impl PgExecutor<'_>,
     since: OffsetDateTime,
@@ -59,7 +59,8 @@ pub struct AuditEntry {
     pub what: String,
     /// The account; `None` if the event is about many accounts.
     pub account_id: Option<Uuid>,
-    /// The address of the client that caused it, until the account is erased.
+    /// The IP address of the client that caused it. An operator's stays when the account is erased,
+    /// others are removed.
     pub client_ip: Option<IpAddr>,
     /// The User-Agent of that client.
     pub user_agent: Option<String>,

@@ -20,7 +20,8 @@ pub use self::palette::{Color, Palette};
 pub use self::picture::Picture;
 use crate::locale::Locale;
 
-/// Maximum size of a file in the folder, in octets. A phone loads the logo with the first step.
+/// Maximum size of a file in the folder, in octets. A phone loads the logo with the first step of
+/// the page.
 const MAX_FILE: u64 = 32 * 1024;
 /// Maximum length of a text, in characters.
 const MAX_TEXT: usize = 160;
@@ -117,8 +118,8 @@ struct Settings {
     colors: Option<Colors>,
 }
 
-/// Both are required: with only one, users with the other color scheme would see the built-in
-/// colors.
+/// The colors of a light and of a dark screen. Both are required: with only one, users with the
+/// other color scheme would see the built-in colors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Colors {
@@ -126,7 +127,7 @@ struct Colors {
     dark: Choice,
 }
 
-/// The names of the files. A misspelled one would not be used, so it is refused.
+/// The names of the files. An unknown name is refused, because it may be a misspelled one.
 fn names(folder: &Path) -> Result<BTreeSet<String>, String> {
     let unreadable = |error| format!("the folder cannot be read: {error}");
     let mut names = BTreeSet::new();

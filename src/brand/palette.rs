@@ -120,9 +120,9 @@ impl Palette {
         }
     }
 
-    /// Whether each pair of colors that the page or emails show together can be read. A brand
-    /// cannot set the colors of errors and borders: if one of those pairs fails, it has to change
-    /// the background.
+    /// Whether each pair of colors that the page or emails show together has enough contrast,
+    /// except pairs that no brand can change. A brand cannot set the colors of errors and borders:
+    /// if one of them has too little contrast, the brand has to change the background.
     pub(super) fn check(&self) -> Result<(), String> {
         let (page, card) = (("page", self.page), ("card", self.card));
         let (text, dim, accent) = (("text", self.text), ("dim", self.dim), ("accent", self.accent));

@@ -1,5 +1,5 @@
-//! The command line and the variables. Every value that cannot be used is reported at once; clap
-//! itself stops at the first.
+//! Reads the command line and the environment variables. Reports all values that cannot be used
+//! together; clap itself stops at the first.
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
@@ -11,18 +11,18 @@ use super::Cli;
 use crate::config::{ConfigError, ConfigErrors};
 use crate::terminal;
 
-/// The parsed command line and variables.
+/// The parsed command line and environment variables.
 pub(super) struct Arguments {
     pub(super) cli: Cli,
     pub(super) matches: ArgMatches,
-    /// Values that cannot be used. In `cli` their settings have the defaults.
+    /// Values that cannot be used. `cli` was parsed without them.
     pub(super) problems: ConfigErrors,
 }
 
 /// The exit code for a bad command line or a bad value.
 pub(super) const BAD_ARGUMENTS: u8 = 2;
 
-/// Reads the command line and the variables.
+/// Reads the command line and the environment variables.
 ///
 /// # Errors
 ///
@@ -38,12 +38,12 @@ pub(super) fn read() -> Result<Arguments, ExitCode> {
             Err(error) => error,
         };
         let Some(argument) = refused_argument(&error) else {
-            // The line may lack a required value only because a bad one was removed: report that
-            // one.
+            // A required value may be missing only because its bad value was removed: report the
+            // bad value.
             return Err(if problems.is_empty() { refuse(&error) } else { print(&problems) });
         };
         problems.add(problem(&argument, &error));
-        // The next run of the loop finds the next problem.
+        // Without the bad value, the next run of the loop finds the next problem.
         if !remove_flag(&mut line, &argument.flag) {
             let Some(without) = without_variable(&command, &argument.flag) else {
                 return Err(print(&problems));
@@ -61,8 +61,8 @@ pub(super) fn print(problems: &ConfigErrors) -> ExitCode {
     ExitCode::from(BAD_ARGUMENTS)
 }
 
-/// Treats an empty variable as unset, because compose files and manifests leave a variable out that
-/// way.
+/// Treats an empty environment variable as unset: compose files and manifests often pass an unset
+/// variable as an empty one.
 fn unset_empty_variables(command: Command) -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
@@ -79,7 +79,7 @@ struct Argument {
     variable: String,
 }
 
-/// The argument whose value cannot be used, if that is the error.
+/// The argument that the error is about, if the error is a value that cannot be used.
 fn refused_argument(error: &clap::Error) -> Option<Argument> {
     let (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(argument))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
@@ -90,7 +90,7 @@ fn refused_argument(error: &clap::Error) -> Option<Argument> {
     Some(Argument { flag, variable: argument.split(['<', '>']).nth(1)?.to_owned() })
 }
 
-/// The problem as a sentence that names the variable, also if a flag set it.
+/// The problem as a sentence that names the variable, even if the value is from a flag.
 fn problem(argument: &Argument, error: &clap::Error) -> ConfigError {
     // Email addresses, and URLs with a password or a token, must not reach a log.
     let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
@@ -114,7 +114,7 @@ fn is_flag(word: &OsStr, flag: &str) -> bool {
     flag.starts_with("--") && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
-/// The command without the variable of a flag. `None` if the flag has none.
+/// The command, which then reads this flag from no variable. `None` if the flag has no variable.
 fn without_variable(command: &Command, flag: &str) -> Option<Command> {
     let name = flag.strip_prefix("--")?;
     let mut found = false;

@@ -2,8 +2,8 @@
 //! (docs/operate/bounces.md).
 //!
 //! Only the signed address determines the account. A message is accepted and ignored if it is no
-//! bounce, or was sent to no signed address or to an old one: refusing it would send a bounce to
-//! its sender.
+//! bounce, or was sent to no address that was signed in the last 7 days: if it were refused, the
+//! mail server would send a bounce to its sender.
 
 use std::ffi::OsString;
 use std::io::{Read as _, sink, stdin};
@@ -23,8 +23,8 @@ use crate::terminal;
 
 /// `EX_TEMPFAIL` of sysexits.h: the mail server keeps the message and runs the command again later.
 pub(super) const EX_TEMPFAIL: u8 = 75;
-/// Maximum part of a message that is parsed, in octets. In a bounce, the report precedes the
-/// returned email.
+/// How much of a message is parsed, in octets. This is enough, because in a bounce the report
+/// precedes the returned email.
 const MAX_OCTETS: u64 = 1024 * 1024;
 /// How long PostgreSQL may take. Meanwhile the mail server waits; Postfix gives up after 1000 s.
 const DEADLINE: Duration = Duration::from_secs(30);

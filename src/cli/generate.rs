@@ -27,7 +27,7 @@ pub(super) fn completions(completions: &Completions) -> Result<(), Failure> {
     clap_complete::generate(completions.shell, &mut Cli::command(), "vos-auth", &mut script);
     // For bash, clap_complete 4.6 spells a hyphenated name in two ways (clap-rs/clap issue 6421).
     let script = String::from_utf8(script)?.replace("vos__subcmd__auth__", "vos__auth__");
-    // Unescaped: a script may contain tabs, and nothing in it comes from outside.
+    // The script is not escaped: it may contain tabs, and nothing in it comes from outside.
     Ok(std::io::stdout().write_all(script.as_bytes())?)
 }
 

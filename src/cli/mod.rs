@@ -166,7 +166,8 @@ enum LogFormat {
 
 /// Parses the command line and runs the command. A failure prints one sentence to standard error,
 /// or one for each setting that cannot be used. The exit code is then 1; 2 for a bad command line
-/// or value; 75 for a `bounce` that the mail server should run again.
+/// or a setting that cannot be parsed (but 1 for `config check` and `doctor`); 75 for a `bounce`
+/// that the mail server should run again.
 #[must_use]
 pub fn main() -> ExitCode {
     let Arguments { cli, matches, problems } = match arguments::read() {
@@ -221,7 +222,7 @@ fn run(command: Command, matches: &ArgMatches, mut problems: ConfigErrors) -> Re
                     Err("stopped before all checks have ended".into())
                 })
             });
-            // This does not wait for a name look-up that has timed out.
+            // `shutdown_background` does not wait for a name look-up that has timed out.
             runtime.shutdown_background();
             found
         }

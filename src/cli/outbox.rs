@@ -1,4 +1,4 @@
-//! `vos-auth outbox`: lists pending emails, and why they are not sent yet.
+//! `vos-auth outbox`: lists pending emails with their last error, and sends notices again.
 
 use clap::{Args, Subcommand};
 use humantime::format_duration;

@@ -81,7 +81,7 @@ async fn build(Build { list, out, bits, min_count }: Build) -> Result<(), Failur
             });
         };
         let list = BufReader::with_capacity(1 << 18, list);
-        // The receiver is dropped when the command is stopped.
+        // Sending fails only if the command was stopped: the receiver is then dropped.
         let _ = sender.send(blocklist::build(list, file, BuildOptions { bits, min_count }, report));
     });
     let report = tokio::select! {

@@ -1,5 +1,5 @@
-//! Progress of long commands on standard error: a line each second on a terminal, every ten seconds
-//! in a log.
+//! Progress of long commands on standard error: a line every second on a terminal, otherwise every
+//! ten seconds.
 
 use std::convert::Infallible;
 use std::io::IsTerminal as _;
@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::terminal;
 
-/// Prints `text` once `stop` is cancelled, because the command first finishes its current step.
+/// Prints `text` when `stop` is cancelled, and never returns: the command first finishes its
+/// current step.
 pub(super) async fn announce_stop(stop: &CancellationToken, text: &str) -> Infallible {
     stop.cancelled().await;
     terminal::error_line(text);

@@ -1,5 +1,5 @@
 //! `vos-auth request`: what one operator asks for and another approves. A command does not check
-//! who runs it: a person with the database's password could write the table anyway.
+//! who runs it: a person with the database's password could write `operator_request` anyway.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub(super) fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-/// What another operator has to do.
+/// A sentence that says how another operator approves the request with this id.
 pub(super) fn how_to_approve(id: Uuid) -> String {
     format!(
         "Another operator has to approve it within {} minutes: vos-auth request approve {id}",

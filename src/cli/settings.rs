@@ -1,5 +1,5 @@
-//! `vos-auth config check`: every problem of the settings at once, and what is in effect. It prints
-//! no secret.
+//! `vos-auth config check`: prints all problems of the settings, and the settings in effect. It
+//! prints no secret.
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory as _, Subcommand};
@@ -46,7 +46,8 @@ struct InEffect {
     source: String,
 }
 
-/// Call it inside a Tokio runtime, because the exporter of traces needs one.
+/// Prints the settings in effect, and returns all problems as the error. Call it inside a Tokio
+/// runtime, because the exporter of traces needs one.
 pub(super) fn check(check: &Check, matches: &ArgMatches, mut problems: ConfigErrors) -> Result<(), Failure> {
     let parts = read_parts(&check.config, &mut problems);
     problems.take(Traces::new(&check.traces, tokio::runtime::Handle::current()));

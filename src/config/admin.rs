@@ -8,7 +8,7 @@ use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::config::ConfigError;
 
-/// The longest identity, in characters.
+/// Maximum length of the identity of a client certificate, in characters.
 const MAX_IDENTITY: usize = 200;
 
 /// What an operator may do. Each role may do what the roles before it may.
@@ -80,8 +80,8 @@ impl AdminSettings {
     ///
     /// # Errors
     ///
-    /// A sentence that names the variable if one of these settings needs another, or if tokens
-    /// would be sent without TLS to another machine.
+    /// A sentence that names the variable if one of these settings needs another, if an identity is
+    /// named twice, or if tokens would be sent without TLS to another machine.
     pub fn address(&self) -> Result<Option<SocketAddr>, ConfigError> {
         let Some(address) = self.admin_addr else { return Ok(None) };
         let needs = |variable, why: &str| Err(ConfigError::new(variable, why));

@@ -6,8 +6,8 @@ use url::Url;
 ///
 /// # Errors
 ///
-/// A sentence: `example` if it is no such URL, `credentials` if it has credentials, another one if
-/// it has a query or a fragment.
+/// A sentence: `example` if the text is no http or https URL, `credentials` if the URL has
+/// credentials, another one if it has a query or a fragment.
 pub fn base_url(text: &str, example: &'static str, credentials: &'static str) -> Result<Url, &'static str> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or(example)?;
     if !url.username().is_empty() || url.password().is_some() {

@@ -55,7 +55,8 @@ pub fn operator_lifetime(text: &str) -> Result<Duration, String> {
     between(text, HOUR, 366 * DAY)
 }
 
-/// Parses `SESSION_IDLE`, for `serve` and `account sessions`: from 1 minute to 30 days.
+/// Parses `SESSION_IDLE`, for `serve`, `account show` and `account sessions`: from 1 minute to 30
+/// days.
 ///
 /// # Errors
 ///

@@ -69,7 +69,7 @@ pub use self::traces::{OtlpEndpoint, TraceSettings};
 /// How long a recovery code is valid. Not a setting, because the API documents it (OWASP ASVS 5.0
 /// 6.5.5: at most 10 minutes).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(10);
-/// How long a code must still be valid when its email arrives; otherwise the email is not sent.
+/// How long a code or notice must still be valid for its email to be sent.
 pub const CODE_LIFE_ON_ARRIVAL: Duration = Duration::from_mins(1);
 /// `start` sends the same code again if its session is valid for at least this long; otherwise it
 /// begins a new session.
@@ -95,7 +95,7 @@ pub const STORAGE_DEADLINE: Duration = Duration::from_secs(2);
 pub const OPERATOR_DEADLINE: Duration = Duration::from_secs(20);
 /// Maximum size of a request body, in octets.
 pub const MAX_BODY: usize = 16 * 1024;
-/// How many characters of a User-Agent are stored.
+/// Maximum length of a stored User-Agent, in characters. A longer one is cut.
 pub const MAX_USER_AGENT: usize = 200;
 
 /// The settings of `serve` and `dev`, by section.

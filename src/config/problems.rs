@@ -38,15 +38,15 @@ impl ConfigError {
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// Adds a problem. Each variable has at most one: after its first, a variable counts as unset,
-    /// and the next problem would be a result of that.
+    /// Adds a problem, unless its variable already has one. A variable with a problem counts as
+    /// unset, so a second problem would only be a result of the first.
     pub fn add(&mut self, problem: ConfigError) {
         if self.of(problem.variable()).is_none() {
             self.0.push(problem);
         }
     }
 
-    /// The value of a result, after adding its problems.
+    /// The value of a result. Adds its problems if it is an error.
     pub fn take<T>(&mut self, result: Result<T, impl Into<Self>>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -104,8 +104,8 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 impl Config {
-    /// Adds each setting that `serve` requires and that is missing, and `DEV_NO_LIMITS` if it is
-    /// set, which only `dev` accepts.
+    /// Adds a problem for each setting that `serve` requires and that is missing, and for
+    /// `DEV_NO_LIMITS` if it is set: only `dev` accepts it.
     pub fn require(&self, problems: &mut ConfigErrors) {
         if std::env::var_os("DEV_NO_LIMITS").is_some_and(|value| !value.is_empty()) {
             problems.add(ConfigError::new("DEV_NO_LIMITS", "is only for `vos-auth dev`: unset it"));

@@ -10,20 +10,22 @@ pub struct Secrets {
     pub database_url: Option<String>,
     /// `ADMIN_DATABASE_URL`: the same database, as a role that may change accounts.
     pub admin_database_url: Option<String>,
-    /// `RECOVERY_SECRETS`: keys that recovery codes are derived from.
+    /// `RECOVERY_SECRETS`: keys that recovery codes are derived from, and that authenticate the
+    /// tokens of recoveries.
     pub code_keys: Option<Keys>,
-    /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
+    /// `DEVICE_SECRETS`: keys that authenticate device cookies, session tokens, recovery tickets
+    /// and return paths of emails.
     pub device_keys: Option<Keys>,
     /// `SMTP_RELAYS`: the URLs of the relays, in order of preference.
     pub smtp_relays: Option<Vec<String>>,
-    /// The secrets that request access tokens for relays.
+    /// The secrets with which the service requests access tokens for relays.
     pub smtp_oauth: OauthSecrets,
     /// `EVENT_HOOKS`: the receivers of events, with their URLs and secrets. Empty: none.
     pub event_hooks: String,
 }
 
-/// The secrets that request access tokens for relays (RFC 6749). With a refresh token the client
-/// acts for a user (§6), without one for itself (§4.4).
+/// The secrets with which the service requests access tokens for relays (RFC 6749). With a refresh
+/// token it acts for a user (§6), without one for itself (§4.4).
 #[derive(Clone, Default)]
 pub struct OauthSecrets {
     /// `SMTP_OAUTH_CLIENT_SECRET`.
@@ -48,7 +50,8 @@ impl OauthSecrets {
 
 impl Secrets {
     /// Reads the variables of [`SECRETS`], or the files that their `_FILE` forms name. Adds to
-    /// `problems` each variable that is given twice, unreadable, too weak, or required and missing.
+    /// `problems` each variable that is given twice, unreadable, malformed, too weak, or required
+    /// and missing.
     pub fn from_environment(problems: &mut ConfigErrors) -> Self {
         Self {
             database_url: problems.take(database_url()),
@@ -99,7 +102,8 @@ pub fn database_url() -> Result<String, ConfigError> {
 ///
 /// # Errors
 ///
-/// A sentence that names the variable if it is missing, given twice, unreadable or too weak.
+/// A sentence that names the variable if it is missing, given twice, unreadable, malformed or too
+/// weak.
 pub fn device_secrets() -> Result<Keys, ConfigError> {
     keys("DEVICE_SECRETS")
 }

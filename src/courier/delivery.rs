@@ -99,7 +99,8 @@ impl Courier {
                 if claimed.expires_at < lease.now() + CODE_LIFE_ON_ARRIVAL {
                     return Err(NotSent::just(Stage::Rate));
                 }
-                // After too long without its lock, another courier may have claimed the email.
+                // If this courier was without its lock for too long, another one may have claimed
+                // the email.
                 if !self.holder.still_holds(lease.holder) {
                     return Err(NotSent::just(Stage::Rate));
                 }
@@ -111,7 +112,7 @@ impl Courier {
             next = self.gateway.next_slot(claimed.attempts, &refusals.tried, until).await;
             if next.is_some() {
                 self.record_refusal(claimed, &refusals, MailOutcome::NextRelay);
-                // The email now uses a slot of another relay.
+                // The slot of the previous relay is free again.
                 slot_freed.notify_one();
             }
         }

@@ -124,7 +124,7 @@ impl Courier {
             let is_recorded = match finish {
                 Finish::Sent(delivered) => {
                     let mail = Arc::clone(claimed);
-                    // The round logs an error.
+                    // If the deletion fails, the round logs the error.
                     delivered.submit(Delivered { mail, at: lease.now() }).await.is_ok()
                 }
                 Finish::Retry(at, why) => self.write(outbox::retry_at(&self.pool, at, claimed, why)).await,
@@ -190,10 +190,10 @@ impl Lease {
     }
 }
 
-/// The result of an email. Its text is the reason that is stored in the outbox.
+/// The result of an email. A `&str` is the reason that is stored in the outbox.
 #[derive(Clone, Copy, Debug)]
 enum Finish<'a> {
-    /// A relay accepted it; the queue of rows to delete.
+    /// A relay accepted the email. Contains the queue of rows to delete.
     Sent(&'a GroupCommit<Delivered, ()>),
     /// Try again at this time.
     Retry(OffsetDateTime, &'a str),

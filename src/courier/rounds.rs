@@ -23,14 +23,14 @@ use crate::outbox::{Claim, Delivered, Round};
 
 /// Rows of delivered emails that one round deletes at most.
 const MAX_DELETED: usize = 256;
-/// How long the connection of the rounds lasts: none may stay with a former primary after a
-/// failover.
+/// How long the rounds keep a connection: after a failover, it must not stay with the former
+/// primary.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 
 /// What the next round does. Every round deletes the rows of delivered emails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Only deletes them.
+    /// Only deletes the rows of delivered emails.
     Delete,
     /// Also claims emails that are due: in the whole outbox, or from the lowest id that the courier
     /// was woken for.
@@ -120,15 +120,16 @@ impl Rounds {
                         true
                     }
                     () = slot_freed.notified(), if needs_slot => true,
-                    // If a task panicked, its email stays pending until its lease ends.
+                    // When the courier stops, the end of a delivery starts a round, even if its
+                    // task panicked. The email of such a task stays claimed until its lease ends.
                     Some(_) = sending.join_next(), if stopped_at.is_some() => true,
                     () = courier.wakeup.woken(), if stopped_at.is_none() && !needs_slot => false,
                     _ = poll.tick() => true,
                 }
         };
         tokio::select! {
-            // Delivered emails are deleted at once. If emails wait for a slot, the same round
-            // claims.
+            // The rows of delivered emails are deleted at once. If emails wait for a slot, the same
+            // round also claims.
             _ = delivered.arrive() => {
                 if needs_slot { Next::Claim { everywhere: true } } else { Next::Delete }
             }
@@ -178,7 +179,7 @@ impl Rounds {
             }
             Err(error) => {
                 failures::note("delete delivered mails", &error);
-                // One row must not make the others fail: they are deleted one by one.
+                // One bad row must not make the others fail, so the rows are deleted one by one.
                 let singles = is_statement_error(&error).then(|| batch.split());
                 for single in singles.into_iter().flatten() {
                     match run(Round::delete_only(round.now, &single.requests), &mut self.connection).await {

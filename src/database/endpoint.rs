@@ -36,8 +36,8 @@ struct Inner {
     pools: Mutex<Vec<PgPool>>,
 }
 
-/// What the last probe of the addresses found. All zero for a socket and for an IP address, which
-/// are not probed.
+/// What the last probe of the addresses found. The numbers are 0 before the first probe, and for a
+/// socket or an IP address, which is not probed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressStatus {
     /// How many addresses the name has.
@@ -119,7 +119,7 @@ impl Endpoint {
     }
 
     /// Resolves the name and probes its addresses. While one is silent, new connections go to an
-    /// address that accepts; otherwise they go by name.
+    /// address that accepts; otherwise, and always with `verify-full`, they go by name.
     async fn probe(&self) {
         let host = self.0.options.get_host();
         if !self.is_networked() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {

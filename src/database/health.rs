@@ -246,7 +246,7 @@ impl Monitor {
     }
 }
 
-/// What one statement learns about a server.
+/// What [`Facts::ask`] learns about a server by one statement.
 #[derive(Debug)]
 pub struct Facts {
     /// By how much the server's clock is ahead of this machine's, if the answer took no time.

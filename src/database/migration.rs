@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Endpoint, MIGRATOR};
 
-/// How long a step waits for a lock, as a value of `lock_timeout`. Meanwhile every statement on
-/// that table queues behind the step, and the service gives up a request after 2 s.
+/// How long a step waits for the lock of a table, as a value of `lock_timeout`. Meanwhile later
+/// statements on the table queue behind the step, and the service gives up a request after 2 s.
 const LOCK_TIMEOUT: &str = "500ms";
 /// How often `migrate` tries to apply the steps while one of them gets no lock: for about five
 /// minutes.
@@ -99,8 +99,8 @@ async fn apply(
 
 /// Drops the indexes of unfinished `CREATE INDEX CONCURRENTLY` steps. If such a step gets no lock
 /// in time or is interrupted, it leaves an invalid index. Or PostgreSQL finishes the index after
-/// `migrate` has ended, so that the step is not recorded. Call it under the lock of migrations, so
-/// that it drops no index that another `migrate` is building.
+/// `migrate` has ended, so that the step is not recorded. This function takes the lock of
+/// migrations, so that it drops no index that another `migrate` is building.
 async fn drop_unfinished_indexes(
     connection: &mut PgConnection,
     missing: &[&str],

@@ -38,8 +38,8 @@ fn settings() -> [(&'static str, String); 6] {
         // visit them again.
         ("enable_bitmapscan", is("off")),
         ("jit", is("off")),
-        // If a machine dies in a transaction, the transaction must not lock an account's row for
-        // hours.
+        // If a replica's machine dies in a transaction, the transaction must not lock an account's
+        // row for hours.
         ("idle_in_transaction_session_timeout", is("5s")),
         // Planning the statement each time cost a fifth of a single `start` (docs/decisions/0001).
         ("plan_cache_mode", is("force_generic_plan")),
@@ -282,8 +282,8 @@ pub fn is_statement_error(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Log targets of sqlx that quote PostgreSQL's messages. Those can quote a row, so the service
-/// never logs them.
+/// Log targets of sqlx that quote PostgreSQL's messages. The service never logs these targets,
+/// because a message can quote a row.
 pub const QUOTING_TARGETS: [&str; 2] = ["sqlx::postgres::notice", "sqlx_core::pool"];
 
 /// The error as a log may show it. PostgreSQL's messages can quote a row; its SQLSTATE cannot.

@@ -8,8 +8,8 @@ use url::Url;
 
 use crate::config::ConfigError;
 
-/// The parameters that sqlx knows, besides `options[NAME]`. It ignores others, and logs them with
-/// their values, one of which may be a password.
+/// The parameters that sqlx knows, besides `options[NAME]`. Others are refused, because sqlx
+/// ignores them and logs their values, one of which may be a password.
 const KNOWN_PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",

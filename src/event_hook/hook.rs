@@ -12,7 +12,7 @@ use crate::config::ConfigError;
 use crate::http_client::Reach;
 use crate::secret::WebhookSecrets;
 
-/// The most hooks that there can be: each has requests of its own.
+/// The maximum number of hooks. Each has its own loop and concurrent requests.
 const MAX_HOOKS: usize = 16;
 
 /// A receiver of events.
@@ -153,7 +153,7 @@ mod tests {
             (format!("a https://u:hunter2@x.example/ {SECRET} all"), "a user, a password"),
             (format!("a https://x.example/#hunter2 {SECRET} all"), "fragment"),
             (format!("a https://127.0.0.1/hunter2 {SECRET} all"), "EVENT_HOOK_NETWORKS"),
-            // The same address in other forms.
+            // Other special addresses, and other notations of them.
             (format!("a https://2130706433/hunter2 {SECRET} all"), "EVENT_HOOK_NETWORKS"),
             (format!("a https://0x7f.1/hunter2 {SECRET} all"), "EVENT_HOOK_NETWORKS"),
             (format!("a https://[::ffff:10.0.0.1]/hunter2 {SECRET} all"), "EVENT_HOOK_NETWORKS"),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::clock::serialize_rfc3339;
 use crate::metrics::{HookLabel, Metrics};
 
-/// An event that a hook did not get in a day.
+/// An event that a hook did not get within a day, or that was deleted before its delivery.
 #[derive(Debug, Serialize)]
 pub struct DeadLetter {
     /// The id of the event.

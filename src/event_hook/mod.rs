@@ -8,8 +8,8 @@
 //! - **For a day.** Then the event is a dead letter, and the next event of its account says so
 //!   (`gap`).
 //!
-//! With no hook set, nothing is written, and only the sweeper asks the database. Requests never
-//! wait for a delivery: new rows are found by a poll.
+//! With no hook set, no delivery is written, and only the sweeper queries the two tables. Requests
+//! never wait for a delivery: new rows are found by a poll.
 //!
 //! Events are recorded for every registered hook. Each replica registers its hooks periodically,
 //! and the sweeper removes a hook that no replica has registered for an hour.
@@ -94,8 +94,8 @@ impl Receivers {
 }
 
 impl EventHooks {
-    /// `source` is the origin of the service. With no hooks, `pool` is used instead of connections
-    /// of their own.
+    /// `source` is the origin of the service. If there are hooks, they get a pool of their own;
+    /// otherwise `pool` is kept and not used.
     #[must_use]
     pub fn new(
         receivers: Receivers,

@@ -9,20 +9,21 @@ use uuid::Uuid;
 
 use super::hook::Hook;
 
-/// The accounts that one claim looks at.
+/// The maximum number of accounts that one claim looks at.
 pub const WINDOW: i64 = 500;
 /// How long an event is retried. The first failure after that makes it a dead letter.
 pub(super) const RETRIED_FOR: Duration = Duration::from_hours(24);
 
-/// The number up to which no further row can appear, so that rows up to it can be delivered in the
-/// order of their numbers.
+/// Each row of `event_delivery` has a number, `seq`. The horizon is a number up to which no further
+/// row can appear, so the rows up to it can be delivered in the order of their numbers.
 ///
 /// Numbers are taken in order, but transactions commit in any order. So a row is settled when every
 /// transaction that may have taken a number up to its own has ended:
 ///
 /// 1. Each of these transactions had its transaction id before it took its number.
-/// 2. So a transaction id that is given out after the newest number was seen is higher than theirs.
-/// 3. When the oldest open transaction is no older than that id, all of them have ended.
+/// 2. So a transaction id that is given out after the newest number was seen is higher than the ids
+///    of these transactions.
+/// 3. When no open transaction has a lower id than that one, all of these transactions have ended.
 #[derive(Debug, Default)]
 pub struct Horizon {
     settled: i64,
@@ -107,7 +108,7 @@ pub struct Claim {
     pub deliveries: Vec<Delivery>,
     /// The account after which the next claim begins.
     pub after: Uuid,
-    /// Whether there are accounts after it that this claim did not look at.
+    /// Whether there may be accounts after `after` that this claim did not look at.
     pub more: bool,
 }
 
@@ -150,8 +151,9 @@ pub async fn claim(
     Ok(Claim { deliveries, after: after.filter(|_| more).unwrap_or_default(), more })
 }
 
-/// Deletes a delivery that its receiver has accepted. The delivery has announced the gap before it.
-/// Does nothing if the row was claimed again meanwhile.
+/// Deletes a delivery that its receiver has accepted, and marks the dead letters before it as
+/// announced: the delivery contained their number (`gap`). Does nothing if the row was claimed
+/// again meanwhile.
 pub async fn delivered(pool: &PgPool, delivery: &Delivery) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "WITH done AS (DELETE FROM event_delivery WHERE seq = $1 AND attempts = $2 RETURNING hook, subject, seq)
@@ -247,7 +249,7 @@ pub(super) async fn register(pool: &PgPool, now: OffsetDateTime, hooks: &[&Hook]
 }
 
 /// Removes the hooks that no replica has registered since `kept_since`. A removed hook keeps its
-/// deliveries, so that it can be set again.
+/// deliveries: they are sent if it is set again.
 pub async fn remove_unset(pool: &PgPool, kept_since: OffsetDateTime) -> Result<(), sqlx::Error> {
     let unset =
         sqlx::query_scalar!("DELETE FROM event_hook WHERE registered_at < $1 RETURNING name", kept_since);

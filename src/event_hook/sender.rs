@@ -1,5 +1,5 @@
-//! The loop that delivers the events of one hook. Each hook has its own, so that a receiver that
-//! fails or stalls delays no other one.
+//! The loop that delivers the events of one hook. Each hook has its own loop, so that a receiver
+//! that fails or stalls does not delay other receivers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,23 +22,26 @@ use crate::database::{failures, in_time};
 use crate::http_client::Bounds;
 use crate::metrics::{HookOutcome, HookOutcomeLabel};
 
-/// Requests to one hook at once, of one replica.
+/// The maximum number of concurrent requests of one replica to one hook.
 const SLOTS: usize = 8;
 /// A receiver that fails this often in a row is tried with one event at a time.
 const FAILING_AFTER: u32 = 8;
-/// How long a request may take, and how long its answer may be.
+/// How long a request may take, and the maximum length of its answer.
 const ANSWER_BOUNDS: Bounds = Bounds { time: Duration::from_secs(15), octets: 1024 * 1024 };
 /// How long a delivery is claimed: longer than its request and the statements around it.
 const LEASE: Duration = Duration::from_mins(1);
-/// The bounds of the pause between two attempts at one event.
+/// The bounds of the pause between two attempts at one event, before jitter shortens it.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(10);
-/// The longest pause between two requests to a receiver that fails for every account.
+/// The longest pause between two requests to a receiver that has failed [`FAILING_AFTER`] times in
+/// a row.
 const MAX_PROBE_PAUSE: Duration = Duration::from_secs(30);
-/// The shortest time between two rounds if a request ends, and between two moves of the horizon.
+/// The shortest time between two rounds if the end of a request starts the second one.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
+/// The shortest time between two moves of the horizon, unless the poll interval is shorter.
 const HORIZON_INTERVAL: Duration = Duration::from_millis(100);
-/// The pause within a walk through many accounts, as a multiple of the time of a claim.
+/// The pause between two rounds of a walk through many accounts, as a multiple of a round's
+/// duration.
 const REST: u32 = 14;
 
 const _: () = assert!(ANSWER_BOUNDS.time.as_secs() * 3 < LEASE.as_secs());
@@ -129,8 +132,8 @@ impl Sender {
         Ok(claim.more)
     }
 
-    /// How many deliveries to claim. If a receiver fails for account after account, one request at
-    /// a time finds out whether it works again, and the other events stay in the queue.
+    /// How many deliveries to claim. If a receiver has failed [`FAILING_AFTER`] times in a row, one
+    /// request at a time finds out whether it works again, and the other events stay in the queue.
     fn free_slots(&self) -> usize {
         let running = self.requests.len();
         if self.failed < FAILING_AFTER {

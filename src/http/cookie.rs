@@ -1,8 +1,9 @@
 //! The cookies for a recovery, a known device and a chosen language (RFC 6265bis, with the
 //! `__Host-` prefix).
 //!
-//! They are written by tower-cookies but read from the raw header. tower-cookies decodes
-//! `%5F%5FHost-…` and trims Unicode space in names, so a sibling host could plant a cookie.
+//! They are written by tower-cookies but read from the raw header. tower-cookies decodes names such
+//! as `%5F%5FHost-…` and trims Unicode space in them. So its reader would accept a cookie that
+//! another host of the same domain has set.
 
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
 }
 
-/// Whether a request has the recovery cookie exactly once, whatever its value.
+/// Whether a request has the recovery cookie exactly once, even if its value is malformed.
 #[must_use]
 pub fn has_recovery(headers: &HeaderMap) -> bool {
     value(headers, RECOVERY).is_some()
@@ -67,8 +68,8 @@ pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
     set(cookies, RECOVERY, token.expose(), lifetime);
 }
 
-/// Deletes the recovery cookie. The deletion repeats its attributes, because browsers refuse a
-/// `__Host-` cookie without `Secure` and `Path=/`.
+/// Deletes the recovery cookie. The deleting `Set-Cookie` has the same attributes, because browsers
+/// refuse a `__Host-` cookie without `Secure` and `Path=/`.
 pub fn clear_recovery(cookies: &Cookies) {
     set(cookies, RECOVERY, String::new(), Duration::ZERO);
 }

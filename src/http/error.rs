@@ -1,5 +1,5 @@
-//! The status map and the error body, `{error, message, status}` in JSON (`AuthError` of the
-//! contract).
+//! The HTTP status of each [`Problem`], and the error body: `{error, message, status}` in JSON
+//! (`AuthError` of the contract).
 
 use std::time::Duration;
 

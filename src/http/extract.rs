@@ -32,7 +32,7 @@ use crate::secret::Token;
 #[derive(Clone, Copy, Debug)]
 pub struct ClientIp(pub IpAddr);
 
-/// The language that a request prefers, if the service speaks it.
+/// The supported language that a request prefers, from `Accept-Language`.
 #[must_use]
 pub fn locale_of(headers: &HeaderMap) -> Option<Locale> {
     headers.get_all(ACCEPT_LANGUAGE).iter().find_map(|value| Locale::preferred(value.to_str().ok()?))
@@ -141,7 +141,7 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// A body that is a JSON object of strings, parsed into `T`. Unknown, missing, duplicate and
-/// mistyped members are refused. `T` derives `Deserialize` with `deny_unknown_fields`.
+/// mistyped members are refused. `T` must derive `Deserialize` with `deny_unknown_fields`.
 #[derive(Debug)]
 pub struct StrictJson<T>(pub T);
 
@@ -156,7 +156,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for StrictJson<T> {
     }
 }
 
-/// Reads a JSON body of at most [`MAX_BODY`] octets.
+/// Reads a JSON body of at most [`MAX_BODY`] octets, which must arrive within `timeout`.
 pub(super) async fn read_json(request: Request, timeout: Duration) -> Result<Vec<u8>, Error> {
     // Other types are refused, because a page of any origin can send a form or text/plain without a
     // CORS preflight.
@@ -188,7 +188,7 @@ async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
 ///
 /// # Errors
 ///
-/// The problem of the body. It names a member only if `T` has that member.
+/// The problem of the body. The error names a member only if `T` has that member.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     let read = members(body)?;
     let mut members = Vec::with_capacity(read.len());
@@ -198,7 +198,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         mistyped |= text.is_none();
         members.push((name, text.unwrap_or_default()));
     }
-    // Names are checked before types: an unknown member is reported as unknown whatever its type.
+    // Names are checked before types, so an unknown member that is no string is still unknown.
     let read = T::deserialize(MapDeserializer::<_, MemberError>::new(members.into_iter()));
     match read {
         Err(MemberError(error)) => Err(error),

@@ -1,5 +1,5 @@
-//! A page in both languages and its files: compressed once, under one policy, and cached by
-//! browsers under a version.
+//! A page in both languages and its files: compressed once, and each with a content security
+//! policy. Browsers cache the files by a version in their URLs.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::http::asset::Asset;
 use crate::locale::Locale;
 
 /// The policy of a page: it may load its own files and call the API, and scripts cannot turn text
-/// into markup. The browser submits no form itself, because a form without its script would put its
-/// fields into the URL.
+/// into markup. Browsers must not submit its forms, because forms without the script would put
+/// their fields into the URL.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// The policy of the other files. If a user opens one by itself, such as a picture, it runs no
-/// script, loads nothing and has no origin.
+/// The policy of the files of a page. If a user opens one by itself, such as a picture, it runs no
+/// script, loads nothing and has an opaque origin.
 const FILE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox";
 
 const ICON: &str = include_str!("icon.svg");
@@ -37,10 +37,10 @@ pub type NewFile = (&'static str, &'static str, Bytes);
 pub struct Files {
     vi: Asset,
     en: Asset,
-    /// By name.
+    /// The files of the page, each with its name.
     others: Vec<(&'static str, Asset)>,
-    /// The beginning of a hash over the other files. It is in their URLs, so browsers can cache
-    /// them until they change.
+    /// The beginning of a hash over `others`. It is in the URLs of these files, so browsers can
+    /// cache them until they change.
     version: String,
 }
 

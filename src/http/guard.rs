@@ -36,7 +36,7 @@ pub struct Peer(pub SocketAddr);
 const REQUEST_ID: &str = "x-request-id";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const TRACEPARENT: &str = "traceparent";
-/// How long a request waits for other requests with its session token.
+/// The longest wait of a request for other requests with the same session token.
 const TOKEN_WAIT: Duration = Duration::from_secs(1);
 /// Minimum time between two warnings about untrusted peers.
 const WARNING_INTERVAL: Duration = Duration::from_mins(1);
@@ -88,8 +88,8 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     drop(record);
     response.headers_mut().insert(REQUEST_ID, request_id);
     if state.draining.load(Ordering::Relaxed) {
-        // The connection is closed after the drain. A proxy must not send another POST on it,
-        // because it could not tell whether the POST was read.
+        // The connection is closed after the drain. If a proxy sent another POST on it, the proxy
+        // could not tell whether the service has read the POST.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -126,7 +126,7 @@ impl RequestRecord<'_> {
 
 impl Drop for RequestRecord<'_> {
     fn drop(&mut self) {
-        // A panic logs its own message.
+        // After a panic nothing is recorded here, because the panic logs its own message.
         if self.is_open && !std::thread::panicking() {
             self.finish(CLIENT_CLOSED_REQUEST);
         }
@@ -189,8 +189,8 @@ async fn admit_by(state: &AppState, limiter: &Limiter, mut request: Request, nex
     next.run(request).await
 }
 
-/// Admits a step of a recovery as [`admit`] does, but a valid recovery cookie has its own limit.
-/// Otherwise another client of the same network could block the recovery.
+/// Admits a step of a recovery as [`admit`] does, but each recovery cookie that this service issued
+/// has its own limit. Otherwise another client of the same network could block the recovery.
 pub async fn admit_recovery(State(state): State<AppState>, request: Request, next: Next) -> Response {
     // The origin is checked first, so that a foreign page exhausts neither the network's limit nor
     // the cookie's.
@@ -211,8 +211,8 @@ pub async fn admit_recovery(State(state): State<AppState>, request: Request, nex
 }
 
 /// Admits the look-up of a session token. A token that this service issued is free, unless it was
-/// refused repeatedly. Any other token draws on the bucket of its network, and is refunded if it is
-/// valid.
+/// refused repeatedly. Any other token draws on the bucket of the client's network or known
+/// browser, with a refund if the token is valid.
 pub async fn admit_token(
     State(state): State<AppState>,
     SessionToken(token): SessionToken,
@@ -235,7 +235,7 @@ pub async fn admit_token(
     let response = next.run(request).await;
     match (is_free, response.status()) {
         (true, StatusCode::UNAUTHORIZED) => limits.was_refused(&hash),
-        // The token is valid. After a 502 this is unknown, so nothing is refunded.
+        // With these statuses the token is valid. With 502 that is unknown, so nothing is refunded.
         (false, StatusCode::OK | StatusCode::NOT_FOUND) => limits.unknown_tokens.refund(source, 1),
         _ => {}
     }

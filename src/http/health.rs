@@ -13,11 +13,12 @@ use crate::error::{Error, Problem};
 use crate::http::AppState;
 use crate::http::error::Parts;
 
-/// How long a client should wait before it asks a replica again that is not ready.
+/// How long a client should wait before it repeats a `/readyz` request that was answered "not
+/// ready".
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// `GET /healthz`: the process is alive. It checks nothing else, so that an outage of the database
-/// restarts no replica.
+/// `GET /healthz`: the process is alive. The handler checks nothing else, so that orchestrators do
+/// not restart replicas during an outage of the database.
 pub async fn healthz() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }

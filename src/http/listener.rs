@@ -36,10 +36,10 @@ const BACKLOG: u32 = 4096;
 const MIN_STAY: Duration = Duration::from_secs(1);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The age at which a connection with a client certificate is closed: a new one checks whether the
-/// certificate has expired or its authority was removed.
+/// The age at which a connection with a client certificate is closed. The handshake of the client's
+/// next connection checks whether the certificate has expired or its authority was removed.
 const CERTIFICATE_AGE: Duration = Duration::from_mins(5);
-/// How often further connections are evicted while all slots are in use.
+/// How often further connections are evicted while a new connection waits for a slot.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 /// The smallest buffer that hyper accepts, in octets.
 const MIN_BUFFER: usize = 8 * 1024;
@@ -48,7 +48,7 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 /// The minimum number of client connections, however few file descriptors there are.
 const MIN_CONNECTIONS: u64 = 16;
 
-/// A bound address.
+/// A bound socket that accepts client connections.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -88,9 +88,10 @@ impl Listener {
 
     /// Accepts connections until `stop`, then waits for their requests to finish.
     ///
-    /// When all slots are in use, a new connection evicts older ones. A connection whose request is
-    /// in progress is closed after its answer; idle connections, and those of clients that read an
-    /// answer slowly, are closed at once. So idle clients keep no client out.
+    /// When all slots are in use, a new connection evicts those older than a second. A connection
+    /// whose request is in progress is closed after its answer; idle connections, and those of
+    /// clients that read an answer slowly, are closed at once. So idle clients do not block new
+    /// ones.
     pub async fn accept(
         self,
         routes: Router,
@@ -275,7 +276,7 @@ async fn serve(
         // The connection is polled first, so that a request that has arrived is seen before an
         // eviction.
         biased;
-        // An error only means that the client disconnected.
+        // An error concerns this client only: a lost connection, a timeout or malformed HTTP.
         _ = connection.as_mut() => return,
         _ = evicted_before.wait_for(|before| accepted_at < *before) => {}
         () = tokio::time::sleep(CERTIFICATE_AGE), if is_certified => {}

@@ -1,4 +1,4 @@
-//! `/metrics` for Prometheus, on the private address only.
+//! `/metrics` for Prometheus, only on the listener at METRICS_ADDR.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! HTTP: the routes of the whole API, and the middleware that every request passes. The routes of
-//! operators are in [`admin`].
+//! HTTP: the routes of the public API, and the middleware that each of its requests passes. The
+//! routes of the admin API are in [`admin`].
 
 pub mod admin;
 mod asset;
@@ -57,9 +57,10 @@ pub struct AppState {
 ///
 /// | Request | Check | Layer |
 /// |---|---|---|
-/// | costs email or hash | origin, then rate limit | [`guard::admit`], [`guard::admit_login`] |
-/// | recovery step | origin, then rate limit of network or cookie | [`guard::admit_recovery`] |
-/// | has a session token | rate limit of unknown tokens | [`guard::admit_token`] |
+/// | login | origin, then rate limit of logins | [`guard::admit_login`] |
+/// | other POST that costs an email or a hash | origin, then rate limit | [`guard::admit`] |
+/// | recovery step after `start` | origin, then rate limit | [`guard::admit_recovery`] |
+/// | session or logout | rate limit of unknown session tokens | [`guard::admit_token`] |
 pub fn router(state: AppState) -> Router {
     let guarded = from_fn_with_state(state.clone(), guard::admit);
     let login = from_fn_with_state(state.clone(), guard::admit_login);
@@ -92,8 +93,8 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Adds the layers that every request passes, the outermost first. They are one tuple, because axum
-/// clones and boxes each layer for every request.
+/// Adds the layers that every request passes, the outermost first. They are added as one tuple,
+/// because axum clones and boxes each separately added layer for every request.
 pub fn with_layers(routes: Router, state: &AppState) -> Router {
     routes.layer((
         from_fn_with_state(state.clone(), guard::observe),

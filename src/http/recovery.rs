@@ -128,7 +128,7 @@ pub async fn start(
 }
 
 /// `POST /api/auth/recovery/verify`: checks the emailed code and rotates the recovery cookie. The
-/// session is checked first: without an active one the answer is 401 whatever the body is.
+/// session is checked first: without an active one the answer is 401, even if the body is invalid.
 ///
 /// # Errors
 ///

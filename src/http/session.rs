@@ -160,8 +160,8 @@ impl From<Account> for Identity {
 ///
 /// # Errors
 ///
-/// 400 for a bad request; 401 for wrong credentials, whatever the cause; 429, 502; 503 if too many
-/// passwords wait to be hashed.
+/// 400 for a bad request; 401 for wrong credentials, the same answer for every cause; 429, 502; 503
+/// if too many passwords wait to be hashed.
 pub async fn login(
     State(state): State<AppState>,
     Extension(source): Extension<Source>,
@@ -184,7 +184,7 @@ pub async fn login(
 ///
 /// # Errors
 ///
-/// 401 if there is no such session or it has ended, 502.
+/// 401 if there is no such session or it has ended; 429, 502.
 pub async fn session(
     State(state): State<AppState>,
     SessionToken(token): SessionToken,
@@ -199,7 +199,7 @@ pub async fn session(
 ///
 /// # Errors
 ///
-/// 401 if there is no such session or it has ended, 502.
+/// 401 as for [`session()`]; 429, 502.
 pub async fn logout(
     State(state): State<AppState>,
     client: Client,
@@ -213,7 +213,7 @@ pub async fn logout(
 ///
 /// # Errors
 ///
-/// 401 if there is no such session or it has ended, 502.
+/// 401 as for [`session()`]; 429, 502.
 pub async fn sessions(
     State(state): State<AppState>,
     SessionToken(token): SessionToken,
@@ -231,7 +231,7 @@ pub async fn sessions(
 ///
 /// # Errors
 ///
-/// 401 as for [`session()`], 404 if the account has no such session, 502.
+/// 401 as for [`session()`], 404 if the account has no such session; 429, 502.
 pub async fn end(
     State(state): State<AppState>,
     client: Client,
@@ -248,7 +248,7 @@ pub async fn end(
 ///
 /// # Errors
 ///
-/// 401 as for [`session()`], 502.
+/// 401 as for [`session()`]; 429, 502.
 pub async fn end_others(
     State(state): State<AppState>,
     client: Client,
@@ -260,8 +260,8 @@ pub async fn end_others(
 }
 
 /// `POST /api/auth/password`: replaces the password, given the current one. Ends every session and
-/// opens a new one. The session is checked first: without one the answer is 401 whatever the body
-/// is.
+/// opens a new one. The session is checked first: without one the answer is 401, even if the body
+/// is invalid.
 ///
 /// # Errors
 ///

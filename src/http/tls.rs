@@ -23,7 +23,8 @@ use crate::metrics::Metrics;
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// The identity in a client certificate that an authority of `ADMIN_CLIENT_CA` has signed:
-/// `spiffe://…`, or `CN=` and the common name. An extension of every request on its connection.
+/// `spiffe://…`, or `CN=` and the common name. An extension of every request on a connection with
+/// such a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity(pub Arc<str>);
 
@@ -72,7 +73,8 @@ impl Tls {
         Ok(())
     }
 
-    /// The handshake with a client. `None` if it fails, as with a certificate of another authority.
+    /// The handshake with a client. `None` if it fails, for example because another authority has
+    /// signed the client's certificate.
     pub(super) async fn accept(
         &self,
         stream: ClientStream,
@@ -143,7 +145,8 @@ fn identity(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
     Some(PeerIdentity(identity.into()))
 }
 
-/// The only common name of a subject, whose DER lacks the outer tag.
+/// The common name of a subject, if it has exactly one, as text. `subject` is DER without the outer
+/// tag and length.
 fn common_name(subject: &[u8]) -> Option<String> {
     let mut found = None;
     let mut names = SliceReader::new(subject).ok()?;

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client for the few services that this one calls. Time and size of a response are
+//! An HTTP/1.1 client for the few services that vos-auth calls. Time and size of a response are
 //! bounded. There are no redirects, cookies or proxies.
 
 mod reach;
@@ -66,7 +66,7 @@ impl HttpClient {
     ///
     /// # Errors
     ///
-    /// This machine has no root certificates.
+    /// If this machine has no root certificates.
     pub fn new(is_https: bool, connect: Duration) -> io::Result<Self> {
         let mut http = HttpConnector::new();
         http.set_connect_timeout(Some(connect));

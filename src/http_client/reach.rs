@@ -35,7 +35,7 @@ const SPECIAL_V4: [Ipv4Net; 15] = [
 ];
 /// The only IPv6 addresses that are assigned as global unicast.
 const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0], 3);
-/// The exceptions within it: protocol assignments such as Teredo, documentation, 6to4.
+/// The exceptions within [`GLOBAL_V6`]: protocol assignments such as Teredo, documentation, 6to4.
 const SPECIAL_V6: [Ipv6Net; 4] =
     [v6([0x2001, 0, 0], 23), v6([0x2001, 0xdb8, 0], 32), v6([0x2002, 0, 0], 16), v6([0x3fff, 0, 0], 20)];
 /// NAT64 (RFC 6052): the last 32 bits are an IPv4 address.
@@ -89,7 +89,7 @@ fn embedded(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The error of a name without an address that may be connected to.
+/// The error of a host without an address that the client may connect to.
 pub(super) fn out_of_reach() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "its address is not public and not in an allowed network")
 }

@@ -46,7 +46,7 @@ pub struct Claims {
     pub aud: String,
     /// When it was signed, in seconds since 1970.
     pub iat: i64,
-    /// When it expires.
+    /// When it expires, in seconds since 1970.
     pub exp: i64,
     /// The id of the JWT.
     pub jti: Uuid,
@@ -74,7 +74,7 @@ pub struct Turn {
 pub struct Schedule {
     /// The key that signs. Before the time of the first key, it is the first key.
     pub current: Turn,
-    /// The key after it.
+    /// The key that signs after the current one, if there is one.
     pub next: Option<Turn>,
 }
 
@@ -90,7 +90,7 @@ pub enum InvalidJwt {
     /// Its header names a key that is not published.
     #[error("its key is not published")]
     UnknownKey,
-    /// Its signature was not made by that key.
+    /// Its signature was not made by the key that its header names.
     #[error("its signature does not match")]
     Signature,
     /// It is from another issuer.
@@ -153,7 +153,7 @@ impl KeyRing {
     }
 
     /// Returns the claims of a JWT if its issuer, audience and time are right. The key is found
-    /// only by its published id: nothing in the header (`jwk`, `jku`, `x5c`) can supply one, and
+    /// only by its published id: nothing in the header (`jwk`, `jku`, `x5c`) can supply a key, and
     /// the algorithm is ES256 (RFC 8725 §3.1, §3.5).
     pub fn verify(
         &self,

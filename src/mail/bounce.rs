@@ -28,8 +28,8 @@ use crate::config::ConfigError;
 use crate::email_address::{EmailAddress, MAX_OCTETS};
 use crate::secret::{Key, Keys};
 
-/// How many days a signed address is valid after its own day. Mail servers give up after 5 days
-/// (RFC 5321 §4.5.4.1).
+/// How many days a signed address is valid after its own day. Mail servers usually give up after 4
+/// to 5 days (RFC 5321 §4.5.4.1).
 const VALID_DAYS: u16 = 7;
 /// The length of a signed local part in characters.
 const LOCAL_PART_LEN: usize = 52;
@@ -110,7 +110,7 @@ pub fn sign(key: &Key, account_id: Uuid, email: &str, now: OffsetDateTime) -> St
     BASE32_NOPAD.encode(&bytes).to_ascii_lowercase()
 }
 
-/// The content of an address that was signed here within the last 7 days.
+/// The content of an address that this service signed today or within the last 7 days.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SignedAddress {
     /// The account that the email was sent to.

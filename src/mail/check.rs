@@ -8,8 +8,9 @@ use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::oauth::Requester;
 
 impl Gateway {
-    /// Connects to a relay as an email would, signs in, and offers `mail` by MAIL and RCPT. QUIT
-    /// then cancels it (RFC 5321 §4.1.1.10). It takes at most `SMTP_DEADLINE` and a second.
+    /// Connects to a relay and signs in, as for sending an email, and offers `mail` with MAIL and
+    /// RCPT. QUIT then cancels the email (RFC 5321 §4.1.1.10). The check takes at most
+    /// `SMTP_DEADLINE` and a second.
     ///
     /// # Errors
     ///

@@ -69,7 +69,7 @@ impl Content {
         })
     }
 
-    /// `None` if a template cannot be rendered.
+    /// The email with a recovery code. `None` if a template cannot be rendered.
     pub(super) fn recovery_code(
         &self,
         about: &About<'_>,
@@ -88,7 +88,7 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The notice that the password was changed. `None` as for [`Content::recovery_code`].
     pub(super) fn password_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, changed_at);
         match about.locale {
@@ -97,7 +97,8 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The notice that an operator gave a recovery ticket. `None` as for
+    /// [`Content::recovery_code`].
     pub(super) fn ticket_given(&self, about: &About<'_>, given_at: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, given_at);
         match about.locale {
@@ -106,7 +107,8 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The notice to the previous address that an operator set another one. `None` as for
+    /// [`Content::recovery_code`].
     pub(super) fn email_changed(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, changed_at);
         match about.locale {
@@ -115,7 +117,8 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The notice that the address will be changed to `new`. `None` as for
+    /// [`Content::recovery_code`].
     pub(super) fn address_change(
         &self,
         about: &About<'_>,
@@ -134,7 +137,7 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The notice to the new address of an account. `None` as for [`Content::recovery_code`].
     pub(super) fn new_address(&self, about: &About<'_>, changed_at: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, changed_at);
         match about.locale {
@@ -143,7 +146,7 @@ impl Content {
         }
     }
 
-    /// As [`Content::recovery_code`].
+    /// The email that tests the relays. `None` as for [`Content::recovery_code`].
     pub(super) fn test(&self, about: &About<'_>, now: OffsetDateTime) -> Option<Parts> {
         let mail = &self.values(about, now);
         match about.locale {
@@ -204,7 +207,7 @@ fn in_part(address: &str) -> String {
     local.chars().next().map_or_else(String::new, |first| format!("{first}…@{domain}"))
 }
 
-/// Renders both parts. The text template begins with the subject and an empty line.
+/// Renders both bodies. The text template begins with the subject and an empty line.
 fn parts(text: &Part<'_>, html: &Part<'_>) -> Option<Parts> {
     let (text, html) = (text.render().ok()?, html.render().ok()?);
     let (subject, text) = text.split_once("\n\n")?;

@@ -1,8 +1,8 @@
 //! SMTP conversations with a relay: connecting, sending emails, and QUIT.
 //!
-//! lettre's pool is not used, for two reasons. After an abandoned conversation it reuses the
-//! connection, so that the next email reads a wrong answer and counts as sent. And its timeout
-//! covers only connecting.
+//! lettre's pool is not used, for two reasons. It reuses the connection of an abandoned
+//! conversation, so that an old answer can be taken for the answer to the next email. And its
+//! timeout covers only connecting.
 //!
 //! Here one email at a time uses a connection, and one deadline covers the whole conversation. A
 //! connection is kept only if its email was accepted. Otherwise it is closed, with QUIT if the
@@ -70,7 +70,8 @@ impl Connection {
         for to in mail.envelope.to() {
             smtp.command(Rcpt::new(to.clone(), vec![])).await.map_err(NotSent::at(Stage::Rcpt))?;
         }
-        // lettre accepts any 2xx or 3xx, but only 354 and 250 mean success here.
+        // lettre accepts any 2xx or 3xx, but only 354 after DATA and 250 after the message mean
+        // success.
         let answer = smtp.command(Data).await.map_err(NotSent::at(Stage::Data))?;
         expect_code(&answer, 354, Stage::Data)?;
         let answer = smtp.command(mail.dot_stuffed()).await.map_err(NotSent::at(Stage::Message))?;
@@ -137,7 +138,7 @@ impl Connection {
     }
 }
 
-/// MAIL needs no parameters: addresses are ASCII, and lettre encodes every body in 7 bits.
+/// MAIL needs no parameters: all addresses are ASCII, and all bodies are encoded in 7 bits.
 fn mail_from(mail: &Mail) -> MailFrom {
     MailFrom::new(mail.envelope.from().cloned(), vec![])
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The number of recipient domains that a relay must refuse by policy, without accepting an email
-/// in between, to be demoted. A single domain may itself be the reason.
+/// in between, to be demoted. If fewer are refused, the cause may be the domains, not the relay.
 const DOMAINS: usize = 3;
 /// The first demotion's duration. It doubles with each demotion, until the relay accepts an email.
 const MIN_DURATION: Duration = Duration::from_secs(30);
-/// The longest duration.
+/// The longest duration of a demotion.
 const MAX_DURATION: Duration = Duration::from_mins(5);
 
 /// Whether one relay is demoted, and the refusals that lead to that.
@@ -42,8 +42,8 @@ impl Demotion {
         Some(duration)
     }
 
-    /// Records that the relay accepted an email, which clears everything. Returns whether the relay
-    /// was demoted.
+    /// Records that the relay accepted an email, which ends a demotion and resets the counts.
+    /// Returns whether the relay was demoted.
     pub(super) fn record_acceptance(&mut self) -> bool {
         std::mem::take(self).until.is_some()
     }

@@ -1,5 +1,5 @@
 //! DKIM signatures (RFC 6376), with RSA-SHA256 (RFC 8301) or Ed25519-SHA256 (RFC 8463). Header and
-//! body are canonicalised `relaxed`.
+//! body are canonicalised with the algorithm `relaxed`.
 //!
 //! The finished message is signed. After that only SMTP's dot stuffing changes it, which the
 //! receiver undoes.
@@ -38,7 +38,7 @@ const SIGNED: [&str; 12] = [
 const NAMES_PER_LINE: usize = 4;
 /// How many characters of the signature one line has.
 const BASE64_PER_LINE: usize = 72;
-/// The longest string of a TXT record (RFC 1035 §3.3).
+/// The longest string of a TXT record, in octets (RFC 1035 §3.3).
 const TXT_STRING: usize = 255;
 
 /// Signs emails for one domain.
@@ -138,7 +138,7 @@ impl Signer {
 }
 
 impl SigningKey {
-    /// The error is the rest of a sentence that begins with the variable's name.
+    /// Reads a PEM file. The error is the rest of a sentence that begins with the variable's name.
     fn read(file: &Path) -> Result<Self, String> {
         let pem =
             std::fs::read(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
@@ -253,7 +253,7 @@ fn pieces(text: &str, length: usize) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    /// RFC 6376 §3.4.5.
+    /// The first two assertions are the example of RFC 6376 §3.4.5.
     #[test]
     fn canonicalisation_follows_the_standard() {
         let fields: Vec<_> = fields("A: X\r\nB : Y\t\r\n\tZ  ").into_iter().map(relaxed_field).collect();

@@ -24,7 +24,7 @@ use crate::mail::tls::Authorities;
 #[derive(Debug)]
 pub struct Gateway {
     pub(super) relays: Vec<Relay>,
-    /// One for each relay, set by sends. They change only the courier's order, never `start`.
+    /// One for each relay, set by sends. They change the courier's order, never `start`'s answer.
     demotions: Vec<Mutex<Demotion>>,
     /// How many emails wait for a slot at the next relay after one has refused them.
     waiting: AtomicUsize,
@@ -149,9 +149,9 @@ impl Gateway {
         self.free_slot(self.candidates(attempts, Instant::now()))
     }
 
-    /// A slot for the same email at the next relay in the courier's order that is up and is not in
-    /// `tried`. If no slot is free, it waits for one until `until`. `None` if there is no such
-    /// relay or no time left.
+    /// A slot for an email that the relays in `tried` did not accept, at the next other relay that
+    /// is up, in the courier's order. If no slot is free, it waits for one until `until`. `None` if
+    /// there is no such relay or no time left.
     pub async fn next_slot(&self, attempts: i32, tried: &[usize], until: Instant) -> Option<Slot> {
         let now = Instant::now();
         let untried = self.order(attempts, now).map(|mut group| {
@@ -375,7 +375,7 @@ mod tests {
         assert!(gateway.has_tried_all(&[2, 0, 1]) && !gateway.has_tried_all(&[1, 2]));
     }
 
-    /// A waiting email also reduces the free slots, so the courier claims no email for its slot.
+    /// A waiting email reduces the free slots, so the courier claims no other email for that slot.
     #[tokio::test]
     async fn an_email_waits_for_a_slot_at_the_next_relay_instead_of_using_a_demoted_one() {
         let (gateway, mails) = gateway_and_mails();

@@ -44,9 +44,9 @@ pub enum MailKind {
     PasswordChanged,
     /// Says that an operator gave a recovery ticket.
     TicketGiven,
-    /// Says that an operator set another address. It goes to the address before.
+    /// Says to the previous address that an operator set another one.
     EmailChanged,
-    /// Says that the address of the account will be changed, and how its owner stops that.
+    /// Says that the address of the account will be changed, and how the owner can stop the change.
     AddressChange,
     /// Says to the new address that the account can be recovered with it.
     NewAddress,
@@ -85,8 +85,8 @@ impl Mail {
     /// It is one string, so that one write sends it. A separate write of the final dot would wait
     /// 40 ms for the relay's delayed acknowledgement of the message.
     pub(super) fn dot_stuffed(&self) -> String {
-        // Checking all octets at once and searching for a single character takes a third of the
-        // instructions that the more general methods take.
+        // One UTF-8 check and a split at a single character take a third of the instructions of
+        // more general methods.
         let text =
             str::from_utf8(&self.bytes).map_or_else(|_| String::from_utf8_lossy(&self.bytes), Cow::Borrowed);
         let mut stuffed = String::with_capacity(text.len() + 64);
@@ -115,9 +115,9 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// Checks the settings of emails and of DKIM. It builds a sample of every email, so that an
-    /// unusable setting fails at startup, not later in a user's recovery. `key` signs the return
-    /// paths.
+    /// Checks the settings of emails and of DKIM. It builds a sample of every kind of email, so
+    /// that an unusable setting fails at startup, not later in a user's recovery. `key` signs the
+    /// return paths.
     ///
     /// # Errors
     ///

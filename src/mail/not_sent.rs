@@ -38,8 +38,8 @@ pub enum Enhanced {
     None,
     /// Subject and detail (RFC 3463 §2). The class is the first digit of the reply code.
     Code(u16, u16),
-    /// The answer begins with digits and dots that are not an enhanced code, or whose class differs
-    /// from the reply code's.
+    /// The answer's first word contains digits and a dot but is no enhanced code, or the class of
+    /// its enhanced code differs from the reply code's.
     Unreadable,
 }
 
@@ -65,8 +65,8 @@ fn number(digits: &str) -> Option<u16> {
     if plain { digits.parse().ok() } else { None }
 }
 
-/// Whether it contains a digit, a dot and a digit, as `#5.7.1` and `[5.7.1]` do, which some relays
-/// write.
+/// Whether `word` contains a digit, a dot and a digit in a row. So do `#5.7.1` and `[5.7.1]`, the
+/// forms of some relays.
 fn has_dotted_digits(word: &str) -> bool {
     word.as_bytes().windows(3).any(|part| matches!(part, [b'0'..=b'9', b'.', b'0'..=b'9']))
 }

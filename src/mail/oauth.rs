@@ -4,8 +4,8 @@
 //! token: before the first one, or after renewals have failed until the token expired.
 //!
 //! "Only the probe sets a relay's state" (an invariant of [`crate`]). So an email may request a
-//! token only when the timer would, or after a relay has refused the current one. If a request
-//! after a refusal fails, the timer and the requests of the probe stay as they are.
+//! token only when the timer would, or after a relay has refused the current one. If such a request
+//! after a refusal fails, it delays neither the timer nor the requests of the probe.
 
 use std::fmt;
 use std::pin::Pin;
@@ -25,18 +25,18 @@ use crate::http_client::{Bounds, HttpClient};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::metrics::Metrics;
 
-/// Bounds of a request. A probe has more time, so that it fails at `auth` and not at `deadline`.
+/// Bounds of a request. A probe has more time, so that its failure names the request's error.
 const ANSWER_BOUNDS: Bounds = Bounds { time: Duration::from_secs(4), octets: 64 * 1024 };
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// The lifetime of a token if the endpoint gives none, which RFC 6749 §5.1 allows.
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(10);
-/// Bounds of a lifetime from the endpoint, so that the timer pauses between requests.
+/// Bounds of a lifetime from the endpoint. The lower one lets the timer pause between requests.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
 /// The first pause after a failed request, and the longest. Each pause is twice the previous one.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// The shortest time between two renewals after a relay has refused the token.
+/// The shortest time between two renewals of refused tokens by the same [`Requester`].
 const REFUSED_INTERVAL: Duration = Duration::from_mins(1);
 
 type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
@@ -48,7 +48,7 @@ pub(super) struct Tokens {
     refresh_token: Option<RefreshToken>,
     http: HttpClient,
     state: Mutex<TokenState>,
-    /// Held during a request, so that there is one at a time.
+    /// Held during a request, so that only one request runs at a time.
     request_lock: tokio::sync::Mutex<()>,
     renewed: Notify,
 }
@@ -83,7 +83,7 @@ struct Failure {
     until: Instant,
 }
 
-/// Why a token request failed. It quotes only the answer's status or error code of RFC 6749.
+/// Why a token request failed. Of the answer it quotes only the status or RFC 6749's error code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenError {
     #[error("the token endpoint answered {0}")]
@@ -143,7 +143,7 @@ impl Tokens {
         })))
     }
 
-    /// The current token. Requests one if there is no valid token.
+    /// The valid token. If there is none, requests one, but not in the pause after a failure.
     ///
     /// # Errors
     ///
@@ -229,8 +229,7 @@ impl Tokens {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, TokenError> {
         let answer = self.http.send(request.map(Full::from), ANSWER_BOUNDS).await;
         let answer = answer.map_err(|why| TokenError::Unreachable(why.to_string()))?;
-        // An answer with an error code has the status 400, or 401 for an unknown client (RFC 6749
-        // §5.2).
+        // An error code has the status 400, or 401 for an unknown client (RFC 6749 §5.2).
         match answer.status().as_u16() {
             200 | 400 | 401 => Ok(answer.map(Vec::from)),
             status => Err(TokenError::Status(status)),
@@ -300,7 +299,7 @@ impl TokenState {
                     tracing::warn!(%why, "the access token for relays cannot be renewed");
                 }
                 if why == TokenError::Refused("invalid_grant") {
-                    // The refresh token of the settings may be valid again.
+                    // Next, the refresh token of the settings is used: it may still be valid.
                     self.refresh_token = None;
                 }
                 if requester == Requester::Probe {

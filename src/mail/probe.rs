@@ -25,7 +25,8 @@ use crate::metrics::{Metrics, RelayLabel};
 const KEPT_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a new connection may take while the relay counts as usable.
 const NEW_DEADLINE: Duration = Duration::from_secs(5);
-/// The longest time between the starts of two probes while the relay is not usable.
+/// The longest time between the starts of two probes while the relay is not usable, unless it
+/// refuses the credentials or the maximum number of probes is running.
 const DOWN_INTERVAL: Duration = Duration::from_secs(1);
 /// NOOPs that one connection sends at most. From the 101st on, Postfix counts each as an error, and
 /// soon disconnects (`smtpd_junk_command_limit`).
@@ -108,10 +109,10 @@ impl Probe {
         }
     }
 
-    /// Checks the relay on the kept connection. If that does not answer, on a new one.
+    /// Checks the relay on the kept connection, or on a new one if the kept one does not answer.
     async fn check(&self, kept: Option<Connection>) -> Result<Connection, NotSent> {
         let Some(mut kept) = kept else { return self.connect(NEW_DEADLINE).await };
-        // If it does not answer, perhaps only the connection was lost.
+        // If the relay does not answer, perhaps only this connection was lost.
         if kept.noop(Instant::now() + KEPT_DEADLINE).await.is_err() {
             return self.connect(NEW_DEADLINE).await;
         }
@@ -150,9 +151,9 @@ impl Probe {
                 }
             }
             if probes.len() < self.max_probes {
-                // The earlier probes wait for a slow greeting. The last one gives up before the
-                // next starts, so that a relay that greets at once is found at once, even if the
-                // earlier probes' connections are dead.
+                // Earlier probes wait for a slow greeting. The probe that reaches `max_probes`
+                // gives up before the next one is due. So a relay that greets at once is found
+                // within seconds, even if the earlier probes' connections are dead.
                 let is_last = self.max_probes > 1 && probes.len() + 1 == self.max_probes;
                 let probe = Arc::clone(self);
                 probes.spawn(async move {

@@ -48,7 +48,7 @@ struct IdleConnection {
     since: Instant,
 }
 
-/// Only host and port: the rest contains a password.
+/// Only host and port: the rest of the URL may contain a password.
 impl fmt::Display for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.url.fmt(f)

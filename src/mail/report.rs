@@ -53,7 +53,7 @@ fn has_failed(fields: &Message<'_>) -> bool {
     values(fields, "Action").any(|value| word(value).as_deref() == Some("failed"))
 }
 
-/// The values of the fields with this name, in any case.
+/// The values of the fields with this name, in upper or lower case.
 fn values<'a>(fields: &'a Message<'_>, name: &str) -> impl Iterator<Item = &'a str> {
     let fields = fields.headers().iter().filter(move |field| field.name.as_str().eq_ignore_ascii_case(name));
     fields.filter_map(|field| field.value.as_text())
@@ -157,7 +157,7 @@ mod tests {
             failed().replace("message/delivery-status", "message/global-delivery-status"),
             failed().replace("\"4Q.1/relay.example.com\"", "4Q.1/relay.example.com"),
             failed().replace("--4Q.1/relay.example.com\r\n", "--4Q.1/relay.example.com  \r\n"),
-            // Two recipients, one of whom received the email.
+            // Two recipients: the email was relayed to one, and failed for the other.
             report(
                 "Final-Recipient: rfc822; a\r\nAction: relayed\r\n\r\nFinal-Recipient: rfc822; b\r\nAction: failed\r\n",
             ),

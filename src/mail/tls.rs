@@ -1,7 +1,8 @@
 //! TLS with relays: the trusted certificate authorities, and the handshake of implicit TLS. lettre
 //! implements STARTTLS.
 //!
-//! Both trust the machine's authorities and those of `SMTP_CA_FILE`, and require TLS 1.2 or newer.
+//! Implicit TLS and STARTTLS trust the machine's authorities and those of `SMTP_CA_FILE`, and
+//! require TLS 1.2 or newer.
 
 use std::io;
 use std::path::Path;

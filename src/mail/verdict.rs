@@ -1,6 +1,6 @@
 //! The verdict on a refusal: whether the recipient, our configuration or the relay is at fault, and
-//! so what the courier does next. The table in `docs/operate/mail-verdicts.md` is for operators,
-//! and a test reads it.
+//! so what the courier does next. `docs/operate/mail-verdicts.md` has a table for operators, and a
+//! test compares the table with this code.
 
 use strum::{IntoStaticStr, VariantArray};
 

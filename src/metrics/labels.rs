@@ -39,7 +39,7 @@ pub enum MailOutcome {
     NoRecipient,
 }
 
-/// The label of an email that left the outbox, or that failed once more.
+/// The labels of an email that left the outbox, or of an attempt to send it that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MailLabel {
     /// The outcome.

@@ -26,14 +26,14 @@ pub struct Metrics {
     registry: Registry,
     /// Open client connections.
     pub connections: Family<ListenerLabel, Gauge>,
-    /// How often all connection slots were in use when a client connected, so that older connections
-    /// were closed.
+    /// How often all connection slots were in use when a client connected, so that older
+    /// connections were closed.
     pub connections_crowded: Family<ListenerLabel, Counter>,
     /// Answered requests, and requests that their clients aborted (499).
     pub http_answers: Family<AnswerLabel, Counter>,
     /// Requests with `X-Forwarded-For` from peers that are not in `TRUSTED_PROXIES`.
     pub untrusted_forwarded: Counter,
-    /// Time from reading the headers of a request to its answer.
+    /// Time from reading the headers of a request to its answer, in seconds.
     pub http_duration: Histogram,
     /// Starts committed in one batch.
     pub start_batch: Histogram,
@@ -50,15 +50,15 @@ pub struct Metrics {
     pub outbox_pending: Family<KindLabel, Gauge>,
     /// Notices that were given up and are kept for an operator.
     pub outbox_given_up: Family<KindLabel, Gauge>,
-    /// Age of the oldest pending email.
+    /// Age of the oldest pending email, in seconds.
     pub outbox_oldest: Family<KindLabel, Gauge>,
-    /// Time from the accepted request to the relay's 250.
+    /// Time from the accepted request to the relay's reply 250, in seconds.
     pub mail_latency: Histogram,
     /// Attempts to deliver an event to a hook, by outcome.
     pub hook_deliveries: Family<HookOutcomeLabel, Counter>,
     /// Events that a hook has not got yet.
     pub hook_pending: Family<HookLabel, Gauge>,
-    /// Age of the oldest event in `hook_pending`.
+    /// Age of the oldest event in `hook_pending`, in seconds.
     pub hook_oldest: Family<HookLabel, Gauge>,
     /// Events that were given up and can be replayed.
     pub hook_dead_letters: Family<HookLabel, Gauge>,
@@ -73,8 +73,8 @@ pub struct Metrics {
     pub logins_waiting: Gauge,
     /// Units that a failed login draws from the bucket of its network.
     pub login_price: Gauge,
-    /// Recovery tickets, and requests for them or for another address, through the admin API, by
-    /// operator.
+    /// Tickets that were given, addresses that were set, and addresses that were asked for through
+    /// the admin API, by operator.
     pub recoveries_helped: Family<OperatorLabel, Counter>,
     /// Calls of the admin API without a valid token or certificate.
     pub operators_unknown: Counter,
@@ -264,8 +264,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Exports the counters of events at 0. A counter that appears with its first event shows no
-    /// increase, so no alert would fire.
+    /// Exports the counters of emails, codes and logins at 0 from the start. A counter that appears
+    /// only with its first event shows no increase, so no alert would fire.
     fn export_zeros(&self) {
         for outcome in [MailOutcome::Sent, MailOutcome::Expired, MailOutcome::NoRecipient] {
             drop(self.mails.get_or_create(&MailLabel { outcome, stage: "none" }));
@@ -301,7 +301,7 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    /// The snapshot has every name with its type and help, and every initial label; no value.
+    /// The snapshot has every name with its type and help, and the labels, but no value.
     #[test]
     fn names_and_labels_are_as_in_the_snapshot() {
         let metrics = Metrics::default();

@@ -66,7 +66,7 @@ pub enum ClaimPermit {
     AsHolder(i32),
     /// Claim without a holder: only the lease protects the claim.
     LeaseOnly,
-    /// Claim nothing yet: the lock is being taken.
+    /// Claim nothing yet: the lock is being taken, or was not seen lately.
     NotYet,
 }
 
@@ -104,7 +104,7 @@ impl Holder {
         }
     }
 
-    /// Whether no other courier can have released rows that were claimed under this id.
+    /// Whether no other courier can have released rows that were claimed as `claimed_as`.
     #[must_use]
     pub fn still_holds(&self, claimed_as: Option<i32>) -> bool {
         let lock = self.lock_state();
@@ -176,7 +176,7 @@ impl<F: Fn()> Keeper<F> {
         }
     }
 
-    /// Connects and runs one session until it ends.
+    /// Takes the lock and checks all locks until the session ends. Returns why it ended.
     async fn session(&self, peers: &mut Peers, lost: bool) -> SessionEnd {
         let mut connection = match with_check_deadline(self.acquire_lock()).await {
             Ok(connection) => connection,
@@ -195,7 +195,7 @@ impl<F: Fn()> Keeper<F> {
             let grace = if is_cautious { CAUTIOUS_GRACE } else { GRACE };
             let gone = peers.gone(&holders, asked, Instant::now(), grace);
             if let Some(now) = self.clock.trusted_now() {
-                // Not read after a loss: leases would name this process's own former id, whose
+                // Not after a lost lock: the leases then name this process's own former id, whose
                 // emails it still sends.
                 if !leases_read && let Ok(named) = in_time(holders_of_leases(&self.pool, now)).await {
                     peers.add(&named, self.holder.lock_state().id);
@@ -210,7 +210,7 @@ impl<F: Fn()> Keeper<F> {
     }
 
     /// Connects and takes the lock. Takes a new id if other couriers may have missed the lock for
-    /// [`GRACE`] by then.
+    /// [`GRACE`] when it is taken.
     async fn acquire_lock(&self) -> Result<PgConnection, SessionEnd> {
         let id = {
             let mut lock = self.holder.lock_state();
@@ -290,7 +290,7 @@ impl Peers {
         }
     }
 
-    /// Starts the absences anew after a time without checks, in which each may have had its lock.
+    /// Restarts all absences after a time without checks: a holder may have had its lock then.
     fn reset_absences(&mut self) {
         self.0.values_mut().for_each(|since| *since = None);
     }

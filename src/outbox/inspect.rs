@@ -91,7 +91,7 @@ impl OutboxEntry {
     }
 }
 
-/// The oldest emails in the outbox.
+/// The oldest emails in the outbox, at most `limit`.
 pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<OutboxEntry>, sqlx::Error> {
     sqlx::query_as!(
         OutboxEntry,
@@ -103,8 +103,8 @@ pub async fn list(connection: &mut PgConnection, limit: i64) -> Result<Vec<Outbo
     .await
 }
 
-/// The pending emails to an account: its notices, and the codes of these recoveries. The newest
-/// first, at most `limit`. Reads the whole outbox, which has no index on the account.
+/// The emails in the outbox to an account: its notices, and the codes of `recovery_sessions`. The
+/// newest first, at most `limit`. Reads the whole outbox, which has no index on the account.
 pub async fn of_account(
     executor: impl PgExecutor<'_>,
     account_id: Uuid,
@@ -148,8 +148,8 @@ pub async fn find(
 
 /// Makes notices due now: the one with this `id`, or all that were given up. Returns their ids.
 ///
-/// It leaves out notices that a replica is sending. It also leaves out codes, because the courier
-/// retries those itself while they are valid.
+/// It leaves out notices that a replica is sending, and notices that expire within a minute. It
+/// also leaves out codes, because the courier retries those itself while they are valid.
 pub async fn retry(
     connection: &mut PgConnection,
     now: OffsetDateTime,

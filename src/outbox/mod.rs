@@ -43,14 +43,14 @@ pub struct ClaimedMail {
     pub expires_at: OffsetDateTime,
     /// What it says.
     pub content: Content,
-    /// The User-Agent of the request that it is about.
+    /// The User-Agent of the request that the email is about; empty if the row has none.
     pub user_agent: String,
-    /// The language of that request.
+    /// The language of the request that the email is about.
     pub request_locale: Option<String>,
     /// The recipient's account.
     pub account_id: Uuid,
     /// The address that the email is sent to: the account's stored address, or the one stored with
-    /// the notice of an address change. No email is sent to an address that a client typed.
+    /// a notice about another address. No email is sent to an address that a client typed.
     pub account_email: String,
     /// The account's preferred language.
     pub account_locale: Option<String>,

@@ -1,6 +1,6 @@
 //! One round of the courier, in one statement (docs/decisions/0031). It deletes the rows of
-//! delivered emails and records those in the audit log, claims emails that are due, and deletes
-//! rows that need no email.
+//! delivered emails and records the deliveries in the audit log, claims emails that are due, and
+//! deletes rows that need no email.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,8 +46,8 @@ pub struct Round<'a> {
     pub window: usize,
     /// How long the claim lasts.
     pub lease: Duration,
-    /// The holder to name in the claimed rows. They are due again when it is gone: see
-    /// [`super::holder`].
+    /// The holder to name in the claimed rows. These rows are due again when the holder is gone:
+    /// see [`super::holder`].
     pub holder: Option<i32>,
 }
 

@@ -1,7 +1,7 @@
-//! Decoys: the hashes that addresses without a usable hash are verified against. A decoy is a hash
-//! of no password. Decoys have the schemes and costs of the stored hashes, in the same proportions.
-//! The address alone decides which decoy it gets, so the hashing time of an address does not show
-//! whether it has an account.
+//! Decoys: the hashes that a password is verified against if the address has no usable hash. A
+//! decoy is a hash of no password. Decoys have the schemes and costs of the stored hashes, in the
+//! same proportions. The address alone decides which decoy it gets, so the hashing time of an
+//! address does not show whether it has an account.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct SlowestHashes(BTreeMap<&'static str, StoredHash>);
 
 impl SlowestHashes {
-    /// Records one more hash.
+    /// Records `stored` if it is slower than the recorded hash of its scheme.
     pub fn record(&mut self, stored: StoredHash) {
         match self.0.get(stored.kind()) {
             Some(slowest) if slowest.work() >= stored.work() => {}

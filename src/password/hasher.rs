@@ -19,8 +19,8 @@ use crate::metrics::Metrics;
 /// The `Retry-After` when the queue is full: about the time that a full queue takes.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The number of the service's own hashes that one unit of a network's login bucket pays for. With
-/// one, a wrong login every 15 s blocked all others of its network while stored hashes were 20
-/// times as slow (docs/decisions/0032).
+/// one hash for each unit, a wrong login every 15 s blocked all other logins of its network while
+/// stored hashes were 20 times as slow as own ones (docs/decisions/0032).
 const HASHES_PER_UNIT: u32 = 4;
 
 /// A bounded pool of hashing threads, which bounds the memory of concurrent hashes.
@@ -236,8 +236,8 @@ impl Place<'_> {
         .await?
     }
 
-    /// The permit belongs to the job: after a caller has disconnected, its place is free once the
-    /// job is done, or skipped because its result is no longer needed.
+    /// The job holds the place and the permit. So if the caller disconnects, both are free only
+    /// once the job is done, or skipped because no caller waits for its result.
     async fn run<T: Send + 'static>(
         &self,
         permit: Option<ForeignPermit>,

@@ -2,8 +2,8 @@
 //! list of those known from breaches, and verified against hashes of many schemes.
 //!
 //! Only [`Hasher`] spends the memory and time of a hash: it runs a bounded number at once, queues a
-//! bounded number, and refuses further requests before they cost anything. Addresses without a hash
-//! are verified against [`Decoys`].
+//! bounded number, and refuses further requests before they cost anything. If an address has no
+//! usable hash, the password is verified against one of the [`Decoys`].
 
 pub mod blocklist;
 mod decoy;
@@ -47,8 +47,8 @@ impl Password {
         Self { nfc, typed }
     }
 
-    /// The number of Unicode forms of the password that are tried against a stored hash. A failure
-    /// computes as many hashes.
+    /// The number of Unicode forms of the password that are tried against a stored hash. A failed
+    /// verification computes one hash for each form.
     #[must_use]
     pub fn spellings(&self) -> u32 {
         1 + u32::from(self.typed.is_some())
@@ -74,7 +74,7 @@ impl Password {
         Ok(())
     }
 
-    /// Hashes it to the PHC string that is stored. Takes the cost's memory and tens of
+    /// Hashes it to the PHC string that is stored. Takes the memory of `cost` and tens of
     /// milliseconds: call it where blocking is allowed.
     ///
     /// # Panics
@@ -117,7 +117,8 @@ impl std::fmt::Debug for Password {
 }
 
 /// Measures the current time of one verification on this machine, with the password that takes the
-/// longest: the time of SHA-crypt grows with its length. Call it where blocking is allowed.
+/// longest: the time of SHA-crypt grows with the password's length. Call it where blocking is
+/// allowed.
 #[must_use]
 pub fn verification_time(stored: &StoredHash) -> Duration {
     let mut memory = Memory::default();
@@ -149,7 +150,7 @@ fn verifications_within(stored: &StoredHash, time: Duration) -> u32 {
 pub struct Cost {
     /// Memory in KiB.
     pub memory_kib: u32,
-    /// Passes over it.
+    /// Passes over the memory.
     pub passes: u32,
     /// Lanes.
     pub lanes: u32,
@@ -172,7 +173,7 @@ impl Cost {
         StoredHash::parse(&self.dummy_hash()).is_ok()
     }
 
-    /// Whether a stored hash has this cost.
+    /// Whether a stored hash is an Argon2id hash of this cost.
     fn produced(self, stored: &str) -> bool {
         stored.starts_with(&self.prefix())
     }
@@ -202,7 +203,7 @@ pub struct Memory(Vec<Block>);
 impl Memory {
     fn blocks(&mut self, count: usize) -> &mut [Block] {
         if self.0.len() < count {
-            // Freed first, so that both never exist at once.
+            // The old memory is freed first, so that old and new memory never exist at once.
             self.0 = Vec::new();
             self.0 = vec![Block::new(); count];
         }
@@ -221,11 +222,11 @@ impl Memory {
 /// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PasswordMatch {
-    /// The password is wrong, or there is none.
+    /// The password is wrong, or no usable hash is stored.
     Wrong,
     /// The password is right. A hash of another scheme, cost or form is replaced by a new one.
     Right {
-        /// The new hash to store.
+        /// The new hash to store; `None` if the stored hash stays.
         rehashed: Option<String>,
     },
 }

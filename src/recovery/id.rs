@@ -11,14 +11,15 @@ use uuid::Uuid;
 const LABEL: &[u8] = b"recovery-id/1|";
 const BYTES: usize = 16;
 
-/// Identifies a recovery from `start` to `reset`, while its token changes. It is not a secret and
-/// grants nothing. It is a hash of the session's id, so it does not reveal that id or when the
-/// recovery began. It uses no key, because a key rotation would change the id during a recovery.
+/// Identifies a recovery from `start` to `reset`. The recovery's token changes in that time, this
+/// id does not. It is not a secret and grants nothing. It is a hash of the session's id, so it does
+/// not reveal that id or when the recovery began. It uses no key, because a key rotation would
+/// change the id during a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecoveryId([u8; BYTES]);
 
 impl RecoveryId {
-    /// The id of a session.
+    /// The public id of the recovery whose row has the id `session`.
     #[must_use]
     pub fn of(session: Uuid) -> Self {
         let hash: [u8; 32] = Sha256::new().chain_update(LABEL).chain_update(session).finalize().into();
@@ -26,7 +27,7 @@ impl RecoveryId {
     }
 }
 
-/// 22 characters of base64url.
+/// The id as text: 22 characters of base64url.
 impl fmt::Display for RecoveryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&URL_SAFE_NO_PAD.encode(self.0))

@@ -9,13 +9,13 @@ use super::{RecoveryId, State};
 use crate::clock::{first_id_of, serialize_rfc3339};
 use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
 
-/// The most recoveries of an address that are shown.
+/// The maximum number of recoveries that are shown for an address.
 const LIMIT: i64 = 20;
 
 /// A recovery, without its token and its code.
 #[derive(Clone, Debug, Serialize)]
 pub struct SeenRecovery {
-    /// The id that the client has.
+    /// The public id, which the client has, too.
     pub id: RecoveryId,
     /// What it waits for, or how it ended.
     pub state: RecoveryState,
@@ -27,7 +27,7 @@ pub struct SeenRecovery {
     pub expires_at: OffsetDateTime,
     /// How many attempts at the code are left.
     pub attempts_left: i16,
-    /// The id of its row, which no client has.
+    /// The id of its row in `recovery_session`, which no client has.
     #[serde(skip)]
     pub session_id: Uuid,
 }
@@ -75,11 +75,12 @@ struct Row {
 }
 
 /// The recoveries of an address that began within the longest lifetime of a recovery, the newest
-/// first, at most 20. `ended` is the `recoveries_ended` of its account: recoveries up to this number
-/// have ended.
+/// first, at most 20. Recoveries are numbered. Those up to `ended`, the `recoveries_ended` of the
+/// address's account, have ended.
 ///
-/// There is no index on the address, because every start would have to update it. The statement
-/// reads the recoveries of all addresses that began within the longest lifetime, by their ids.
+/// There is no index on the address, because every start would have to update it. So the statement
+/// reads every recovery that began within the longest lifetime, by the primary key, and selects
+/// those of the address.
 pub async fn of_address(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,

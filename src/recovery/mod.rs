@@ -5,10 +5,10 @@
 //! `replay` repeats a success whose answer was lost.
 //!
 //! A session's state changes from `code_sent` to `verified` to `consumed`. Each session has a
-//! number, and an account stores up to which number its sessions have ended, because a new password
-//! ends all of them (docs/decisions/0007). A session that has ended, or whose address has no
-//! account, behaves like any other: it counts down, resends and expires alike. Its code never
-//! verifies, so a client cannot tell the difference.
+//! number. A new password ends all sessions of its account with one number: the account's sessions
+//! up to this number have ended (docs/decisions/0007). While a session waits for its code, a client
+//! cannot tell whether it has ended, or whether its address has no account: such a session spends
+//! attempts, accepts resends and expires like any other, but no code is right.
 
 mod id;
 pub mod inspect;
@@ -43,8 +43,9 @@ use crate::thread;
 /// The label under which recovery tokens are issued.
 const TOKEN_LABEL: &str = "recovery-token/1";
 
-/// The time within which all waiting starts should be committed, even when more arrive than the
-/// database can take. Starts beyond that are refused.
+/// The time within which every waiting start should be committed. When starts arrive faster than
+/// the database commits them, a start that would wait longer is refused, unless it fits into the
+/// next batch.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// The recovery flow.
@@ -56,8 +57,9 @@ pub struct Recovery {
 
 impl Recovery {
     /// Returns the flow, and a receiver that resolves when the thread that commits starts has
-    /// ended, which happens after the last clone is dropped. Commits have a thread of their own, so
-    /// that they do not wait for requests that are being read or answered (docs/decisions/0021).
+    /// ended. The thread ends after the last clone of the flow is dropped, or if it panics. Commits
+    /// have a thread of their own, so that they do not wait for requests that are being read or
+    /// answered (docs/decisions/0021).
     ///
     /// # Panics
     ///
@@ -72,8 +74,8 @@ impl Recovery {
     }
 }
 
-/// Whether this service issued a recovery token, judged by the token's MAC. Tokens of the previous
-/// format have no MAC.
+/// Whether this service issued a recovery token within `RESET_LIFETIME`, judged by the token's MAC.
+/// A token of the previous format has no MAC and counts as not issued.
 #[must_use]
 pub fn was_issued(app: &App, token: &Token) -> bool {
     token.was_issued(&app.code_keys, TOKEN_LABEL, RESET_LIFETIME, app.clock.now())
@@ -104,7 +106,7 @@ enum Step {
     Next,
 }
 
-/// What a request presents to identify its recovery and itself.
+/// What a request presents: its recovery, and a key under which the request can be repeated.
 #[derive(Debug)]
 pub struct Presented {
     /// The token in the cookie.
@@ -171,7 +173,8 @@ async fn find_active(
 /// Ends every pending recovery of an address that no longer belongs to its account, so that no
 /// recovery applies to the next account with that address. A session that waits for its code
 /// becomes a decoy. A verified session is consumed: its client already knows that there is an
-/// account. Reads the whole table, because no request needs an index on the address.
+/// account. Reads the whole table: it has no index on the address, because no request would use
+/// one.
 pub(crate) async fn revoke_pending(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -198,8 +201,9 @@ pub(crate) async fn delete_all(
         .await
 }
 
-/// Deletes at most `limit` sessions that ended more than `retention` ago. The primary key is the
-/// order of creation, and no session lives longer than the lifetimes of code and reset together.
+/// Deletes at most `limit` sessions that ended more than `retention` ago, selected by the primary
+/// key: ids are in the order of creation, and no session lives longer than the lifetimes of code
+/// and reset together.
 pub async fn sweep(
     pool: &PgPool,
     now: OffsetDateTime,

@@ -1,10 +1,12 @@
-//! Replays: a client whose answer of `verify` or `reset` was lost sends the same key again, and
-//! gets that success again with a new token in place of the lost one (docs/decisions/0035).
+//! Replays: a client that did not receive the answer to its `verify` or `reset` sends the request
+//! again with the same `Idempotency-Key`. If the first request succeeded, the client gets that
+//! success again, with a new token in place of the lost one (docs/decisions/0035).
 //!
-//! Only successes are stored, for [`LIFETIME`]: the hash of the key, and the token or session that
-//! the success replaced or opened. A replay proves again what the first request proved: the code,
-//! or the new password. It runs under the lock of the account's row, so replays run one after
-//! another, and each ends the token of the one before.
+//! Only successes are stored, for [`LIFETIME`]: the hash of the key, and the hash of the token that
+//! a `verify` replaced or the id of the session that a `reset` opened. A replay has to prove again
+//! what the first request proved: the code, or the new password. It runs under the lock of the
+//! account's row, so replays run one after another, and each invalidates the token that the
+//! previous one issued.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,7 +29,7 @@ use crate::{account, audit, throttle};
 
 /// How long a success can be repeated.
 const LIFETIME: Duration = Duration::from_mins(2);
-/// The lengths of a key. The shortest has 128 random bits in base64.
+/// The allowed lengths of a key, in characters. 22 characters of base64 can hold 128 random bits.
 const KEY_CHARS: std::ops::RangeInclusive<usize> = 22..=64;
 
 /// The SHA-256 of an `Idempotency-Key`. A client chooses a random key for each action of its user.
@@ -83,9 +85,9 @@ struct VerifiedOnce {
 }
 
 impl Recovery {
-    /// Repeats the success of an earlier `verify` after the same request was `refused`. A wrong
-    /// code ends the replay. Such a code is at most the fifth wrong guess, because one of the five
-    /// attempts was the success.
+    /// Repeats the success of an earlier `verify` with the same key, after this request failed with
+    /// the error `refused`. A wrong code deletes the stored success. It is at most the fifth wrong
+    /// guess, because the success used one of the five attempts.
     pub(super) async fn replay_verify(
         &self,
         refused: Error,
@@ -146,8 +148,9 @@ impl Recovery {
         Ok(Verified { token: issued, id, lifetime })
     }
 
-    /// Repeats the success of an earlier `reset` after the same request was `refused`. The password
-    /// has to be the one that was set. A wrong one counts as a failed login of the address.
+    /// Repeats the success of an earlier `reset` with the same key, after this request failed with
+    /// the error `refused`. The password has to be the one that was set. A wrong password counts as
+    /// a failed login of the address.
     pub(super) async fn replay_reset(
         &self,
         refused: Error,
@@ -194,7 +197,7 @@ impl Recovery {
                 None => None,
             };
             if let Some(opened) = &opened {
-                // The sweeper may have cleared the row meanwhile.
+                // If the sweeper has cleared the row meanwhile, the row stays cleared.
                 sqlx::query!(
                     "UPDATE recovery_session SET replay_session_id = $2 WHERE id = $1 AND replay_until IS NOT NULL",
                     id,
@@ -249,7 +252,8 @@ async fn find_consumed(
     Ok(row.and_then(|row| Some((row.id, EmailAddress::parse(&row.email).ok()?))))
 }
 
-/// The session that the last answer to a `reset` was about. Read under the account's lock.
+/// The session that the last answer to the `reset` of this recovery was about. Call it under the
+/// lock of the account's row.
 async fn lost_session(
     transaction: &mut PgConnection,
     now: OffsetDateTime,
@@ -265,7 +269,7 @@ async fn lost_session(
     Ok(session.fetch_optional(transaction).await?.flatten())
 }
 
-/// Stores the success of a `reset` that opened a session.
+/// Stores that a `reset` opened the session `session_id`, so that this success can be repeated.
 pub(super) async fn remember_session(
     transaction: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,8 +1,8 @@
 //! `reset`: sets the new password of a verified recovery.
 //!
 //! The policy check and the hash happen before the transaction: a refused password costs the user
-//! nothing, and no lock waits for Argon2. Everything that follows from a new password is one
-//! transaction, which locks the account's row first. Of many parallel resets, one consumes the
+//! nothing, and no lock is held while Argon2 runs. Everything that follows from a new password is
+//! one transaction, which locks the account's row first. Of many parallel resets, one consumes the
 //! session. A crash at any point leaves either the old password or all of the new state.
 
 use super::replay::remember_session;
@@ -18,15 +18,15 @@ use crate::{account, audit};
 
 impl Recovery {
     /// Sets the password of the account that the verified session of `presented` belongs to. Ends
-    /// all its other sessions and pending recoveries, enqueues the notice to its owner, and signs
-    /// the client in. An `Err` in `password` is answered only if there is a session. With the key
-    /// of an earlier success whose answer was lost, that success is repeated instead of a 401.
+    /// all sessions and pending recoveries of the account, enqueues the notice to its owner, and
+    /// signs the client in. An `Err` in `password` is returned only if the session is verified. If
+    /// `presented` has the key of an earlier success, that success is repeated instead of a 401.
     ///
     /// # Errors
     ///
     /// `RecoverySession…` without a verified session; `RecoveryIdMismatch` if it is not the one the
-    /// client expects; the error in `password`; `Password…` if the policy refuses the password, and
-    /// the session remains; `HashingBusy`, with nothing spent; `StorageUnavailable`.
+    /// client expects; the error in `password`; `Password…` if the policy refuses the password (the
+    /// session then remains); `HashingBusy`, with nothing spent; `StorageUnavailable`.
     pub async fn reset(
         &self,
         presented: Presented,
@@ -50,8 +50,8 @@ impl Recovery {
         let token = presented.token.as_ref().ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool) = (&self.app, &self.app.pool);
         let session = find_active(pool, app.time()?, &token, presented.id.as_deref(), Step::Reset).await?;
-        // Another reset may have ended the recovery since. This error takes precedence over an
-        // error in `password`.
+        // A new password may have ended the recovery, which its row does not show. This error takes
+        // precedence over an error in `password`.
         let find = account::in_recovery(pool, &session.email, session.number);
         within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
         let password = password.as_ref().map_err(Clone::clone)?;

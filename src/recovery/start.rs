@@ -70,10 +70,10 @@ pub struct StartCredentials {
 }
 
 impl Recovery {
-    /// Begins a recovery for any address, or continues the one that `presented` belongs to. It
-    /// continues if the address is the same, its code was sent, attempts are left, and at least 3
-    /// minutes remain. Code, attempts and lifetime then stay the same, and one more email is
-    /// enqueued unless one is unsent.
+    /// Begins a recovery for any address, or continues the one that `presented` belongs to. The
+    /// presented recovery continues if it has the same address, still waits for its code, and has
+    /// attempts and at least 3 minutes left. Code, attempts and end then stay the same, and one
+    /// more email is enqueued unless the previous one is unsent.
     ///
     /// A start draws from the bucket of the address, or of a device that has signed in with it
     /// before. Once that bucket is empty, a ticket admits one more start. Returns after session and
@@ -104,7 +104,7 @@ impl Recovery {
                 let started = self.submit(&email, presented.as_ref(), Some(ticket), &client).await;
                 if started.is_err() {
                     // Refunds the ticket without delaying this answer. During an outage of
-                    // PostgreSQL it stays spent.
+                    // PostgreSQL the ticket stays spent.
                     let pool = self.app.pool.clone();
                     tokio::spawn(async move { throttle::refund(&pool, &key, RateLimit::for_ticket()).await });
                 }
@@ -163,7 +163,7 @@ pub(super) async fn commit_starts(app: Arc<App>, mut arrivals: Arrivals<PendingS
         let first_pending = batch.requests.iter().map(|start| start.outbox_id).min().unwrap_or_default();
         match commit(&app, &mut database, &batch).instrument(batch.span()).await {
             Ok(outcomes) => batch.answer(outcomes),
-            // One row must not fail the others: the batch is retried row by row to find it.
+            // One bad row must not make the others fail, so the starts are committed one by one.
             Err(error) if is_statement_error(&error) => {
                 failures::note("store starts, then row by row", &error);
                 for single in batch.split().filter(Batch::is_awaited) {
@@ -195,7 +195,7 @@ async fn commit(
         let key_id = app.code_keys.newest().id();
         let now = app.clock.trusted_now().ok_or_else(clock_moved)?;
         let result = insert(&mut connection, now, key_id, app.address_limit, &batch.requests).await;
-        // If PostgreSQL itself reported the failure, the connection is still usable.
+        // After success, or an error that the statement caused, the connection is still usable.
         if result.as_ref().map_or_else(is_statement_error, |_| true) {
             database.put(connection);
         }

@@ -1,7 +1,8 @@
 //! `verify`: checks the emailed code.
 //!
-//! A separate statement spends the attempt before the code is compared, so that parallel guesses
-//! never get more than five comparisons. `account` is read and written only after a right code.
+//! A separate statement spends the attempt before the code is compared, so that parallel guesses at
+//! one recovery get at most five comparisons. `account` is read and written only after a right
+//! code.
 
 use std::time::Duration;
 
@@ -45,9 +46,9 @@ struct SpentAttempt {
 
 impl Recovery {
     /// Checks the code of the session that `presented` belongs to, and gives the session 15 minutes
-    /// for a new password. An `Err` in `code` is answered only if there is a session, and spends no
-    /// attempt. With the key of an earlier success whose answer was lost, that success is repeated
-    /// instead of a 401.
+    /// for a new password. An `Err` in `code` is returned only if the session waits for its code,
+    /// and spends no attempt. If `presented` has the key of an earlier success, that success is
+    /// repeated instead of a 401.
     ///
     /// # Errors
     ///
@@ -75,7 +76,8 @@ impl Recovery {
         let token = presented.token.as_ref().ok_or(Problem::RecoverySessionMissing)?.hash();
         let (pool, now) = (&self.app.pool, self.app.time()?);
         let find = || find_active(pool, now, &token, presented.id.as_deref(), Step::Verify);
-        // A token always belongs to the same session, so a check before the attempt holds after it.
+        // A token always belongs to the same session, so a check of the id before the attempt also
+        // holds after it.
         if presented.id.is_some() || code.is_err() {
             find().await?;
         }
@@ -85,7 +87,7 @@ impl Recovery {
         })?;
         let Some(attempt) = within_deadline("spend attempt", spend_attempt(pool, now, &token)).await? else {
             find().await?;
-            // The session cannot have become active in between: attempts are never given back.
+            // `find` cannot succeed here, because attempts are never given back.
             return Err(Problem::RecoverySessionSpent.into());
         };
         let wrong = || {

@@ -1,7 +1,7 @@
 //! Random tokens, derived codes, and the keys that codes are derived from.
 //!
 //! A plain token and its stored hash are different types, so that storing a plain token does not
-//! compile. No type here shows its secret in `Debug`, and none implements `Display`.
+//! compile. No type of this module shows its secret in `Debug`, and none implements `Display`.
 
 mod operator_token;
 mod token;
@@ -79,8 +79,7 @@ impl fmt::Debug for Code {
     }
 }
 
-/// A key that codes are derived from, or that MACs are made with; with the id that is stored with
-/// its values.
+/// A key from which recovery codes are derived or with which MACs are computed, and its id.
 #[derive(Clone)]
 pub struct Key {
     id: Arc<str>,
@@ -101,7 +100,8 @@ impl Key {
         Self { id: id.into(), key }
     }
 
-    /// The id that is stored with a session.
+    /// The id of the key. A recovery session stores the id of the key that its code is derived
+    /// from.
     #[must_use]
     pub fn id(&self) -> &Arc<str> {
         &self.id
@@ -171,8 +171,8 @@ impl Keys {
         &self.0[0]
     }
 
-    /// The key that changes least often: a new key is the oldest only after all earlier ones were
-    /// removed.
+    /// The oldest key. It changes least often: a new key becomes the oldest only after all earlier
+    /// keys were removed.
     #[must_use]
     pub fn oldest(&self) -> &Key {
         &self.0[self.0.len() - 1]
@@ -183,7 +183,7 @@ impl Keys {
         self.0.iter()
     }
 
-    /// The key of this id, unless it has been rotated away.
+    /// The key with this id; `None` if it was removed.
     #[must_use]
     pub fn by_id(&self, id: &str) -> Option<&Key> {
         self.0.iter().find(|key| &*key.id == id)
@@ -288,8 +288,8 @@ mod tests {
             }
             assert_eq!(code.expose().len(), CODE_DIGITS);
         }
-        // Chi-square with 9 degrees of freedom: over 40 has a chance of under one in 100,000 a
-        // place.
+        // Chi-square with 9 degrees of freedom: for each place, a value over 40 has a probability
+        // below 1 in 100,000.
         for place in counts {
             let expected = f64::from(samples) / 10.0;
             let chi: f64 = place.iter().map(|n| (f64::from(*n) - expected).powi(2) / expected).sum();

@@ -87,12 +87,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// SHA-256 of a [`Token`]: the only form in the database.
+/// SHA-256 of a [`Token`] or [`super::OperatorToken`]. The database stores only this hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
-    /// The hash of another kind of token.
+    /// The hash of another kind of token than [`Token`], from its bytes.
     pub(super) const fn of(hash: [u8; 32]) -> Self {
         Self(hash)
     }
@@ -116,7 +116,7 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// Seconds since 1970. They fit until 2106.
+/// Seconds since 1970. A `u32` can hold them until 2106.
 fn seconds(at: OffsetDateTime) -> u32 {
     u32::try_from(at.unix_timestamp()).unwrap_or_default()
 }

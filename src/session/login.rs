@@ -26,7 +26,7 @@ use crate::throttle::{self, Source, Turn};
 /// The `Retry-After` for a client that arrived while another login of the address was under way.
 const CONCURRENT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// One login. A client that disconnects does not change what it costs.
+/// One login. Once it has the turn of its address, it is completed even if the client disconnects.
 #[derive(Clone)]
 pub struct Login {
     /// The application's parts.
@@ -59,11 +59,11 @@ impl Login {
     ///
     /// # Errors
     ///
-    /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the call, or after
-    /// the login of this address that it waited for; `LoginThrottled` if the address, or the
-    /// browser that has signed in with it before, had too many failures, or if other logins of the
-    /// address were running for the whole wait; `NetworkThrottled`; `HashingBusy`, with nothing
-    /// spent; `StorageUnavailable`.
+    /// `CredentialsInvalid` for every cause alike, `LOGIN_FAILURE_TIME` after the turn of the
+    /// address has come; `LoginThrottled` if the address, or the browser that has signed in with it
+    /// before, had too many failures, or if other logins of the address were running for the whole
+    /// `LOGIN_FAILURE_TIME`; `NetworkThrottled`; `HashingBusy`, with nothing spent;
+    /// `StorageUnavailable`.
     pub async fn run(self) -> Result<SignedIn, Error> {
         let hash = self.app.hasher.decoys().ok_or_else(unavailable)?.price();
         let price = hash.saturating_mul(self.password.spellings());
@@ -176,7 +176,8 @@ fn unavailable() -> Error {
 }
 
 /// The units that a login has drawn from its network's bucket, beyond the one unit of any request.
-/// Dropping it refunds them, for example when a client disconnects while it waits.
+/// Dropping the charge refunds the units, for example if the client disconnects while the login
+/// waits for its turn.
 struct Charge {
     app: Arc<App>,
     source: Source,
@@ -239,7 +240,7 @@ enum AttemptResult {
 /// A login whose password was right.
 struct VerifiedLogin<'a> {
     account: &'a Account,
-    /// The stored hash it was verified against.
+    /// The stored hash that the password was verified against.
     verified: &'a str,
     rehashed: Option<String>,
     bucket_key: &'a throttle::BucketKey,
@@ -247,8 +248,8 @@ struct VerifiedLogin<'a> {
 
 impl VerifiedLogin<'_> {
     /// Opens the session in one transaction under the lock of the account's row. Returns `None` if
-    /// the verified hash is no longer stored, or the account is no longer active: a reset came
-    /// first.
+    /// the verified hash is no longer stored, or the account is no longer active: a reset or
+    /// another change came first.
     async fn open(
         self,
         app: &App,

@@ -37,8 +37,8 @@ use crate::throttle::{self, Turn};
 /// The label under which session tokens are issued.
 const TOKEN_LABEL: &str = "session-token/1";
 
-/// The number of newest sessions that one account keeps. A client that signs in for every call must
-/// not fill the table or make revoking all sessions slow.
+/// The maximum number of sessions that are kept for one account. A client that signs in for every
+/// call must not fill the table or make revoking all sessions slow.
 const KEPT_PER_ACCOUNT: i64 = 100;
 /// The precision of `last_seen_at`, so that not every request has to write.
 const SEEN_EVERY: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ const SEEN_EVERY: Duration = Duration::from_secs(10);
 pub struct Session {
     /// Its id; not a secret.
     pub id: Uuid,
-    /// When its owner last entered a password.
+    /// When its owner entered the password that opened the session.
     #[serde(serialize_with = "serialize_rfc3339")]
     pub authenticated_at: OffsetDateTime,
     /// When its token was last presented.
@@ -256,7 +256,7 @@ pub async fn list_open(
     Ok(rows.fetch_all(executor).await?.into_iter().map(|row| row.session(idle)).collect())
 }
 
-/// Ends one session of the caller's account, which may be the caller's own.
+/// Ends one session of the caller's account. It may be the caller's own session.
 ///
 /// # Errors
 ///
@@ -315,7 +315,8 @@ async fn turn_to_end(app: &App, caller: &Authenticated) -> Result<Turn, Error> {
 }
 
 /// Locks the account and checks the caller's session again. A reset may have ended that session
-/// since. The caller must not then end the session that the reset opened.
+/// after the request was authenticated. The caller must not then end the session that the reset
+/// opened.
 async fn may_end(
     app: &App,
     transaction: &mut PgConnection,

@@ -44,8 +44,8 @@ pub struct SignedIn {
     /// A JWT for the REST API.
     pub jwt: String,
     /// The value of the cookie that makes this browser known from now on. `None` if too many
-    /// browsers became known with this address recently; then it shares the rate limits of unknown
-    /// browsers.
+    /// browsers became known with this address recently; this browser then shares the rate limits
+    /// of unknown browsers.
     pub device_cookie: Option<String>,
 }
 
@@ -70,7 +70,7 @@ impl OpenedSession {
 }
 
 /// Opens a session of a locked account, makes the browser known, and deletes sessions beyond the
-/// limit per account, ended and oldest ones first.
+/// limit per account: ended ones first, then the oldest.
 pub(crate) async fn open(
     app: &App,
     transaction: &mut PgConnection,
@@ -124,7 +124,7 @@ pub(crate) async fn open(
 }
 
 /// Ends the session `replaced` of a locked account and opens another one, because the client did
-/// not receive its token. Returns `None` if that session is no longer open.
+/// not receive the token of `replaced`. Returns `None` if `replaced` is no longer open.
 pub(crate) async fn replace(
     app: &App,
     transaction: &mut PgConnection,
@@ -141,9 +141,9 @@ pub(crate) async fn replace(
     Ok(Some(open(app, transaction, now, account, caller).await?))
 }
 
-/// The cookie's value for a browser that has just signed in. A known browser keeps its id. A new id
-/// draws from a bucket of the address: otherwise a client that learned a password once could create
-/// ids, each with its own rate limits, without bound.
+/// The cookie's value for a browser that has just signed in. A known browser keeps its id until the
+/// id needs renewal. A new id draws from a bucket of the address: otherwise a client that learned a
+/// password once could create ids, each with its own rate limits, without bound.
 async fn make_known(
     app: &App,
     transaction: &mut PgConnection,

@@ -29,14 +29,15 @@ pub struct Level {
 }
 
 impl Level {
-    /// Whether nothing was drawn from it lately.
+    /// Whether no unit is missing.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.left == self.capacity
     }
 }
 
-/// What a bucket limits. Each limit has a short bucket and one for a day.
+/// What a bucket limits. Each limit has a short bucket and one for a day, except `Unblocks`, whose
+/// two buckets are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -62,7 +63,7 @@ pub enum LevelName {
 }
 
 /// The buckets of an address and, if it has an account, of the account. `address_limit` is the rate
-/// limit of recoveries, which settings change.
+/// limit of recoveries, which the settings define.
 pub async fn levels(
     executor: impl PgExecutor<'_>,
     now: OffsetDateTime,
@@ -80,7 +81,7 @@ pub async fn levels(
         Some((login_key(address, None), failures, FailedLogins, Some(FailedLoginsPerDay))),
         Some((device_key(address), RateLimit::for_new_devices(), NewBrowsers, Some(NewBrowsersPerDay))),
         account_id.map(|id| (password_key(id), failures, WrongPasswords, Some(WrongPasswordsPerDay))),
-        // Its two buckets are equal.
+        // Its two buckets are equal, so only one is shown.
         Some((unblock_key(address), RateLimit::for_unblocks(), Unblocks, None)),
     ]
     .into_iter()

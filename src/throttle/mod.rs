@@ -1,5 +1,5 @@
-//! Rate limits: how many codes an address may be sent and how many logins may fail for it (table
-//! `throttle`), and how many requests a network may make ([`SourceLimits`], in memory).
+//! Rate limits: how many codes may be sent to an address and how many logins with it may fail
+//! (table `throttle`), and how many requests a network may make ([`SourceLimits`], in memory).
 //!
 //! Both use the generic cell rate algorithm (ITU-T I.371): a bucket is stored as the time at which
 //! it will be full again. The buckets of addresses are in PostgreSQL, because the bound on guesses
@@ -88,8 +88,8 @@ impl RateLimit {
         Self { short_burst: 2, short_refill: DAY / 2, long_burst: 2, long_refill: DAY / 2 }
     }
 
-    /// How often an operator may help owners, `per_hour` times in any hour: half of them at once,
-    /// the others spread over the hour.
+    /// How often an operator may help owners, `per_hour` times in any hour: half of them (rounded
+    /// up) at once, the others spread over the hour.
     #[must_use]
     pub fn for_operator(per_hour: u32) -> Self {
         let refills = (per_hour / 2).max(1);
@@ -97,8 +97,8 @@ impl RateLimit {
         Self { short_burst: burst, short_refill: refill, long_burst: burst, long_refill: refill }
     }
 
-    /// The times until a bucket with exactly one unit left is full. A bucket that needs longer is
-    /// empty.
+    /// The times after which the short and the long bucket are full, if each has exactly one unit
+    /// left. A bucket that needs longer is empty.
     fn room(self) -> (Duration, Duration) {
         (self.short_refill * (self.short_burst - 1), self.long_refill * (self.long_burst - 1))
     }
@@ -134,7 +134,7 @@ pub fn password_key(account_id: Uuid) -> BucketKey {
     Sha256::new().chain_update(b"password|").chain_update(account_id).finalize().into()
 }
 
-/// The key of requests that end sessions of an account.
+/// The key under which requests that end sessions of an account take turns ([`Turns`]).
 #[must_use]
 pub fn sessions_key(account_id: Uuid) -> BucketKey {
     Sha256::new().chain_update(b"sessions|").chain_update(account_id).finalize().into()
@@ -152,7 +152,7 @@ pub fn ticket_key(ticket: DeviceId) -> BucketKey {
     Sha256::new().chain_update(b"ticket|").chain_update(ticket.as_bytes()).finalize().into()
 }
 
-/// The bucket of all help by one operator.
+/// The bucket of an operator's help to account owners ([`RateLimit::for_operator`]).
 #[must_use]
 pub fn operator_key(name: &str) -> BucketKey {
     Sha256::new().chain_update(b"operator|").chain_update(name).finalize().into()
@@ -246,7 +246,7 @@ pub async fn free_at(
     Ok(row.map_or(now, |row| (row.short_at - short_room).max(row.long_at - long_room).max(now)))
 }
 
-/// Returns a drawn unit to its bucket, because the attempt it was for has succeeded.
+/// Returns a drawn unit to its bucket, because the request must not count against the limit.
 pub async fn refund(
     executor: impl PgExecutor<'_>,
     key: &BucketKey,
@@ -270,8 +270,8 @@ pub fn interval(duration: Duration) -> PgInterval {
 }
 
 /// Refills the buckets of an address: recoveries, failed logins, newly known browsers. Browsers
-/// that are already known have buckets of their own, which this leaves. Returns how many buckets
-/// were not full.
+/// that are already known have buckets of their own, which stay as they are. Returns how many of
+/// the buckets had a row: a bucket without a row is full.
 pub async fn refill(executor: impl PgExecutor<'_>, address: &EmailAddress) -> Result<u64, sqlx::Error> {
     let keys = [recovery_key(address, None), login_key(address, None), device_key(address)];
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();

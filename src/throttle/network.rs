@@ -20,19 +20,19 @@ pub fn network_of(ip: IpAddr) -> IpAddr {
 }
 
 /// The source of a request, which decides its bucket: its network, or the known browsers of one
-/// account, because carriers put thousands of users behind one address.
+/// account, because carriers put thousands of users behind one IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A client's IP address.
     Network(IpAddr),
-    /// The account address of a device cookie or ticket, and the client's IP address. The IP
-    /// address is part of it, so that a holder of an old cookie cannot drain the owner's bucket
-    /// from elsewhere.
+    /// A tag of the email address that a device cookie or ticket counts for, and the client's IP
+    /// address. The IP address is included, so that a holder of an old cookie cannot drain the
+    /// owner's bucket from elsewhere.
     Owner(OwnerTag, IpAddr),
 }
 
 impl Source {
-    /// The key of its bucket.
+    /// The key of its bucket: the IP address is replaced by its network.
     fn bucket(self) -> Self {
         match self {
             Self::Network(ip) => Self::Network(network_of(ip)),
@@ -41,7 +41,7 @@ impl Source {
     }
 }
 
-/// The number of sources that are tracked at once, in about 10 MB.
+/// The maximum number of sources that one limiter tracks at once, in about 10 MB.
 const MAX_SOURCES: usize = 100_000;
 
 /// A bucket for each source.
@@ -81,9 +81,9 @@ impl Limiter {
         Self { quota: None, clock: Clock::system(), buckets: Mutex::default() }
     }
 
-    /// Draws one unit. While 100,000 sources are tracked, new ones are admitted: the limiter would
-    /// otherwise have to forget some or to refuse unknown clients, and the bound on guesses does
-    /// not depend on it.
+    /// Draws one unit. While 100,000 sources are tracked, requests of other sources are admitted
+    /// without being counted: otherwise the limiter would have to forget some sources or to refuse
+    /// unknown clients. The bound on guesses does not depend on this limiter.
     ///
     /// # Errors
     ///
@@ -97,7 +97,8 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// The time to wait if too few units are left. A refused request draws nothing.
+    /// The time to wait if too few units are left. A refused request draws nothing: the unit of
+    /// [`Limiter::admit`] is refunded.
     pub fn charge(&self, source: Source, price: u32) -> Result<u32, Duration> {
         let Some(quota) = self.quota else { return Ok(0) };
         let rest = price.min(quota.burst).saturating_sub(1);
@@ -149,7 +150,8 @@ impl Limiter {
 }
 
 impl Buckets {
-    /// When the bucket of a source will be full; `None` if no more sources can be tracked.
+    /// When the bucket of a source will be full; `None` if the source is not tracked and no more
+    /// sources can be.
     fn of(&mut self, source: Source, now: Duration) -> Option<&mut Duration> {
         const SWEEP_EVERY: Duration = Duration::from_secs(1);
         let source = source.bucket();

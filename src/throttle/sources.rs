@@ -13,10 +13,10 @@ use crate::secret::TokenHash;
 /// and reads of the progress.
 const REQUESTS_A_COOKIE: u32 = 12;
 /// How often a session token that this service issued may be refused before it counts as a forged
-/// one. Open tabs of a browser may all present a token that has ended.
+/// one. Open tabs of a browser may all present the token of a session that has ended.
 const REFUSALS_A_TOKEN: u32 = 3;
 /// How many calls of the admin API without a valid credential a network may make at once, and how
-/// many a minute in the long run. Operators are few, and their tokens are long.
+/// many a minute in the long run. A low limit is enough, because operators are few.
 const UNKNOWN_OPERATORS: (u32, u32) = (10, 6);
 
 /// A bucket for each source and kind of request, so that one kind does not drain the bucket of
@@ -31,7 +31,7 @@ pub struct SourceLimits {
     pub logins: Limiter,
     /// Requests of a recovery that its cookie does not admit by itself.
     pub recoveries: Limiter,
-    /// Look-ups of session tokens that are forged or have ended.
+    /// Look-ups of session tokens that are forged, or whose session has ended.
     pub unknown_tokens: Limiter,
     /// Calls of the admin API without a valid credential.
     pub unknown_operators: Limiter,
@@ -63,7 +63,8 @@ impl SourceLimits {
         unknown_operators: Limiter,
         clock: &Clock,
     ) -> Self {
-        // No token of a recovery lives longer than this.
+        // No recovery token lives longer than this. The refusals of a session token may be counted
+        // from zero again.
         let counter = |limit| UseCounter::new(limit, RESET_LIFETIME, clock.clone());
         Self {
             requests: limiter(),
@@ -98,7 +99,7 @@ impl SourceLimits {
         self.recoveries.admit(source)
     }
 
-    /// Whether a session token may be looked up at no charge: this service issued it and it was not
+    /// Whether a session token that this service issued may be looked up at no charge: it was not
     /// refused too often.
     #[must_use]
     pub fn is_free(&self, token: &TokenHash) -> bool {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::secret::TokenHash;
 
-/// The number of tokens that each generation holds, in about 5 MB.
+/// The maximum number of tokens in each generation, in about 5 MB.
 const MAX_TOKENS: usize = 50_000;
 
 /// A count for each token, which never decreases. It is kept for one to two times `lifetime`.

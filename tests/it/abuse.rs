@@ -108,7 +108,7 @@ async fn l3_a_planted_cookie_is_not_adopted(pool: PgPool) {
     .into_iter()
     .enumerate()
     {
-        // This test is not about the address's rate limit.
+        // Empties the rate limits, so that the address's limit refuses none of the starts.
         sqlx::query("DELETE FROM throttle").execute(&pool).await.unwrap();
         let mut victim = service.client();
         victim.cookie = Some(cookie.clone());

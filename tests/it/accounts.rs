@@ -151,7 +151,7 @@ async fn sessions_are_listed_and_ended(pool: PgPool) {
     service.stops().await;
 }
 
-/// The number of rows in each table that could name a person.
+/// The row counts of five tables from which `account erase` deletes.
 async fn counts(service: &Service) -> Vec<i64> {
     let mut counts = Vec::new();
     for table in ["account", "session", "recovery_session", "outbox", "throttle"] {
@@ -175,7 +175,7 @@ async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
         service.verified(email).await;
     }
     for email in [TRADER, OTHER] {
-        // Due later than the courier's clock, so that the email stays pending.
+        // The notice is due later than the courier's clock, so that it stays pending.
         let (mut connection, later) = (pool.acquire().await.unwrap(), now() + Duration::from_hours(1));
         let owner = id_of(&service, email).await;
         outbox::enqueue_notice(&mut connection, later, owner, None, "curl", Duration::from_hours(24))
@@ -217,13 +217,13 @@ async fn an_erased_account_leaves_only_its_id_in_the_audit_log(pool: PgPool) {
         account(&pool, &["erase", TRADER, "--yes"]).unwrap_err(),
         "vos-auth: there is no account with this address or id"
     );
-    // To a client, the address is an unknown one.
+    // To a client, the erased address looks like an unknown address.
     assert!(service.client().starts_recovery(TRADER).await.is_code_sent());
     assert_eq!(service.client().logs_in(TRADER, PASSWORD).await.error(), (401, "credentials_invalid"));
     service.stops().await;
 }
 
-/// Commands print no terminal control characters of traits, a User-Agent or a file name.
+/// Commands print no terminal control characters from traits, a User-Agent or a file name.
 #[sqlx::test]
 async fn no_stored_or_imported_text_controls_the_terminal(pool: PgPool) {
     const CONTROL: [char; 6] = ['\u{1b}', '\u{9b}', '\u{9d}', '\u{202e}', '\u{2066}', '\u{2028}'];

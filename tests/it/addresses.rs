@@ -15,7 +15,7 @@ use crate::harness::{Service, database};
 /// TEST-NET-3 (RFC 5737): no host has these addresses.
 const DEAD: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
 
-/// The far end of a line, where a test chooses the addresses of `localhost`.
+/// The far end of a [`Line`], where a test chooses the addresses of `localhost`.
 struct FarHost {
     line: Line,
     files: PathBuf,
@@ -24,7 +24,7 @@ struct FarHost {
 impl FarHost {
     fn create() -> Self {
         let line = Line::lay();
-        // In no common subnet: a resolver would prefer the near address (RFC 6724 §5, rule 9).
+        // The ends share no subnet: a resolver would prefer the near address (RFC 6724 §5, rule 9).
         line.far_ip(&format!("address del {}/30 dev far", line.far));
         line.far_ip(&format!("address add {}/32 dev far", line.far));
         line.far_ip(&format!("route add {}/32 dev far", line.near));

@@ -44,7 +44,7 @@ pub fn desk(service: &Service, token: &str) -> Client {
     client.with("authorization", &format!("Bearer {token}")).with("x-reason", "desk 4711")
 }
 
-/// Calls the admin API. A null `body` sends none.
+/// Calls the admin API. If `body` is null, the request has no body.
 pub async fn call(client: &Client, method: &str, path: &str, body: &Value) -> Answer {
     let request = client.request(method.parse::<Method>().unwrap(), path);
     if body.is_null() {
@@ -87,7 +87,7 @@ fn document() -> Value {
     serde_json::from_str(&std::fs::read_to_string(place::file("openapi/admin.json")).unwrap()).unwrap()
 }
 
-/// OpenAPI's `nullable` as JSON schema has it.
+/// Translates OpenAPI's `nullable` into JSON Schema, where `null` is one of the types.
 fn with_null(node: &Value) -> Value {
     match node {
         Value::Object(members) => {
@@ -104,7 +104,7 @@ fn with_null(node: &Value) -> Value {
     }
 }
 
-/// Compares an answer with its description.
+/// Asserts that an answer is as the OpenAPI document describes it.
 pub fn is_as_described(document: &Value, operation: &Operation, answer: &Answer) {
     let called = format!("{} {}: {} {}", operation.method, operation.path, answer.status, answer.text);
     let described = &document["paths"][operation.path][operation.method.to_lowercase()]["responses"];
@@ -241,7 +241,7 @@ pub fn certificates(folder: &Path) -> Vec<String> {
     ]
 }
 
-/// The same table with client certificates, whose roles are in a setting.
+/// The table of roles, with client certificates. A setting gives each certificate its role.
 #[sqlx::test]
 async fn each_role_may_call_what_its_row_says_with_a_certificate(pool: PgPool) {
     let folder = PathBuf::from(place::temporary("admin-tls"));

@@ -26,7 +26,8 @@ fn vos_auth(pool: &PgPool, arguments: &[&str]) -> (String, String, bool) {
     (text(ended.stdout), text(ended.stderr), ended.status.success())
 }
 
-/// A user who can run commands can make anyone an admin, so each of these commands is recorded.
+/// A user who can run commands can make anyone an admin, so `operator create` and `operator revoke`
+/// are recorded.
 #[sqlx::test]
 async fn a_command_that_issues_or_revokes_a_token_is_recorded(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &[ADDRESS]).await;
@@ -107,7 +108,7 @@ async fn failed_tokens_are_throttled_and_operators_are_not(pool: PgPool) {
     let mut answers = Vec::new();
     for attempt in 0..12 {
         let wrong = if attempt % 2 == 0 { OperatorToken::random().expose() } else { "guess".into() };
-        // The header does not make it another network, although 127.0.0.1 is a trusted proxy of the
+        // The admin API ignores X-Forwarded-For, although 127.0.0.1 is a trusted proxy of the
         // public API.
         let client = desk(&service, &wrong).with("x-forwarded-for", &format!("198.51.100.{attempt}"));
         answers.push(client.get("/admin/outbox").await);
@@ -169,7 +170,7 @@ async fn connections_without_a_handshake_are_closed(pool: PgPool) {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
-/// The built program: its whole output while operators call, some with wrong tokens.
+/// Searches all output of the built program while operators call it, some with wrong tokens.
 #[sqlx::test]
 async fn neither_tokens_nor_addresses_are_logged(pool: PgPool) {
     Service::has_account_at(&pool, TRADER).await;

@@ -1,5 +1,5 @@
-//! What an operator's help does for the owner of an account: the recovery works, the owner is told,
-//! and the number of helps is bounded.
+//! What an operator's help does for the owner of an account: the recovery works and the owner is
+//! told. An hourly limit bounds the number of recoveries that one operator can help with.
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use crate::harness::{Service, place};
 const TRADER: &str = "trader@example.com";
 const NEW: &str = "new@example.com";
 
-/// Operators, and the description of what they call.
+/// A service with the admin API, and the published description of that API.
 struct Office {
     service: Service,
     document: Value,

@@ -40,7 +40,8 @@ fn vos_auth(pool: &PgPool, arguments: &[&str]) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
-/// The command of an operation on an account, and its call: method, rest of the path, body.
+/// An operation on an account: its name, its command, and its call (method, rest of the path,
+/// body).
 type Pair = (&'static str, &'static [&'static str], &'static str, &'static str, Value);
 
 #[sqlx::test]
@@ -154,7 +155,7 @@ async fn an_account_is_created_alike(pool: PgPool) {
         assert_eq!(page.body["accounts"].as_array().unwrap().len(), found, "{}", page.text);
     }
 
-    // PostgreSQL cannot store U+0000. `what_cannot_be_done_says_why` tests the call.
+    // PostgreSQL cannot store U+0000. `what_cannot_be_done_says_why` tests the refusal by the API.
     let url = database::operator_url(&pool);
     let nul = ["account", "create", "nul@example.com", "--traits", r#"{"a":"\u0000"}"#];
     let refused = run(&nul, &[("DATABASE_URL", url.as_str())]);
@@ -163,7 +164,7 @@ async fn an_account_is_created_alike(pool: PgPool) {
         "{refused:?}"
     );
 
-    // With a password, its owner can sign in at once.
+    // If an account is created with a password, its owner can sign in at once.
     let body = json!({ "email": "trader@example.com", "password": PASSWORD });
     assert_eq!(call(&desk, "POST", "/admin/accounts", &body).await.status, 201);
     assert!(service.client().logs_in("trader@example.com", PASSWORD).await.is_signed_in());

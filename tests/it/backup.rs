@@ -92,7 +92,7 @@ async fn a_restored_dump_keeps_sessions_recoveries_and_pending_emails() {
     restored.close().await;
 }
 
-/// A base backup and the WAL restore the moment before a mistake.
+/// A base backup and the WAL restore the database to the moment before a mistake.
 #[tokio::test]
 async fn a_base_backup_and_wal_restore_the_moment_before_a_mistake() {
     let section = section("Restore to a point in time");

@@ -18,7 +18,7 @@ use crate::page;
 
 const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
-/// Not guessable, but listed.
+/// A password that is not guessable, but is in the list.
 pub const LISTED: &str = "lavender anchor sidewalk mug";
 const NEW: &str = "night train in autumn rain";
 const MESSAGES: [(&str, &str, &str); 2] = [
@@ -56,8 +56,7 @@ pub fn filter(test: &str, listed: &[&str]) -> String {
     file
 }
 
-/// The reset of a recovery, the change of a password while signed in, and the account that an
-/// operator creates.
+/// A reset, a change while signed in and an operator's new account all refuse a listed password.
 #[sqlx::test]
 async fn r8_a_listed_password_is_refused_wherever_one_is_set(pool: PgPool) {
     let file = filter("refused", &[LISTED, "another password"]);
@@ -93,7 +92,7 @@ async fn r8_a_listed_password_is_refused_wherever_one_is_set(pool: PgPool) {
     service.stops().await;
 }
 
-/// Without the setting, the same password is accepted.
+/// Without `PASSWORD_BLOCKLIST`, a listed password is accepted.
 #[sqlx::test]
 async fn without_a_list_no_password_is_called_breached(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -217,7 +216,7 @@ fn an_unfinished_build_leaves_the_filter_as_it_was() {
     assert!(why.contains("/nowhere/list cannot be read"), "{why}");
     is_kept();
 
-    // A pipe that never ends.
+    // A build that reads an open pipe is interrupted.
     let pipe = temporary("blocklist-pipe");
     let _ = fs::remove_file(&pipe);
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());

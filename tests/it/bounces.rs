@@ -93,7 +93,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
-/// Waits until no email is pending: a resend adds none before.
+/// Waits until no email is pending: while one is pending, a resend adds none.
 async fn until_sent(pool: &PgPool) {
     let count =
         async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(pool).await.unwrap();
@@ -128,7 +128,7 @@ fn document(folder: &str, program: &str) -> String {
         .replace("/usr/bin/vos-auth ", &format!("{program} "))
 }
 
-/// The owner's mail server refuses the email. Postfix passes its bounce to the command.
+/// The owner's mail server refuses the email. Postfix passes the bounce to `vos-auth bounce`.
 #[sqlx::test]
 async fn an_email_that_postfix_cannot_deliver_marks_its_account_until_a_right_code(pool: PgPool) {
     if !can_run() {
@@ -201,7 +201,7 @@ async fn operators_see_the_mark_and_only_a_right_code_clears_it(pool: PgPool) {
 
     assert_eq!(client.verifies(&wrong(&code)).await.attempts_left(), 4);
     assert!(bouncing_since(&pool, TRADER).await.is_some(), "a wrong code does not clear the mark");
-    // Another owner's code does not clear it either.
+    // Another owner's code does not clear the mark either.
     service.verified(OTHER).await;
     assert!(bouncing_since(&pool, TRADER).await.is_some());
     assert!(client.verifies(&code).await.is_verified());
@@ -214,7 +214,7 @@ async fn operators_see_the_mark_and_only_a_right_code_clears_it(pool: PgPool) {
     service.stops().await;
 }
 
-/// Anything but a failure report for a valid signed address of this account changes nothing.
+/// Anything but a failure report to a valid signed address of the account changes nothing.
 #[sqlx::test]
 async fn only_a_failure_at_an_address_signed_by_the_service_counts(pool: PgPool) {
     let service = service(&pool).await;

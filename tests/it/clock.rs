@@ -43,14 +43,15 @@ impl ShiftedClock {
     }
 }
 
-/// The folder of Debian's package depends on the machine.
+/// Debian's package has the library in a folder that is named after the CPU architecture.
 pub fn library() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
     let mut found = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
     found.find(|path| path.exists()).expect("libfaketime is installed: see make test")
 }
 
-/// A clock ahead by a code's life would expire every email; one behind would send expired codes.
+/// A clock that is ahead by a code's life would expire every email. A clock that is behind would
+/// send expired codes.
 #[sqlx::test]
 async fn a_replica_with_a_wrong_clock_serves_nothing_until_the_clock_is_right(pool: PgPool) {
     let relay = Relay::start().await;

@@ -213,7 +213,7 @@ fn dates(text: &str) -> Vec<&str> {
     words.filter(|word| word.get(4..5) == Some("-") && word.starts_with("20")).collect()
 }
 
-/// Everything that reads has JSON, and prints times in RFC 3339, in UTC, to the second.
+/// Every command that reads has `--json`, and prints times in RFC 3339, in UTC, to the second.
 #[sqlx::test]
 async fn every_reading_command_has_json_and_one_format_of_times(pool: PgPool) {
     let service = Service::start(&pool).await;

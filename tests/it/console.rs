@@ -38,7 +38,7 @@ pub async fn finds(browser: &Browser, wanted: &str) {
     browser.until(&format!("document.querySelector('#email').checkVisibility() && document.querySelector('#email').innerText === '{EMAIL}'")).await;
 }
 
-/// Opens a dialog and fills it.
+/// Opens a dialog, fills it and confirms.
 pub async fn asks(browser: &Browser, button: &str, email: Option<&str>, reason: &str) {
     browser.clicks(button).await;
     browser.sees("#reason").await;
@@ -53,7 +53,7 @@ pub fn button(act: &str) -> String {
     format!("#acts [data-act={act}]")
 }
 
-/// Strangers use up the limit of the address, and the first email returns.
+/// Strangers use up the rate limit of the address, and the first email bounces.
 async fn attack(service: &Service) {
     while service.client().starts_recovery(EMAIL).await.is_code_sent() {}
     service.until_outbox_has(0).await;
@@ -164,7 +164,7 @@ async fn the_desk_sees_a_bounce_and_gives_a_link_that_lets_the_trader_in_in_viet
     the_desk_helps(&pool, "vi-VN", ("phone", PHONE), words).await;
 }
 
-/// With the keyboard only, from the sign-in to the link.
+/// An operator works with the keyboard only, from the sign-in to the recovery link.
 #[sqlx::test]
 async fn the_desk_helps_by_keyboard(pool: PgPool) {
     let (service, console, _) = console_of(&pool, &[]).await;
@@ -180,7 +180,7 @@ async fn the_desk_helps_by_keyboard(pool: PgPool) {
     browser.presses(EMAIL).await;
     browser.presses(Key::Enter).await;
     browser.until("document.activeElement.id === 'email'").await;
-    // The first button after the heading is what helps against the first finding.
+    // The first button after the heading is the remedy for the first finding.
     browser.presses(Key::Tab).await;
     assert_eq!(browser.value("document.activeElement.dataset.act").await, "ticket");
     browser.presses(Key::Enter).await;

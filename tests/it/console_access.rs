@@ -83,7 +83,7 @@ async fn refusals_say_what_was_wrong_and_what_to_do(pool: PgPool) {
     signs_in(&browser, &console, &token).await;
     finds(&browser, EMAIL).await;
 
-    // The relays fail: nobody gets a code.
+    // The relay fails, so no code can be emailed.
     service.relay.goes_down().await;
     service.until_mail_is("unavailable").await;
     browser.driver.refresh().await.unwrap();

@@ -49,7 +49,7 @@ impl Walk {
     }
 }
 
-/// The answers to each way in which a body can be malformed, and to a page of a foreign site.
+/// The answers to each way in which a body can be malformed, and to a request of a foreign page.
 async fn malformed(service: &Service, client: &Client, path: &str, body: Value) -> Vec<Answer> {
     let members = body.as_object().unwrap();
     let (field, value) = members.iter().next().unwrap();
@@ -80,7 +80,7 @@ async fn malformed(service: &Service, client: &Client, path: &str, body: Value) 
     answers
 }
 
-/// The client as a page of a foreign site.
+/// The client, with the `Origin` of a foreign site.
 fn foreign(client: &Client) -> Client {
     client.clone().with("origin", "https://evil.example")
 }
@@ -117,7 +117,7 @@ async fn every_documented_answer_is_given_as_documented_in_vietnamese(pool: PgPo
 #[expect(clippy::too_many_lines, reason = "one walk, in which each step needs the ones before")]
 async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     let mut walk = Walk::new(language);
-    // The User-Agents in the examples of the document.
+    // The User-Agents in the examples of the document, so that the answers match the examples.
     let listed = &walk.document["paths"][SESSIONS]["get"]["responses"]["200"];
     let listed = examples(&walk.document, listed)[0]["sessions"].clone();
     let [here, elsewhere] = [0, 1].map(|index| listed[index]["devices"][0]["user_agent"].as_str().unwrap());
@@ -134,7 +134,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
         walk.check("get", path, &visitor(here).get(path).await);
     }
 
-    // start
+    // Answers of `start`.
     let mut client = visitor(here);
     for _ in 0..4 {
         walk.check("post", START, &client.starts_recovery("other@example.com").await);
@@ -143,7 +143,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for answer in malformed(&service, &client, START, json!({ "email": TRADER })).await {
         walk.check("post", START, &answer);
     }
-    // No recovery, an expired one, one without attempts left.
+    // Clients with no recovery, with an expired one, and with one that has no attempts left.
     let mut expired = visitor(here);
     expired.starts_recovery("expired@example.com").await;
     service.clock.advance(Duration::from_mins(10));
@@ -157,7 +157,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
         walk.check("post", VERIFY, &client.verifies("12345678").await);
         walk.check("post", RESET, &client.resets(NEW).await);
     }
-    // verify
+    // Answers of `verify`.
     let code = service.mails_code_to(&mut client, TRADER).await;
     walk.check("get", RECOVERY, &client.get(RECOVERY).await);
     walk.check("get", RECOVERY, &foreign(&client).get(RECOVERY).await);
@@ -172,7 +172,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for typed in ["x", &code, &code] {
         walk.check("post", VERIFY, &client.verifies(typed).await);
     }
-    // reset-password
+    // Answers of `reset-password`.
     walk.check("post", RESET, &client.clone().with("x-recovery-id", "another").resets(NEW).await);
     walk.check("post", RESET, &client.clone().with("idempotency-key", "short").resets(NEW).await);
     for answer in malformed(&service, &client, RESET, json!({ "password": NEW })).await {
@@ -189,7 +189,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("post", RESET, &client.resets(NEW).await);
     walk.check("post", RESET, &used.resets(NEW).await);
     walk.check("get", RECOVERY, &used.get(RECOVERY).await);
-    // login
+    // Answers of `login`.
     walk.check("post", LOGIN, &client.logs_in(TRADER, NEW).await);
     walk.check("post", LOGIN, &client.logs_in("x", NEW).await);
     for answer in malformed(&service, &client, LOGIN, json!({ "identifier": TRADER, "password": NEW })).await
@@ -200,7 +200,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for _ in 0..11 {
         walk.check("post", LOGIN, &stranger.logs_in("nobody@example.com", NEW).await);
     }
-    // sessions
+    // Answers about sessions.
     client.delete(SESSIONS).await;
     visitor(elsewhere).logs_in(TRADER, NEW).await;
     service.clock.advance(Duration::from_secs(1));
@@ -218,7 +218,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
         walk.check("delete", ONE_SESSION, &client.delete(&other).await);
     }
     walk.check("delete", SESSIONS, &client.delete(SESSIONS).await);
-    // password
+    // Answers to a change of the password.
     let places = [service.app.hasher.place().unwrap(), service.app.hasher.place().unwrap()];
     walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, PASSWORD).await);
     drop(places);
@@ -229,7 +229,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     for password in REFUSED {
         walk.check("post", PASSWORD_PATH, &client.changes_password(NEW, password).await);
     }
-    // address-change/stop
+    // Answers of `address-change/stop`.
     let places = [service.app.hasher.place().unwrap(), service.app.hasher.place().unwrap()];
     walk.check("post", STOP, &client.stops_address_change(NEW).await);
     drop(places);
@@ -257,7 +257,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     walk.check("get", "/openapi.json", &client.get(&format!("/openapi.json?lang={language}")).await);
     walk.check("get", "/openapi.json", &client.get("/openapi.json?lang=fr").await);
 
-    // Without PostgreSQL, and without a relay.
+    // Answers without PostgreSQL, and without a relay.
     way.is(Way::Cut);
     client.cookie = Some(format!("__Host-vos_recovery={}", "A".repeat(43)));
     client.token = Some("A".repeat(43));
@@ -277,7 +277,7 @@ async fn every_answer_is_given(pool: &PgPool, language: &'static str) {
     way.is(Way::Open);
     service.stops().await;
 
-    // A network that sends too much.
+    // Answers to a network that exceeds its rate limit.
     let service = Service::start_with_settings(pool, &["--network-burst=1"]).await;
     let mut client = service.client().with("accept-language", language);
     client.verifies("12345678").await;

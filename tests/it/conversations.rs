@@ -128,7 +128,8 @@ async fn a_refused_email_ends_with_quit(pool: PgPool) {
     service.stops().await;
 }
 
-/// The courier uses no extension and needs none. The relay refuses parameters it did not announce.
+/// The courier uses no SMTP extension and needs none. The test relay refuses parameters that it did
+/// not announce.
 #[sqlx::test]
 async fn the_extensions_of_a_relay_change_no_email(pool: PgPool) {
     let settings = ["--smtp-idle=0s", "--network-burst=1000"];

@@ -52,7 +52,8 @@ async fn an_email_that_cannot_be_deleted_blocks_no_other(pool: PgPool) {
     service.relay.is_in_mood(Mood::HoldsAtRecipient);
     service.clock.advance(Duration::from_secs(2));
     service.relay.until_asked(8).await;
-    // The first delivered email waits for these locks, and the others for the first.
+    // These locks delay the deletion of the first delivered email. The other delivered emails wait
+    // until it ends.
     let mut lock = pool.begin().await.unwrap();
     sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *lock).await.unwrap();
     service.relay.is_in_mood(Mood::Takes);

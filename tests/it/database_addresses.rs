@@ -17,7 +17,7 @@ use crate::harness::{PATIENCE, metric};
 
 const NAME: &str = "db.test";
 const SILENT: &str = "vos_auth_database_silent_addresses";
-/// How much a busy machine may add. To wait for a silent address would take minutes.
+/// The time that a busy machine may add. To wait for a silent address would take minutes.
 const NOISE: Duration = Duration::from_secs(3);
 
 /// The server at the near end of a line. Programs at the far end resolve its name.

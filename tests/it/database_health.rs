@@ -219,7 +219,7 @@ async fn a_full_disk_fails_readyz_and_does_not_flood_the_log() {
         assert_eq!(answer.status, 502, "{n}");
     }
 
-    // A replica without requests finds it out by itself.
+    // A replica without requests notices the full disk by itself.
     let mut idle = Running::start(&url).await;
     let line = idle.says("full");
     assert!(line["cause"].as_str().unwrap().contains("SQLSTATE 53100"), "{line}");

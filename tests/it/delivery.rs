@@ -49,7 +49,8 @@ async fn a_deferred_email_is_retried_with_the_same_message_id_and_code(pool: PgP
     for (n, mood) in [
         Mood::RefusesRecipient("450 4.2.0 greylisted"),
         Mood::RefusesMessage("451 4.3.0 disk full"),
-        // Any other permanent refusal may be the fault of the relay or the service.
+        // A permanent refusal that is not about the recipient may be the fault of the relay or the
+        // service.
         Mood::RefusesMessage("554 5.7.1 spam"),
     ]
     .into_iter()
@@ -155,7 +156,7 @@ async fn s9_no_email_is_sent_with_an_expired_code(pool: PgPool) {
     service.stops().await;
 }
 
-/// The other way for a code to become useless: five wrong attempts.
+/// Five wrong attempts make a code useless, as its expiry does.
 #[sqlx::test]
 async fn s9_no_email_is_sent_for_a_session_without_attempts(pool: PgPool) {
     let service = Service::start(&pool).await;

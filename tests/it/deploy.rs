@@ -124,7 +124,7 @@ async fn nginx_exposes_only_public_paths_and_answers_in_the_services_error_shape
         let (status, body) = nginx.asks("any", "/api/auth/recovery/start", &["--json", &body]).await;
         assert_eq!((status, &body["error"]), (400, &json!("body_too_large")), "{octets}");
     }
-    // Cookies of sibling hosts reach the service.
+    // Browsers also send cookies of sibling hosts, which can be large.
     let asks_with = async |octets: usize, path: &str, method: &str| {
         let cookies = format!("Cookie: sibling={}", "a".repeat(octets));
         nginx.asks("any", path, &["-H", &cookies, "-X", method]).await

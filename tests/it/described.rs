@@ -52,7 +52,7 @@ fn masked(node: &Value) -> Value {
 pub struct Walk {
     pub document: Value,
     language: &'static str,
-    /// Method, path, status, and the error code or an empty string.
+    /// Of each answer: method, path, status, and the error code or an empty string.
     driven: BTreeSet<[String; 4]>,
     /// Answers that differ from their example.
     stale: Vec<String>,

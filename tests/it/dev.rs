@@ -106,7 +106,7 @@ pub async fn mailbox_has(client: &Client, count: usize) -> Vec<Value> {
     tokio::time::timeout(PATIENCE, waiting).await.expect("the mail arrives")
 }
 
-/// Runs `dev` once and returns the statuses of this many starts for one address.
+/// Runs `dev` once and returns the statuses of `starts` requests to `start` for one address.
 async fn starts_against_dev(url: &str, no_limits: &str, starts: usize) -> Vec<u16> {
     let port = free_port();
     let environment = [("DATABASE_URL", url), ("PORT", port.as_str()), ("DEV_NO_LIMITS", no_limits)];
@@ -129,7 +129,8 @@ async fn dev_lifts_rate_limits_on_request_and_starts_again_on_the_same_database(
     }
 }
 
-/// The reference shows every operation, sends a request, and loads nothing from elsewhere.
+/// The API reference of `dev` shows every operation, sends a request, and loads nothing from other
+/// hosts.
 #[sqlx::test]
 async fn the_reference_of_the_api_shows_every_operation_and_calls_it(pool: PgPool) {
     let (url, port) = (database::url(&pool), free_port());
@@ -155,7 +156,7 @@ async fn the_reference_of_the_api_shows_every_operation_and_calls_it(pool: PgPoo
     let from_here = ["/docs/openapi-explorer.js", "/openapi.json", "/readyz"]
         .map(|path| format!("localhost:{port}{path}"));
     assert_eq!(loaded, serde_json::json!(from_here));
-    // In the other language.
+    // The reference is also available in Vietnamese.
     browser.clicks("openapi-explorer a[hreflang]").await;
     browser.until("document.documentElement.lang === 'vi'").await;
     browser.until(&format!("{shown}?.textContent.includes('Đăng xuất')")).await;

@@ -30,7 +30,7 @@ async fn a_hundred_emails_are_closed_but_the_newest_filtered_and_deleted(pool: P
     mailbox_has(&client, 100).await;
 
     let browser = Browser::open("en").await;
-    // The origin alone leads to the mailbox.
+    // The path `/` leads to the mailbox.
     browser.goes_to(&format!("http://localhost:{port}/")).await;
     browser.until(&format!("{ALL}.length === 100")).await;
     assert_eq!(browser.value("location.pathname").await, "/dev/mailbox");

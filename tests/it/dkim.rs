@@ -116,7 +116,7 @@ async fn an_independent_verifier_accepts_our_signatures_and_refuses_changed_emai
     }
 }
 
-/// `mail test` and `mail preview` sign as `serve` does; without the settings they do not sign.
+/// `mail preview` signs the email if the DKIM settings are set.
 #[test]
 fn a_preview_is_signed_if_emails_are() {
     let [_, key] = documented_keys("preview").map(|key| key.display().to_string());
@@ -165,6 +165,6 @@ fn a_key_that_cannot_sign_stops_the_start_in_one_sentence() {
         assert!(!ended.status.success() && said.starts_with(&format!("vos-auth: {variable} ")), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     }
-    // Older tools write the same key in another format.
+    // Older tools write the same key in another format (PKCS #1).
     assert_eq!(record(&pkcs1), record(&rsa));
 }

@@ -1,5 +1,5 @@
-//! `vos-auth doctor` on installations that are broken in one way each: it says which step, and what
-//! to do.
+//! `vos-auth doctor` on installations that are broken in one way each: it says which check has
+//! failed, and what to do.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ impl Diagnosis {
         Self::under(&[], database_url, relays, changes)
     }
 
-    /// The same for a program that is run by the command `under`.
+    /// Like [`Diagnosis::of`], for a program that is run by the command `under`.
     pub fn under(under: &[&str], database_url: &str, relays: &str, changes: &[(&str, &str)]) -> Self {
         let environment = serve_environment(database_url, relays, changes);
         let ended = run_under(under, &["doctor", "--json"], &environment);
@@ -112,7 +112,7 @@ async fn a_right_installation_passes_every_check_and_no_email_is_sent(pool: PgPo
     assert!(found.in_state("warning").is_empty(), "{:#?}", found.in_state("warning"));
     assert_eq!((relay.asked(), relay.mails().len()), (1, 0));
 
-    // For people: a line for each row.
+    // Without `--json`, the output has a line for each row, and a last line with the count.
     let said = run(
         &["doctor", "--to", "trader@example.com"],
         &serve_environment(&url, &relays, &[("PATH", "/nowhere")]),
@@ -292,7 +292,7 @@ async fn a_setting_key_folder_or_brand_that_cannot_be_used_is_named(pool: PgPool
     let example = place::file("deploy/brand");
     let found = Diagnosis::of(&url, &relays, &[("BRAND_DIR", example.to_str().unwrap())]);
     assert!(found.row("brand")["seen"].as_str().unwrap().contains("a logo"), "{:#?}", found.rows);
-    // What depends on a wrong setting is left out, and the rest is checked.
+    // Checks that depend on a wrong setting are left out. The other checks run.
     let found = Diagnosis::of("mysql:hunter2", &relays, &[]);
     found.has_failed_at("settings", "DATABASE_URL", "Correct DATABASE_URL");
     assert!(found.row("relay 0")["state"] == "ok", "{:#?}", found.rows);

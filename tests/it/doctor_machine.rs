@@ -1,4 +1,5 @@
-//! `vos-auth doctor` about the machine: clock, file descriptors, ports; and how it is run.
+//! `vos-auth doctor` about the machine: clock, file descriptors, ports, unreadable keys. Also
+//! Ctrl-C during `doctor`, and the command of docs/operate/install.md.
 
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use crate::harness::program::{Program, run_under, serve_environment};
 use crate::harness::relay::{Mood, Relay};
 use crate::harness::{PATIENCE, Service, needs, place};
 
-/// No database and no relay are behind these.
+/// URLs with no database and no relay behind them.
 const NOWHERE: (&str, &str) = ("postgres://nobody@127.0.0.1:9/none", "smtp://127.0.0.1:9?tls=none");
 
 #[sqlx::test]
@@ -154,7 +155,8 @@ fn a_key_that_only_root_can_read_is_named() {
     std::fs::remove_file(users).unwrap();
 }
 
-/// The role of the service in place of the operator's, a wrong database, and a taken port.
+/// `ADMIN_DATABASE_URL` with the service's role or a wrong database, and `ADMIN_ADDR` with a taken
+/// port.
 #[sqlx::test]
 async fn what_the_admin_api_lacks_is_named(pool: PgPool) {
     let relay = Relay::start().await;

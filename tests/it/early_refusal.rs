@@ -12,7 +12,7 @@ use crate::harness::program::{Program, serve_environment};
 use crate::harness::raw::Raw;
 use crate::harness::{Service, database, needs};
 
-/// Requests of one client.
+/// The number of requests that each of the two clients sends.
 const REQUESTS: usize = 100;
 const REQUESTS_PER_SECOND: usize = 20;
 
@@ -72,7 +72,7 @@ async fn early_refusals_mark_no_replica_failed_behind_a_permissive_proxy(pool: P
     attack(&pool, &permissive, &[431]).await;
 }
 
-/// However the head is split into lines, the replica bounds its octets.
+/// nginx refuses a head that is too large for a replica, however the head is split into lines.
 #[sqlx::test]
 async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
     if !is_installed() {
@@ -113,7 +113,7 @@ async fn nginx_passes_on_no_more_than_a_replica_accepts(pool: PgPool) {
     service.stops().await;
 }
 
-/// A reset could discard the answer while the client is still sending.
+/// A TCP reset could discard the answer while the client is still sending.
 #[sqlx::test]
 async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--body-timeout=300ms"]).await;
@@ -138,8 +138,8 @@ async fn an_early_refusal_ends_without_a_reset(pool: PgPool) {
     service.stops().await;
 }
 
-/// A client that continues to send, or stays connected, is disconnected: earlier if others need the
-/// place.
+/// After an early refusal, a client that continues to send or stays connected is disconnected. If
+/// others need its place, it is disconnected earlier.
 #[sqlx::test]
 async fn a_client_that_was_refused_early_does_not_keep_its_place(pool: PgPool) {
     let settings = ["--max-connections=4", "--header-timeout=1h", "--network-burst=1000000"];
@@ -154,7 +154,7 @@ async fn a_client_that_was_refused_early_does_not_keep_its_place(pool: PgPool) {
         raw.hears("HTTP/1.1 431").await;
         staying.push(raw);
     }
-    // Long before any of them would be disconnected anyway.
+    // The answer comes long before the refused clients would be disconnected by their timeout.
     let began = Instant::now();
     assert_eq!(service.client().get("/healthz").await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());

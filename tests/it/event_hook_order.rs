@@ -37,8 +37,8 @@ async fn until_next_attempt(service: &Service) {
     service.clock.advance(Duration::from_mins(10));
 }
 
-/// Waits until the newest number is settled. Transactions of other tests on the same server delay
-/// that.
+/// Waits until the horizon moves to newer events. Open transactions of other tests on the same
+/// server delay that.
 async fn settles(pool: &PgPool, horizon: &mut Horizon) {
     let before = horizon.settled();
     let settling = async {
@@ -135,7 +135,7 @@ async fn a_backlog_of_many_accounts_is_claimed_in_parts(pool: PgPool) {
     assert_eq!(after, Uuid::nil());
 }
 
-/// Accounts do not wait for each other. The events of one account wait for the one before.
+/// Each event waits for the earlier events of its own account, and for no other account.
 #[sqlx::test]
 async fn an_event_that_is_refused_holds_up_its_account_alone(pool: PgPool) {
     let webhook = Webhook::start(Mood::Takes);
@@ -150,7 +150,7 @@ async fn an_event_that_is_refused_holds_up_its_account_alone(pool: PgPool) {
         others.push(happens(&service, Event::SignedIn, Some(other)).await);
     }
     assert_eq!(ids(&webhook.has_taken(5).await), others);
-    // Some more attempts at the first one, and none at the second.
+    // The refused event is sent again, and the next event of its account is not sent.
     for attempts in 2..5 {
         until_next_attempt(&service).await;
         webhook.called(5 + attempts).await;
@@ -162,7 +162,7 @@ async fn an_event_that_is_refused_holds_up_its_account_alone(pool: PgPool) {
     service.stops().await;
 }
 
-/// A receiver stalls, is killed and comes back; another hook notices nothing.
+/// A receiver stalls, is killed and comes back. The other hook is not delayed.
 #[sqlx::test]
 async fn a_receiver_that_stalls_and_dies_gets_every_event_and_delays_no_other_hook(pool: PgPool) {
     let (mut bad, good) = (Webhook::start(Mood::Stalls), Webhook::start(Mood::Takes));
@@ -182,7 +182,7 @@ async fn a_receiver_that_stalls_and_dies_gets_every_event_and_delays_no_other_ho
     good.has_taken(60).await;
     bad.called(8).await;
     bad.goes_down();
-    // While it is down, requests are refused at once.
+    // While the receiver is down, connections to it are refused at once.
     let failed = "vos_auth_hook_deliveries_total{hook=\"bad\",outcome=\"retried\"}";
     service
         .until("it fails", async || {
@@ -202,7 +202,7 @@ async fn a_receiver_that_stalls_and_dies_gets_every_event_and_delays_no_other_ho
         let mut seen: HashMap<String, Vec<String>> = HashMap::new();
         for call in webhook.taken() {
             let events = seen.entry(call.subject().to_owned()).or_default();
-            // An answer that was lost makes the event come again, before the next one.
+            // An event whose answer was lost is sent again, before the next event.
             if events.last().is_none_or(|last| last != call.id()) {
                 events.push(call.id().to_owned());
             }
@@ -254,7 +254,7 @@ async fn an_event_is_a_dead_letter_after_a_day_and_the_next_one_marks_the_gap(po
     assert!(why.contains("no dead letter has the id"), "{why}");
     let (said, _) = event(&["replay", &dead[1]]);
     assert!(said.starts_with("1 event is sent again"), "{said}");
-    // The commands use the system's clock.
+    // The commands use the system's clock, which the service's clock must reach.
     service.clock.advance(Duration::from_mins(1));
     assert_eq!(webhook.has_taken(3).await[2].id(), dead[1]);
     let (said, _) = event(&["replay", "--all"]);

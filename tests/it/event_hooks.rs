@@ -145,20 +145,20 @@ async fn a_recovery_and_an_operators_command_are_told_to_the_hooks_that_want_the
     service.stops().await;
 }
 
-/// A file with the authorities of both.
+/// A file with the certificate authorities of both webhooks.
 fn both(one: &Webhook, other: &Webhook) -> String {
     let path = format!("{}.both", one.ca());
     std::fs::write(&path, [one, other].map(|one| std::fs::read(one.ca()).unwrap()).concat()).unwrap();
     path
 }
 
-/// Whether nothing is pending. The courier's events are a little ahead of the manual clock.
+/// Whether no delivery is pending. The courier's events are a little ahead of the manual clock.
 async fn delivers_all(service: &Service) -> bool {
     service.clock.advance(Duration::from_millis(1));
     service.count("event_delivery").await == 0
 }
 
-/// The receiver in the document, as it is written there.
+/// The Python receiver of docs/operate/webhooks.md, as written there.
 struct Receiver(Child);
 
 impl Drop for Receiver {
@@ -205,7 +205,7 @@ async fn the_documented_receiver_in_python_ends_the_sessions_of_who_changed_the_
     let said = std::fs::read_to_string(&printed).unwrap();
     assert_eq!(said, format!("end the sessions of {id}\n"));
 
-    // A request that somebody else made up.
+    // A request with a forged signature.
     let url = format!("https://localhost:{}/events", webhook.address.port());
     let forged = [
         "webhook-id: 1".to_owned(),
@@ -220,7 +220,7 @@ async fn the_documented_receiver_in_python_ends_the_sessions_of_who_changed_the_
     service.stops().await;
 }
 
-/// A name is checked at each connection, whatever it resolved to before.
+/// At each connection the service checks the address to which the name resolves at that time.
 #[sqlx::test]
 async fn a_name_that_leads_to_a_private_address_is_not_connected_to(pool: PgPool) {
     let webhook = Webhook::start(Mood::Takes);
@@ -253,8 +253,8 @@ async fn with_no_hook_nothing_is_written(pool: PgPool) {
     service.stops().await;
 }
 
-/// A replica that lacks the hook, misconfigured or not restarted yet, does not remove it for the
-/// others.
+/// A replica that lacks the hook, misconfigured or not restarted yet, does not remove the hook for
+/// the other replicas.
 #[sqlx::test]
 async fn a_hook_is_removed_when_no_replica_has_had_it_for_an_hour(pool: PgPool) {
     let hour = Duration::from_hours(1);

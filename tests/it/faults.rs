@@ -1,5 +1,6 @@
-//! Kills the service or PostgreSQL at every step of a reset. Either the old password remains with
-//! all sessions, or the new one with the others revoked and the notice pending or sent.
+//! Kills the service or PostgreSQL at every step of a reset. Either the old password and all
+//! sessions remain, or the new password is set, the earlier sessions are revoked, and the notice is
+//! pending or sent.
 
 use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use tokio::task::JoinHandle;
@@ -96,7 +97,8 @@ impl Stage {
             ("NETWORK_BURST", "100000"),
             ("ARGON2_MEMORY_KIB", "7168"),
             ("ARGON2_PASSES", "1"),
-            // So that hardly anything but the reset uses PostgreSQL while the tripwire is armed.
+            // The courier rarely polls, so that the reset has PostgreSQL almost alone while the
+            // tripwire is armed.
             ("OUTBOX_POLL_INTERVAL", "1min"),
         ];
         Program::start(&["serve"], &serve_environment(&url, &relay, &changes))

@@ -1,4 +1,4 @@
-//! The corpus of each fuzz target: the seeds, and every input that a fuzzer once failed on.
+//! The corpus of each fuzz target: the seeds, and every input on which the target once failed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -25,7 +25,7 @@ async fn counts_hashes(service: &Service) {
     Census::new(service.app.clone()).round(Duration::ZERO).await;
 }
 
-/// Accounts in every state and an unknown address. Those that have a hash have this one.
+/// Accounts in every state and an unknown address. The accounts that have a password have `hash`.
 async fn addresses(service: &Service, hash: &str) -> [&'static str; 4] {
     let addresses =
         ["unknown@example.com", "imported@example.com", "disabled@example.com", "nohash@example.com"];
@@ -50,8 +50,8 @@ async fn at_once(service: &Service, email: &'static str, count: usize) -> Vec<An
     logins.join_all().await
 }
 
-/// Simultaneous logins for one address are verified one by one, whether or not it has an account.
-/// The next has its turn at the failure time; the others are refused and draw on no rate limit.
+/// Simultaneous logins for one address are verified one by one, whether or not it has an account. A
+/// second login has its turn at the failure time. The others are refused and draw on no rate limit.
 #[sqlx::test]
 async fn logins_of_one_address_are_verified_one_by_one(pool: PgPool) {
     let mut settings = BUSY.to_vec();
@@ -60,7 +60,7 @@ async fn logins_of_one_address_are_verified_one_by_one(pool: PgPool) {
     for email in addresses(&service, &BCRYPT_12.replace("$12$", "$04$")).await {
         let answers = at_once(&service, email, 10).await;
         let failed = answers.iter().filter(|answer| answer.status == 401).count();
-        // The second may be refused at the very moment when its turn would begin.
+        // The second login may be refused at the moment when its turn would begin.
         assert!((1..=2).contains(&failed), "{email}: {failed} at once");
         for refused in answers.iter().filter(|answer| answer.status != 401) {
             assert_eq!((refused.error(), refused.retry_after()), ((429, "login_throttled"), 1), "{email}");
@@ -178,7 +178,7 @@ async fn a_client_that_disconnects_frees_no_turn(pool: PgPool) {
     assert!(gone.await.is_err());
     assert!(service.client().logs_in(email, PASSWORD).await.is_signed_in());
     assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
-    // The failure is recorded all the same.
+    // The failure is recorded although the client has disconnected.
     assert_eq!(service.count("audit_event WHERE what = 'sign_in_failed'").await, 1);
     service.stops().await;
 }
@@ -202,7 +202,7 @@ async fn a_failed_login_costs_its_network_the_slowest_hash_for_every_address(poo
                 break answer;
             }
             failed += 1.0;
-            // The address has a bucket of its own.
+            // The address's own bucket must not refuse a login before the network's does.
             sqlx::query("TRUNCATE throttle").execute(&pool).await.unwrap();
         };
         assert_eq!(refused.error(), (429, "network_throttled"), "{email}");
@@ -253,7 +253,8 @@ async fn a_login_with_a_hash_of_ours_does_not_wait_for_imported_ones(pool: PgPoo
     service.stops().await;
 }
 
-/// bcrypt ignores the end of a long password, so that a typo there must not become permanent.
+/// bcrypt ignores the end of a long password. A login with a typo there must not store a hash of
+/// the typo.
 #[sqlx::test]
 async fn a_typo_beyond_what_bcrypt_reads_keeps_the_true_password_valid(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -12,7 +12,7 @@ use crate::harness::relay::Relay;
 use crate::harness::{database, now};
 
 const RESETS: usize = 200;
-/// One Argon2id hash of the default cost.
+/// The memory of one Argon2id hash of the default cost.
 const HASH_MIB: usize = 19;
 
 /// The peak of the process's resident memory, in MiB.

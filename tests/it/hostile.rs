@@ -1,5 +1,5 @@
-//! Clients that are slow, take up room, or never disconnect. Each is disconnected within its
-//! setting, while other clients are served.
+//! Clients that are slow, take up room, or never disconnect. Each is disconnected within the
+//! configured timeout, while other clients are served.
 
 use sqlx::PgPool;
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::harness::{PATIENCE, Service, metric};
 
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 const START: &str = "POST /api/auth/recovery/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-/// 30 octets.
+/// A body of 30 octets.
 const BODY: &str = r#"{"email":"trader@example.com"}"#;
 
 /// A service whose timeouts are too long to matter, except those that a test lowers.
@@ -96,7 +96,7 @@ async fn an_unneeded_body_is_not_drained(pool: PgPool) {
             let mut raw = Raw::says(address, head).await;
             let answer = raw.hears("\r\n\r\n").await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
-            // No more than the kernel buffers of both ends hold.
+            // The client can send no more than the kernel buffers of both ends hold.
             let sent = raw.floods(&[b'0'; 16384]).await;
             assert!(sent < 64 << 20, "{request}: {sent}");
         }
@@ -134,7 +134,7 @@ async fn a_new_client_gets_the_place_of_an_idle_one_when_all_are_taken(pool: PgP
         waiting.push(Raw::says(service.address, "GET /healthz HTTP/1.1\r\nhost:").await);
     }
     until_open(&service, 4.0).await;
-    // More than there are places: each place is freed.
+    // More clients than there are places: each place is freed.
     for _ in 0..12 {
         let client = service.client();
         let answer = tokio::time::timeout(PATIENCE, client.get("/healthz")).await.expect("a place");

@@ -58,7 +58,7 @@ async fn invalid_http_is_refused_and_the_connection_closed(pool: PgPool) {
         let seen = statuses(&service, &request).await;
         assert_eq!(seen, [status], "{:?}", &request[..request.len().min(80)]);
     }
-    // HTTP/2 without negotiation.
+    // The connection preface of HTTP/2, without negotiation.
     assert!(statuses(&service, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.is_empty());
     serves_others(service).await;
 }

@@ -211,7 +211,7 @@ async fn l2_a_wrong_password_in_a_replay_counts_as_a_failed_login(pool: PgPool) 
     service.stops().await;
 }
 
-/// Sends 50 requests at once, to two replicas. `key` is the key of the request with this number.
+/// Sends 50 requests at once, to two replicas. `key` returns the key of the request with a number.
 async fn fifty(
     (one, two): (&Service, &Service),
     client: &Client,
@@ -243,7 +243,7 @@ fn fifty_keys(n: usize) -> String {
     format!("{KEY}{n}")
 }
 
-/// The recovery's token and the session's are new for each answer, and the last one alone is valid.
+/// Each answer has a new token of the recovery or the session. Only the last token is valid.
 #[sqlx::test]
 async fn l3_of_parallel_requests_with_one_key_or_fifty_one_token_is_live(pool: PgPool) {
     let one = Service::start_with_settings(&pool, BUSY).await;

@@ -272,7 +272,7 @@ fn keys_are_rotated_without_a_refused_jwt() {
     assert!(std::fs::read_dir(&folder).unwrap().count() <= 3, "expired keys are deleted");
 }
 
-/// The commands, as an operator runs them.
+/// The `vos-auth key` commands, as an operator runs them.
 #[test]
 fn key_commands_print_what_they_did() {
     let folder = tempfolder("commands");

@@ -151,7 +151,8 @@ async fn l_an_ended_session_token_counts_as_forged_after_three_lookups(pool: PgP
     service.stops().await;
 }
 
-/// A token of an earlier release carries no mark of its issuer; a valid one is still free.
+/// A token of an earlier release carries no mark of its issuer. If it is valid, it still draws on
+/// no limit.
 #[sqlx::test]
 async fn l_a_valid_token_of_the_former_format_draws_on_no_limit(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -167,7 +168,8 @@ async fn l_a_valid_token_of_the_former_format_draws_on_no_limit(pool: PgPool) {
     service.stops().await;
 }
 
-/// Requests that end sessions of one account wait in turn, so that others still get connections.
+/// Requests that end sessions of one account wait in turn. So requests of other accounts still get
+/// connections to PostgreSQL.
 #[sqlx::test]
 async fn l_ending_sessions_of_one_account_blocks_no_other(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -221,7 +223,8 @@ async fn l_an_outage_lifts_no_limit_of_forged_tokens(pool: PgPool) {
     service.stops().await;
 }
 
-/// A sibling host's page sends the recovery cookie along, and uses up none of its requests.
+/// A sibling host's page sends the recovery cookie along, and uses up none of the cookie's
+/// requests.
 #[sqlx::test]
 async fn v_another_origin_uses_up_no_recovery_cookie(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -29,7 +29,8 @@ fn comparable(answer: &Answer) -> (u16, String, Vec<(String, String)>) {
     (answer.status, answer.text.clone(), headers)
 }
 
-/// All causes give the same failure at a fixed time, and the same onset of 429.
+/// Whatever the cause, a failed login gets the same answer after a fixed time, and 429 after the
+/// same number of attempts.
 #[sqlx::test]
 async fn l1_one_failure_for_every_cause(pool: PgPool) {
     let mut settings = BUSY.to_vec();
@@ -39,7 +40,7 @@ async fn l1_one_failure_for_every_cause(pool: PgPool) {
         service.has_trader(email, PASSWORD).await;
     }
     service.has_account("passwordless@example.com").await;
-    // A slow foreign hash must not show either.
+    // The time of a slow foreign hash must not show either.
     service.has_trader("foreign@example.com", PASSWORD).await;
     service.has_hash("foreign@example.com", &bcrypt::hash(PASSWORD, 8).unwrap()).await;
     sqlx::query("UPDATE account SET state = 'disabled' WHERE email LIKE 'disabled%'")
@@ -99,7 +100,7 @@ async fn l2_failures_are_throttled_and_a_known_browser_can_sign_in(pool: PgPool)
     let statuses = guesses.join_all().await;
     let count = |status| statuses.iter().filter(|found| **found == status).count();
     assert!(count(401) <= 10 && count(401) + count(429) == 60, "{statuses:?}");
-    // Logins that waited for their turn in vain did not count.
+    // Logins that got no turn are not counted as failures.
     let mut evaluated = count(401);
     while service.client().logs_in(TRADER, "one more guess of many").await.status == 401 {
         evaluated += 1;
@@ -210,7 +211,7 @@ async fn l8_tokens_are_random_and_stored_hashed(pool: PgPool) {
     service.stops().await;
 }
 
-/// Every Set-Cookie of the flow, including deletions.
+/// Checks every Set-Cookie of the flow, including deletions.
 #[sqlx::test]
 async fn l9_every_cookie_has_every_attribute(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -246,7 +247,7 @@ async fn foreign_hashes_are_rehashed_on_use(pool: PgPool) {
     let service = Service::start(&pool).await;
     let hashes = [
         bcrypt::hash(PASSWORD, 4).unwrap(),
-        // The hash of `con meo treo cay cau` by Python's hashlib, in Kratos's format.
+        // Hashes of `con meo treo cay cau` by Python's hashlib, in Kratos's formats.
         "$pbkdf2-sha256$i=1000,l=32$AAECAwQFBgcICQoLDA0ODw$1ais+Zz5CUXaRLw2+GrgweO3OApy5eAfNTy6HdYbqYA"
             .to_owned(),
         "$scrypt$ln=1024,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$cPsJpRNXzsFVdD6TOvXUn8kwnoJjd5+ZO9B5w3HALG4"
@@ -295,7 +296,7 @@ async fn while_waiting(
     calling.await.unwrap()
 }
 
-/// The password was changed after the login verified it.
+/// The password is changed after the login has verified it, so the login fails.
 #[sqlx::test]
 async fn a_login_that_was_verified_before_a_reset_fails_after_it(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -354,7 +355,7 @@ async fn a_known_browser_stays_known_while_it_is_used(pool: PgPool) {
     service.stops().await;
 }
 
-/// A session that ends during its change of password gets no new one.
+/// If a session ends while it changes the password, the change is refused.
 #[sqlx::test]
 async fn a_session_that_ended_meanwhile_changes_no_password(pool: PgPool) {
     let service = Service::start(&pool).await;

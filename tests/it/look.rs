@@ -1,5 +1,5 @@
 //! `BRAND_DIR`: what is refused at startup, what is served, and how the page and the emails look
-//! then.
+//! with a brand.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -10,7 +10,7 @@ use crate::harness::place;
 use crate::harness::program::run;
 use crate::page::{asks_for_a_code, page_of};
 
-/// The example for operators.
+/// The folder with the example of a brand for operators.
 const EXAMPLE: &str = "deploy/brand";
 
 fn example(file: &str) -> Vec<u8> {
@@ -35,7 +35,7 @@ fn folder(name: &str, changes: &[(&str, Vec<u8>)]) -> String {
     folder
 }
 
-/// What the program says to a folder: nothing if it accepts it.
+/// The error of the program about a brand folder, or nothing if the program accepts the folder.
 fn refusal(folder: &str) -> String {
     let ended = run(&["mail", "preview"], &[("BRAND_DIR", folder)]);
     let said = String::from_utf8(ended.stderr).unwrap();
@@ -221,8 +221,8 @@ fn a_png_is_whole_and_of_a_usable_size_and_no_file_is_ignored() {
     }
 }
 
-/// Names and texts are text, whatever is in them; pictures are harmless when they are opened by
-/// themselves.
+/// Names and texts are escaped, whatever characters they have. A picture that is opened by itself
+/// can run no script.
 #[sqlx::test]
 async fn the_look_is_served_from_memory_under_the_same_policy(pool: PgPool) {
     let names = json!({ "vi": "Sao <Mai> & \"Co\"", "en": "Sao Mai" });

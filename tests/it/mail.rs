@@ -245,7 +245,7 @@ async fn a_sender_with_an_internationalised_domain_is_ascii_on_the_wire(pool: Pg
     service.stops().await;
 }
 
-/// V5 and V6 for emails: one code per session, spread evenly.
+/// V6 for emails: each session has its own code, which always has 8 digits.
 #[sqlx::test]
 async fn v6_codes_differ_between_sessions_and_keep_leading_zeros(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;

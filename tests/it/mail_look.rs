@@ -14,11 +14,11 @@ use crate::harness::mail::Mail;
 const URL: &str = "https://platform.verolabs.co/recovery";
 const SETTINGS: [&str; 2] =
     ["--recovery-url=https://platform.verolabs.co/recovery", "--support-phone=1900 1234"];
-/// A local part as long as it can be (RFC 5321 §4.5.3.1.1), without a place to break it.
+/// An address whose local part has the maximum length (RFC 5321 §4.5.3.1.1), and no place to break.
 const LONG: &str = "accountwiththelongestlocalpartthatanaddresscanhaveinanysystemata@example.com";
 const WIDTHS: [(&str, (u32, u32)); 2] = [("360", (360, 640)), ("640", (640, 760))];
 
-/// The code and the notice of an account with a language.
+/// The emails of the code and of the new password, in the language of an account.
 async fn both_kinds(service: &Service, email: &str, language: Locale) -> [Mail; 2] {
     service.has_account_in(email, Some(language)).await;
     let before = service.relay.mails().len();
@@ -82,7 +82,7 @@ async fn one_double_click_selects_the_code(pool: PgPool) {
     service.stops().await;
 }
 
-/// Every link of an email. None is about the recipient.
+/// Checks every link of an email. No link has data about the recipient.
 #[sqlx::test]
 async fn an_email_links_to_support_and_the_recovery_page_alone(pool: PgPool) {
     for (settings, in_code, in_notice) in [

@@ -44,7 +44,8 @@ async fn metrics_are_on_the_private_address_only(pool: PgPool) {
     service.stops().await;
 }
 
-/// Prometheus's own Accept header, a client that accepts anything, and one that knows only text.
+/// Accept headers of Prometheus, of a client that accepts anything, and of one that knows only
+/// text.
 #[sqlx::test]
 async fn metrics_are_openmetrics_if_accepted_and_else_text_that_promtool_accepts(pool: PgPool) {
     if !needs::has_program("/usr/bin/promtool") {

@@ -100,7 +100,7 @@ async fn migrate_releases_a_table_that_is_in_use_and_retries(pool: PgPool) {
     sqlx::query("SELECT of_the_next_release FROM account").execute(&pool).await.unwrap();
 }
 
-/// The same with the program.
+/// The built program tries again, too, while `_sqlx_migrations` is locked.
 #[sqlx::test(migrations = false)]
 async fn the_program_releases_a_table_that_is_in_use_and_retries(pool: PgPool) {
     Migrator::with_migrations(Vec::new()).run(&pool).await.unwrap();
@@ -131,7 +131,7 @@ async fn migrate_rebuilds_an_unfinished_index(pool: PgPool) {
     assert_eq!(unfinished.fetch_one(&pool).await.unwrap(), 0);
 }
 
-/// PostgreSQL finishes the index when `migrate` is killed, but the migration is not recorded as
+/// PostgreSQL may finish an index after `migrate` was killed. The migration is then not recorded as
 /// done.
 #[sqlx::test]
 async fn migrate_continues_when_an_index_was_finished_after_it_was_killed(pool: PgPool) {

@@ -76,7 +76,7 @@ async fn without_a_replica_people_see_a_page_and_programs_json() {
     browser.closes().await;
 }
 
-/// The limit of parallel requests of one address.
+/// nginx limits the parallel requests of one address.
 #[tokio::test]
 async fn at_the_limit_of_nginx_people_see_a_page() {
     if !is_installed() {

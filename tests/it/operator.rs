@@ -75,7 +75,7 @@ async fn a_notice_that_was_given_up_is_listed_and_can_be_retried(pool: PgPool) {
     service.stops().await;
 }
 
-/// A code is short-lived and retried by itself: an operator could only send it expired.
+/// The courier retries a code until it expires, so an operator could only send an expired code.
 #[sqlx::test]
 async fn a_code_is_listed_and_cannot_be_retried(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -140,7 +140,7 @@ async fn mail_test_prints_which_relays_accepted_the_email() {
     assert!(mail.text().contains("There is nothing to do"));
 }
 
-/// Without database, relay or secret: the email as a relay would get it.
+/// `mail preview` needs no database, relay or secret, and writes the email as a relay would get it.
 #[test]
 fn mail_preview_writes_the_exact_email() {
     for (kind, locale, words) in [

@@ -57,7 +57,8 @@ async fn without_postgresql_starts_get_502_at_once_until_it_returns(pool: PgPool
     service.stops().await;
 }
 
-/// PostgreSQL accepts packets and stays silent, as behind a failed network: an answer within 2.5 s.
+/// PostgreSQL accepts packets and stays silent, as behind a failed network. The client gets an
+/// answer within 2.5 s.
 #[sqlx::test]
 async fn with_a_silent_postgresql_starts_get_502_within_two_and_a_half_seconds(pool: PgPool) {
     let (service, proxy) = behind_a_proxy(&pool).await;
@@ -76,8 +77,8 @@ async fn with_a_silent_postgresql_starts_get_502_within_two_and_a_half_seconds(p
     service.stops().await;
 }
 
-/// PostgreSQL's machine disappears during statements, and another replaces it. The pools recover
-/// every connection, no row stays locked, and emails are sent again.
+/// PostgreSQL's machine disappears during statements, and another replaces it. The pools replace
+/// every connection, no row stays locked, and the courier resumes sending.
 #[sqlx::test]
 async fn connections_to_a_lost_postgresql_are_replaced(pool: PgPool) {
     let proxy = Proxy::before(&pool).await;
@@ -103,7 +104,7 @@ async fn connections_to_a_lost_postgresql_are_replaced(pool: PgPool) {
     sqlx::query("SELECT 1 FROM account FOR UPDATE").execute(&mut *holding).await.unwrap();
     sqlx::query("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
     let logins = at_once();
-    // Every connection of the requests' pool, and the courier's claim.
+    // The five logins and the courier's claim wait for the locks.
     let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     service.until("all wait", async || service.count(waiting).await >= 6).await;
     proxy.is(Way::Lost);
@@ -134,7 +135,7 @@ async fn a_restart_of_postgresql_between_two_starts_fails_neither(pool: PgPool) 
 
 #[sqlx::test(migrations = false)]
 async fn readyz_names_missing_migrations(pool: PgPool) {
-    // Before any migration there are no tables to grant rights on.
+    // Uses the owner's URL: before any migration there are no tables to grant rights on.
     let database_url = Some(database::url(&pool));
     let service = Service::start_with(&pool, Setup { database_url, ..Setup::default() }).await;
     let ready = service.client().get("/readyz").await;
@@ -185,14 +186,14 @@ async fn one_bad_row_fails_no_other_start_of_its_batch(pool: PgPool) {
     service.stops().await;
 }
 
-/// More starts than may wait get 502 at once, and the queue stays bounded. When there is room
-/// again, a start is still refused if the last batch was so slow that the start could not be
+/// If the queue is full, further starts get 502 at once, so the queue stays bounded. When there is
+/// room again, a start is still refused if the last batch was so slow that the start could not be
 /// committed within 100 ms.
 #[sqlx::test]
 async fn a_full_or_slow_queue_refuses_starts_at_once(pool: PgPool) {
     let settings = ["--network-burst=1000", "--start-queue=4", "--start-batch=1"];
     let service = Service::start_with_settings(&pool, &settings).await;
-    // The first start prepares the statement, which would also wait for the lock.
+    // The first start prepares the statement, because preparing would also wait for the lock.
     assert!(service.client().starts_recovery("first@example.com").await.is_code_sent());
     let locks = "LOCK TABLE throttle IN ACCESS EXCLUSIVE MODE";
     let mut lock = pool.begin().await.unwrap();
@@ -282,7 +283,7 @@ async fn readyz_fails_while_draining(pool: PgPool) {
     service.stops().await;
 }
 
-/// A former primary or a standby: it answers, but accepts no writes.
+/// PostgreSQL is a former primary or a standby: it answers, but accepts no writes.
 #[sqlx::test]
 async fn with_a_read_only_postgresql_starts_get_502_until_it_accepts_writes(pool: PgPool) {
     let service = Service::start(&pool).await;
@@ -294,7 +295,8 @@ async fn with_a_read_only_postgresql_starts_get_502_until_it_accepts_writes(pool
         let mut connection = pool.acquire().await.unwrap();
         sqlx::query("SET default_transaction_read_only = off").execute(&mut *connection).await.unwrap();
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await.unwrap();
-        // Older connections can still write, so they are ended; read-only ones must end themselves.
+        // Older connections can still write, so the test ends them. The service must end read-only
+        // ones itself.
         if value == "on" {
             sqlx::query(others).execute(&mut *connection).await.unwrap();
         }

@@ -224,7 +224,7 @@ async fn a_reload_or_the_back_button_keeps_the_step(pool: PgPool) {
     service.stops().await;
 }
 
-/// With the keyboard only.
+/// A whole recovery with the keyboard only.
 #[sqlx::test]
 async fn the_whole_journey_by_keyboard(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -271,7 +271,8 @@ async fn a_chosen_language_is_kept(pool: PgPool) {
     service.stops().await;
 }
 
-/// Small enough for a phone on a slow network, and cached while its version is the same.
+/// The page is small enough for a phone on a slow network. Its files are cached while their version
+/// is the same.
 #[sqlx::test]
 async fn the_page_is_small_strict_and_can_be_turned_off(pool: PgPool) {
     let (service, _) =

@@ -52,7 +52,8 @@ async fn the_files_of_the_page_are_sent_compressed_and_answers_of_the_api_never(
     service.stops().await;
 }
 
-/// The page, its style and its script: the field waits for no answer of the API.
+/// The three requests are for the page, its style and its script. The field waits for no answer of
+/// the API.
 #[sqlx::test]
 async fn the_first_field_can_be_used_after_three_requests(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;

@@ -27,8 +27,7 @@ pub async fn lose_answer_of(browser: &Browser, path: &str) {
     browser.script(&script).await;
 }
 
-/// Holds the next request of the page to a path back, so that [`is_answered_elsewhere`] can send
-/// it.
+/// Holds back the page's next request to a path, so that [`is_answered_elsewhere`] can send it.
 async fn holds_request_to(browser: &Browser, path: &str) {
     let script = format!(
         "const real = window.fetch;
@@ -64,7 +63,7 @@ async fn is_answered_elsewhere(browser: &Browser, service: &Service) {
     assert_eq!(answer.status, 200, "{}", answer.text);
 }
 
-/// The request to a path is handled, and its answer is lost with its cookies.
+/// The service handles the request that is held back. The browser loses the answer and its cookies.
 async fn loses_all_of(browser: &Browser, service: &Service) {
     is_answered_elsewhere(browser, service).await;
     browser.script("window.loses()").await;
@@ -193,7 +192,8 @@ async fn reset_lost_for_more_than_two_minutes_says_what_probably_happened(pool: 
     is_told_that_the_password_has_probably_changed(browser, service).await;
 }
 
-/// A reload forgets the key. The service still says that the recovery was used.
+/// A reload of the page forgets the `Idempotency-Key`. The service still says that the recovery was
+/// used.
 #[sqlx::test]
 async fn a_reload_after_a_lost_reset_says_what_probably_happened(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;
@@ -220,7 +220,7 @@ async fn reset_lost_while_offline_is_repeated_when_online(pool: PgPool) {
     is_signed_in(browser, service).await;
 }
 
-/// Makes the page's requests for the state fail, until `window.recovers()`.
+/// Makes the page's requests for the recovery's state fail, until `window.recovers()`.
 async fn loses_the_state(browser: &Browser) {
     let script = "const real = window.fetch;
          window.recovers = () => { window.fetch = real; };
@@ -269,7 +269,8 @@ async fn a_reset_that_was_not_sent_in_time_says_that_the_recovery_expired(pool: 
     service.stops().await;
 }
 
-/// Each press has a key of its own, and a press after a lost answer has the same one again.
+/// Each press of the button has a new `Idempotency-Key`. A press after a lost answer sends the lost
+/// request's key again.
 #[sqlx::test]
 async fn every_press_has_a_random_key(pool: PgPool) {
     let (service, page) = page_of(&pool, &[]).await;

@@ -80,7 +80,7 @@ async fn a_script_that_does_not_load_or_fails_leaves_a_sentence_with_the_contact
     let contact =
         browser.value("[...document.querySelectorAll('#unready a')].map((link) => link.href)").await;
     assert_eq!(contact, "mailto:a%3Fb@verolabs.co,tel:+842812345678");
-    // Not by `closes`, which fails on errors of scripts: here such an error is expected.
+    // Not by `Browser::closes`, which fails on script errors: this test expects one.
     browser.driver.clone().quit().await.unwrap();
 
     let browser = Browser::open("vi").await;

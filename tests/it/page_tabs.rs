@@ -251,8 +251,8 @@ impl Case<'_> {
     }
 }
 
-/// Two tabs, two addresses, any order: a password goes to the account on the screen, and so does
-/// each attempt; both tabs end with the service's state. `TABS_SEED` repeats a run.
+/// Two tabs, two addresses, actions in any order: each password and each attempt is for the account
+/// on the screen, and both tabs end with the service's state. `TABS_SEED` repeats a run.
 #[sqlx::test]
 async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     let of_environment = |name: &str| std::env::var(name).ok().map(|value| value.parse().unwrap());
@@ -289,7 +289,7 @@ async fn two_tabs_act_on_what_they_show(pool: PgPool) {
     service.stops().await;
 }
 
-/// The codes and passwords that were refused for a missing or another recovery.
+/// The number of answers 401 of `verify` and `reset-password`.
 async fn answers_401(service: &Service) -> f64 {
     let of = async |step: &str| {
         let route = format!("/api/auth/recovery/{step}");
@@ -332,7 +332,8 @@ async fn a_password_is_never_set_for_an_account_that_is_not_on_the_screen(pool: 
         "the password was for the other account"
     );
     assert!(service.client().logs_in(right, BEFORE).await.is_signed_in(), "the password is unchanged");
-    // A reload shows the same; then the password of the right account is set.
+    // After a reload, the tab still shows the address `right`. It then sets the password of that
+    // account.
     browser.driver.refresh().await.unwrap();
     browser.sees("#password").await;
     assert_eq!(browser.value(account).await, right);

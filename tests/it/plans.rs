@@ -7,8 +7,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use vos_auth::database::with_session_settings;
 
-/// Statements that read a whole table: operator's commands, `dev`, the few hooks, and the counts of
-/// pending emails and events.
+/// Statements that read a whole table: of operators' commands and `dev`, about event hooks, and the
+/// counts of pending emails and events.
 const READ_A_WHOLE_TABLE: [&str; 14] = [
     "DELETE FROM event_hook WHERE registered_at < $1",
     "DELETE FROM outbox WHERE account_id = $1 OR recovery_session_id = ANY($2)",

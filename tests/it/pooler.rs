@@ -1,5 +1,5 @@
 //! PgBouncer between the program and PostgreSQL, as in docs/operate/poolers.md. `make test` uses
-//! Debian's version, `make pooler` that of Debian 13.
+//! the installed version, `make pooler` that of Debian 13.
 
 use serde_json::Value;
 use sqlx::PgPool;
@@ -43,7 +43,7 @@ fn warnings_of(program: Program) -> Vec<String> {
     lines.into_iter().filter(|line| !line.contains(r#""level":"INFO""#)).collect()
 }
 
-/// The whole user journey, then twice as many parallel clients as connections to PostgreSQL.
+/// The whole user journey, then eight parallel requests.
 async fn serves_the_whole_journey(pool: &PgPool, mode: Mode, server_connections: usize) {
     pgbouncer::has_the_settings_of_the_document(pool).await;
     let (pgbouncer, relay) = (PgBouncer::before(pool, mode, server_connections).await, Relay::start().await);

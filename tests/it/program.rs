@@ -182,7 +182,8 @@ async fn e7_code_cookie_and_address_reach_neither_tables_nor_the_log(pool: PgPoo
     }
 }
 
-/// Another user's journey, right and wrong. Gives every secret that was sent or answered.
+/// The recovery flow of another user, with right and wrong inputs. Returns every secret in the
+/// requests and answers.
 async fn whole_journey(address: std::net::SocketAddr, operator_url: &str, relay: &Relay) -> Vec<String> {
     let email = "second.secret@example.com";
     let passwords =

@@ -183,7 +183,8 @@ async fn resend_at_is_when_start_is_admitted(pool: PgPool) {
     service.stops().await;
 }
 
-/// First the cookie's bucket, then the network's. An unknown cookie has no bucket.
+/// `GET` draws on the cookie's bucket first, then on the network's. An unknown cookie has no
+/// bucket.
 #[sqlx::test]
 async fn progress_draws_on_the_cookies_bucket_and_then_on_the_networks(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=3"]).await;

@@ -140,7 +140,7 @@ async fn r3_of_20_parallel_resets_one_sets_the_password(pool: PgPool) {
 }
 
 /// Each resend waits for the lock of the rate limit. Its snapshot of the outbox is older than the
-/// other's email.
+/// other resend's email.
 #[sqlx::test]
 async fn two_parallel_resends_of_a_session_enqueue_one_email(pool: PgPool) {
     let mut pair = Pair::start(&pool).await;

@@ -1,4 +1,4 @@
-//! What `start` refuses, by name; one error shape everywhere; the headers of every answer.
+//! What `start` refuses, by error code; one error shape everywhere; the headers of every answer.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -48,7 +48,7 @@ async fn each_fault_of_a_body_is_named(pool: PgPool) {
     service.stops().await;
 }
 
-/// S4 of docs/catalogue.md: exactly one address, a string.
+/// S4 of docs/catalogue.md: `email` is exactly one address, as a string.
 #[sqlx::test]
 async fn s4_several_addresses_are_refused(pool: PgPool) {
     let service = Service::start_with_settings(&pool, &["--network-burst=1000"]).await;
@@ -183,7 +183,7 @@ async fn e3_the_networks_rate_limit_comes_before_any_parsing(pool: PgPool) {
     assert_eq!(refused.error(), (429, "network_throttled"));
     assert_eq!(refused.retry_after(), 1);
     assert_eq!(refused.header("cache-control"), Some("no-store"));
-    // Paths outside the contract draw on no rate limit.
+    // `/healthz` draws on no rate limit.
     assert_eq!(service.client().get("/healthz").await.status, 200);
     service.clock.advance(std::time::Duration::from_secs(2));
     assert!(service.client().starts_recovery("trader@example.com").await.is_code_sent());

@@ -170,7 +170,8 @@ async fn an_email_whose_code_expires_while_it_waits_for_a_rate_is_not_sent(pool:
     let deferred = "outbox WHERE last_error = 'rcpt 450'";
     service.until("the email is deferred", async || service.count(deferred).await == 1).await;
     slow.is_in_mood(Mood::Takes);
-    // The next email may begin a second after the first; the code has 50 ms.
+    // The relay's rate delays the next attempt by up to a second. The code may be sent for 50 ms
+    // more.
     service.clock.advance(Duration::from_mins(9) - Duration::from_millis(50));
     service.until_outbox_has(0).await;
     assert_eq!(slow.mails().len(), 0);

@@ -297,7 +297,7 @@ async fn r10_hashing_is_bounded(pool: PgPool) {
         "--network-burst=10000",
         "--hashing-threads=1",
         "--hashing-queue=4",
-        // Slow enough that requests meet in the queue.
+        // Hashing is slow enough that requests meet in the queue.
         "--argon2-memory-kib=65536",
         "--argon2-passes=8",
     ];

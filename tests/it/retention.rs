@@ -96,7 +96,7 @@ async fn a_notice_that_is_given_up_is_kept_for_its_retention(pool: PgPool) {
     service.clock.advance(Duration::from_hours(2));
     service.until_outbox_has(0).await;
     assert_eq!(service.relay.mails().len(), 2);
-    // VosAuthMailsExpired pages people, and this notice had its own alert.
+    // The alert VosAuthMailsExpired pages people, and this notice already had its own alert.
     assert!(service.metric("vos_auth_mails_total{outcome=\"expired\",stage=\"none\"}").await < 0.5);
     service.stops().await;
 }
@@ -106,7 +106,7 @@ async fn a_notice_that_is_given_up_is_kept_for_its_retention(pool: PgPool) {
 async fn rate_limits_are_swept_page_by_page(pool: PgPool) {
     let service = Service::start(&pool).await;
     let now = service.app.clock.now();
-    // Every second row is full again.
+    // In every second row, both buckets are full again.
     let rows = "INSERT INTO throttle (key, short_at, long_at, admitted)
         SELECT sha256(n::text::bytea), $1, $1 + (n % 2) * interval '1 hour', 1 FROM generate_series(1, 20000) AS n";
     sqlx::query(rows).bind(now).execute(&pool).await.unwrap();

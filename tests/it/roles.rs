@@ -1,5 +1,5 @@
-//! The rights of the two roles of `deploy/grants.sql`. Other tests show that the rights suffice.
-//! These tests show that there are no others.
+//! The rights of the two roles of `deploy/grants.sql`. Other files' tests show that the rights
+//! suffice. The tests in this file show that the roles have no other rights.
 
 use std::collections::BTreeMap;
 
@@ -88,7 +88,7 @@ async fn each_role_has_the_rights_of_its_row_and_no_other(pool: PgPool) {
     }
 }
 
-/// A stolen URL of the service can rewrite no audit event and create no account.
+/// A thief of the service's database URL can change no audit event and create no account.
 #[sqlx::test]
 async fn the_services_role_cannot_change_audit_events_or_create_accounts(pool: PgPool) {
     let mut service = PgConnection::connect(&database::service_url(&pool)).await.unwrap();

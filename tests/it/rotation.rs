@@ -15,7 +15,7 @@ use crate::harness::postfix::{Postfix, Setup, can_run};
 use crate::harness::relay::Relay;
 use crate::harness::{PATIENCE, database, now, program};
 
-/// 32 bytes each.
+/// Secrets of 32 bytes each.
 const OLD: &str = "2026-01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW: &str = "2026-11:IB8eHRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgE=";
 /// Users whose code is mailed before a rollout and entered during it.
@@ -42,7 +42,7 @@ impl Stage {
         Self { host, load }
     }
 
-    /// With a relay inside the test.
+    /// Starts a stage with a relay inside the test.
     async fn with_relay(pool: &PgPool, changes: &[(&str, &str)]) -> Self {
         let relay = Relay::start().await;
         Self::start(pool, &database::service_url(pool), &relay.url(), Mailbox::Relay(relay.clone()), changes)
@@ -97,7 +97,8 @@ async fn recovery_and_device_secrets_rotate_without_refusing_codes_or_known_brow
     stage.check("recovery and device secrets");
 }
 
-/// Times divided by 30: a key is published 40 s before it signs; JWKS are cached for 10 s.
+/// The real times divided by 30: a key is published 40 s before it signs, and JWKS are cached for
+/// 10 s.
 #[sqlx::test]
 async fn jwt_keys_rotate_without_a_key_unknown_to_a_cached_jwks(pool: PgPool) {
     if !is_installed() {
@@ -127,8 +128,9 @@ async fn jwt_keys_rotate_without_a_key_unknown_to_a_cached_jwks(pool: PgPool) {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Two roles, alternating: a changed password of the current role would refuse its new connections
-/// until the rollout ends. Before its first rotation, the service logs in as the group role itself.
+/// Two roles alternate. If the password of the current role were changed, PostgreSQL would refuse
+/// its new connections until the rollout ends. Before its first rotation, the service logs in as
+/// the group role itself.
 #[tokio::test]
 async fn the_database_password_rotates_by_a_second_role() {
     if !is_installed() {
@@ -216,8 +218,8 @@ async fn the_databases_certificate_and_its_ca_rotate() {
     database.pool.close().await;
 }
 
-/// The relay accepts one password and has one certificate at a time. Meanwhile SMTP_RELAYS has the
-/// URL twice, with each password, and the CA file has both CAs.
+/// The relay accepts one password and has one certificate at a time. During the rotation
+/// SMTP_RELAYS has the URL twice, with each password, and the CA file has both CAs.
 #[sqlx::test]
 async fn the_relays_password_and_its_ca_rotate(pool: PgPool) {
     if !is_installed() || !can_run() {

@@ -12,7 +12,7 @@ const TRADER: &str = "trader@example.com";
 const PASSWORD: &str = "morning boat on a green river";
 const NEW: &str = "night train in autumn rain";
 
-/// The server ends the session, whatever the body.
+/// Logout ends the session on the server, whatever the body.
 #[sqlx::test]
 async fn l4_a_token_is_invalid_after_logout(pool: PgPool) {
     let service = Service::start(&pool).await;

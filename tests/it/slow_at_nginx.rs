@@ -1,4 +1,5 @@
-//! Slow clients at nginx: the shipped file, with the documented workers, leaves room for others.
+//! Slow clients at nginx: `deploy/nginx.conf`, with the workers of docs/operate/install.md, leaves
+//! room for others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Service, needs};
 
 /// 3,000 clients that never finish their headers block no other, even on the port without TLS.
-/// nginx has the shipped file and the workers of docs/operate/install.md.
+/// nginx has `deploy/nginx.conf` and the workers of docs/operate/install.md.
 #[sqlx::test]
 async fn unfinished_headers_at_nginx_block_no_other_client(pool: PgPool) {
     if !(is_installed() && needs::has_program("/usr/bin/curl")) {

@@ -128,7 +128,7 @@ async fn unanswered_probes_do_not_delay_others(pool: PgPool) {
     has_relay(&client).await;
 }
 
-/// For a provider that allows no parallel probes.
+/// `SMTP_PROBES_WHILE_DOWN=1` is for a provider that allows no parallel probes.
 #[sqlx::test]
 async fn a_relay_that_is_down_gets_one_probe_at_a_time_if_so_configured(pool: PgPool) {
     let relay = Relay::start().await;

@@ -346,7 +346,7 @@ async fn parallel_starts_for_an_address_are_admitted_up_to_its_limit(pool: PgPoo
     service.stops().await;
 }
 
-/// That an operator's ticket still works meanwhile is shown by the tests of L2.
+/// The tests of L2 show that an operator's ticket still works during such a flood.
 #[sqlx::test]
 async fn s6_a_flood_sends_no_more_emails_than_the_rate_limit(pool: PgPool) {
     let (victim, password) = ("victim@example.com", "morning boat on a green river");

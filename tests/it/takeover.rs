@@ -40,7 +40,7 @@ async fn has_accounts(pool: &PgPool, accounts: i32) {
     sqlx::query(make).bind(accounts).execute(pool).await.unwrap();
 }
 
-/// Every start is accepted; the replicas alternate.
+/// Starts a recovery for each account, alternating between the replicas. Every start is accepted.
 async fn start(clients: &[&Client], accounts: std::ops::RangeInclusive<i32>) {
     let mut starts = tokio::task::JoinSet::new();
     for (n, client) in accounts.zip(clients.iter().cycle()) {
@@ -84,7 +84,7 @@ async fn emails_claimed_by_a_killed_courier_arrive_within_seconds(pool: PgPool) 
     assert_eq!((relay.mails().len(), distinct(&relay.mails())), (STARTS as usize, STARTS as usize));
 }
 
-/// A single replica finds what it had claimed itself before it was killed.
+/// After its restart, a single replica sends the emails that it had claimed before it was killed.
 #[sqlx::test]
 async fn emails_claimed_by_a_killed_courier_arrive_within_seconds_of_its_restart(pool: PgPool) {
     has_accounts(&pool, 16).await;

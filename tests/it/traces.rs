@@ -11,7 +11,8 @@ use crate::harness::{PATIENCE, database, metric};
 
 const EMAIL: &str = "trader.traced@example.com";
 const PASSWORD: &str = "night train in autumn rain";
-/// From the network for documentation (RFC 5737), in a trusted proxy's X-Forwarded-For.
+/// The client's address in a trusted proxy's X-Forwarded-For. It is from a network for
+/// documentation (RFC 5737).
 const CLIENT: &str = "203.0.113.77";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -267,7 +268,8 @@ async fn every_start_of_a_batch_is_linked_to_its_flush(pool: PgPool) {
 async fn without_an_endpoint_nothing_is_traced(pool: PgPool) {
     let (receiver, relay) = (Receiver::start(Mood::Takes), Relay::start().await);
     let endpoint = format!("{}/v1/traces", receiver.url());
-    // Only our variable decides, not the others that OpenTelemetry's libraries read.
+    // Only `OTEL_EXPORTER_OTLP_ENDPOINT` turns traces on, not the other variables of
+    // OpenTelemetry's libraries.
     let off = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str()), ("TRUSTED_PROXIES", "127.0.0.0/8")];
     let (program, client) = serve(&pool, &relay, &off).await;
     let mut client = client.with("traceparent", &traceparent("01"));
@@ -286,7 +288,7 @@ async fn a_receiver_that_refuses_hangs_or_is_down_changes_no_answer(pool: PgPool
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for endpoint in [refusing.url(), hanging.url(), format!("http://{closed}")] {
         let relay = Relay::start().await;
-        // More spans than the queue holds, sent as they come.
+        // The queue holds 8 spans, fewer than a journey makes. They are sent every 10 ms.
         let settings = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_BSP_SCHEDULE_DELAY", "10"),

@@ -72,7 +72,7 @@ async fn a_ticket_of_a_protected_account_needs_two_operators(pool: PgPool) {
     let id = id_in(&recover("alice").unwrap_err());
     assert_eq!(decide("cancel", &id, "carol").unwrap(), "the request is cancelled");
     assert!(decide("approve", &id, "bob").unwrap_err().contains("is cancelled already"));
-    // Ten minutes later, neither what was asked for nor what was approved counts.
+    // Ten minutes later, neither a request nor its approval is valid.
     for approved in [false, true] {
         let id = id_in(&recover("alice").unwrap_err());
         if approved {

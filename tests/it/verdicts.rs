@@ -36,8 +36,8 @@ impl Host {
         assert!(self.client.starts_recovery(email).await.is_code_sent());
     }
 
-    /// The same for an email that the relay refuses with `why`. It is given up if the recipient is
-    /// at fault, else retried, as the outbox and the log show.
+    /// Requests a code for a new account. The relay refuses the email with `why`. The email is
+    /// given up if the recipient is at fault, else retried, as the outbox and the log show.
     async fn is_refused(&mut self, email: &str, why: &str, verdict: &str) {
         self.starts(email).await;
         let outcome = if verdict == "recipient" { "given_up" } else { "retried" };
@@ -67,7 +67,7 @@ impl Host {
     }
 }
 
-/// The rows of the page's table of reply codes: each `why`, with its verdict.
+/// The rows of the table of reply codes in the document: each `why`, with its verdict.
 fn rows() -> Vec<(String, String)> {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/mail-verdicts.md"))
         .unwrap();
@@ -123,7 +123,8 @@ async fn each_answer_of_the_table_has_its_verdict_and_its_text_is_not_kept(pool:
     }
 }
 
-/// Refusals of a real Postfix: of its own recipients, of others', and by its owner's rules.
+/// Settings with which a real Postfix refuses unknown mailboxes, other domains, and emails by its
+/// operator's rules.
 const RULES: &str = "virtual_mailbox_maps = inline:{ {policy@example.com = a/} {quota@example.com = a/} {busy@example.com = a/} {ours@example.com = a/} }
 smtpd_recipient_restrictions = reject_unauth_destination, check_recipient_access inline:{ {policy@example.com = REJECT} {quota@example.com = 550 5.4.5 too many today} {busy@example.com = DEFER} {ours@example.com = sender} }
 smtpd_restriction_classes = sender
@@ -181,7 +182,7 @@ async fn until_relays_are(service: &Service, states: [&str; 2]) {
     service.until("the probe's finding", up).await;
 }
 
-/// The clock does not move: no email was retried.
+/// The service's clock does not move, so no email is retried.
 #[sqlx::test]
 async fn if_the_first_relay_refuses_all_by_policy_200_of_200_codes_arrive_through_the_second(pool: PgPool) {
     let (service, second) = start_with_two(&pool).await;
@@ -223,14 +224,15 @@ async fn a_recipient_is_given_up_only_when_every_relay_says_so(pool: PgPool) {
     let unknown = Mood::RefusesRecipient("550 5.1.1 no such user");
     let given_up = "vos_auth_mails_given_up_total{kind=\"recovery_code\",verdict=\"recipient\"}";
 
-    // One relay says so: the other accepts the email.
+    // One relay has no such mailbox: the other accepts the email.
     service.relay.is_in_mood(unknown);
     service.has_account("one@example.com").await;
     service.client().starts_recovery("one@example.com").await;
     assert_eq!(second.mail(1).await.recipients, ["one@example.com"]);
     service.until_outbox_has(0).await;
 
-    // One says so, the other may accept it later: the outbox stores the reason of the other.
+    // One relay has no such mailbox, and the other defers the email: the outbox stores the reason
+    // of the deferral.
     for (place, relay) in [&service.relay, &second].into_iter().enumerate() {
         service.relay.is_in_mood(unknown);
         second.is_in_mood(unknown);
@@ -247,7 +249,7 @@ async fn a_recipient_is_given_up_only_when_every_relay_says_so(pool: PgPool) {
     }
     assert!(service.metric(given_up).await < 0.5);
 
-    // Both say so: one round asks each of them once.
+    // Neither relay has such a mailbox: one round asks each relay once.
     for relay in [&service.relay, &second] {
         relay.is_in_mood(unknown);
     }
@@ -260,7 +262,7 @@ async fn a_recipient_is_given_up_only_when_every_relay_says_so(pool: PgPool) {
     service.stops().await;
 }
 
-/// `start`, `/readyz` and the probe are not affected.
+/// The demotion of a relay does not affect `start`, `/readyz` or the probe.
 #[sqlx::test]
 async fn a_relay_that_refuses_three_domains_by_policy_is_tried_last_and_stays_up(pool: PgPool) {
     let (service, second) = start_with_two(&pool).await;
@@ -292,7 +294,7 @@ async fn a_relay_that_refuses_three_domains_by_policy_is_tried_last_and_stays_up
     service.relay.mail(2).await;
     assert_eq!(second.mails().len(), 5);
 
-    // Demoted again, it is still used when no other relay is up.
+    // The first relay is demoted again, but still used when no other relay is up.
     service.relay.is_in_mood(Mood::RefusesRecipient("554 5.7.1 Relay access denied"));
     second.is_in_mood(Mood::Takes);
     for n in 7..10 {

@@ -221,8 +221,8 @@ async fn v5_a_resend_sends_the_same_code_and_refunds_no_attempt(pool: PgPool) {
     service.stops().await;
 }
 
-/// The digits of 10,000 codes are uniform in every place. They are derived as the courier does; the
-/// first ones are compared with emails.
+/// The digits of 10,000 derived codes are uniform in every place. The emails of 300 starts show
+/// that the courier derives codes in the same way.
 #[sqlx::test]
 async fn v6_codes_are_uniform_and_keep_their_zeros(pool: PgPool) {
     let settings = ["--network-burst=1000000", "--smtp-connections=64"];
@@ -299,7 +299,7 @@ async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
             assert!(other.resets("night train in autumn rain").await.is_signed_in());
             service.until_outbox_has(0).await;
         } else {
-            // Draws on the rate limit as the other reset did.
+            // Draws on the rate limit as the other recovery does in the `revoked` case.
             service.client().starts_recovery(&email).await;
         }
         service.until_outbox_has(0).await;

@@ -107,7 +107,7 @@ async fn a_token_that_is_refused_is_renewed_once(pool: PgPool) {
     let mut host = Host::start(&pool, &url(&relay), &settings).await;
     host.until_mail_is("ok").await;
     endpoint.revokes_every_token();
-    // A token of this size does not fit into the command's line.
+    // A token of this size does not fit into the line of the AUTH command.
     endpoint.pads_tokens(3_000);
     host.starts().await;
     relay.mail(1).await;
@@ -162,7 +162,7 @@ async fn an_endpoint_that_issues_no_token_is_reported_and_never_quoted(pool: PgP
     assert!(!log.contains("hunter2"), "{log}");
 }
 
-/// Two threads: the test waits for the program, and the relay answers it meanwhile.
+/// Two threads: while the test waits for the program, the relay answers the program.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mail_test_prints_why_there_is_no_token() {
     let endpoint = TokenEndpoint::start(Mood::Holds);

@@ -1,5 +1,6 @@
-//! The benchmarks. They measure, and fail only if mails or requests are missing. `cargo bench` runs
-//! them by the short files in `benches/`; `lab start` and `lab courier` do the same.
+//! The benchmarks. They measure, and compare no result with a bound. They fail if something does
+//! not work, for example if a mail is lost. `cargo bench` runs them through the files in
+//! `benches/`; `lab start` and `lab courier` run the same code.
 
 pub mod courier;
 pub mod start;
@@ -17,7 +18,7 @@ struct Bench<O: Args> {
     bench: bool,
 }
 
-/// All that a file in `benches/` has to call.
+/// Runs a benchmark with the options of the command line, for the `main` of a file in `benches/`.
 pub fn run<O: Args, F>(benchmark: impl FnOnce(O) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>>,

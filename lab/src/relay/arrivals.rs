@@ -11,13 +11,14 @@ pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// The mails to one address.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Arrival {
-    /// When the first was accepted.
+    /// When the first mail was accepted.
     pub taken_at: Option<Instant>,
-    /// How many were accepted.
+    /// How many mails were accepted.
     pub taken: usize,
-    /// The position of the first among all accepted mails.
+    /// The position of the first mail among the mails that the relay has accepted since the last
+    /// [`Relay::takes_arrivals`].
     pub place: usize,
-    /// Whether one was held.
+    /// Whether a mail was held.
     pub held: bool,
 }
 
@@ -59,7 +60,8 @@ impl Relay {
         relay
     }
 
-    /// Removes and returns the counts since the last call, by address. For a relay that counts.
+    /// Removes and returns the counts since the last call, by address. Only for a relay from
+    /// [`Self::counting`].
     pub fn takes_arrivals(&self) -> HashMap<String, Arrival> {
         let mut state = self.state.lock().unwrap();
         state.arrivals.as_mut().map(std::mem::take).expect("it counts").into_map()

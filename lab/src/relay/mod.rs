@@ -1,5 +1,5 @@
 //! The SMTP double: a relay that refuses, stalls or disconnects when a test tells it to. It stores
-//! every mail, or only counts them, for a measurement.
+//! all mails or, for a measurement, only counts them.
 
 mod arrivals;
 mod mood;
@@ -157,7 +157,7 @@ impl Relay {
         with_mails(&self.state.lock().unwrap())
     }
 
-    /// Every mail that has arrived, in order.
+    /// The mails that have arrived since the last [`Self::takes_mails`], in order.
     pub fn mails(&self) -> Vec<Mail> {
         self.state.lock().unwrap().mails.clone()
     }

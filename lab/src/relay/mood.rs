@@ -18,7 +18,7 @@ pub enum Mood {
     DropsAfterData,
     /// Never answers RCPT.
     StallsAtRecipient,
-    /// Answers RCPT once its mood has changed.
+    /// Answers RCPT only after the relay's mood has changed.
     HoldsAtRecipient,
     /// Answers one message in this many after 30 s, longer than a conversation may take.
     HoldsOneIn(usize),

@@ -64,7 +64,7 @@ pub struct Options {
     code_buffers: Option<f64>,
 }
 
-/// The work of a run.
+/// What the service does in a run: this many starts, and this many mails of a backlog.
 #[derive(Clone, Copy)]
 struct Work {
     starts: u32,

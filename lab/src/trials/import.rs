@@ -1,8 +1,9 @@
 //! `make import`: imports many accounts in Kratos's format, with every kind of password.
 //!
-//! It imports a file without interruption, then a second time, then with a `kill -9` in the middle,
-//! and compares the stored accounts. Then 100 accounts of each kind log in over HTTP. It ends with
-//! an error if the accounts differ or a login gets the wrong answer.
+//! It imports a file without interruption, then a second time. Then it deletes the accounts, kills
+//! an import in the middle with `kill -9`, and runs the import again. Each time, it compares the
+//! stored accounts. Then 100 accounts of each supported kind of password log in over HTTP. It ends
+//! with an error if the accounts differ or a login gets the wrong answer.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -198,8 +199,8 @@ fn peak_of(pid: u32) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
-/// 100 accounts of each kind log in. A few of them log in again with the new hash, and with a wrong
-/// password.
+/// 100 accounts of each kind log in. Two of each kind log in again with the new hash, and try a
+/// wrong password.
 async fn logins(
     url: &str,
     pool: &PgPool,

@@ -69,7 +69,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
 struct Upgrade {
     host: Host,
     load: Arc<Load>,
-    /// The longest wait for a lock during this step, in microseconds.
+    /// The longest wait for a lock during the current step, in microseconds.
     waited: Arc<AtomicU64>,
 }
 
@@ -84,7 +84,7 @@ impl Upgrade {
         Ok(())
     }
 
-    /// Runs one step. Codes that were mailed before it are entered after it.
+    /// Runs one step. Users who got a code before the step enter it after the step.
     async fn step(
         &mut self,
         name: &str,

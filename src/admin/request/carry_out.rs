@@ -111,8 +111,8 @@ pub async fn carry_out(
     change.commit().await?;
     end(&mut transaction, now, id, State::Done, None).await?;
     cancel_all(&mut transaction, now, account, None).await?;
-    // Each notice stores its recipient, because the account may get another address before it is
-    // sent.
+    // Each notice stores its recipient, because the account may get another address before the
+    // notice is sent.
     let new = request.new_email.as_deref();
     for (kind, to) in [(MailKind::EmailChanged, Some(email.as_str())), (MailKind::NewAddress, new)] {
         outbox::enqueue_help_notice(&mut transaction, now, kind, account, to, notice_retention).await?;
@@ -122,7 +122,7 @@ pub async fn carry_out(
 }
 
 /// If a change has to wait longer: its new time, and the email that tells the owner. `None` if the
-/// owner was told `delay` ago (less [`SLACK`]), or if that email was given up.
+/// owner was told at least `delay` ago (less [`SLACK`]), or if that email was given up.
 async fn postponed(
     transaction: &mut PgConnection,
     now: OffsetDateTime,

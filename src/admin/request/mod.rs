@@ -55,7 +55,7 @@ impl<'a> Actor<'a> {
         By::Operator(self.operator)
     }
 
-    /// Draws one unit of the operator's bucket.
+    /// Draws one unit from the operator's bucket, if the operator has a rate limit.
     pub(super) async fn draw(
         self,
         transaction: &mut PgConnection,
@@ -80,7 +80,7 @@ pub enum Asked {
     Taken,
     /// There is no such account, or it is disabled.
     NotFound,
-    /// The operator has helped too often; the next time is after this.
+    /// The operator's rate limit is exhausted until this time.
     NotBefore(OffsetDateTime),
 }
 
@@ -131,7 +131,8 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// Cancels an open request. Every operator who may ask for one may do so, also the one who asked.
+/// Cancels an open request. Every operator who may make requests may cancel one, also the operator
+/// who made it.
 pub async fn cancel(
     connection: &mut PgConnection,
     now: OffsetDateTime,

@@ -40,7 +40,7 @@ pub enum State {
     Done,
     /// The account's owner stopped it.
     Stopped,
-    /// An operator cancelled it, disabled the account or changed its address directly.
+    /// An operator cancelled it, or the account was disabled or got another address.
     Cancelled,
     /// Nobody approved it in time, or the approved ticket was not issued in time.
     Expired,

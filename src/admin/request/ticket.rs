@@ -1,5 +1,6 @@
-//! Who may give a recovery ticket for an account. The ticket lifts the rate limit of the account's
-//! address for one `start`; the code is sent to the stored address as always.
+//! Decides whether an operator may give a recovery ticket for a protected account. A ticket lifts
+//! the rate limit of the account's address for one `start`; the code is sent to the stored address
+//! as always.
 
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -22,12 +23,12 @@ pub fn is_protected(traits: &Value, name: Option<&str>) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Permit {
-    /// A second operator has approved this ticket, and the permit is used up now.
+    /// A second operator has approved this ticket, and the approval is used up now.
     Granted,
     /// Another operator can approve the request with this id within 10 minutes.
     Asked(Uuid),
-    /// The request with this id was asked for before, and nobody has approved it yet; or it was
-    /// approved for another operator, who asked for it.
+    /// The account already has the open request with this id: nobody has approved it yet, or
+    /// another operator made it.
     Pending(Uuid),
 }
 

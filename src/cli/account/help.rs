@@ -30,8 +30,8 @@ pub(super) async fn set_email(argument: &AccountArgument, new: &str, notice: &No
         EmailSet::Taken => {
             return Err("another account has this address: change or erase that one first".into());
         }
-        // Not with this command: it does not read PROTECTED_TRAIT, as its user could write the
-        // table.
+        // This command never gets here: it does not read PROTECTED_TRAIT, because its user could
+        // write the table `account` anyway.
         EmailSet::Protected => return Err("this account is protected: use `account recover-to`".into()),
         EmailSet::NotFound => return Err("the account has just been erased".into()),
         EmailSet::NotBefore(at) => return Err(too_often(at).into()),

@@ -29,7 +29,7 @@ pub(super) async fn history(arguments: &History) -> Result<(), Failure> {
     let History { account, limit, before, json } = arguments;
     let mut connection = connect().await?;
     let id = match account.name()? {
-        // The events of an erased account are kept.
+        // The account is not looked up: the events of an erased account are kept.
         Name::Id(id) => id,
         name @ Name::Email(_) => record::find(&mut connection, &name).await?.ok_or(UNKNOWN)?.id,
     };

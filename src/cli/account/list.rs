@@ -55,7 +55,7 @@ pub(super) async fn find(find: Find) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints the accounts, and returns how many there are.
+/// Prints the accounts, and returns how many it has printed.
 async fn print(query: &Query, page: &Page) -> Result<i64, Failure> {
     let mut connection = connect().await?;
     let (mut after, mut printed) = (page.after, 0);

@@ -95,7 +95,7 @@ pub(in crate::cli) struct RecoverToArguments {
     who: Who,
 }
 
-/// Prints only the id to standard output, so that it can be piped.
+/// Prints only the id of the request to standard output, so that it can be piped.
 pub(super) async fn recover_to(arguments: &RecoverToArguments) -> Result<(), Failure> {
     let new = EmailAddress::parse(&arguments.new)?;
     let (mut connection, account) = arguments.account.find().await?;

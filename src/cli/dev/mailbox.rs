@@ -127,7 +127,7 @@ async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Strin
 }
 
 /// Reads the email after DATA up to the line with a single dot, and removes dot-stuffing (RFC 5321
-/// §4.5.2).
+/// §4.5.2). `None` if the client has disconnected or the email is too large.
 async fn read_mail(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> {
     let mut raw = Vec::new();
     loop {

@@ -20,8 +20,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The difference of the clocks above which a warning is shown: machines with NTP differ by less.
 const UNUSUAL_SKEW: Duration = Duration::from_millis(250);
 
-/// The role of an operator's commands, as `deploy/grants.sql` names it. It may not read what is
-/// checked here.
+/// The role of an operator's commands, as `deploy/grants.sql` names it. It may not read some of
+/// what [`contents`] checks, such as the table of migrations.
 const OPERATOR: &str = "vos_auth_operator";
 
 const NAME: &str = "database name";
@@ -142,7 +142,7 @@ fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error()?.code()
 }
 
-/// The row for a refused connection.
+/// The row of the report for a connection that failed.
 fn refused(error: &sqlx::Error, networked: bool) -> Check {
     let health = Health::of(error, networked);
     let check = match health {
@@ -206,7 +206,7 @@ async fn contents(connection: &mut PgConnection, clock: &Clock) -> Vec<Check> {
     checks
 }
 
-/// The row if not even the state of the schema can be read.
+/// The row of the report if not even the state of the schema can be read.
 fn unreadable(error: &sqlx::Error) -> Check {
     let health = Health::of(error, false);
     let code = sqlstate(error);

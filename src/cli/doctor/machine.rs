@@ -22,7 +22,7 @@ const ADMIN: &str = "ADMIN_ADDR";
 /// Bounds of an answer. `/readyz` checks PostgreSQL, which takes up to 2 s.
 const ANSWER: Bounds = Bounds { time: Duration::from_secs(4), octets: 4 * 1024 * 1024 };
 
-/// Whether the kernel's clock is synchronized, as far as systemd says.
+/// Whether the kernel's clock is synchronized, if systemd can tell.
 pub(super) async fn ntp() -> Vec<Check> {
     const NAME: &str = "clock, NTP";
     let action = "Start chrony or systemd-timesyncd on this machine, and wait until it is synchronized.";
@@ -75,7 +75,8 @@ pub(super) async fn ports(settings: ListeningSettings, admin: Option<SocketAddr>
     let Ok(client) = HttpClient::new(false, CONNECT_DEADLINE) else { return Vec::new() };
     let (api, metrics) =
         tokio::join!(api(&client, settings.http_addr), metrics(&client, settings.metrics_addr));
-    // The admin API may need a client certificate, so no request tells whether it is the service.
+    // The admin API may require a client certificate, so this check sends it no request. The port
+    // counts as the service's if HTTP_ADDR is in use, too.
     let runs = TcpListener::bind(settings.http_addr).is_err();
     let admin = admin.map(|address| match TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs => {
@@ -118,7 +119,7 @@ async fn metrics(client: &HttpClient, address: SocketAddr) -> Check {
     }
 }
 
-/// The status and body of an answer. `None` if there is none.
+/// Sends a GET request, and returns the status and body of the answer. `None` if none arrives.
 async fn get(client: &HttpClient, address: SocketAddr, path: &str) -> Option<(u16, String)> {
     if address.port() == 0 {
         return None;

@@ -1,7 +1,7 @@
 //! `vos-auth doctor`: checks an installation, and says what to do about each problem.
 //!
 //! It changes nothing and sends no email. No row contains a secret or an email address. The checks
-//! of PostgreSQL, relays, clock and ports run at once, and each has a time limit. A check that
+//! of PostgreSQL, relays, NTP and ports run concurrently, each with a time limit. A check that
 //! depends on a failed one is left out.
 
 mod database;

@@ -14,7 +14,8 @@ use crate::mail::message::{Composer, Mail, MailKind};
 use crate::mail::not_sent::{NotSent, Stage};
 use crate::mail::verdict::Verdict;
 
-/// The email that is offered. `None` without a composer, or for an address that no email can have.
+/// The test email that is offered to each relay. `None` if there is no composer, or if no email to
+/// the address can be built.
 pub(super) fn sample(
     composer: Option<&Composer>,
     settings: &MailSettings,
@@ -25,7 +26,7 @@ pub(super) fn sample(
     composer?.sample(MailKind::Test, Locale::En, to, now).ok()
 }
 
-/// Checks all relays at once. Each takes at most `SMTP_DEADLINE` and a second.
+/// Checks all relays concurrently. Each takes at most `SMTP_DEADLINE` and a second.
 pub(super) async fn check(gateway: Gateway, mail: Mail) -> Vec<Check> {
     let (gateway, mail) = (Arc::new(gateway), Arc::new(mail));
     let mut conversations = JoinSet::new();

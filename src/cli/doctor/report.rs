@@ -17,7 +17,7 @@ enum State {
     Failed,
 }
 
-/// One row.
+/// One row of the report.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     #[serde(rename = "check")]
@@ -81,7 +81,7 @@ impl Report {
         self.add(found);
     }
 
-    /// Prints the end of the report.
+    /// Prints the summary, or the whole report if it is JSON.
     ///
     /// # Errors
     ///

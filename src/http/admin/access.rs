@@ -1,5 +1,5 @@
-//! Each call of the admin API: who calls, whether the operator's role may, the reason, and the
-//! audit event.
+//! Checks before each call of the admin API: the operator's credential, the role, and the reason.
+//! Then the audit event of the call.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -41,13 +41,13 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The operator as audit events have it.
+    /// The operator as the cause of an audit event.
     #[must_use]
     pub fn by(&self) -> Option<By<'_>> {
         Some(By::Operator(self.info()))
     }
 
-    /// The audit event of this call, for calls that the event of a change does not record already.
+    /// The audit event of this call, for a call that no event of a change records already.
     pub(super) fn call(&self, account_id: Option<Uuid>, outcome: Outcome) -> Call<'_> {
         Call { name: self.operation.name, account_id, operator: self.info(), outcome }
     }

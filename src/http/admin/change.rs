@@ -89,7 +89,8 @@ struct Changed {
     changed: bool,
 }
 
-/// The answer to a call. `recorded` tells that the transaction of the change has recorded the call.
+/// The answer to a call. `recorded`: whether the transaction of the change has already recorded the
+/// call in the audit log.
 pub(super) fn changed(body: impl Serialize, recorded: bool) -> Response {
     let mut response = Json(body).into_response();
     if recorded {
@@ -115,7 +116,8 @@ pub(super) fn help<'a>(app: &'a App, caller: &'a Caller) -> Help<'a> {
     }
 }
 
-/// Counts a recovery that the caller helped with, and wakes the courier for the notice.
+/// Counts a recovery that the operator helped with, and wakes the courier, because a notice may be
+/// pending.
 pub(super) fn helped(app: &App, caller: &Caller, now: OffsetDateTime) {
     let label = OperatorLabel { operator: caller.operator.name.clone() };
     app.metrics.recoveries_helped.get_or_create(&label).inc();
@@ -344,11 +346,11 @@ pub async fn erase(
 }
 
 /// `POST /admin/limits/lift`: refills the rate limits of an address, whether or not it has an
-/// account. At most 3 times in 24 hours.
+/// account. At most 3 times in 24 hours for one address.
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 429 if it was done too often.
+/// 400 for a bad request, 429 if they were refilled too often.
 pub async fn lift(
     State(admin): State<AdminState>,
     Extension(caller): Extension<Caller>,

@@ -144,8 +144,8 @@ pub fn router(app: &AppState, pool: PgPool) -> Router {
         .layer(from_fn(as_connected))
 }
 
-/// Removes `X-Forwarded-For`, so that the operator's address is that of the connection: the trusted
-/// proxies are those of the public API.
+/// Removes `X-Forwarded-For`, so that the operator's address is that of the connection.
+/// TRUSTED_PROXIES names only the proxies of the public API.
 async fn as_connected(mut request: Request, next: Next) -> Response {
     request.headers_mut().remove("x-forwarded-for");
     next.run(request).await

@@ -24,7 +24,7 @@ pub struct Search {
 /// A page of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// The last item of the previous page; `None` for the first page.
+    /// The id of the last item of the previous page; `None` for the first page.
     pub from: Option<Uuid>,
     /// The maximum number of items, 1 to 1000.
     pub limit: i64,
@@ -55,8 +55,8 @@ pub fn search(query: &str) -> Result<Search, Error> {
     Ok(Search { query, page })
 }
 
-/// Reads the page of a list. `from` is the name of the parameter with the last item of the previous
-/// page.
+/// Reads the page of a list. `from` is the name of the parameter with the id of the previous page's
+/// last item.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub fn page(query: &str, from: &str) -> Result<Page, Error> {
     Ok(page)
 }
 
-/// Reads the page of an export, and whether it has hashes.
+/// Reads the page of an export, and whether the export contains password hashes.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Calls that read. None returns a code, a token or, except the export with `hashes`, a hash.
+//! Calls that read. None returns a code or a token. Only the export with `hashes` returns password
+//! hashes.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
@@ -20,10 +21,10 @@ use crate::operator::Operator;
 use crate::outbox::inspect as outbox;
 use crate::transfer::import::identity::to_json;
 
-/// How many of the oldest emails are shown.
+/// How many pending emails `GET /admin/outbox` lists.
 const OLDEST_MAILS: i64 = 50;
 
-/// The id in a path.
+/// The account's id in a path.
 pub(super) type Id = Result<Path<Uuid>, PathRejection>;
 
 /// The account of a path.
@@ -152,8 +153,8 @@ pub async fn outbox(State(admin): State<AdminState>) -> Result<Json<Value>, Erro
 }
 
 /// `GET /admin/export`: a page of all accounts in the format of Kratos's admin API, one JSON object
-/// a line. The last line's id is the `after` of the next page; an empty page is the end. With
-/// `hashes` it is recorded as `accounts_exported`, otherwise as any call that reads.
+/// a line. The last line's id is the `after` of the next page; an empty page is the end. The audit
+/// log records an export with `hashes` as `accounts_exported`, and one without as any other call.
 ///
 /// # Errors
 ///

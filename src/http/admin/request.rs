@@ -25,13 +25,13 @@ fn request_id(id: Result<Path<Uuid>, PathRejection>) -> Result<Uuid, Error> {
 }
 
 /// `POST /admin/accounts/{id}/recover-to`: asks for another address for an account whose owner
-/// cannot read the stored one. Another operator has to approve it within 10 minutes.
+/// cannot read the stored one. Another operator has to approve the request within 10 minutes.
 ///
 /// # Errors
 ///
-/// 400 for a bad request, 404 without such an active account; 409 if another account has the
-/// address, this one has it already, or it has an open request; 429 if the operator has helped too
-/// often.
+/// 400 for a bad request, 404 without such an active account; 409 if the address belongs to another
+/// account or already to this one, or if this account has an open request for an address; 429 if
+/// the operator has helped too often.
 pub async fn recover_to(
     State(admin): State<AdminState>,
     Extension(caller): Extension<Caller>,

@@ -70,7 +70,7 @@ fn html(config: &Config, locale: Locale, icon: &Picture, version: &str) -> Strin
 pub fn routes(config: &Config) -> Router<AppState> {
     Router::new()
         .route("/recovery", get(page))
-        // For links that a person typed, or that an app has changed.
+        // Some people and apps add a slash to the URL.
         .route("/recovery/", get(to_page))
         // Password managers open this URL (W3C, A Well-Known URL for Changing Passwords).
         .route("/.well-known/change-password", get(to_page))
@@ -119,7 +119,7 @@ struct Facts<'a> {
     brand: &'a str,
     heading: Option<&'a str>,
     footer: Option<&'a str>,
-    /// The name of its file.
+    /// The name of the logo's file.
     logo: Option<&'static str>,
     icon: &'a Picture,
     support: &'a str,

@@ -174,7 +174,7 @@ impl<R: Read + Seek> Input<R> {
     }
 
     /// Reads a part, and returns its number of sums, too. `left` is the number of octets of this
-    /// part and those after it.
+    /// part and all later ones; those of this part are subtracted.
     fn part(&mut self, bits: Bits, left: &mut u64) -> Result<(Part, u64), Unreadable> {
         let head = 28;
         *left = left.checked_sub(head).ok_or(Unreadable::Damaged)?;

@@ -38,7 +38,8 @@ enum Scheme {
 /// Why no password can be verified against a stored string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// A plain digest or similar, which is easily guessed once it leaks. Contains its kind.
+    /// A plain digest or similar, whose password is easily guessed once it leaks. Contains its
+    /// kind.
     TooWeak(&'static str),
     /// A hash of a known scheme that is malformed or more expensive than this service computes.
     Broken,
@@ -384,7 +385,8 @@ mod tests {
         }
     }
 
-    /// The time of SHA-crypt grows with the password's length, and a login accepts any length.
+    /// The time of SHA-crypt grows with the password's length, which only the size of a login's
+    /// body bounds.
     #[test]
     fn sha_crypt_gets_no_password_of_kilobytes() {
         let stored = "$6$saltsalt$rKC2PhBUgrAOw1YxkamA0n19QwO1nx9zFErNGbYOr1NPDzl8GPpEvtW1BjS5wDozkChfkb4HuTKGyGGP2umev/";

@@ -1,5 +1,5 @@
-//! Carries changes made here back into a running Kratos: each identity is read, merged and, if it
-//! differs, written with PUT.
+//! Carries changes made in this service back into a running Kratos: each identity is read, merged
+//! and, if it differs, written with PUT.
 //!
 //! An identity is complete before and after its PUT, and each run examines every account that was
 //! changed since the given time. A stopped export can therefore be run again.
@@ -32,7 +32,7 @@ pub struct KratosExport {
     pub since: OffsetDateTime,
     /// The path of the address in an identity.
     pub email_path: JsonPath,
-    /// The list of identities that failed, or that Kratos changed later.
+    /// The file that lists identities that failed, or that were changed later in Kratos.
     pub failed: PathBuf,
     /// Whether to write nothing to Kratos.
     pub dry_run: bool,
@@ -41,15 +41,15 @@ pub struct KratosExport {
 /// The progress of an export.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExportReport {
-    /// Accounts that were changed here since [`KratosExport::since`].
+    /// Accounts that were changed in this service since [`KratosExport::since`].
     pub changed: u64,
     /// Accounts that were examined.
     pub looked_at: u64,
     /// Identities that were written.
     pub written: u64,
-    /// Identities that already were the same.
+    /// Accounts for which Kratos already had all changes.
     pub same: u64,
-    /// Identities with a difference that stays, because Kratos changed it later.
+    /// Identities with a difference that stays, because the value was changed later in Kratos.
     pub newer_in_kratos: u64,
     /// Accounts that could not be exported.
     pub failed: u64,
@@ -70,13 +70,13 @@ pub enum KratosExportError {
         "the request to Kratos failed: {0}; run the same export again to continue, nothing is written twice"
     )]
     Kratos(#[from] KratosError),
-    /// It was stopped.
+    /// The export was stopped.
     #[error("stopped; run the same export again to continue, nothing is written twice")]
     Stopped,
 }
 
-/// Exports, and calls `progress` after every account. Returns the report whether or not the export
-/// finished.
+/// Exports, and calls `progress` at the beginning and after every account. Returns the report
+/// whether or not the export finished.
 pub async fn run(
     connection: &mut PgConnection,
     now: OffsetDateTime,
@@ -103,7 +103,7 @@ async fn export(
     let changes = audit::changed_since(&mut *connection, options.since).await?;
     report.changed = changes.len() as u64;
     progress(report);
-    // Check the address first: at a wrong one every identity would seem to be missing.
+    // Check the URL of Kratos first: at a wrong URL every identity would seem to be missing.
     kratos.page(1, None).await?;
     if !options.dry_run {
         audit::record(&mut *connection, now, audit::Event::AccountsExported, None, None).await?;

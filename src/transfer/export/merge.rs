@@ -1,5 +1,5 @@
-//! Merges changes made here into an identity as Kratos has it. The other values that a PUT contains
-//! keep every octet.
+//! Merges changes made in this service into an identity as Kratos has it. Other traits and metadata
+//! are copied as raw JSON, so that every octet of their values is kept.
 //!
 //! The result is for a PUT, because Kratos's PATCH refuses `credentials`. A PUT replaces the
 //! identity, so it repeats the values that were read. Of the credentials it contains only a changed
@@ -16,7 +16,8 @@ use time::format_description::well_known::Rfc3339;
 use crate::email_address::EmailAddress;
 use crate::transfer::import::identity::JsonPath;
 
-/// The changes of an account here, each with its time. The later change wins, here or in Kratos.
+/// The changes of an account in this service, each with its time. A value that was changed later in
+/// Kratos is kept.
 #[derive(Default)]
 pub(super) struct Change<'a> {
     pub password_hash: Option<(&'a str, OffsetDateTime)>,
@@ -29,7 +30,7 @@ pub(super) struct Change<'a> {
 pub(super) struct Merged {
     /// The body to PUT; `None` if Kratos already has all changes.
     pub put: Option<Vec<u8>>,
-    /// A difference that stays, because Kratos changed it later.
+    /// Why a difference stays: the value was changed later in Kratos.
     pub newer_in_kratos: Option<&'static str>,
 }
 
@@ -93,7 +94,7 @@ struct PasswordConfig {
 ///
 /// # Errors
 ///
-/// The reason why the merge is impossible; it quotes nothing.
+/// The reason why the merge is impossible. It quotes nothing of the identity.
 pub(super) fn merge(identity: &[u8], change: &Change<'_>, path: &JsonPath) -> Result<Merged, &'static str> {
     const UNREADABLE: &str = "the identity that Kratos returned cannot be read";
     let theirs: KratosIdentity = serde_json::from_slice(identity).map_err(|_| UNREADABLE)?;

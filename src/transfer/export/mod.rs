@@ -48,7 +48,7 @@ pub async fn run(
         let Some(end) = page.last() else { break };
         last = end.id;
         for account in &page {
-            // Escaped, because the output may be a terminal.
+            // Escaped, because a terminal may show the output.
             writeln!(out, "{}", terminal::escaped(&to_json(account).to_string()))?;
             count += 1;
         }

@@ -62,7 +62,7 @@ impl std::str::FromStr for JsonPath {
 pub struct ImportedIdentity {
     /// The account.
     pub new: Incoming,
-    /// Its password, or why that is unusable; `None` if it has none.
+    /// The hash of its password, or why the hash is unusable; `None` if the record has none.
     pub password: Option<Result<StoredHash, Unusable>>,
     /// What is not imported.
     pub left_behind: Vec<LeftBehind>,

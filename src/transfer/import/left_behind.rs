@@ -16,7 +16,7 @@ pub enum LeftBehind {
     UnverifiedEmail,
     /// Another address that Kratos has not verified.
     UnverifiedAddress,
-    /// A name other than the email that signs in with the password.
+    /// A name other than the email, with which the owner signs in by password.
     SignInName,
     /// One-time codes of an app.
     Totp,
@@ -114,7 +114,8 @@ fn credential_kind(kind: &str) -> LeftBehind {
 }
 
 /// Whether the configuration of a credential is given and empty, as after its owner has removed the
-/// last key. Most exports contain the configuration of passwords only.
+/// last key. A credential without a configuration is not empty: most exports contain the
+/// configuration of passwords only.
 fn is_empty(config: &Value) -> bool {
     let contents = ["credentials", "recovery_codes", "providers", "totp_url"];
     contents.iter().filter_map(|name| config.get(name)).any(|content| !has(content))

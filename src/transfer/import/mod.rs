@@ -94,7 +94,7 @@ pub enum ImportError {
     /// An error of PostgreSQL, shown without its details.
     #[error("the database failed ({}); run the same import again to continue", cause(.0))]
     Storage(#[from] sqlx::Error),
-    /// It was stopped.
+    /// The import was stopped after this many records.
     #[error("stopped after {0} records; run the same import again to continue")]
     Stopped(u64),
 }
@@ -106,30 +106,30 @@ pub struct ImportReport {
     pub records: u64,
     /// Accounts that were created.
     pub created: u64,
-    /// Accounts of an earlier import that have changed in the source and were not used here since
-    /// the import.
+    /// Accounts of an earlier import that have changed in the source, and were not used in this
+    /// service since the import.
     pub updated: u64,
     /// Accounts that exist and are the same.
     pub unchanged: u64,
-    /// Accounts that differ but were used or changed here, so they stay.
+    /// Accounts that differ and are not updated, because they were used or changed in this service.
     pub kept: u64,
     /// Records that were refused.
     pub refused: u64,
-    /// Of these, those whose address has characters beyond ASCII before the @.
+    /// Refused records whose address has characters beyond ASCII before the @.
     pub not_ascii: u64,
     /// Usable passwords, by kind.
     pub passwords: BTreeMap<&'static str, u64>,
     /// Passwords that are too weak to keep, by kind.
     pub too_weak: BTreeMap<&'static str, u64>,
-    /// Passwords of a known kind that are malformed or too expensive.
+    /// Password hashes of a known kind that are malformed or too slow to verify.
     pub broken: u64,
     /// Passwords whose hashes take more memory than `HASHING_MEMORY_KIB`.
     pub too_large: u64,
-    /// Passwords of an unknown kind.
+    /// Password hashes of an unknown kind.
     pub unknown: u64,
     /// Accounts whose record has no password.
     pub without_password: u64,
-    /// Accounts of whose records something is left behind, by kind.
+    /// Accounts of whose records something is left behind, by the kind of data.
     pub left_behind: BTreeMap<LeftBehind, u64>,
     /// The part of the file that was read, in percent; `None` if its length is unknown.
     pub percent: Option<u64>,
@@ -201,7 +201,7 @@ async fn write(
     let OpenSource { input, length, fetching } = open(&options.source).map_err(unreadable)?;
     let mut refusals = RecordList::create(&options.refused)?;
     let mut incomplete = RecordList::create(&options.left_behind)?;
-    // Otherwise a plan that was made while the table was empty would still scan the whole table
+    // Otherwise a plan that was made while `account` was empty would still scan the whole table
     // when it has a million rows.
     connection.execute("SET enable_seqscan = off").await?;
     if !options.dry_run {
@@ -268,7 +268,7 @@ fn open(source: &ImportSource) -> io::Result<OpenSource> {
 }
 
 impl Import {
-    /// Only files have lines that an operator can look up.
+    /// `line` if the source is a file: only a file has lines that an operator can look up.
     fn line(&self, line: u64) -> Option<u64> {
         matches!(self.source, ImportSource::File(_)).then_some(line)
     }
@@ -282,8 +282,9 @@ struct ValidRecord {
     left_behind: Vec<LeftBehind>,
 }
 
-/// The records that are not refused, split so that no part has an id or address twice: a later
-/// record then finds the earlier one written.
+/// The records that are not refused, split so that no part has an id or address twice: of two
+/// records with the same id or address, the earlier one is written before the later one is
+/// compared.
 fn distinct(
     options: &Import,
     records: Vec<SourceRecord>,

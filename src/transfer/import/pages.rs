@@ -1,4 +1,4 @@
-//! The pages of Kratos's list as one stream: its arrays one after the other.
+//! The pages of Kratos's list of identities as one stream: their arrays one after the other.
 
 use std::io::{self, Read};
 
@@ -23,7 +23,7 @@ pub(super) fn open(kratos: Kratos, size: u16) -> (KratosPages, AbortOnDropHandle
     (KratosPages { incoming, page: Bytes::new(), was_last: false }, AbortOnDropHandle::new(fetching))
 }
 
-/// Fetches pages until the last one, an error, or the reader is dropped.
+/// Fetches pages until the list ends, a request fails, or the reader is dropped.
 async fn fetch(kratos: &Kratos, size: u16, pages: &Sender<Result<IdentityPage, KratosError>>) {
     let (mut token, mut cycles) = (None, CycleDetector::default());
     loop {

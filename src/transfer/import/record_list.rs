@@ -1,5 +1,5 @@
 //! Lists of records that could not be moved, or only in part: one JSON object a line. Of a record's
-//! own values, it contains only the id.
+//! own values, a list contains only the id.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};
@@ -18,7 +18,7 @@ pub(crate) struct RecordList {
     is_empty: bool,
 }
 
-/// The list cannot be written.
+/// Why a list cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{} cannot be written: {why}", file.display())]
 pub struct Unwritable {

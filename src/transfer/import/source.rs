@@ -1,4 +1,4 @@
-//! Reads an export record by record, in bounded memory.
+//! Reads the records of a file or of Kratos's pages one by one, in bounded memory.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::identity::{self, ImportedIdentity, Paths, Refusal};
 
-/// The longest record, in octets.
+/// Maximum length of a record, in octets.
 const MAX_RECORD: usize = 1 << 20;
 /// The maximum number of records in a batch, and of their octets without the last record.
 const BATCH: usize = 2000;
@@ -42,7 +42,7 @@ pub(super) fn read(from: Box<dyn Read + Send>, paths: &Paths, counter: &AtomicU6
             None => Err(io::Error::other("it is empty")),
         }
     });
-    // Records from before an error are imported, too.
+    // Records before an error are imported, too.
     let sent = records.send();
     if let (Err(error), Ok(())) = (done, sent) {
         let _ = batches.blocking_send(Err(error));
@@ -99,7 +99,7 @@ impl Records<'_> {
     }
 }
 
-/// The position in a file.
+/// The position in the input.
 #[derive(Default)]
 struct Position {
     octets: Cell<usize>,

@@ -21,7 +21,7 @@ pub use self::url::AdminUrl;
 use crate::config::ConfigError;
 use crate::http_client::{Bounds, HttpClient, RequestError};
 
-/// The timeout of a connection.
+/// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout of a whole response: a page of 1,000 identities from a busy Kratos takes seconds.
 const ANSWER: Duration = Duration::from_mins(1);
@@ -46,7 +46,7 @@ pub enum KratosError {
     /// The response has an unexpected status.
     #[error("it answered {0}{hint}", hint = hint(*.0))]
     Status(StatusCode),
-    /// The response is not of this API.
+    /// The response cannot be used, for this reason.
     #[error("{0}")]
     Unreadable(&'static str),
 }
@@ -75,7 +75,7 @@ fn hint(status: StatusCode) -> &'static str {
     }
 }
 
-/// A page of the list.
+/// A page of the list of identities.
 pub struct IdentityPage {
     /// A JSON array of identities, as Kratos wrote it.
     pub identities: Bytes,

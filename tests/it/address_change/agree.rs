@@ -1,4 +1,4 @@
-//! Who may approve, until when, and for which account.
+//! A change of the address: who may approve it, until when, and for which account.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ async fn nobody_approves_what_they_asked_for(pool: PgPool) {
     for same in ["alice", "Alice", "ALICE"] {
         assert_eq!(desk.approves(same, id).await, Approved::SameOperator);
     }
-    // The table's constraints refuse an approval by the same operator, without an operator, and
-    // without a time.
+    // The constraints of `operator_request` refuse an approval by the same operator, without an
+    // operator, and without a time.
     let approved = "state = 'approved', approved_at = asked_at, notice_id = id";
     for wrong in
         ["approved_by = 'ALICE', effective_at = asked_at", "effective_at = asked_at", "approved_by = 'bob'"]
@@ -97,7 +97,7 @@ async fn a_change_has_no_effect_on_an_account_that_has_changed(pool: PgPool) {
     admin::set_email(&mut desk.connection, now, desk.account, &third, help).await.unwrap();
     assert_eq!(desk.state(id).await, State::Cancelled);
 
-    // The same, but the account is changed without an operator's command, as by an import.
+    // The account is changed without an operator's command, as by an import.
     let id = desk.agrees_and_tells(NEW).await;
     let set = async |set: &str| {
         let update = sqlx::AssertSqlSafe(format!("UPDATE account SET {set}"));

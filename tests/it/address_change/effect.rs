@@ -1,4 +1,4 @@
-//! When a change takes effect, and what it does.
+//! When an approved change of the address takes effect, and what it does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +94,7 @@ async fn two_replicas_carry_a_change_out_once(pool: PgPool) {
     let replica = desk.service.replica(&SETTINGS).await;
     let id = desk.agrees_and_tells(NEW).await;
     desk.service.clock.advance(DELAY);
-    // The ticket is for the account's present address, so the change cancels it.
+    // The request is for a ticket for the account's present address, so the change cancels it.
     let ticket = asks_for_a_ticket(&pool, desk.service.app.clock.now(), desk.account).await;
     let rounds = (0..8).map(|n| {
         let app = if n % 2 == 0 { &desk.service.app } else { &replica.app };

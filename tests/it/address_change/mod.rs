@@ -25,7 +25,7 @@ const PASSWORD: &str = "morning boat on a green river";
 const ANOTHER: &str = "night train in autumn rain";
 const DELAY: Duration = Duration::from_hours(1);
 const NOTICE: Duration = Duration::from_hours(7 * 24);
-/// With the admin API, whose database role may change an address.
+/// Settings that turn the admin API on, whose database role may change an address.
 const SETTINGS: [&str; 2] =
     ["--admin-addr=127.0.0.1:0", "--recovery-url=https://platform.verolabs.co/recovery"];
 
@@ -52,7 +52,7 @@ pub async fn asks_for_a_ticket(pool: &PgPool, now: OffsetDateTime, account: Uuid
     id
 }
 
-/// The support desk of a service: two operators at its database.
+/// A service with one account, and the connection with which operators change its database.
 struct Desk {
     service: Service,
     connection: PgConnection,
@@ -106,7 +106,7 @@ impl Desk {
         two_operators_agree(&self.service.pool, self.service.app.clock.now(), self.account, new).await
     }
 
-    /// Two operators agree, and the owner's email is sent.
+    /// Two operators agree on the new address, and the notice to the owner is sent.
     async fn agrees_and_tells(&self, new: &str) -> Uuid {
         let id = self.agrees(new).await;
         self.service.until_outbox_has(0).await;
@@ -123,7 +123,8 @@ impl Desk {
         email.fetch_one(&self.service.pool).await.unwrap()
     }
 
-    /// What the task of the service does every few seconds.
+    /// One round of the task that carries out due changes. The service runs a round every few
+    /// seconds.
     async fn round(&self) {
         AddressChanges::new(Arc::clone(&self.service.app)).round().await;
     }

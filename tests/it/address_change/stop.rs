@@ -1,4 +1,4 @@
-//! The owner stops a change.
+//! The owner stops an approved change of the address.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn a_signed_in_owner_stops_a_change_with_the_password(pool: PgPool) {
     );
     desk.service.clock.advance(Duration::from_mins(10));
     let id = desk.agrees_and_tells(NEW).await;
-    // A session of another device, opened since.
+    // A session of another device, opened after the approval.
     let client = desk.signed_in(PASSWORD).await;
     let wrong = client.stops_address_change(ANOTHER).await;
     assert_eq!(wrong.error(), (400, "password_incorrect"));
@@ -41,7 +41,8 @@ async fn a_signed_in_owner_stops_a_change_with_the_password(pool: PgPool) {
     desk.closes().await;
 }
 
-/// Both paths draw on one bucket, so a thief of a session gets no additional guesses.
+/// A stop and a change of the password draw on one bucket, so a thief of a session gets no
+/// additional guesses.
 #[sqlx::test]
 async fn wrong_passwords_of_a_stop_count_with_those_of_a_new_password(pool: PgPool) {
     let desk = Desk::open(&pool).await;
@@ -78,8 +79,8 @@ async fn only_an_open_session_can_stop_a_change(pool: PgPool) {
     stranger.token = Some("A".repeat(43));
     assert_eq!(stranger.stops_address_change(PASSWORD).await.error(), (401, "session_invalid"));
 
-    // A reset ends the sessions from before it. It does not stop the change, but the session that
-    // it opens can.
+    // A reset ends the earlier sessions and does not stop the change. With the session that the
+    // reset opens, the owner can stop the change.
     let client = desk.signed_in(PASSWORD).await;
     let id = desk.agrees_and_tells(NEW).await;
     let mut recovering = desk.service.verified(TRADER).await;
@@ -99,7 +100,7 @@ async fn only_an_open_session_can_stop_a_change(pool: PgPool) {
     desk.closes().await;
 }
 
-/// A session that was open when the request arrived, and ended while the password was verified.
+/// The session is open when the request arrives, but ends before the request locks the account.
 #[sqlx::test]
 async fn a_session_that_has_ended_meanwhile_changes_nothing(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;
@@ -125,7 +126,8 @@ async fn a_session_that_has_ended_meanwhile_changes_nothing(pool: PgPool) {
     desk.closes().await;
 }
 
-/// Both lock the account first, so the second one finds the change stopped or done.
+/// The stop and the task that carries out changes both lock the account first. So the second one
+/// finds the change done or stopped.
 #[sqlx::test]
 async fn a_stop_and_the_effect_exclude_each_other(pool: PgPool) {
     let mut desk = Desk::open(&pool).await;

@@ -1,4 +1,4 @@
-//! Imports that are interrupted, repeated, or done with a later export; and the export back.
+//! Imports that are interrupted, repeated, or done with a later export; and exports from vos-auth.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,8 +15,8 @@ use crate::harness::{Service, database};
 
 const NEW: &str = "night train in autumn rain";
 
-/// An import, the same import again, and one of a later export. It changes only accounts that were
-/// not used here.
+/// An import, the same import again, and an import of a later export. The last one changes only
+/// accounts that were not used in vos-auth.
 #[sqlx::test]
 async fn a_repeated_import_changes_no_account_that_was_used_here(pool: PgPool) {
     let mut all = traders(0..5);

@@ -41,7 +41,7 @@ async fn an_identity_that_was_not_requested_is_not_written(pool: PgPool) {
     assert!(list[0]["reason"].as_str().unwrap().contains("not the requested identity"), "{list:?}");
 }
 
-/// A process that opened an older file of that name cannot read the new export.
+/// A process that opened an older file of the same name cannot read the new export.
 #[sqlx::test]
 async fn an_export_is_not_readable_through_an_earlier_open_file(pool: PgPool) {
     assert!(imports(&pool, &lines(&traders(0..1)), &[]).ok);

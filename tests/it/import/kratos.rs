@@ -37,7 +37,7 @@ pub(super) fn import_from(pool: &PgPool, kratos: &Kratos, more: &[&str]) -> Outc
     vos_auth(pool, &[&["account", "import", "--from-kratos", &url], &lists[..], more].concat())
 }
 
-/// The lists of an import.
+/// The paths of the two lists that an import writes.
 fn lists(pool: &PgPool) -> [String; 2] {
     ["import.refused.ndjson", "import.left-behind.ndjson"].map(|name| path_of(pool, name))
 }
@@ -70,7 +70,7 @@ pub(super) async fn resets(service: &Service, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// 1,201 identities take three requests of 500, not one each.
+/// 1,201 identities take three requests for pages of 500, not one request each.
 #[sqlx::test]
 async fn an_import_reads_pages(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..1201));
@@ -122,7 +122,7 @@ async fn advice_for_before_the_import_is_printed_first(pool: PgPool) {
     assert_eq!(std::fs::metadata(list).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
-/// A round trip changes nothing in Kratos but the passwords that were changed here.
+/// A round trip changes nothing in Kratos but the passwords that were changed in vos-auth.
 #[sqlx::test]
 async fn a_round_trip_changes_nothing_but_the_passwords_that_were_changed(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..6));
@@ -323,7 +323,8 @@ async fn a_url_that_shows_secrets_or_is_not_kratos_is_refused(pool: PgPool) {
     assert!(export_since("2020-01-01T00:00:00Z").contains("longer ago than audit events are kept"));
 }
 
-/// The import writes a page before it asks for the next, and Ctrl-C does not wait for that answer.
+/// The import writes a page before it asks for the next one. Ctrl-C does not wait until the next
+/// page arrives.
 #[sqlx::test]
 async fn ctrl_c_ends_an_import_that_waits_for_a_page(pool: PgPool) {
     let kratos = Kratos::start(&with_metadata(0..700));

@@ -19,7 +19,7 @@ fn left_behind(pool: &PgPool) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Four identities: one whole, two with something to leave behind, one refused.
+/// Four identities: one is imported completely, two leave something behind, and one is refused.
 fn identities() -> Vec<Value> {
     let mut all = traders(0..4);
     let credential = |kind: &str| json!({ "type": kind, "identifiers": ["x"], "config": { "secret": "x" } });
@@ -38,8 +38,8 @@ fn identities() -> Vec<Value> {
     all
 }
 
-/// From a running Kratos, which shows that a second factor exists and not what it is. A refused
-/// identity is not counted.
+/// The import reads a running Kratos, which shows the kind of a second factor and not its secret.
+/// A refused identity is not counted.
 #[sqlx::test]
 async fn what_is_left_behind_is_counted_by_kind_and_listed_by_id(pool: PgPool) {
     let all = identities();
@@ -76,7 +76,8 @@ async fn what_is_left_behind_is_counted_by_kind_and_listed_by_id(pool: PgPool) {
     assert_eq!(count(&pool, "account").await, 3, "what is left behind stops no import");
 }
 
-/// From a file, the list has the lines, too. If nothing is left behind there is no list.
+/// After the import of a file, the list also has line numbers. If nothing is left behind, no list
+/// is written.
 #[sqlx::test]
 async fn a_file_is_listed_by_line_and_a_whole_one_not_at_all(pool: PgPool) {
     let mut all = identities();
@@ -95,8 +96,8 @@ async fn a_file_is_listed_by_line_and_a_whole_one_not_at_all(pool: PgPool) {
     assert!(again.ok && !again.out.contains("left behind"), "an export of ours is whole: {}", again.out);
 }
 
-/// Windows PowerShell and some editors begin UTF-8 with a mark. UTF-16 is refused as such, and not
-/// read as CSV.
+/// Windows PowerShell and some editors begin UTF-8 with a byte order mark. UTF-16 is refused as
+/// UTF-16, and not read as CSV.
 #[sqlx::test]
 async fn a_file_with_a_byte_order_mark_is_read_as_what_it_is(pool: PgPool) {
     let all = traders(0..2);
@@ -119,7 +120,7 @@ async fn a_file_with_a_byte_order_mark_is_read_as_what_it_is(pool: PgPool) {
     }
 }
 
-/// Whatever a file has in a wrong place, no output has an address, a name or a hash of it.
+/// Whatever is wrong in a file, no output has an address, a name or a hash from it.
 #[sqlx::test]
 async fn an_error_quotes_no_record(pool: PgPool) {
     let one = identity(1, "private@example.com", BCRYPT).to_string();
@@ -133,7 +134,7 @@ async fn an_error_quotes_no_record(pool: PgPool) {
         format!("\"private@example.com\"\n{one}"),
         format!("private@example.com,{BCRYPT}\n"),
         format!("id;private@example.com;{BCRYPT}\n"),
-        // Lines and rows.
+        // Malformed JSON lines and CSV rows.
         format!("{}\n{{\"traits\": \"private@example.com\"}}\n", &one[..one.len() / 2]),
         "{\"id\": \"private@example.com\", \"traits\": {\"email\": \"private@example.com\"}}\n".to_owned(),
         "email,traits\nprivate@example.com,\"private\"\n\"private@example\"x.com,{}\n".to_owned(),

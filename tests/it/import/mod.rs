@@ -20,7 +20,7 @@ const ARGON2ID: &str =
     "$argon2id$v=19$m=1024,t=2,p=1$AAECAwQFBgcICQoLDA0ODw$0o5OID1MxUf2ag4jaVy/3Gcgf7RyJ6Ia3jYFblKkQw0";
 const BCRYPT: &str = "$2b$04$oGfom7.iTdry90Ty.skkGuGe6sVSG7rM5WGnqVPXcx7qLzZlGCSiO";
 
-/// A hash of each kind, of [`PASSWORD`]: the vectors of `src/password/stored`.
+/// A hash of [`PASSWORD`] of each kind: the test vectors of `src/password/stored`.
 fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     include_str!("../../hashes.tsv").lines().map(|line| line.split_once('\t').unwrap())
 }

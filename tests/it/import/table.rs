@@ -81,7 +81,8 @@ async fn every_command_in_the_table_of_kratoss_calls_works(pool: PgPool) {
 
     let mut ran = BTreeSet::new();
     for (n, command) in commands().iter().enumerate() {
-        // Each command has an account and a file of its own, because some erase or replace it.
+        // Each command has an account and a file of its own, because some commands erase the
+        // account or replace the file.
         std::fs::write(&file, lines(&traders(100..101))).unwrap();
         let email = format!("trader-{n}@example.com");
         let id = if command.contains(" create ") {
@@ -106,7 +107,7 @@ async fn every_command_in_the_table_of_kratoss_calls_works(pool: PgPool) {
         };
         let words: Vec<_> = command.split(' ').skip(1).map(value).collect();
         let environment = environment.clone();
-        // Not on this thread, on which the service runs.
+        // The command runs on another thread, because the service runs on this one.
         let ended = tokio::task::spawn_blocking(move || {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             run(

@@ -14,7 +14,8 @@ use vos_auth::throttle::{self, Draw, RateLimit};
 use super::{BUSY, holds};
 use crate::harness::Service;
 
-/// The two buckets of a rate limit: their content, as the microseconds that it took to refill.
+/// The two buckets of a rate limit. Each content is the time that refilling it takes, in
+/// microseconds.
 #[derive(Clone, Debug)]
 pub struct Buckets {
     limit: RateLimit,
@@ -71,7 +72,7 @@ enum Step {
     Start(usize),
     Spend,
     Refund,
-    /// A number of refills of the long or short bucket, exact or one microsecond off.
+    /// The time of a number of refills of the long or short bucket, exact or one microsecond off.
     Pass(bool, u32, i64),
 }
 
@@ -107,7 +108,7 @@ fn limits() -> impl Strategy<Value = RateLimit> {
     )
 }
 
-/// For any rate limit, exact to the microsecond.
+/// Draws and refunds match the model for any rate limit, exact to the microsecond.
 #[sqlx::test]
 async fn spending_matches_two_token_buckets(pool: PgPool) {
     let steps = vec(prop_oneof![5 => Just(Step::Spend), 1 => Just(Step::Refund), 3 => pass()], 1..60);
@@ -134,7 +135,7 @@ async fn spending_matches_two_token_buckets(pool: PgPool) {
     .await;
 }
 
-/// The statement of `start` draws on the same row in the same way, with any number of starts.
+/// The statement of `start` draws on a row as `throttle::try_draw` does, with any number of starts.
 #[sqlx::test]
 async fn starts_match_two_token_buckets(pool: PgPool) {
     let service = Arc::new(Service::start_with_settings(&pool, BUSY).await);
@@ -175,7 +176,7 @@ async fn starts_match_two_token_buckets(pool: PgPool) {
     Arc::into_inner(service).unwrap().stops().await;
 }
 
-/// Starts `count` recoveries at once. Gives each one's Retry-After; 0 for an accepted one.
+/// Starts `count` recoveries at once. Returns the Retry-After of each, 0 if accepted, sorted.
 async fn start(service: &Service, email: &str, count: usize) -> Vec<u64> {
     let mut starting = tokio::task::JoinSet::new();
     for _ in 0..count {

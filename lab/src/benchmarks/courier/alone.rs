@@ -23,7 +23,7 @@ use crate::Failure;
 use crate::postfix::Postfix;
 
 const CONNECTIONS: usize = 16;
-/// The number of rounds. The courier and the two ways of lettre alternate.
+/// The number of rounds. Each round measures the courier once, and lettre in each [`Way`].
 const ROUNDS: u32 = 3;
 
 #[derive(Parser)]
@@ -71,8 +71,9 @@ impl Bench {
         Ok(())
     }
 
-    /// The time that one replica takes to send all mails. The mails that it sent before the first
-    /// reading of its metric are added in proportion.
+    /// The time that one replica takes to send all mails. Measures from the first reading of the
+    /// replica's metric that is not 0, and adds the time for the mails that were sent before, in
+    /// proportion.
     async fn hands_over(&self, given: &Given<'_>) -> Result<Duration, Failure> {
         self.is_empty().await?;
         self.has_backlog(given.mails, 1.0).await?;

@@ -27,10 +27,11 @@ use crate::{Failure, backlog, database};
 
 /// The number of mails that are pending when the replicas start.
 const PENDING: u32 = 20_000;
-/// The number of starts in each half of the measurement with a stalling relay, and their rate.
+/// The number of starts that are sent while the relay does not stall, and again while it does; and
+/// their rate.
 const STARTS: usize = 1_200;
 const STARTS_A_SECOND: u32 = 20;
-/// The rows that the outage left: one every 72 ms for two hours.
+/// The number of outbox rows that the simulated outage leaves: one every 72 ms for two hours.
 const LEFT: u32 = 100_000;
 
 /// Benchmark: how the courier performs beside lettre alone, with replicas, a slow relay and a
@@ -159,7 +160,7 @@ impl Bench {
         Ok(well)
     }
 
-    /// The time at which each start was accepted, by address.
+    /// Sends `STARTS` starts. Returns when each accepted one was answered, by address.
     async fn starts(&self, replica: &Replica) -> HashMap<String, Instant> {
         let (starts, ready) = (Starts::default(), Ready::default());
         ready.is(0, Some(replica.address));

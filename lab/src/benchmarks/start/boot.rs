@@ -1,4 +1,4 @@
-//! Measures the time from exec to the first 200, with a migrated database.
+//! Measures the time from exec to the first 200 of `/readyz`, with a migrated database.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use crate::replica::Replica;
 
 const BOOTS: usize = 20;
 
-/// A 200 of /readyz means that PostgreSQL and a relay answer, so that a `start` is accepted.
+/// A 200 of `/readyz` means that the service can work with PostgreSQL. It does not mean that a
+/// relay is usable.
 pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     println!("from exec to the first 200 of /readyz, {BOOTS} times; in ms");
     header(&["p50", "most"]);

@@ -32,10 +32,10 @@ pub type Requests = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
 #[derive(Clone, Copy)]
 pub struct Answer {
     pub status: u16,
-    /// When it arrived, and how long the client waited for it.
+    /// When the response arrived, and how long the client waited for it.
     pub at: Instant,
     pub took: Duration,
-    /// How late its request was sent; zero in a closed loop.
+    /// How long after it was due the request was sent; about zero in a closed loop.
     pub late: Duration,
 }
 
@@ -241,7 +241,8 @@ impl Lanes {
     }
 
     /// Reads the responses that have arrived. Waits for the first one for at most `patience`, or
-    /// without limit if that is `None`. A connection with a response sends `next` at once.
+    /// without limit if that is `None`. A connection that has got its response sends the request
+    /// from `next` at once. If there is none, the connection becomes free.
     fn read(
         &mut self,
         patience: Option<Duration>,

@@ -19,7 +19,7 @@ pub fn cpu_of_postgres(pid: u32) -> f64 {
         let before = ended();
         let children = processes().filter_map(stat).filter(|stat| stat.parent == pid).map(|stat| stat.own);
         let living = children.sum::<f64>() + cpu_of(pid);
-        // A child that ended meanwhile would count twice, or not at all: then read again.
+        // A child that ended during the reading would count twice or not at all, so read all again.
         if ended() <= before {
             return living + before;
         }
@@ -63,7 +63,7 @@ pub fn pgbench(url: &str, clients: usize, lasting: Duration) -> Result<(f64, f64
     number("tps = ").zip(number("latency average = ")).ok_or_else(|| format!("pgbench: {said}").into())
 }
 
-/// Runs the same statement as an open loop: at a given rate, at random times (a Poisson process).
+/// Like [`pgbench`], but as an open loop: at a given rate, at random times (a Poisson process).
 /// Returns how long each transaction took from the moment when it was due.
 pub fn pgbench_open(
     url: &str,

@@ -14,14 +14,15 @@ use crate::Failure;
 use crate::replica::Replica;
 
 const CONNECTIONS: usize = 64;
-/// The number of alternating rounds on the empty and on the full database, for each second of a
-/// measurement. Rounds are short, because the speed of the machine changes within seconds.
+/// The number of rounds on the empty database, and of those on the full one, for each second of
+/// `--seconds`. The two alternate. Rounds are short, because the speed of the machine changes
+/// within seconds.
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(1);
 /// The number of recoveries that become old enough to be deleted, and of rate limits that become
-/// full, while the sweeper is measured. It runs several times in that time.
+/// full, while the sweeper is measured. The sweeper runs several times meanwhile.
 const AGED: i64 = 600_000;
-/// How many of each a second.
+/// How many recoveries become old enough, and how many rate limits become full, in a second.
 const AGED_A_SECOND: i64 = 2000;
 /// The age at which a recovery is deleted.
 const AGE: Duration = Duration::from_hours(24).saturating_add(RESET_LIFETIME).saturating_add(CODE_LIFETIME);
@@ -35,7 +36,8 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     header(&["rows", "starts/s", "p50", "p99", "p99.9"]);
     let (mut empty, mut million) = (Vec::new(), Vec::new());
     for round in 0..2 * pairs {
-        // The order of the two changes from round to round, so that noise affects both alike.
+        // The order of the two databases changes from pair to pair, so that noise affects both
+        // alike.
         let is_full = matches!(round % 4, 1 | 2);
         for pool in [&bench.pool, &full.pool] {
             settles(pool).await?;
@@ -43,7 +45,8 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
         let (replica, seen) =
             if is_full { (&full_replica, &mut million) } else { (&empty_replica, &mut empty) };
         if !is_full {
-            // The outbox is equally full in both databases.
+            // The outbox needs no TRUNCATE: `settles` has waited until it is empty in both
+            // databases.
             sqlx::raw_sql("TRUNCATE recovery_session, throttle").execute(&bench.pool).await?;
         }
         seen.push(bench.starts(replica).closed(CONNECTIONS, ROUND).await?);
@@ -138,7 +141,7 @@ async fn rate_limits(pool: &PgPool, rows: i64, after: Duration) -> Result<(), Fa
 
 impl Full {
     /// Runs one load while recoveries become old enough to be deleted and rate limits become full.
-    /// The sweeper alternates between work, until all of them are deleted, and rest.
+    /// The sweeper deletes these rows in several sweeps, and rests between them.
     async fn swept(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         let lasting = Duration::from_secs((AGED / AGED_A_SECOND).unsigned_abs());
         recoveries(&self.pool, AGED, AGE).await?;
@@ -153,7 +156,8 @@ impl Full {
         let (seen, sweeps) = (seen?, sweeps?);
         let rests: Vec<_> = sweeps.windows(2).map(|two| seen.within(&(two[0].end..two[1].start))).collect();
         let works: Vec<_> = sweeps.windows(3).map(|three| seen.within(&three[1])).collect();
-        // Compared with the rests before and after it, because the table grows meanwhile.
+        // Each sweep is compared with the rests before and after it, because the tables grow
+        // meanwhile.
         let ratio = |(work, rests): (&Loaded, &[Loaded])| {
             2.0 * work.rate(200) / (rests[0].rate(200) + rests[1].rate(200))
         };
@@ -167,7 +171,7 @@ impl Full {
         Ok(json!({ "apart": apart, "during": during, "ratios": ratios }))
     }
 
-    /// Runs one load, with a checkpoint in the middle of it.
+    /// Runs one load, and a checkpoint that begins after a third of it.
     async fn flushed(&self, bench: &Bench, replica: &Replica) -> Result<Value, Failure> {
         println!("start before and after a checkpoint, and during it; one run");
         header(&["seconds", "starts/s", "p50", "p99", "p99.9"]);
@@ -191,7 +195,8 @@ impl Full {
     }
 }
 
-/// The periods in which the sweeper works: it deletes something at least every few seconds.
+/// The periods in which the sweeper deletes rows. Deletions less than 10 s apart belong to the same
+/// period.
 async fn sweeps(replica: &Replica, lasting: Duration) -> Result<Vec<Range<Instant>>, Failure> {
     let (began, mut before) = (Instant::now(), rows_swept(replica).await?);
     let mut sweeps: Vec<Range<Instant>> = Vec::new();

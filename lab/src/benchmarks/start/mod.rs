@@ -92,7 +92,7 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What every part works with.
+/// What every part of the benchmark uses: the database, the relay and the options.
 struct Bench {
     url: String,
     pool: PgPool,
@@ -148,8 +148,8 @@ impl Bench {
     }
 }
 
-/// Waits until the courier has sent everything and all data is on the disk, so that neither
-/// disturbs the next measurement.
+/// Waits until no mail is pending and all data is on the disk, so that neither the courier nor the
+/// disk disturbs the next measurement.
 async fn settles(pool: &PgPool) -> Result<(), Failure> {
     while sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox)").fetch_one(pool).await? {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -176,7 +176,8 @@ async fn has_been_in_use(pool: &PgPool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a database that is empty except for the accounts that one in a hundred starts is for.
+/// Empties the database, and creates the schema and the accounts. One in a hundred starts is for
+/// one of these accounts.
 async fn schema(url: &str) -> Result<PgPool, Failure> {
     let pool = database::anew(url).await?;
     let accounts = "INSERT INTO account (id, email, created_at, updated_at)

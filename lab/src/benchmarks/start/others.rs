@@ -14,7 +14,8 @@ use crate::Failure;
 use crate::replica::Replica;
 
 const CONNECTIONS: usize = 64;
-/// Logins are limited by the cores that hash: more of them at once would only wait.
+/// The number of connections for logins. The number of cores limits how many passwords are hashed
+/// at once, so further logins would only wait.
 const LOGINS: usize = 4;
 const TRADERS: u64 = 64;
 const PASSWORD: &str = "morning boat on a green river";
@@ -84,7 +85,7 @@ fn login(trader: u64) -> Vec<u8> {
     post("/api/auth/login", "", &body)
 }
 
-/// The cookies of new recoveries.
+/// Begins `RECOVERIES` recoveries, and returns their cookies.
 async fn recoveries(bench: &Bench, replica: &Replica) -> Result<Vec<String>, Failure> {
     let mut beginning = JoinSet::new();
     for _ in 0..CONNECTIONS {

@@ -18,9 +18,9 @@ const CONNECTIONS: [usize; 5] = [1, 8, 32, 64, 256];
 /// not short, because each connection of pgbench begins with a cold cache.
 const ROUNDS: usize = 5;
 /// The length of a round of an open loop. The speed of the machine changes within seconds, so a
-/// round is short and directly follows the one that determined its rate.
+/// round is short, and directly follows the closed loop that determined its rate.
 const OPEN_ROUND: Duration = Duration::from_secs(1);
-/// The number of rounds of an open loop for each second of a measurement.
+/// The number of rounds of an open loop for each second of `--seconds`.
 const OPEN_ROUNDS: usize = 3;
 /// The rates of an open loop, as shares of the capacity.
 const SHARES: [f64; 2] = [0.5, 0.9];

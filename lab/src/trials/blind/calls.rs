@@ -6,9 +6,10 @@ use clap::ValueEnum;
 
 use vos_auth_lab::Failure;
 
-/// The rate of starts by other clients in a cell with load.
+/// The rate of starts by other clients in a cell with load, per second.
 const LOAD: u32 = 300;
-/// The pause after a start. After it, that start must have no effect on the time of the next one.
+/// The pause between the two starts of [`Call::Later`]. After it, the first start must have no
+/// effect on the time of the second.
 const LATER: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,7 +56,7 @@ impl Call {
     }
 }
 
-/// The kind of address that a call is for.
+/// The kinds of addresses that calls are for.
 pub const KINDS: [&str; 4] = ["unknown", "known", "disabled", "nopassword"];
 pub const UNKNOWN: usize = 0;
 
@@ -166,7 +167,8 @@ fn post(
     client.post(format!("{base}{path}")).header("content-type", "application/json").body(body.to_string())
 }
 
-/// Starts by other clients in the meantime, each from the network that `from` returns.
+/// Sends starts of other clients until the future is dropped, if `are_there`. Each start comes from
+/// the network that `from` returns.
 pub async fn strangers(base: String, are_there: bool, from: impl Fn(u32) -> Option<String>) {
     let client = reqwest::Client::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1) / LOAD);

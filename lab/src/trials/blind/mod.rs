@@ -1,9 +1,9 @@
 //! `make blind`: does the time of an answer reveal who has an account?
 //!
-//! It makes calls for known, disabled, passwordless and unknown addresses in random order: on 1 and
-//! on 16 connections, without and with load, with an idle relay and with one that holds mails. Each
+//! It makes calls for known, disabled, passwordless and unknown addresses in random order: on 1 to
+//! 16 connections, without and with load, with an idle relay and with one that holds mails. Each
 //! combination is a cell. The trial ends with an error if two measurements of a cell both reveal a
-//! difference.
+//! difference, or are both too imprecise to exclude one.
 //!
 //! `--leak` adds a look-up of accounts to `start`, and inserts imported hashes that the service has
 //! not counted. Then the trial must end with an error.
@@ -99,7 +99,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
         cells.len()
     );
     println!("call    conns  load   relay     unknown  kind             median    AUC  interval");
-    // Of all cells, even unmeasured ones: another run may measure those.
+    // Counts all cells, also those that this run does not measure, because another run may measure
+    // them.
     let comparisons = Options::default().cells().len() * (KINDS.len() - 1);
     let webhook = options.hook.then(|| Webhook::start(webhook::Mood::Takes));
     let blind = Blind { url, pool, calls: options.calls, comparisons, webhook };
@@ -131,7 +132,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     if tells == 0 { Ok(()) } else { Err("time may tell who has an account".into()) }
 }
 
-/// Breaks invariant 1: `start` reads `account`, and takes 200 µs longer if the account exists.
+/// Breaks invariant 1 of docs/architecture.md: `start` reads `account`, and takes 200 µs longer if
+/// the account exists.
 const LEAK: &str = "
     CREATE FUNCTION looks_accounts_up() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE began timestamptz := clock_timestamp();
@@ -153,7 +155,8 @@ struct Blind {
 }
 
 impl Blind {
-    /// Measures one cell and prints its rows.
+    /// Measures one cell and prints its rows. Returns whether the times reveal a difference or are
+    /// too imprecise to exclude one.
     async fn tells(&self, cell: Cell, seed: u64) -> Result<bool, Failure> {
         let calls = self.calls / cell.call.share();
         self.has_accounts(calls).await?;
@@ -219,7 +222,8 @@ impl Blind {
         tells
     }
 
-    /// Waits until no mail is pending; not if the relay stalls, because they stay pending then.
+    /// Waits until no mail is pending. Does not wait if the relay stalls, because the mails then
+    /// stay pending.
     async fn until_mails_are_sent(&self, stalled: bool) -> Result<(), Failure> {
         while !stalled && backlog::count(&self.pool).await? > 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;

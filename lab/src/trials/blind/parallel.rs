@@ -1,6 +1,6 @@
 //! Parallel logins with imported hashes. A trial is a burst of wrong logins for one kind of address
 //! from one network, together with logins for made-up addresses from other networks. It measures
-//! what a stranger can see: the slowest answer of both groups, and the numbers of 401, 429 and 503.
+//! what a stranger can see: the slowest answer of each group, and the numbers of 401, 429 and 503.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ impl Scheme {
     }
 }
 
-/// One cell.
+/// A combination of hash and load, which is measured by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
     pub scheme: Scheme,
@@ -68,9 +68,9 @@ const OF_ONE: usize = 4;
 const FURTHER: usize = 4;
 /// The number of parallel logins for made-up addresses, each from another network.
 const OTHERS: usize = 4;
-/// The delay of these logins after the burst.
+/// The delay of the logins for made-up addresses after the burst.
 const LATER: Duration = Duration::from_millis(30);
-/// The measured values of a trial.
+/// The names of the measured values of a trial.
 const SEEN: [&str; 6] = ["time", "others", "401", "429", "503", "o-503"];
 /// The length of a cell that runs with a planted leak: the service counts the hashes again a minute
 /// after its start.
@@ -190,7 +190,7 @@ async fn trial(base: &str, kind: usize, number: usize, network: u32) -> Result<[
     ])
 }
 
-/// A network that no other trial uses.
+/// An address of a client in a network of its own for each `part` and each `network`.
 fn network_of(part: usize, network: u32) -> String {
     let [_, a, b, c] = network.to_be_bytes();
     format!("2001:db8:{part:x}{a:02x}:{b:02x}{c:02x}::1")
@@ -216,9 +216,9 @@ async fn ended(mut logins: JoinSet<Result<(u16, f64), reqwest::Error>>) -> Resul
     Ok(answers)
 }
 
-/// Inserts accounts of every kind, enough for the addresses of all trials. Half of the hashes are
-/// imported, whatever the kind. With the planted leak all of them are, because otherwise too few
-/// trials would fit into the minute.
+/// Inserts the accounts for all trials, of every kind of address but `unknown`. Half of the hashes
+/// are imported, in each kind that has hashes. With the planted leak all hashes are imported,
+/// because otherwise too few trials would fit into the minute before the hashes are counted.
 async fn has_accounts(blind: &Blind, scheme: Scheme, trials: usize, leak: bool) -> Result<(), Failure> {
     let own = Password::new("a password that nobody guesses").hash(Cost::default());
     let accounts = "INSERT INTO account (id, email, state, password_hash, created_at, updated_at)

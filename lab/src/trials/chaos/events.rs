@@ -11,9 +11,9 @@ use vos_auth::clock::new_id;
 use vos_auth_lab::webhook::Call;
 use vos_auth_lab::{Failure, now};
 
-/// The accounts to which events are appended all the time, besides those of the starts.
+/// The number of accounts to which [`appends`] appends events, besides the accounts of the starts.
 const ACCOUNTS: usize = 20;
-/// The pause between two of these events.
+/// The pause between two events that [`appends`] appends.
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Appends events until the future is dropped. If PostgreSQL fails, it connects again.
@@ -59,7 +59,7 @@ pub async fn are_told(connection: &mut PgConnection, taken: &[Call]) -> Result<(
     }
     let (mut seen, mut came) = (HashSet::new(), HashMap::<&str, Vec<&str>>::new());
     for call in taken {
-        // Only the first copy counts for the order.
+        // Only the first copy of an event counts for the order.
         if seen.insert(call.id()) {
             came.entry(call.subject()).or_default().push(call.id());
         }

@@ -20,8 +20,8 @@ use super::names::Names;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Kind {
-    // First, because a second copy of a mail is attributed to the first fault that may have caused
-    // it.
+    // The first in the order, because a second copy of a mail is attributed to the first kind that
+    // may have caused it.
     RelayAnswerLost,
     ReplicaKilled,
     PostgresKilled,
@@ -163,7 +163,8 @@ impl Member {
         Err("a replica does not start".into())
     }
 
-    /// Replaces the whole file, because a file that is written in place is empty for a moment.
+    /// Shifts the replica's clock. Replaces the whole file, because a file that is written in place
+    /// is empty for a moment.
     fn is_off_by(&self, by: &str) -> std::io::Result<()> {
         let next = self.clock.with_extension("next");
         std::fs::write(&next, by)?;
@@ -182,7 +183,7 @@ pub struct World {
 }
 
 impl World {
-    /// Injects a fault and repairs it. Returns the time between the two.
+    /// Injects a fault and repairs it. Returns the period from the injection to the repair.
     pub async fn suffers(&self, fault: Fault) -> Result<Window<Kind>, Failure> {
         let from = now();
         let (member, database) = (&self.members[fault.place], &self.databases[fault.place]);

@@ -34,7 +34,7 @@ use self::names::{Names, RELAY};
 
 /// The pause between two faults.
 const CALM: Duration = Duration::from_secs(5);
-/// How long the service may take to send the pending mails after the last fault.
+/// How long the service may take to send the pending mails and events after the last fault.
 const DRAIN: Duration = Duration::from_mins(5);
 
 /// Trial: breaks everything around two replicas under load, and counts what was lost
@@ -125,7 +125,7 @@ async fn world(addresses: usize, http: [SocketAddr; 2]) -> Result<World, Failure
     Ok(World { cluster, postfix, databases, relay, webhook, names, members })
 }
 
-/// The path in Debian's package depends on the architecture.
+/// The path of libfaketime. In Debian's package, the path depends on the architecture.
 fn faketime() -> Result<PathBuf, Failure> {
     let folders = std::fs::read_dir("/usr/lib")?.flatten();
     let mut found = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));

@@ -22,14 +22,14 @@ pub struct Names {
     port: u16,
 }
 
-/// Keeps an address silent until it is dropped.
+/// Keeps an address silent until this value is dropped.
 pub struct Silence {
     _listener: TcpListener,
     _waiting: Vec<TcpStream>,
 }
 
 impl Names {
-    /// Writes the file, and asks the resolver which address it returns first.
+    /// Writes the replicas' /etc/hosts, and asks the resolver which address it returns first.
     pub fn new() -> Result<Self, Failure> {
         let hosts = PathBuf::from(temporary("chaos-hosts"));
         let lines = ADDRESSES.map(|address| format!("{address} {RELAY}\n")).concat();

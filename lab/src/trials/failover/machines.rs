@@ -1,6 +1,6 @@
 //! Two database machines, the witness (the third etcd) and HAProxy, each in a PID namespace. They
-//! use the files of `deploy/` with the addresses and folders of this run. 10.0.0.N is 127.A.B.N
-//! here, so the ports need no change.
+//! use the files of `deploy/` with the addresses and folders of this run. 127.A.B.N replaces
+//! 10.0.0.N, so the ports need no change.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::namespace::Namespace;
 
 /// The longest time to wait for a machine to reach a state.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// As in `deploy/patroni.yml`.
+/// User and password of the superuser, as in `deploy/patroni.yml`.
 const SUPERUSER: &str = "postgres:CHANGE-superuser";
 
 /// The folder and the network of a run.
@@ -27,8 +27,8 @@ pub struct Site {
 impl Site {
     pub fn new() -> Result<Self, Failure> {
         let (pid, home) = (std::process::id(), place::folder("failover"));
-        // Other programs use 127.0. The rest is derived from the process id, so that parallel runs
-        // hardly ever use the same network.
+        // Other programs use 127.0.0.0/16. The network is derived from the process id, so that
+        // parallel runs hardly ever use the same network.
         let network = format!("127.{}.{}.", 1 + pid / 256 % 254, pid % 256);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
         let site = Self { home, network, client };
@@ -141,8 +141,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Whether its Patroni reports this role: `primary`, or `synchronous` for the standby that
-    /// commits wait for.
+    /// Whether the machine's Patroni reports this role: `primary`, or `synchronous` for the standby
+    /// that commits wait for.
     pub async fn is(&self, role: &str) -> bool {
         let answer = self.client.get(format!("http://{}:8008/{role}", self.address)).send().await;
         answer.is_ok_and(|answer| answer.status() == 200)

@@ -4,7 +4,7 @@
 //! together with two replicas of the built program, a real Postfix and clients. The trial takes
 //! down one machine after the other with all its processes, brings it back, and prints what clients
 //! saw. At the end it compares every 200 with every mail that the relay stored. It ends with an
-//! error if a mail was lost.
+//! error if a mail was lost, came too late, or was sent again without a loss that explains it.
 
 mod faults;
 mod machines;
@@ -30,15 +30,15 @@ use self::row::Row;
 /// of the machine.
 const CALM: Duration = Duration::from_secs(5);
 /// How long the relay is frozen before a loss. Otherwise almost every mail would be sent before the
-/// loss, because sending takes milliseconds. The starts that are accepted in this time exist only
-/// in the databases.
+/// loss, because sending takes milliseconds. The mails of the starts that are accepted in this time
+/// exist only in the databases.
 const PENDING: Duration = Duration::from_secs(1);
 /// The longest time until starts are accepted again, and until every pending mail is sent.
 const PATIENCE: Duration = Duration::from_mins(5);
 /// More starts than can be in progress at once. When this many starts were accepted after the loss,
 /// some of them began after it.
 const ENOUGH: usize = 100;
-/// The role's password, for this run alone.
+/// The password of the service's role, for this run alone.
 const PASSWORD: &str = "failover";
 
 /// Trial: loses one database machine after the other under load, and counts what was lost

@@ -9,7 +9,7 @@ use vos_auth_lab::Failure;
 
 pub struct Namespace {
     unshare: Child,
-    /// The id of its first process, outside the namespace.
+    /// The id of the namespace's first process, as seen from outside.
     first: String,
 }
 
@@ -35,7 +35,7 @@ impl Namespace {
         }
     }
 
-    /// Freezes all processes except the first one, which does nothing.
+    /// Freezes all processes except the first one, which only waits for the others.
     pub fn falls_silent(&self) -> Result<(), Failure> {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.first, "--pid", "bash", "-c", "kill -STOP -1"]);

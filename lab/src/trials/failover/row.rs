@@ -10,10 +10,10 @@ use super::faults::Kind;
 
 pub struct Row {
     window: Window<Kind>,
-    /// The time from the loss to the first 200 after it. Zero if there was no pause of at least a
-    /// second.
+    /// The time from the loss to the end of the longest pause between two accepted starts. Zero if
+    /// that pause was shorter than a second.
     served_again: Duration,
-    /// The longest time that a client waited for an answer other than 200.
+    /// The longest time that a client waited for a start that was not answered 200.
     longest: Duration,
     verdict: Verdict<Kind>,
 }

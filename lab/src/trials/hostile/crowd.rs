@@ -38,7 +38,7 @@ impl Crowd {
         for number in 0..SLOW {
             let cut = Arc::clone(&cut);
             dripping.spawn(async move {
-                // If the service does not accept the connection, try again.
+                // Connects again after the service has closed the connection, or did not accept it.
                 loop {
                     if let Ok(stream) = connect(service, IDLE + number).await {
                         let _ = drips(stream, number % 2 == 0).await;

@@ -77,7 +77,8 @@ struct Measured {
 }
 
 /// Alternates rounds without and with the crowd, and prints a row for each kind. `alone` is the
-/// memory before the first crowd: the allocator keeps memory that a crowd has used.
+/// memory in MiB before the first crowd. It is not measured again, because the allocator keeps
+/// memory that a crowd has used.
 async fn measure(replica: &Replica, alone: f64) -> Result<Measured, Failure> {
     let (mut quiet, mut crowded) = (Vec::new(), Vec::new());
     let (mut memory, mut open, mut cut) = (0.0_f64, 0, 0);

@@ -1,4 +1,5 @@
-//! The same attack on nginx: one address sends unfinished headers to the port without TLS.
+//! An attack on nginx: clients at one address hold connections with unfinished headers, at the port
+//! without TLS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -14,13 +15,13 @@ use vos_auth_lab::replica::Replica;
 /// The number of clients that never finish their headers. nginx disconnects each after
 /// `client_header_timeout`, and the client connects again.
 const UNFINISHED: usize = 1_700;
-/// The number of requests of another client (the victim), each on a new connection. They take
-/// longer than two of those timeouts.
+/// The number of requests of another client (the victim), each on a new connection. Together they
+/// take longer than two `client_header_timeout`s.
 const REQUESTS: usize = 440;
 const A_SECOND: usize = 20;
 
-/// Runs the shipped nginx.conf with the worker settings of docs/operate/install.md. Fails if any
-/// request of the victim fails.
+/// Runs nginx with `deploy/nginx.conf` and the worker settings of docs/operate/install.md. Fails if
+/// any request of the victim fails.
 pub async fn measure(replica: &Replica) -> Result<(), Failure> {
     let nginx = Nginx::start([replica.address; 2], &Setup { is_documented: true, ..Setup::default() });
     let plain = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.plain));

@@ -113,7 +113,8 @@ mod tests {
         }
     }
 
-    /// Every event, call, email kind and role has a text: the console would show its internal name.
+    /// Every event, call, email kind and role has a text. Otherwise the console would show its
+    /// internal name.
     #[test]
     fn every_name_of_the_service_has_a_word() {
         let words = between(EN, "<data value=\"", '"');

@@ -224,7 +224,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// One email with the session's code if the session is live and an account can get it.
+    /// Checks that one email with the session's code is sent if the session is live and an account
+    /// can get it, else none.
     async fn check_emails(&mut self, browser: usize, address: usize) {
         self.service.until_outbox_has(0).await;
         let mails = self.service.relay.takes_mails();

@@ -181,7 +181,7 @@ impl Model {
         Expected::cookie(time::Duration::try_from(RESET_LIFETIME).unwrap())
     }
 
-    /// With a valid password. Also gives the address whose password was changed.
+    /// A reset with a valid password. Also returns the address whose password was changed.
     pub fn reset(&mut self, now: OffsetDateTime, browser: usize, password: u64) -> (Expected, Option<usize>) {
         let address = match self.may_reset(now, browser) {
             Ok(address) => address,
@@ -201,7 +201,7 @@ impl Model {
         )
     }
 
-    /// With a password that is refused as `refusal`, if there is a session.
+    /// A reset with a password that is refused as `refusal`, if there is a session.
     pub fn refused_password(&mut self, now: OffsetDateTime, browser: usize, refusal: &str) -> Expected {
         self.may_reset(now, browser).map_or_else(|error| error, |_| Expected::error(400, refusal))
     }
@@ -227,7 +227,7 @@ impl Model {
         self.set_password(address, password);
     }
 
-    /// Ends every recovery of the address; a session with a pending code does not show it.
+    /// Ends every recovery of the address. A session that waits for its code does not show its end.
     fn set_password(&mut self, address: usize, password: u64) {
         let account = &mut self.accounts[address];
         (account.password, account.last_password) = (Some(password), password);
@@ -236,7 +236,7 @@ impl Model {
         }
     }
 
-    /// The device cookie that is set.
+    /// Signs in. Returns the device cookie that is set, if any.
     fn sign_in(&mut self, now: OffsetDateTime, address: usize, device: Option<Device>) -> Option<Device> {
         if let Some(kept) = device.filter(|(_, owner)| *owner == address) {
             return Some(kept);
