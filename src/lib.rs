@@ -139,11 +139,11 @@
 //! 3. **The code is never at rest.** It is derived from a secret and the session's id
 //!    ([`secret::Key::code`]). No table, log or subject contains it.
 //! 4. **Guesses are bounded per address**, in PostgreSQL, for all replicas together
-//!    ([`throttle::RateLimit`]): an attempt is spent before its code is compared, a failed login is
-//!    counted before its password is verified.
-//! 5. **Once.** Whatever changes or uses a password locks the account's row first
-//!    ([`account::lock`]). A changed password ends every session and recovery in the same
-//!    transaction.
+//!    ([`throttle::RateLimit`]): an attempt is spent before its code is compared, and every login
+//!    counts as failed until its password is found right.
+//! 5. **A password is used once at a time.** A transaction that sets a password, or that acts because
+//!    a password was right, locks the account's row first ([`account::lock`]). A new password ends
+//!    every session and recovery in the same transaction.
 //! 6. **Only the probe sets a relay's state.** A send changes nothing that `start` can see; it
 //!    changes the order in which the courier tries relays.
 //! 7. **One error shape.** Every error of the router is `{error, message, status}`; `start` answers

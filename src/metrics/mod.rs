@@ -213,7 +213,8 @@ impl Default for Metrics {
         registry.register("logins_waiting", help, metrics.logins_waiting.clone());
         let help = "Units that a failed login draws from the bucket of its network";
         registry.register("login_price", help, metrics.login_price.clone());
-        let help = "Tickets and other addresses that an operator gave or asked for through the admin API";
+        let help =
+            "Tickets that an operator gave and other addresses that one asked for, through the admin API";
         registry.register("recoveries_helped", help, metrics.recoveries_helped.clone());
         let help = "Calls of the admin API without a valid token or certificate";
         registry.register("operators_unknown", help, metrics.operators_unknown.clone());
