@@ -1,8 +1,9 @@
 //! The database of a test or a program, the roles that connect to it, and the proxy before it.
 //!
-//! As in production, the service connects as a role that owns nothing and has the rights that
-//! `deploy/grants.sql` grants. The commands of an operator connect as another such role. The pool
-//! of a test, `migrate` and `dev` connect as the owner.
+//! In a test, as in production, the service connects as a role that owns nothing and has the
+//! rights that `deploy/grants.sql` grants. The commands of an operator connect as another such
+//! role. The pool of a test, `migrate`, `dev`, and the replicas of most programs connect as the
+//! owner.
 
 use std::collections::HashSet;
 use std::os::unix::process::CommandExt as _;

@@ -24,13 +24,13 @@ pub struct RateLimitSettings {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Rate limits")]
 pub struct AddressLimitSettings {
-    /// Codes that one address may request at once; one more every 5 minutes. At most 3: the bound
-    /// on guesses depends on it
+    /// Codes that can be requested at once for one email address; one more every 5 minutes. At
+    /// most 3: the bound on guesses depends on it
     #[arg(long, env, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=3))]
     pub address_burst: u32,
 
-    /// Codes that one address may request a day. At most 10, which with the burst allows 19 in any
-    /// 24 hours: the bound on guesses depends on it
+    /// Codes that can be requested for one email address a day. At most 10, which with the burst
+    /// allows 19 in any 24 hours: the bound on guesses depends on it
     #[arg(long, env, default_value = "10", value_parser = clap::value_parser!(u32).range(1..=10))]
     pub address_per_day: u32,
 }

@@ -58,7 +58,8 @@ pub(super) struct Sender {
     requests: JoinSet<Result<(), NotDelivered>>,
     /// Requests that have failed since the last success.
     failed: u32,
-    /// Until when nothing is claimed, by [`crate::clock::Clock::elapsed`].
+    /// Until when a receiver that has failed [`FAILING_AFTER`] times in a row gets no request, by
+    /// [`crate::clock::Clock::elapsed`].
     paused_until: Duration,
 }
 

@@ -26,7 +26,7 @@ pub struct Gateway {
     pub(super) relays: Vec<Relay>,
     /// One for each relay, set by sends. They change the courier's order, never `start`'s answer.
     demotions: Vec<Mutex<Demotion>>,
-    /// How many emails wait for a slot at the next relay after one has refused them.
+    /// How many claimed emails wait for a slot in [`Gateway::next_slot`].
     waiting: AtomicUsize,
     pub(super) ehlo_name: ClientId,
     deadline: Duration,

@@ -106,8 +106,8 @@ async fn progress_shows_the_state_of_the_recovery(pool: PgPool) {
     service.stops().await;
 }
 
-/// `GET` answers with the error of `verify`, or with that of `reset-password` if another reset has
-/// ended the recovery.
+/// Before a right code, `GET` answers with the error of `verify`. After it, `GET` answers with the
+/// error of `reset-password`, such as when another reset has ended the recovery.
 #[sqlx::test]
 async fn a_recovery_that_cannot_be_continued_is_401(pool: PgPool) {
     let service = Service::start(&pool).await;

@@ -322,7 +322,7 @@ async fn v7_decoys_behave_like_live_sessions(pool: PgPool) {
     for (kind, transcript) in kinds.iter().zip(&transcripts) {
         assert_eq!(transcript, &transcripts[0], "{kind}");
     }
-    // The code that an unknown address's session derives does not verify either.
+    // Even the code derived from the session's id does not verify for an unknown address.
     let mut unknown = service.client();
     assert!(unknown.starts_recovery("nobody@example.com").await.is_code_sent());
     let id = sqlx::query_scalar("SELECT id FROM recovery_session WHERE email = 'nobody@example.com'");
