@@ -35,6 +35,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON account TO :"operator";
 -- The service creates, uses and deletes these rows. An operator's commands end sessions and recoveries, send notices again, and
 -- delete the rows of an erased account (its sessions by the foreign key).
 GRANT SELECT, INSERT, UPDATE, DELETE ON session, recovery_session, outbox, throttle TO :"serve";
+GRANT SELECT, INSERT, UPDATE, DELETE ON second_factor, backup_code, login_step TO :"serve";
 GRANT SELECT, UPDATE (revoked_at) ON session TO :"operator";
 GRANT SELECT, UPDATE (state), DELETE ON recovery_session TO :"operator";
 -- An operator's help enqueues a notice to the owner.

@@ -47,6 +47,8 @@ pub struct App {
     pub code_keys: Keys,
     /// Keys that authenticate device cookies and recovery tickets.
     pub device_keys: Keys,
+    /// Keys that encrypt secrets of second factors. Without them nobody can enrol.
+    pub factor_keys: Option<Keys>,
     /// Keys that sign JWTs.
     pub jwt_keys: KeyRing,
     /// The issuer (`iss`) of JWTs.
@@ -114,6 +116,7 @@ impl App {
             composer,
             code_keys,
             device_keys,
+            factor_keys,
             jwt_keys,
             blocklist,
             receivers,
@@ -175,6 +178,7 @@ impl App {
             health: Monitor::new(&database, clock.clone(), Arc::clone(&metrics)),
             code_keys,
             device_keys,
+            factor_keys,
             jwt_keys,
             jwt_issuer,
             hasher: Hasher::new(&config.passwords, blocklist, Arc::clone(&metrics)),

@@ -62,6 +62,26 @@ pub enum Problem {
     /// The login failed. The causes are not told apart, so that an answer does not reveal whether
     /// an account exists.
     CredentialsInvalid,
+    /// The password is right, and the account asks for a second factor.
+    SecondFactorRequired,
+    /// The recovery is verified, and the account asks for a second factor.
+    #[strum(serialize = "second_factor_required")]
+    RecoveryFactorRequired,
+    /// The second factor is wrong, or was used before.
+    SecondFactorInvalid,
+    /// The rate limit of wrong second factors of the account is exhausted.
+    SecondFactorThrottled,
+    /// There is no login that waits for a second factor: the cookie is missing or unknown, or the
+    /// login has expired, has no attempt left, or was completed.
+    LoginStepMissing,
+    /// The account has no such second factor, or has begun no such enrolment.
+    FactorNotFound,
+    /// `FACTOR_SECRETS` is not set.
+    FactorsUnavailable,
+    /// The name of a second factor is empty, too long, or has a control character.
+    FactorNameInvalid,
+    /// The account has the most second factors that it may have.
+    FactorsTooMany,
     /// There is no session: the token is missing or unknown, or its session has ended.
     SessionInvalid,
     /// The rate limit of failed logins for the identifier is exhausted.
@@ -149,6 +169,8 @@ pub enum Detail {
     Advice(Option<Warning>, Vec<Suggestion>),
     /// What to do about a password known from breaches.
     BreachAdvice,
+    /// The methods by which a second factor can be given.
+    Methods(Vec<&'static str>),
 }
 
 /// A problem with the details that an answer carries.

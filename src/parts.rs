@@ -27,6 +27,8 @@ pub struct Parts {
     pub code_keys: Option<Keys>,
     /// `DEVICE_SECRETS`.
     pub device_keys: Option<Keys>,
+    /// `FACTOR_SECRETS`; also `None` without them.
+    pub factor_keys: Option<Keys>,
     /// Keys that sign JWTs. Without `JWT_KEYS`, a key that exists as long as the process.
     pub jwt_keys: Option<KeyRing>,
     /// `PASSWORD_BLOCKLIST`; also `None` without one.
@@ -44,6 +46,7 @@ pub struct CompleteParts {
     pub composer: Composer,
     pub code_keys: Keys,
     pub device_keys: Keys,
+    pub factor_keys: Option<Keys>,
     pub jwt_keys: KeyRing,
     pub blocklist: Option<Blocklist>,
     pub receivers: Receivers,
@@ -57,6 +60,7 @@ impl Parts {
             admin_database_url,
             code_keys,
             device_keys,
+            factor_keys,
             smtp_relays,
             smtp_oauth,
             event_hooks,
@@ -100,6 +104,7 @@ impl Parts {
             composer: problems.take(Composer::new(&config.mail, &bounce_key)),
             code_keys,
             device_keys,
+            factor_keys,
             jwt_keys,
             blocklist: blocklist.and_then(|read| problems.take(read)),
             receivers: problems.take(Receivers::read(&event_hooks, &config.event_hooks)),
@@ -116,6 +121,7 @@ impl Parts {
             composer,
             code_keys,
             device_keys,
+            factor_keys,
             jwt_keys,
             blocklist,
             receivers,
@@ -127,6 +133,7 @@ impl Parts {
             composer: composer?,
             code_keys: code_keys?,
             device_keys: device_keys?,
+            factor_keys,
             jwt_keys: jwt_keys?,
             blocklist,
             receivers: receivers?,

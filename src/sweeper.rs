@@ -83,7 +83,10 @@ impl Sweeper {
             let age = APPROVAL_LIFETIME + app.config.support.address_change_delay + kept;
             let requests = in_time(request::sweep(&app.pool, now, (age, kept), ROWS)).await;
             let requests = self.count("sweep operator_request", requests);
-            let most = recoveries.max(sessions).max(events).max(deliveries).max(replays).max(requests);
+            let logins = in_time(session::sweep_login_steps(&app.pool, now, ROWS)).await;
+            let logins = self.count("sweep login_step", logins);
+            let most =
+                recoveries.max(logins).max(sessions).max(events).max(deliveries).max(replays).max(requests);
             if most < ROWS.unsigned_abs() {
                 break;
             }

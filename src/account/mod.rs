@@ -114,6 +114,15 @@ pub async fn password_hash(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Op
     Ok(hash.fetch_optional(executor).await?.flatten())
 }
 
+/// When the password of an account was set; `None` if that is unknown.
+pub async fn password_changed_at(
+    executor: impl PgExecutor<'_>,
+    id: Uuid,
+) -> Result<Option<OffsetDateTime>, sqlx::Error> {
+    let at = sqlx::query_scalar!("SELECT password_changed_at FROM account WHERE id = $1", id);
+    Ok(at.fetch_optional(executor).await?.flatten())
+}
+
 /// Locks the row of an active account until the transaction ends, so that changes and uses of its
 /// password run one after another. With `password_hash`, only if that hash is still stored:
 /// otherwise a login that was verified before a reset would open a session after it.

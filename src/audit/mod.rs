@@ -67,6 +67,14 @@ pub enum Event {
     SignedIn,
     /// A login to the account failed.
     SignInFailed,
+    /// The owner enrolled a second factor.
+    SecondFactorAdded,
+    /// The owner removed a second factor.
+    SecondFactorRemoved,
+    /// The owner replaced the backup codes.
+    BackupCodesReplaced,
+    /// A backup code was used to sign in or to recover.
+    BackupCodeUsed,
     /// The holder of a session's token ended the session.
     SignedOut,
     /// The owner ended sessions other than the current one.

@@ -108,6 +108,7 @@ fn secrets(parts: &Parts, problems: &ConfigErrors) -> Vec<InEffect> {
             "ADMIN_DATABASE_URL" => parts.admin_database.as_ref().map(describe_database),
             "RECOVERY_SECRETS" => parts.code_keys.as_ref().map(ids),
             "DEVICE_SECRETS" => parts.device_keys.as_ref().map(ids),
+            "FACTOR_SECRETS" => parts.factor_keys.as_ref().map(ids),
             "SMTP_RELAYS" => parts.gateway.as_ref().map(|gateway| {
                 let relays: Vec<_> = gateway.relays().map(|relay| relay.to_string()).collect();
                 relays.join(", ")

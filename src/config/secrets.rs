@@ -14,6 +14,8 @@ pub struct Secrets {
     pub code_keys: Option<Keys>,
     /// `DEVICE_SECRETS`: keys that authenticate device cookies and recovery tickets.
     pub device_keys: Option<Keys>,
+    /// `FACTOR_SECRETS`: keys that encrypt secrets of second factors. Without them nobody can enrol.
+    pub factor_keys: Option<Keys>,
     /// `SMTP_RELAYS`: the URLs of the relays, in order of preference.
     pub smtp_relays: Option<Vec<String>>,
     /// The secrets that request access tokens for relays.
@@ -55,6 +57,7 @@ impl Secrets {
             admin_database_url: problems.take(secret("ADMIN_DATABASE_URL")).flatten(),
             code_keys: problems.take(keys("RECOVERY_SECRETS")),
             device_keys: problems.take(device_secrets()),
+            factor_keys: problems.take(optional_keys("FACTOR_SECRETS")).flatten(),
             smtp_relays: problems.take(smtp_relays()),
             smtp_oauth: OauthSecrets {
                 client_secret: problems.take(secret("SMTP_OAUTH_CLIENT_SECRET")).flatten(),
@@ -66,11 +69,12 @@ impl Secrets {
 }
 
 /// The variables of the secrets of `serve`.
-pub const SECRETS: [&str; 8] = [
+pub const SECRETS: [&str; 9] = [
     "DATABASE_URL",
     "ADMIN_DATABASE_URL",
     "RECOVERY_SECRETS",
     "DEVICE_SECRETS",
+    "FACTOR_SECRETS",
     "SMTP_RELAYS",
     "SMTP_OAUTH_CLIENT_SECRET",
     "SMTP_OAUTH_REFRESH_TOKEN",
@@ -126,9 +130,12 @@ pub fn kratos_authorization() -> Result<Option<String>, ConfigError> {
 }
 
 fn keys(name: &'static str) -> Result<Keys, ConfigError> {
-    required(name, "set it to 1:SECRET, with a SECRET from `openssl rand -base64 32`")?
-        .parse()
-        .map_err(|why| ConfigError::new(name, why))
+    let text = required(name, "set it to 1:SECRET, with a SECRET from `openssl rand -base64 32`")?;
+    text.parse().map_err(|why| ConfigError::new(name, why))
+}
+
+fn optional_keys(name: &'static str) -> Result<Option<Keys>, ConfigError> {
+    secret(name)?.map(|text| text.parse().map_err(|why| ConfigError::new(name, why))).transpose()
 }
 
 fn required(name: &'static str, hint: &str) -> Result<String, ConfigError> {

@@ -18,8 +18,10 @@ use crate::http::error::ceil_seconds;
 use crate::known_device::{self, KnownDevice};
 use crate::locale::Locale;
 use crate::secret::Token;
+use crate::session::STEP_LIFETIME;
 
 const RECOVERY: &str = "__Host-vos_recovery";
+const LOGIN: &str = "__Host-vos_login";
 const DEVICE: &str = "__Host-vos_device";
 const LANGUAGE: &str = "__Host-vos_language";
 
@@ -28,6 +30,12 @@ const LANGUAGE: &str = "__Host-vos_language";
 #[must_use]
 pub fn recovery_token(headers: &HeaderMap) -> Option<Token> {
     Token::parse(value(headers, RECOVERY)?)
+}
+
+/// The token of a login that waits for its second factor, read as [`recovery_token`] is.
+#[must_use]
+pub fn login_token(headers: &HeaderMap) -> Option<Token> {
+    Token::parse(value(headers, LOGIN)?)
 }
 
 /// Whether a request has the recovery cookie exactly once, whatever its value.
@@ -71,6 +79,16 @@ pub fn set_recovery(cookies: &Cookies, token: &Token, lifetime: Duration) {
 /// `__Host-` cookie without `Secure` and `Path=/`.
 pub fn clear_recovery(cookies: &Cookies) {
     set(cookies, RECOVERY, String::new(), Duration::ZERO);
+}
+
+/// Sets the cookie of a login that waits for its second factor.
+pub fn set_login(cookies: &Cookies, token: &Token) {
+    set(cookies, LOGIN, token.expose(), STEP_LIFETIME);
+}
+
+/// Deletes the cookie of a login that was completed.
+pub fn clear_login(cookies: &Cookies) {
+    set(cookies, LOGIN, String::new(), Duration::ZERO);
 }
 
 /// Sets the device cookie, which makes the browser known for a year.

@@ -42,6 +42,10 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::PasswordGuessable
         | Problem::PasswordBreached
         | Problem::PasswordIncorrect
+        | Problem::SecondFactorInvalid
+        | Problem::RecoveryFactorRequired
+        | Problem::FactorNameInvalid
+        | Problem::FactorsTooMany
         | Problem::QueryInvalid
         | Problem::IdempotencyKeyInvalid
         | Problem::ReasonInvalid
@@ -55,6 +59,8 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::RecoveryIdMismatch
         | Problem::CredentialsInvalid
         | Problem::SessionInvalid
+        | Problem::SecondFactorRequired
+        | Problem::LoginStepMissing
         | Problem::OperatorUnknown => StatusCode::UNAUTHORIZED,
         Problem::RoleInsufficient | Problem::SecondOperatorRequired => StatusCode::FORBIDDEN,
         Problem::AccountDisabled
@@ -68,6 +74,7 @@ pub const fn status(problem: Problem) -> StatusCode {
         | Problem::AddressThrottled
         | Problem::LoginThrottled
         | Problem::PasswordThrottled
+        | Problem::SecondFactorThrottled
         | Problem::OperatorThrottled
         | Problem::LiftThrottled => StatusCode::TOO_MANY_REQUESTS,
         Problem::MailUnavailable | Problem::StorageUnavailable => StatusCode::BAD_GATEWAY,
@@ -75,6 +82,8 @@ pub const fn status(problem: Problem) -> StatusCode {
         Problem::NotFound
         | Problem::AccountNotFound
         | Problem::RequestNotFound
+        | Problem::FactorNotFound
+        | Problem::FactorsUnavailable
         | Problem::AddressChangeMissing => StatusCode::NOT_FOUND,
         Problem::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
     }
@@ -93,6 +102,8 @@ struct AuthError {
     min_characters: Option<u16>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     advice: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    methods: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<serde_json::Value>,
 }
@@ -129,6 +140,7 @@ pub fn render(mut response: Response, locale: Locale) -> Response {
         field: error.field,
         attempts_left: if let Detail::AttemptsLeft(left) = error.detail { Some(left) } else { None },
         min_characters: if let Detail::MinChars(min) = error.detail { Some(min) } else { None },
+        methods: if let Detail::Methods(methods) = &error.detail { methods.clone() } else { Vec::new() },
         advice: match error.detail {
             Detail::Advice(warning, suggestions) => {
                 let warning = warning.map(|warning| locale::warning(warning, locale));

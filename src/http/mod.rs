@@ -6,6 +6,7 @@ mod asset;
 pub mod cookie;
 pub mod error;
 pub mod extract;
+pub mod factors;
 mod files;
 pub mod guard;
 pub mod health;
@@ -71,8 +72,22 @@ pub fn router(state: AppState) -> Router {
         .route("/api/auth/recovery", get(recovery::progress).route_layer(in_recovery.clone()))
         .route("/api/auth/recovery/start", post(recovery::start).route_layer(guarded.clone()))
         .route("/api/auth/recovery/verify", post(recovery::verify).route_layer(in_recovery.clone()))
-        .route("/api/auth/recovery/reset-password", post(recovery::reset_password).route_layer(in_recovery))
+        .route(
+            "/api/auth/recovery/reset-password",
+            post(recovery::reset_password).route_layer(in_recovery.clone()),
+        )
+        .route("/api/auth/recovery/second-factor", post(recovery::second_factor).route_layer(in_recovery))
         .route("/api/auth/login", post(session::login).route_layer(login))
+        .route(
+            "/api/auth/login/second-factor",
+            post(session::login_second_factor).route_layer(guarded.clone()),
+        )
+        .route("/api/auth/factors", get(factors::list).route_layer(by_token.clone()))
+        .route("/api/auth/factors/totp", post(factors::begin).route_layer(guarded.clone()))
+        .route("/api/auth/factors/{id}/confirm", post(factors::confirm).route_layer(guarded.clone()))
+        .route("/api/auth/factors/{id}/rename", post(factors::rename).route_layer(guarded.clone()))
+        .route("/api/auth/factors/{id}/remove", post(factors::remove).route_layer(guarded.clone()))
+        .route("/api/auth/factors/backup-codes", post(factors::replace_codes).route_layer(guarded.clone()))
         .route("/api/auth/password", post(session::change_password).route_layer(guarded.clone()))
         .route("/api/auth/address-change/stop", post(session::stop_address_change).route_layer(guarded))
         .route("/api/auth/session", get(session::session).route_layer(by_token.clone()))

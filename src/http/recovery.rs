@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::http::extract::{RECOVERY_ID, StrictJson, only_parameter, presented, ticket};
-use crate::http::session::{AuthLoginResponse, Status};
+use crate::http::session::{AuthLoginResponse, SecondFactorRequest, Status};
 use crate::http::{AppState, cookie};
 use crate::known_device::KnownDevice;
 use crate::password::Password;
@@ -54,6 +54,8 @@ struct RecoveryFacts {
     id: String,
     email: String,
     state: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    methods: Vec<&'static str>,
     #[serde(with = "rfc3339")]
     expires_at: OffsetDateTime,
     attempts_left: i16,
@@ -65,10 +67,16 @@ impl From<Progress> for RecoveryFacts {
     fn from(progress: Progress) -> Self {
         let state = match progress.awaited {
             Awaited::Code => "code_sent",
+            Awaited::SecondFactor(_) => "second_factor_required",
             Awaited::Password => "verified",
         };
+        let methods = match &progress.awaited {
+            Awaited::SecondFactor(methods) => methods.iter().map(<&str>::from).collect(),
+            _ => Vec::new(),
+        };
         let Progress { id, email, expires_at, attempts_left, resend_at, .. } = progress;
-        Self { id: id.to_string(), email: email.to_readable(), state, expires_at, attempts_left, resend_at }
+        let (id, email) = (id.to_string(), email.to_readable());
+        Self { id, email, state, methods, expires_at, attempts_left, resend_at }
     }
 }
 
@@ -147,6 +155,25 @@ pub async fn verify(
     let verified = state.recovery.verify(presented(&headers)?, code, &client).await?;
     cookie::set_recovery(&cookies, &verified.token, verified.lifetime);
     Ok((id_header(verified.id), Json(Status { status: "verified" })))
+}
+
+/// `POST /api/auth/recovery/second-factor`: accepts the second factor of an account that has enrolled
+/// one, between the code and the new password. The session is checked first, as in [`verify`].
+///
+/// # Errors
+///
+/// 401 without a verified session, or if `X-Recovery-Id` names another one; 400 for a wrong second
+/// factor or a bad request; 429, 502.
+pub async fn second_factor(
+    State(state): State<AppState>,
+    client: Client,
+    headers: HeaderMap,
+    body: Result<StrictJson<SecondFactorRequest>, Error>,
+) -> Result<Json<Status>, Error> {
+    let factor = body.and_then(|StrictJson(request)| request.presented());
+    let device = cookie::known_device(&headers, &state.app);
+    state.recovery.second_factor(presented(&headers)?, factor, device, &client).await?;
+    Ok(Json(Status { status: "accepted" }))
 }
 
 /// `POST /api/auth/recovery/reset-password`: sets the new password, signs in, and clears the

@@ -17,11 +17,12 @@ use uuid::Uuid;
 use crate::account::Account;
 use crate::client::Client;
 use crate::email_address::EmailAddress;
-use crate::error::{Error, Problem};
+use crate::error::{Detail, Error, Problem};
 use crate::http::extract::{SessionToken, StrictJson};
 use crate::http::{AppState, cookie};
 use crate::password::Password;
-use crate::session::{self, Authenticated, Caller, Login, Session, SignedIn};
+use crate::second_factor;
+use crate::session::{self, Authenticated, Caller, Login, LoginAnswer, Session, SignedIn};
 use crate::throttle::Source;
 use crate::{address_change, password_change};
 
@@ -46,6 +47,25 @@ pub struct ChangePasswordRequest {
 #[serde(deny_unknown_fields)]
 pub struct StopAddressChangeRequest {
     password: String,
+}
+
+/// A second factor, at sign-in and in a recovery.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecondFactorRequest {
+    method: String,
+    code: String,
+}
+
+impl SecondFactorRequest {
+    /// # Errors
+    ///
+    /// `SecondFactorInvalid` for an unknown method.
+    pub fn presented(self) -> Result<second_factor::Presented, Error> {
+        let method =
+            self.method.parse().map_err(|_| Error::in_field(Problem::SecondFactorInvalid, "method"))?;
+        Ok(second_factor::Presented { method, code: self.code })
+    }
 }
 
 /// An answer that only confirms what was done.
@@ -83,6 +103,33 @@ struct SessionFacts {
     #[serde(with = "rfc3339")]
     expires_at: OffsetDateTime,
     devices: [Device; 1],
+    /// As in the sessions of Ory Kratos, if the account asks for a second factor.
+    #[serde(flatten)]
+    assurance: Option<Assurance>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Assurance {
+    authenticator_assurance_level: &'static str,
+    authentication_methods: [MethodUsed; 2],
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct MethodUsed {
+    method: &'static str,
+    aal: &'static str,
+    #[serde(with = "rfc3339")]
+    completed_at: OffsetDateTime,
+}
+
+impl Assurance {
+    fn of(method: second_factor::Method, at: OffsetDateTime) -> Self {
+        let used = |method, aal| MethodUsed { method, aal, completed_at: at };
+        Self {
+            authenticator_assurance_level: "aal2",
+            authentication_methods: [used("password", "aal1"), used(method.into(), "aal2")],
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -146,6 +193,7 @@ impl From<Session> for SessionFacts {
                 location: "",
                 user_agent: session.user_agent,
             }],
+            assurance: session.second_factor.map(|method| Assurance::of(method, session.authenticated_at)),
         }
     }
 }
@@ -175,7 +223,37 @@ pub async fn login(
     let password = Password::new(&request.password);
     let device = cookie::known_device(&headers, &state.app);
     let login = Login { app: Arc::clone(&state.app), source, email, password, client, device };
-    let signed_in = login.run().await?;
+    match login.run().await? {
+        LoginAnswer::SignedIn(signed_in) => Ok(AuthLoginResponse::signed_in(*signed_in, &cookies)),
+        LoginAnswer::SecondFactor(step) => {
+            cookie::set_login(&cookies, &step.token);
+            let methods = step.methods.iter().map(<&str>::from).collect();
+            Err(Error::from(Problem::SecondFactorRequired).with(Detail::Methods(methods)))
+        }
+    }
+}
+
+/// `POST /api/auth/login/second-factor`: opens the session of a login whose password was right.
+///
+/// # Errors
+///
+/// 401 without a login that waits; 400 for a wrong second factor or a bad request; 429, 502.
+pub async fn login_second_factor(
+    State(state): State<AppState>,
+    client: Client,
+    cookies: Cookies,
+    headers: HeaderMap,
+    body: Result<StrictJson<SecondFactorRequest>, Error>,
+) -> Result<Json<AuthLoginResponse>, Error> {
+    let token = cookie::login_token(&headers);
+    if token.is_none() {
+        return Err(Problem::LoginStepMissing.into());
+    }
+    let factor = body.and_then(|StrictJson(request)| request.presented())?;
+    let device = cookie::known_device(&headers, &state.app);
+    let caller = Caller { client: &client, device: device.as_ref(), second_factor: None };
+    let signed_in = session::complete_login(&state.app, token, &factor, caller).await?;
+    cookie::clear_login(&cookies);
     Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }
 
@@ -278,7 +356,7 @@ pub async fn change_password(
     let StrictJson(request) = body?;
     let (current, new) = (Password::new(&request.current_password), Password::new(&request.new_password));
     let device = cookie::known_device(&headers, &state.app);
-    let caller = Caller { client: &client, device: device.as_ref() };
+    let caller = Caller { client: &client, device: device.as_ref(), second_factor: by.session.second_factor };
     let signed_in = password_change::change(&state.app, by, &current, &new, caller).await?;
     Ok(AuthLoginResponse::signed_in(signed_in, &cookies))
 }

@@ -155,6 +155,35 @@ pub const fn message(problem: Problem, locale: Locale) -> &'static str {
             "Email hoặc mật khẩu không đúng. Hãy thử lại, hoặc khôi phục mật khẩu.",
             "The email or password is incorrect. Try again, or recover your password.",
         ),
+        Problem::SecondFactorRequired | Problem::RecoveryFactorRequired => (
+            "Tài khoản này yêu cầu xác minh bước hai. Hãy nhập mã từ ứng dụng xác thực, hoặc một mã dự phòng.",
+            "This account asks for a second step. Enter the code of your authenticator app, or a backup code.",
+        ),
+        Problem::SecondFactorInvalid => (
+            "Mã xác minh bước hai không đúng hoặc đã được dùng. Hãy đợi mã tiếp theo trong ứng dụng rồi thử lại.",
+            "This code is wrong, or was used before. Wait for the next code of your app and try again.",
+        ),
+        Problem::SecondFactorThrottled => (
+            "Mã xác minh bước hai đã bị nhập sai quá nhiều lần. Hãy đợi một lát rồi thử lại.",
+            "A wrong code was entered too many times. Wait and try again.",
+        ),
+        Problem::LoginStepMissing => (
+            "Lần đăng nhập này đã hết hạn. Hãy nhập lại mật khẩu.",
+            "This sign-in has ended. Enter your password again.",
+        ),
+        Problem::FactorNotFound => {
+            ("Tài khoản không có phương thức xác minh này.", "The account has no such second factor.")
+        }
+        Problem::FactorsUnavailable => {
+            ("Máy chủ này chưa hỗ trợ xác minh bước hai.", "This service does not offer second factors.")
+        }
+        Problem::FactorNameInvalid => {
+            ("Tên phải có từ 1 đến 60 ký tự.", "The name has to have 1 to 60 characters.")
+        }
+        Problem::FactorsTooMany => (
+            "Tài khoản đã có quá nhiều phương thức xác minh. Hãy xóa bớt một phương thức.",
+            "The account has too many second factors. Remove one first.",
+        ),
         Problem::SessionInvalid => (
             "Phiên đăng nhập không tồn tại hoặc đã kết thúc. Hãy đăng nhập lại.",
             "There is no such session, or it has ended. Sign in again.",

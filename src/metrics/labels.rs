@@ -103,6 +103,7 @@ pub enum CodeOutcome {
 #[expect(missing_docs, reason = "the names say it")]
 pub enum LoginOutcome {
     SignedIn,
+    SecondFactor,
     Failed,
     Throttled,
     Busy,

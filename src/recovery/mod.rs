@@ -15,6 +15,7 @@ pub mod inspect;
 mod progress;
 mod replay;
 mod reset;
+mod second_factor;
 mod start;
 mod verify;
 
@@ -37,6 +38,7 @@ use crate::config::{CODE_LIFETIME, RESET_LIFETIME};
 use crate::database::within_deadline;
 use crate::error::{Error, Problem};
 use crate::group_commit::{self, GroupCommit};
+use crate::second_factor::Method;
 use crate::secret::{Token, TokenHash};
 use crate::thread;
 
@@ -125,6 +127,8 @@ struct ActiveRecovery {
     state: State,
     attempts_left: i16,
     expires_at: OffsetDateTime,
+    /// How the second factor was given.
+    second_factor: Option<Method>,
 }
 
 impl ActiveRecovery {
@@ -146,7 +150,8 @@ async fn find_active(
 ) -> Result<ActiveRecovery, Error> {
     let session = sqlx::query_as!(
         ActiveRecovery,
-        r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at
+        r#"SELECT id, email, number, state AS "state: State", attempts_left, expires_at,
+               second_factor AS "second_factor: Method"
            FROM recovery_session WHERE token_hash = $1"#,
         token.as_bytes()
     );

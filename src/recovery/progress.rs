@@ -13,6 +13,7 @@ use crate::database::within_deadline;
 use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
+use crate::second_factor::{self, Method};
 use crate::secret::Token;
 use crate::throttle::{self, recovery_key};
 
@@ -36,10 +37,12 @@ pub struct Progress {
 }
 
 /// What a recovery waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Awaited {
     /// The code.
     Code,
+    /// The second factor, by one of these methods.
+    SecondFactor(Vec<Method>),
     /// The new password.
     Password,
 }
@@ -59,10 +62,15 @@ impl Recovery {
         let presented = presented.ok_or(Problem::RecoverySessionMissing)?.hash();
         let (app, pool, now) = (&self.app, &self.app.pool, self.app.time()?);
         let session = find_active(pool, now, &presented, None, Step::Next).await?;
-        let awaited = if session.awaits_code() { Awaited::Code } else { Awaited::Password };
+        let mut awaited = if session.awaits_code() { Awaited::Code } else { Awaited::Password };
         if awaited == Awaited::Password {
             let find = account::in_recovery(pool, &session.email, session.number);
-            within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
+            let account = within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
+            let methods = second_factor::methods(pool, account.id);
+            let methods = within_deadline("find second factors", methods).await?;
+            if session.second_factor.is_none() && !methods.is_empty() {
+                awaited = Awaited::SecondFactor(methods);
+            }
         }
         let email = EmailAddress::parse(&session.email).map_err(|_| Problem::RecoverySessionMissing)?;
         let key = recovery_key(&email, device.and_then(|device| device.owned_by(&email)));

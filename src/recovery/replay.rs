@@ -21,6 +21,7 @@ use crate::email_address::EmailAddress;
 use crate::error::{Error, Problem};
 use crate::metrics::CodeOutcome;
 use crate::password::{Password, PasswordMatch};
+use crate::second_factor::Method;
 use crate::secret::{Code, Token, TokenHash};
 use crate::session::{self, Caller, SignedIn};
 use crate::{account, audit, throttle};
@@ -189,6 +190,7 @@ impl Recovery {
             let locked = account::lock(&mut transaction, account.id, Some(&stored)).await?;
             let Some(account) = locked else { return Ok(None) };
             throttle::refund(&mut *transaction, &bucket_key, limit).await?;
+            let caller = Caller { second_factor: method_of(&mut transaction, id).await?, ..caller };
             let opened = match lost_session(&mut transaction, now, id, &key).await? {
                 Some(lost) => session::replace(app, &mut transaction, now, account, lost, caller).await?,
                 None => None,
@@ -263,6 +265,15 @@ async fn lost_session(
         now,
     );
     Ok(session.fetch_optional(transaction).await?.flatten())
+}
+
+/// How the second factor of a recovery was given.
+async fn method_of(transaction: &mut PgConnection, id: Uuid) -> Result<Option<Method>, sqlx::Error> {
+    let method = sqlx::query_scalar!(
+        r#"SELECT second_factor AS "second_factor: Method" FROM recovery_session WHERE id = $1"#,
+        id
+    );
+    Ok(method.fetch_optional(transaction).await?.flatten())
 }
 
 /// Stores the success of a `reset` that opened a session.

@@ -10,9 +10,10 @@ use super::{Presented, Recovery, Step, find_active};
 use crate::client::Client;
 use crate::clock::first_id_of;
 use crate::database::{transact, within_deadline};
-use crate::error::{Error, Problem};
+use crate::error::{Detail, Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::password::{Password, context};
+use crate::second_factor::{self, Method};
 use crate::session::{self, Caller, NewPassword, SignedIn};
 use crate::{account, audit};
 
@@ -34,7 +35,7 @@ impl Recovery {
         device: Option<KnownDevice>,
         client: &Client,
     ) -> Result<SignedIn, Error> {
-        let caller = Caller { client, device: device.as_ref() };
+        let caller = Caller { client, device: device.as_ref(), second_factor: None };
         match (self.reset_once(&presented, &password, caller).await, password) {
             (Err(refused), Ok(password)) => self.replay_reset(refused, &presented, &password, caller).await,
             (result, _) => result,
@@ -53,7 +54,12 @@ impl Recovery {
         // Another reset may have ended the recovery since. This error takes precedence over an
         // error in `password`.
         let find = account::in_recovery(pool, &session.email, session.number);
-        within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
+        let account = within_deadline("find account", find).await?.ok_or(Problem::RecoverySessionUsed)?;
+        let caller = Caller { second_factor: session.second_factor, ..caller };
+        if caller.second_factor.is_none() {
+            let methods = second_factor::methods(pool, account.id);
+            refuse_if_any(&within_deadline("find second factors", methods).await?)?;
+        }
         let password = password.as_ref().map_err(Clone::clone)?;
         let place = app.hasher.place()?;
         let password_hash =
@@ -64,6 +70,10 @@ impl Recovery {
             let mut transaction = pool.begin().await?;
             let locked = account::lock_in_recovery(&mut transaction, &session.email, session.number).await?;
             let account = locked.ok_or(Problem::RecoverySessionUsed)?;
+            // One may have been enrolled meanwhile.
+            if caller.second_factor.is_none() {
+                refuse_if_any(&second_factor::methods(&mut *transaction, account.id).await?)?;
+            }
             let consumed = sqlx::query!(
                 "UPDATE recovery_session SET state = 'consumed' WHERE id = $1 AND state = 'verified' AND expires_at > $2",
                 session.id,
@@ -84,4 +94,13 @@ impl Recovery {
         app.wakeup.wake(first_id_of(now));
         Ok(opened.signed_in(app, now))
     }
+}
+
+/// Refuses a recovery that lacks the second factor of its account.
+fn refuse_if_any(methods: &[Method]) -> Result<(), Error> {
+    if methods.is_empty() {
+        return Ok(());
+    }
+    let names = methods.iter().map(<&str>::from).collect();
+    Err(Error::from(Problem::RecoveryFactorRequired).with(Detail::Methods(names)))
 }

@@ -3,7 +3,9 @@
 //! A plain token and its stored hash are different types, so that storing a plain token does not
 //! compile. No type here shows its secret in `Debug`, and none implements `Display`.
 
+mod backup_code;
 mod operator_token;
+mod sealed;
 mod token;
 mod webhook;
 
@@ -21,6 +23,7 @@ use subtle::ConstantTimeEq as _;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 use uuid::Uuid;
 
+pub use self::backup_code::BackupCode;
 pub use self::operator_token::OperatorToken;
 pub use self::token::{TOKEN_CHARS, Token, TokenHash};
 pub use self::webhook::WebhookSecrets;
@@ -159,7 +162,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The keys of `RECOVERY_SECRETS` or `DEVICE_SECRETS`. The first key is used for new values, the
+/// The keys of `RECOVERY_SECRETS`, `DEVICE_SECRETS` or `FACTOR_SECRETS`. The first key is used for new values, the
 /// others for values that were made with them.
 #[derive(Clone, Debug)]
 pub struct Keys(Vec<Key>);

@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::login_step::{self, LoginAnswer, LoginStep};
 use super::open::open;
-use super::{Caller, OpenedSession, SignedIn};
+use super::{Caller, OpenedSession};
 use crate::account::{self, Account, LoginCandidate};
 use crate::app::App;
 use crate::audit;
@@ -21,6 +22,7 @@ use crate::error::{Error, Problem};
 use crate::known_device::KnownDevice;
 use crate::metrics::{LoginLabel, LoginOutcome};
 use crate::password::{Password, PasswordMatch, Place};
+use crate::second_factor;
 use crate::throttle::{self, Source, Turn};
 
 /// The `Retry-After` for a client that arrived while another login of the address was under way.
@@ -64,7 +66,7 @@ impl Login {
     /// browser that has signed in with it before, had too many failures, or if other logins of the
     /// address were running for the whole wait; `NetworkThrottled`; `HashingBusy`, with nothing
     /// spent; `StorageUnavailable`.
-    pub async fn run(self) -> Result<SignedIn, Error> {
+    pub async fn run(self) -> Result<LoginAnswer, Error> {
         let hash = self.app.hasher.decoys().ok_or_else(unavailable)?.price();
         let price = hash.saturating_mul(self.password.spellings());
         let charge = Charge::draw(&self.app, self.source, price).map_err(|wait| {
@@ -75,7 +77,7 @@ impl Login {
     }
 
     /// Waits for the turn of the address and keeps it until the login has been answered.
-    async fn run_in_turn(self, charge: Charge) -> Result<SignedIn, Error> {
+    async fn run_in_turn(self, charge: Charge) -> Result<LoginAnswer, Error> {
         let wait_until = Instant::now() + self.app.config.sessions.login_failure_time;
         let key =
             throttle::login_key(&self.email, self.device.as_ref().and_then(|d| d.owned_by(&self.email)));
@@ -103,7 +105,7 @@ impl Login {
         turn: Turn,
         due: Instant,
         key: throttle::BucketKey,
-    ) -> Result<SignedIn, Error> {
+    ) -> Result<LoginAnswer, Error> {
         let app = &*self.app;
         let place = app.hasher.place().inspect_err(|_| self.count(LoginOutcome::Busy))?;
         let now = app.time()?;
@@ -121,9 +123,18 @@ impl Login {
             opened = self.attempt(&place, candidate.as_ref(), &key).await?;
         }
         drop(place);
-        if let AttemptResult::Opened(opened) = opened {
-            self.count(LoginOutcome::SignedIn);
-            return Ok(opened.signed_in(app, now));
+        match opened {
+            AttemptResult::Opened(opened) => {
+                self.count(LoginOutcome::SignedIn);
+                return Ok(LoginAnswer::SignedIn(Box::new(opened.signed_in(app, now))));
+            }
+            // At the time of a failure, because without the second factor it is none of the owner.
+            AttemptResult::SecondFactor(step) => {
+                self.count(LoginOutcome::SecondFactor);
+                sleep_until(due).await;
+                return Ok(LoginAnswer::SecondFactor(step));
+            }
+            AttemptResult::Superseded | AttemptResult::Failed => {}
         }
         if let Some(candidate) = candidate {
             // Runs in the background: its result and duration must not show whether there is an
@@ -161,9 +172,8 @@ impl Login {
             return Ok(AttemptResult::Failed);
         };
         let verified_login = VerifiedLogin { account, verified, rehashed, bucket_key };
-        let caller = Caller { client: &self.client, device: self.device.as_ref() };
-        let opened = within_deadline("open session", verified_login.open(app, app.time()?, caller)).await?;
-        Ok(opened.map_or(AttemptResult::Superseded, |opened| AttemptResult::Opened(Box::new(opened))))
+        let caller = Caller { client: &self.client, device: self.device.as_ref(), second_factor: None };
+        within_deadline("open session", verified_login.open(app, app.time()?, caller)).await
     }
 
     fn count(&self, outcome: LoginOutcome) {
@@ -231,6 +241,8 @@ impl Drop for WaitingLogin<'_> {
 /// The result of one verification.
 enum AttemptResult {
     Opened(Box<OpenedSession>),
+    /// The password was right, and the account asks for a second factor.
+    SecondFactor(LoginStep),
     /// The password was right, but the stored hash has changed since.
     Superseded,
     Failed,
@@ -246,25 +258,34 @@ struct VerifiedLogin<'a> {
 }
 
 impl VerifiedLogin<'_> {
-    /// Opens the session in one transaction under the lock of the account's row. Returns `None` if
-    /// the verified hash is no longer stored, or the account is no longer active: a reset came
-    /// first.
+    /// Opens the session in one transaction under the lock of the account's row, or begins the step
+    /// of its second factor. It is superseded if the verified hash is no longer stored, or the
+    /// account is no longer active: a reset came first.
     async fn open(
         self,
         app: &App,
         now: OffsetDateTime,
         caller: Caller<'_>,
-    ) -> Result<Option<OpenedSession>, sqlx::Error> {
+    ) -> Result<AttemptResult, sqlx::Error> {
         let mut transaction = app.pool.begin().await?;
         let locked = account::lock(&mut transaction, self.account.id, Some(self.verified)).await?;
-        let Some(account) = locked else { return Ok(None) };
+        let Some(account) = locked else { return Ok(AttemptResult::Superseded) };
+        let methods = second_factor::methods(&mut *transaction, account.id).await?;
+        if !methods.is_empty() {
+            if let Some(rehashed) = &self.rehashed {
+                account::mark_signed_in(&mut transaction, now, account.id, Some(rehashed)).await?;
+            }
+            let step = login_step::begin(app, &mut transaction, now, account.id, methods).await?;
+            transaction.commit().await?;
+            return Ok(AttemptResult::SecondFactor(step));
+        }
         account::mark_signed_in(&mut transaction, now, account.id, self.rehashed.as_deref()).await?;
         throttle::refund(&mut *transaction, self.bucket_key, app.failure_limit).await?;
         audit::record(&mut *transaction, now, audit::Event::SignedIn, account.id, Some(caller.client.into()))
             .await?;
         let opened = open(app, &mut transaction, now, account, caller).await?;
         transaction.commit().await?;
-        Ok(Some(opened))
+        Ok(AttemptResult::Opened(Box::new(opened)))
     }
 }
 

@@ -5,6 +5,7 @@
 //! password, or by an operator. Each request that presents its token extends the idle limit.
 
 mod login;
+mod login_step;
 mod open;
 mod revoke;
 
@@ -18,6 +19,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use self::login::Login;
+pub(crate) use self::login_step::mark_second_factor;
+pub use self::login_step::{
+    LoginAnswer, LoginStep, STEP_LIFETIME, complete as complete_login, sweep as sweep_login_steps,
+};
 pub use self::open::{Caller, OpenedSession, SignedIn};
 pub(crate) use self::open::{NewPassword, replace, replace_password};
 pub use self::revoke::{count_all_unended, count_unended};
@@ -31,6 +36,7 @@ use crate::config::{JWT_LIFETIME, STORAGE_DEADLINE};
 use crate::database::{OUTAGE_RETRY_AFTER, transact, within_deadline};
 use crate::error::{Error, Problem};
 use crate::jwt::Claims;
+use crate::second_factor::Method;
 use crate::secret::{Token, TokenHash};
 use crate::throttle::{self, Turn};
 
@@ -64,6 +70,9 @@ pub struct Session {
     pub client_ip: IpAddr,
     /// The User-Agent it was opened with.
     pub user_agent: String,
+    /// How the second factor was given, if the account asked for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_factor: Option<Method>,
 }
 
 /// A session and its owner.
@@ -129,6 +138,7 @@ struct Row {
     expires_at: OffsetDateTime,
     client_ip: IpAddr,
     user_agent: String,
+    second_factor: Option<Method>,
 }
 
 impl Row {
@@ -141,6 +151,7 @@ impl Row {
             ends_at: self.expires_at,
             client_ip: self.client_ip,
             user_agent: self.user_agent,
+            second_factor: self.second_factor,
         }
     }
 }
@@ -154,7 +165,7 @@ async fn touch(
     let row = sqlx::query_as!(
         Row,
         r#"SELECT id, account_id, authenticated_at, last_seen_at, expires_at, client_ip AS "client_ip: IpAddr",
-               user_agent
+               user_agent, second_factor AS "second_factor: Method"
            FROM session
            WHERE token_hash = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3"#,
         token.as_bytes(),
@@ -244,7 +255,7 @@ pub async fn list_open(
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT id, account_id, authenticated_at, last_seen_at, expires_at, client_ip AS "client_ip: IpAddr",
-               user_agent
+               user_agent, second_factor AS "second_factor: Method"
            FROM session
            WHERE account_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3
            ORDER BY account_id, id DESC LIMIT $4"#,

@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::clock::new_id;
 use crate::email_address::EmailAddress;
 use crate::known_device::{self, DeviceId, KnownDevice};
+use crate::second_factor::Method;
 use crate::secret::Token;
 use crate::throttle::{self, Draw};
 use crate::{audit, outbox};
@@ -24,6 +25,8 @@ pub struct Caller<'a> {
     pub client: &'a Client,
     /// The browser, if a user has signed in on it before.
     pub device: Option<&'a KnownDevice>,
+    /// How the second factor was given, if the account asks for one.
+    pub second_factor: Option<Method>,
 }
 
 /// A session that was just opened.
@@ -90,10 +93,11 @@ pub(crate) async fn open(
         ends_at,
         client_ip: client.ip,
         user_agent: client.user_agent.clone(),
+        second_factor: caller.second_factor,
     };
     sqlx::query!(
-        "INSERT INTO session (id, token_hash, account_id, authenticated_at, last_seen_at, expires_at, client_ip, user_agent)
-         VALUES ($1, $2, $3, $4, $4, $5, $6, $7)",
+        "INSERT INTO session (id, token_hash, account_id, authenticated_at, last_seen_at, expires_at, client_ip, user_agent, second_factor)
+         VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $8)",
         session.id,
         token_hash.as_bytes(),
         account.id,
@@ -101,6 +105,7 @@ pub(crate) async fn open(
         ends_at,
         client.ip as IpAddr,
         client.user_agent,
+        caller.second_factor as Option<Method>,
     )
     .execute(&mut *transaction)
     .await?;

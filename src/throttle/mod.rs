@@ -134,6 +134,17 @@ pub fn password_key(account_id: Uuid) -> BucketKey {
     Sha256::new().chain_update(b"password|").chain_update(account_id).finalize().into()
 }
 
+/// The bucket of wrong second factors of an account. A browser that its owner has signed in on before
+/// has a bucket of its own.
+#[must_use]
+pub fn factor_key(account_id: Uuid, device: Option<DeviceId>) -> BucketKey {
+    let hash = Sha256::new().chain_update(b"second-factor|").chain_update(account_id);
+    match device {
+        Some(device) => hash.chain_update(device.as_bytes()).finalize().into(),
+        None => hash.finalize().into(),
+    }
+}
+
 /// The key of requests that end sessions of an account.
 #[must_use]
 pub fn sessions_key(account_id: Uuid) -> BucketKey {

@@ -87,6 +87,8 @@ pub async fn run(
         admin_database_url,
         code_keys: Some(Key::random("dev").into()),
         device_keys: Some(Key::random("dev").into()),
+        // TODO-35: it must outlive the process.
+        factor_keys: Some(Key::random("dev").into()),
         smtp_relays: Some(vec![format!("smtp://{smtp_address}?tls=none")]),
         smtp_oauth: OauthSecrets::default(),
         event_hooks: String::new(),
