@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 const RECOVERY: &str = "__Host-vos_recovery";
 const DEVICE: &str = "__Host-vos_device";
+const LOGIN: &str = "__Host-vos_login";
 
 #[derive(Clone)]
 pub struct Client {
@@ -18,6 +19,8 @@ pub struct Client {
     pub cookie: Option<String>,
     /// The device cookie, as `name=value`.
     pub device: Option<String>,
+    /// The cookie of a login that waits for its second factor, as `name=value`.
+    pub login: Option<String>,
     /// The session token.
     pub token: Option<String>,
     pub headers: HeaderMap,
@@ -35,7 +38,15 @@ pub struct Answer {
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        Self { http, address, cookie: None, device: None, token: None, headers: HeaderMap::new() }
+        Self {
+            http,
+            address,
+            cookie: None,
+            device: None,
+            login: None,
+            token: None,
+            headers: HeaderMap::new(),
+        }
     }
 
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -67,6 +78,16 @@ impl Client {
         self.posts("/api/auth/login", json!({ "identifier": identifier, "password": password })).await
     }
 
+    /// Gives the second factor of a login.
+    pub async fn continues_login(&mut self, method: &str, code: &str) -> Answer {
+        self.posts("/api/auth/login/second-factor", json!({ "method": method, "code": code })).await
+    }
+
+    /// Gives the second factor of a recovery.
+    pub async fn continues_recovery(&mut self, method: &str, code: &str) -> Answer {
+        self.posts("/api/auth/recovery/second-factor", json!({ "method": method, "code": code })).await
+    }
+
     pub async fn changes_password(&mut self, current: &str, new: &str) -> Answer {
         self.posts("/api/auth/password", json!({ "currentPassword": current, "newPassword": new })).await
     }
@@ -87,7 +108,9 @@ impl Client {
     /// Sends a POST, and keeps the cookies and the token of the answer.
     async fn posts(&mut self, path: &str, body: Value) -> Answer {
         let answer = self.post_json(path, &body.to_string()).await;
-        for (name, kept) in [(RECOVERY, &mut self.cookie), (DEVICE, &mut self.device)] {
+        for (name, kept) in
+            [(RECOVERY, &mut self.cookie), (DEVICE, &mut self.device), (LOGIN, &mut self.login)]
+        {
             if let Some(cookie) = answer.cookie(name) {
                 let pair = cookie.split_once(';').unwrap().0.to_owned();
                 *kept = Some(pair).filter(|_| !cookie.contains("Max-Age=0"));
@@ -119,7 +142,7 @@ impl Client {
             request = request.header("x-session-token", token);
         }
         let cookies: Vec<_> =
-            [&self.cookie, &self.device].into_iter().flatten().map(String::as_str).collect();
+            [&self.cookie, &self.device, &self.login].into_iter().flatten().map(String::as_str).collect();
         if cookies.is_empty() { request } else { request.header("cookie", cookies.join("; ")) }
     }
 
@@ -171,7 +194,7 @@ impl Answer {
 
     /// The number of attempts left, in the answer to a wrong code.
     pub fn attempts_left(&self) -> u64 {
-        assert_eq!(self.error(), (400, "code_invalid"));
+        assert!([(400, "code_invalid"), (400, "second_factor_invalid")].contains(&self.error()));
         self.body["attempts_left"].as_u64().expect("attempts_left")
     }
 

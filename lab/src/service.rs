@@ -81,6 +81,7 @@ impl Service {
             admin_database_url: has_admin_api.then(|| database::operator_url(pool)),
             code_keys: Some(keys.clone().into()),
             device_keys: Some(keys.clone().into()),
+            factor_keys: Some(keys.clone().into()),
             smtp_relays: Some(std::iter::once(relay.url()).chain(setup.further_relays).collect()),
             smtp_oauth: OauthSecrets::default(),
             event_hooks: setup.event_hooks,

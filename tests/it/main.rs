@@ -80,6 +80,7 @@ mod reset;
 mod retention;
 mod roles;
 mod rotation;
+mod second_factor;
 mod session;
 mod settings;
 mod slow_at_nginx;
