@@ -15,11 +15,11 @@ use crate::admin::request::carry_out::{self, Outcome};
 use crate::app::App;
 use crate::client::Client;
 use crate::clock::first_id_of;
-use crate::database::{failures, in_time, transact, within_deadline, within_operator_deadline};
+use crate::database::{failures, in_time, transact, within_operator_deadline};
 use crate::error::{Error, Problem};
-use crate::password::{Password, PasswordMatch};
+use crate::password::Password;
 use crate::session::{self, Authenticated};
-use crate::{account, audit, throttle};
+use crate::{audit, throttle};
 
 /// How often the task looks for changes that are due.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -43,28 +43,20 @@ pub async fn stop(
     client: &Client,
 ) -> Result<(), Error> {
     let place = app.hasher.place()?;
-    let (pool, now, id) = (&app.pool, app.time()?, authenticated.account.id);
-    let (bucket_key, limit) = (throttle::password_key(id), app.failure_limit);
-    throttle::draw(pool, now, &bucket_key, limit, Problem::PasswordThrottled).await?;
-    let stored = within_deadline("find password", account::password_hash(pool, id)).await?;
-    let result = place.verify(current, stored.clone(), None).await?;
-    let (PasswordMatch::Right { .. }, Some(stored)) = (result, stored) else {
-        return Err(Error::in_field(Problem::PasswordIncorrect, "password"));
-    };
+    let stored = session::confirm_password(app, &authenticated, &place, current, "password").await?;
     drop(place);
-    let now = app.time()?;
+    let (now, id) = (app.time()?, authenticated.account.id);
     let is_stopped = transact("stop address change", async {
-        let mut transaction = pool.begin().await?;
-        account::lock(&mut transaction, id, Some(&stored)).await?.ok_or(Problem::SessionInvalid)?;
-        if !session::is_open(app, &mut transaction, now, authenticated.session.id).await? {
-            return Err(Problem::SessionInvalid.into());
-        }
+        let mut transaction = app.pool.begin().await?;
+        session::lock_if_open(app, &mut transaction, now, &authenticated, Some(&stored))
+            .await?
+            .ok_or(Problem::SessionInvalid)?;
         let is_stopped = request::stop(&mut transaction, now, id).await?;
         if is_stopped {
             let event = audit::Event::AddressChangeStopped;
             audit::record(&mut *transaction, now, event, id, Some(client.into())).await?;
         }
-        throttle::refund(&mut *transaction, &bucket_key, limit).await?;
+        throttle::refund(&mut *transaction, &throttle::password_key(id), app.failure_limit).await?;
         transaction.commit().await?;
         Ok(is_stopped)
     })

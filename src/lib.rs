@@ -32,7 +32,7 @@
 //! | group commit: one flush for many callers | [`group_commit`] | |
 //! | rate limits of addresses, devices and networks | [`throttle`] | `throttle` |
 //! | who answers 429: for a network | [`http::guard`], `session/login.rs` | |
-//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/login.rs`, [`password_change`], [`address_change`] | |
+//! | who answers 429: for an address or an account | `recovery/start.rs`, `session/{login,confirm}.rs` | |
 //! | pending emails: claim, lease, what an operator sees | [`outbox`] | `outbox`; its rounds append to `audit_event` |
 //! | when an email is retried; what happens to one that is given up | `outbox/finish.rs` | |
 //! | which couriers are alive | [`outbox::holder`] | |

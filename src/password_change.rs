@@ -4,9 +4,9 @@ use crate::app::App;
 use crate::clock::first_id_of;
 use crate::database::{transact, within_deadline};
 use crate::error::{Error, Problem};
-use crate::password::{Password, PasswordMatch, context};
+use crate::password::{Password, context};
 use crate::session::{self, Authenticated, Caller, NewPassword, SignedIn};
-use crate::{account, audit, throttle};
+use crate::{audit, throttle};
 
 /// Sets a new password for a signed-in user who enters the current one. Every session of the
 /// account ends, including the caller's, and a new one is opened. Changes share the rate limit of
@@ -27,20 +27,14 @@ pub async fn change(
     caller: Caller<'_>,
 ) -> Result<SignedIn, Error> {
     let place = app.hasher.place()?;
-    let (pool, now) = (&app.pool, app.time()?);
-    let (bucket_key, limit) = (throttle::password_key(authenticated.account.id), app.failure_limit);
-    throttle::draw(pool, now, &bucket_key, limit, Problem::PasswordThrottled).await?;
-    let stored =
-        within_deadline("find password", account::password_hash(pool, authenticated.account.id)).await?;
-    let result = place.verify(current, stored.clone(), None).await?;
-    let (PasswordMatch::Right { .. }, Some(stored)) = (result, stored) else {
-        return Err(Error::in_field(Problem::PasswordIncorrect, "currentPassword"));
-    };
+    let stored = session::confirm_password(app, &authenticated, &place, current, "currentPassword").await?;
     let context = context(&authenticated.account.email, &app.config.mail.product_names());
     let password_hash = match place.hash_new(new, context).await {
         Ok(password_hash) => password_hash,
         Err(refused) => {
-            within_deadline("refund rate limit", throttle::refund(pool, &bucket_key, limit)).await?;
+            let key = throttle::password_key(authenticated.account.id);
+            let refund = throttle::refund(&app.pool, &key, app.failure_limit);
+            within_deadline("refund rate limit", refund).await?;
             // The policy names the field `password`; a full queue names none.
             return Err(Error { field: refused.field.map(|_| "newPassword"), ..refused });
         }
@@ -48,12 +42,9 @@ pub async fn change(
     drop(place);
     let now = app.time()?;
     let opened = transact("change password", async {
-        let mut transaction = pool.begin().await?;
-        let locked = account::lock(&mut transaction, authenticated.account.id, Some(&stored)).await?;
+        let mut transaction = app.pool.begin().await?;
+        let locked = session::lock_if_open(app, &mut transaction, now, &authenticated, Some(&stored)).await?;
         let account = locked.ok_or(Problem::SessionInvalid)?;
-        if !session::is_open(app, &mut transaction, now, authenticated.session.id).await? {
-            return Err(Problem::SessionInvalid.into());
-        }
         let new = NewPassword { password_hash: &password_hash, cause: audit::Event::PasswordChanged };
         let opened = session::replace_password(app, &mut transaction, now, account, new, caller).await?;
         transaction.commit().await?;

@@ -4,6 +4,7 @@
 //! began, or when it is revoked: by logout, by its owner from another session, by a changed
 //! password, or by an operator. Each request that presents its token extends the idle limit.
 
+mod confirm;
 mod login;
 mod open;
 mod revoke;
@@ -17,6 +18,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub(crate) use self::confirm::{confirm_password, lock_if_open};
 pub use self::login::Login;
 pub use self::open::{Caller, OpenedSession, SignedIn};
 pub(crate) use self::open::{NewPassword, replace, replace_password};
@@ -176,22 +178,6 @@ async fn touch(
     Ok(Some((row.account_id, row.session(idle))))
 }
 
-/// Whether a session of a locked account is still open.
-pub(crate) async fn is_open(
-    app: &App,
-    transaction: &mut PgConnection,
-    now: OffsetDateTime,
-    id: Uuid,
-) -> Result<bool, sqlx::Error> {
-    let open = sqlx::query_scalar!(
-        r#"SELECT id FROM session WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2 AND last_seen_at > $3"#,
-        id,
-        now,
-        now - app.config.sessions.session_idle,
-    );
-    Ok(open.fetch_optional(transaction).await?.is_some())
-}
-
 /// Ends the session of a token, whatever the state of its account.
 ///
 /// # Errors
@@ -267,7 +253,7 @@ pub async fn end(app: &App, caller: &Authenticated, id: Uuid, client: &Client) -
     let _turn = turn_to_end(app, caller).await?;
     transact("end a session", async {
         let mut transaction = app.token_pool.begin().await?;
-        if !may_end(app, &mut transaction, now, caller).await? {
+        if lock_if_open(app, &mut transaction, now, caller, None).await?.is_none() {
             return Err(Problem::SessionInvalid.into());
         }
         if !revoke_one(app, &mut transaction, now, caller.account.id, id).await? {
@@ -292,7 +278,7 @@ pub async fn end_others(app: &App, caller: &Authenticated, client: &Client) -> R
     let _turn = turn_to_end(app, caller).await?;
     within_deadline("end other sessions", async {
         let mut transaction = app.token_pool.begin().await?;
-        if !may_end(app, &mut transaction, now, caller).await? {
+        if lock_if_open(app, &mut transaction, now, caller, None).await?.is_none() {
             return Ok(None);
         }
         if revoke_all(&mut transaction, now, caller.account.id, Some(caller.session.id)).await? > 0 {
@@ -312,19 +298,6 @@ async fn turn_to_end(app: &App, caller: &Authenticated) -> Result<Turn, Error> {
     let turn =
         app.session_turns.take(throttle::sessions_key(caller.account.id), Instant::now() + STORAGE_DEADLINE);
     turn.await.ok_or_else(|| Error::retry_after(Problem::StorageUnavailable, OUTAGE_RETRY_AFTER))
-}
-
-/// Locks the account and checks the caller's session again. A reset may have ended that session
-/// after the request was authenticated. The caller must not then end the session that the reset
-/// opened.
-async fn may_end(
-    app: &App,
-    transaction: &mut PgConnection,
-    now: OffsetDateTime,
-    caller: &Authenticated,
-) -> Result<bool, sqlx::Error> {
-    let locked = account::lock(transaction, caller.account.id, None).await?;
-    Ok(locked.is_some() && is_open(app, transaction, now, caller.session.id).await?)
 }
 
 /// Ends an open session of a locked account. Returns whether there was one.

@@ -75,12 +75,20 @@ impl RecordList {
         written.map_err(|why| Unwritable { file: self.path.clone(), why })
     }
 
-    /// Completes the list, and deletes it if it is empty.
+    /// Completes the list.
     pub(crate) fn finish(mut self) -> Result<(), Unwritable> {
-        let finished = self.file.flush();
-        let finished =
-            if self.is_empty { finished.and_then(|()| std::fs::remove_file(&self.path)) } else { finished };
-        finished.map_err(|why| Unwritable { file: self.path, why })
+        self.file.flush().map_err(|why| Unwritable { file: self.path.clone(), why })
+    }
+}
+
+/// Deletes the file if it has no record, whether or not the run succeeded. Anything but a regular
+/// file stays, such as /dev/null.
+impl Drop for RecordList {
+    fn drop(&mut self) {
+        if self.is_empty && is_regular(&self.path) {
+            // An empty file that stays does no harm.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -90,7 +98,7 @@ impl RecordList {
 pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
+    if is_regular(path) {
         std::fs::remove_file(path)?;
         return options.create_new(true).open(path);
     }
@@ -99,4 +107,8 @@ pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
     Ok(file)
+}
+
+fn is_regular(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|there| there.is_file())
 }

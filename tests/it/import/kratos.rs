@@ -354,6 +354,7 @@ async fn an_import_stops_when_kratos_is_down_and_a_repeated_one_continues(pool: 
         ended.err
     );
     assert!(ended.err.contains("run the same import again to continue"), "{}", ended.err);
+    assert!(!Path::new(&lists(&pool)[0]).exists(), "a list without records is deleted");
     kratos.is_back();
     let again = import_from(&pool, &kratos, &[]);
     assert!(

@@ -96,6 +96,19 @@ async fn a_file_is_listed_by_line_and_a_whole_one_not_at_all(pool: PgPool) {
     assert!(again.ok && !again.out.contains("left behind"), "an export of ours is whole: {}", again.out);
 }
 
+/// Run by root, an import must not delete /dev/null because nothing was left behind.
+#[sqlx::test]
+async fn a_list_without_records_deletes_only_a_regular_file(pool: PgPool) {
+    let null = path_of(&pool, "null");
+    // An earlier run has left it.
+    let _ = std::fs::remove_file(&null);
+    std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+    let ended =
+        imports(&pool, &json!(traders(0..1)).to_string(), &["--refused", &null, "--left-behind", &null]);
+    assert!(ended.ok, "{}", ended.err);
+    assert!(std::path::Path::new(&null).is_symlink());
+}
+
 /// Windows PowerShell and some editors begin UTF-8 with a byte order mark. UTF-16 is refused as
 /// UTF-16, and not read as CSV.
 #[sqlx::test]
